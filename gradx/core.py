@@ -1,0 +1,350 @@
+"""A transformation is Optax's pair of pure functions, plus a description of itself.
+
+The pair is the contract that everything in the ecosystem speaks::
+
+    init(params) -> state
+    update(updates, state, params=None, **extra_args) -> (updates, state)
+
+The description (a `Spec`: which public factory made it, with which arguments) is what `repr`,
+`==`, `hash`, `describe`, `to_config` and `tunable(tx)` read. `recorded` puts it there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any, ParamSpec, Protocol, Self, TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from gradx import tree as gtree
+
+P = ParamSpec("P")
+T = TypeVar("T", bound="Described")
+
+Params = Any
+Updates = Any
+State = Any
+
+
+# ---------------------------------------------------------------- the description
+
+
+@dataclass(frozen=True, eq=False)
+class Spec:
+    """The public factory that made an object, and the arguments that differ from its defaults."""
+
+    factory: Callable[..., Any]
+    arguments: tuple[tuple[str, Any], ...]
+
+    @property
+    def name(self) -> str:
+        return self.factory.__name__
+
+    @property
+    def signature(self) -> inspect.Signature:
+        return inspect.signature(self.factory)
+
+    def call(self, arguments: Mapping[str, Any] | None = None) -> Any:
+        """Makes the object again, from these arguments or (by default) from its own."""
+        args: list[Any] = []
+        kwargs: dict[str, Any] = {}
+        for name, value in (dict(self.arguments) if arguments is None else arguments).items():
+            if self.signature.parameters[name].kind is inspect.Parameter.VAR_POSITIONAL:
+                args.extend(value)
+            else:
+                kwargs[name] = value
+        return self.factory(*args, **kwargs)
+
+    def __repr__(self) -> str:
+        shown = []
+        for name, value in self.arguments:
+            parameter = self.signature.parameters[name]
+            if parameter.kind is inspect.Parameter.VAR_POSITIONAL:
+                shown += [show(v) for v in value]
+            elif parameter.default is inspect.Parameter.empty:
+                shown.append(show(value))
+            else:
+                shown.append(f"{name}={show(value)}")
+        return f"{self.name}({', '.join(shown)})"
+
+    @functools.cached_property
+    def _key(self) -> Any:
+        # Arguments without a hash (arrays, mostly) leave only identity to compare by.
+        try:
+            key = (self.factory, _hashable(self.arguments))
+            hash(key)
+        except TypeError:
+            return id(self)
+        return key
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Spec) and self._key == other._key
+
+    def __hash__(self) -> int:
+        return hash(self._key)
+
+
+def _hashable(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return tuple((k, _hashable(v)) for k, v in value.items())
+    if isinstance(value, list | tuple) and not isinstance(value, Transform):
+        return type(value).__name__, tuple(_hashable(v) for v in value)
+    return value
+
+
+def show(value: Any) -> str:
+    """How an argument reads inside a repr: as the code that would make it, kept short."""
+    if isinstance(value, optax.GradientTransformation) and not isinstance(value, Transform):
+        return foreign_name(value)
+    if isinstance(value, jax.core.Tracer):
+        return f"<traced {value.dtype}{list(value.shape)}>"
+    if isinstance(value, np.ndarray | np.generic | jax.Array):
+        if value.ndim == 0 and not jnp.issubdtype(value.dtype, jax.dtypes.prng_key):
+            return repr(value.item())
+        return f"<{value.dtype}{list(value.shape)}>"
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{k!r}: {show(v)}" for k, v in value.items()) + "}"
+    if isinstance(value, list | tuple) and not hasattr(value, "spec"):
+        inner = ", ".join(show(v) for v in value)
+        return f"[{inner}]" if isinstance(value, list) else f"({inner}{',' * (len(value) == 1)})"
+    if isinstance(value, np.dtype) or (isinstance(value, type) and hasattr(value, "dtype")):
+        return np.dtype(value).name
+    if callable(value) and not hasattr(value, "spec"):
+        return getattr(value, "__qualname__", type(value).__name__).replace("<locals>.", "")
+    return repr(value)
+
+
+def foreign_name(tx: optax.GradientTransformation) -> str:
+    """What can be said of a transformation that carries no spec: where its `init` was written."""
+    init = tx.init
+    module = getattr(init, "__module__", "").partition(".")[0]
+    name = getattr(init, "__qualname__", type(init).__name__).partition(".<locals>")[0]
+    return f"{module}.{name}(…)" if module else f"{name}(…)"
+
+
+class Described(Protocol):
+    """Anything that a `recorded` factory returns."""
+
+    @property
+    def spec(self) -> Spec | None: ...
+
+    def with_spec(self, spec: Spec) -> Self: ...
+
+
+REGISTRY: dict[str, Callable[..., Any]] = {}
+"""Every recorded factory by name: what `from_config` may call, and nothing else."""
+
+_building: ContextVar[tuple[str, ...]] = ContextVar("_building", default=())
+
+
+def where() -> str:
+    """The factories being run at the moment, for error messages: ``adamw > scale_by_adam``."""
+    return " > ".join(_building.get()) or "gradx"
+
+
+@contextlib.contextmanager
+def _inside(name: str) -> Iterator[None]:
+    token = _building.set((*_building.get(), name))
+    try:
+        yield
+    finally:
+        _building.reset(token)
+
+
+def recorded(factory: Callable[P, T]) -> Callable[P, T]:
+    """Makes a factory leave its name and arguments on what it returns; keeps its signature.
+
+    Outside gradx the registered name is ``module:name``, so that it cannot shadow ours.
+    """
+    signature = inspect.signature(factory)
+
+    @functools.wraps(factory)
+    def make(*args: P.args, **kwargs: P.kwargs) -> T:
+        bound = signature.bind(*args, **kwargs).arguments
+        with _inside(factory.__name__):
+            made = factory(*args, **kwargs)
+        given = tuple(
+            (name, value)
+            for name, value in bound.items()
+            if not _is_default(value, signature.parameters[name].default)
+        )
+        return made.with_spec(Spec(make, given))
+
+    name = registered_name(make)
+    REGISTRY[name] = make
+    return make
+
+
+def registered_name(factory: Callable[..., Any]) -> str:
+    module = factory.__module__
+    return factory.__name__ if module.split(".")[0] == "gradx" else f"{module}:{factory.__name__}"
+
+
+def _is_default(value: Any, default: Any) -> bool:
+    if value is default:
+        return True
+    plain = bool | int | float | str
+    return isinstance(value, plain) and type(value) is type(default) and value == default
+
+
+# ---------------------------------------------------------------- the transformation
+
+
+class Transform(optax.GradientTransformationExtraArgs):
+    """A gradient transformation: Optax's `(init, update)` pair that can describe itself.
+
+    Every gradx factory returns one, and whatever takes an Optax transformation takes it:
+    `optax.chain`, `flax.nnx.Optimizer`, `flax.training.train_state.TrainState`.
+
+    Args:
+      init: `params -> state`.
+      update: `(updates, state, params=None, **extra_args) -> (updates, state)`.
+      spec: the factory and arguments it was made from, if known.
+      stage: the same transformation as work on single leaves, if it is that; combinators fuse
+        neighbouring stages into one pass over the tree (see `gradx.leafwise`).
+      parts: `(params, state) -> parts`, the transformations it is made of, for `describe`.
+
+    Two transforms made by the same factory from equal arguments are equal and hash alike, so a
+    transform can be a static argument of `jax.jit`.
+
+    Example:
+      >>> import gradx
+      >>> gradx.chain(gradx.clip_by_global_norm(1.0), gradx.adam(1e-3, b2=0.95))
+      chain(clip_by_global_norm(1.0), adam(0.001, b2=0.95))
+      >>> gradx.sgd(0.1) == gradx.sgd(learning_rate=0.1)
+      True
+    """
+
+    spec: Spec | None
+    stage: Any
+    parts: Callable[[Params, State], list[Part]] | None
+
+    def __new__(
+        cls,
+        init: Callable[[Params], State],
+        update: Callable[..., tuple[Updates, State]],
+        *,
+        spec: Spec | None = None,
+        stage: Any = None,
+        parts: Callable[[Params, State], list[Part]] | None = None,
+    ) -> Transform:
+        self: Transform = super().__new__(cls, init, update)
+        self.spec, self.stage, self.parts = spec, stage, parts
+        return self
+
+    def with_spec(self, spec: Spec) -> Transform:
+        return Transform(self.init, self.update, spec=spec, stage=self.stage, parts=self.parts)
+
+    def __repr__(self) -> str:
+        return foreign_name(self) if self.spec is None else repr(self.spec)
+
+    def __eq__(self, other: object) -> bool:
+        if isinstance(other, Transform) and self.spec and other.spec:
+            return self.spec == other.spec
+        return self is other
+
+    def __hash__(self) -> int:
+        return hash(self.spec) if self.spec else id(self)
+
+    def __reduce__(self) -> Any:
+        # init and update are closures; the spec says how to make them again.
+        if self.spec is None:
+            raise TypeError(f"{self!r} cannot be pickled: it was not made by a recorded factory.")
+        return _remake, (registered_name(self.spec.factory), self.spec.arguments)
+
+
+def _remake(name: str, arguments: tuple[tuple[str, Any], ...]) -> Any:
+    return Spec(REGISTRY[name], arguments).call()
+
+
+@dataclass(frozen=True)
+class Part:
+    """One of the transformations that a combinator is made of, with what it acts on."""
+
+    label: str
+    transform: optax.GradientTransformation
+    params: Params
+    state: State
+
+
+def with_extra_args(tx: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
+    """The transformation with an `update` that accepts extra arguments, whether it uses them."""
+    return optax.with_extra_args_support(tx)
+
+
+def is_transform(value: Any) -> bool:
+    """Anything with the contract's two functions, whatever class it is of."""
+    return callable(getattr(value, "init", None)) and callable(getattr(value, "update", None))
+
+
+# ---------------------------------------------------------------- what a step needs besides
+
+
+def apply_updates(params: Params, updates: Updates) -> Params:
+    r"""Adds the updates to the parameters, in the parameters' dtypes.
+
+    .. math:: \theta \leftarrow \theta + u
+
+    Args:
+      params: a tree of arrays; `None` leaves stay `None`.
+      updates: a tree of the same structure and shapes; a `None` leaf leaves its parameter as it
+        is. Additions are done in the wider of the two dtypes.
+
+    Returns:
+      The new parameters, each with the dtype of the old one.
+
+    Raises:
+      ValueError: the trees or two shapes do not match; the message names the path.
+
+    Example:
+      >>> import gradx, jax.numpy as jnp
+      >>> gradx.apply_updates({"w": jnp.ones(2)}, {"w": jnp.full(2, -0.5)})
+      {'w': Array([0.5, 0.5], dtype=float32)}
+
+    Donate the parameters and the state to the jitted step, and return them in the order in which
+    it takes them, `step(params, state, …) -> (params, state)`: then XLA updates them in place.
+    """
+    leaves = gtree.flatten(params)
+    others = gtree.flatten_like(leaves, updates, "apply_updates: the updates")
+    new = []
+    for i, (p, u) in enumerate(zip(leaves.values, others, strict=True)):
+        if p is None or u is None:
+            new.append(p)
+            continue
+        if jnp.shape(p) != jnp.shape(u):
+            raise ValueError(
+                f"apply_updates: at {leaves.paths[i]!r} the parameter has shape {jnp.shape(p)} "
+                f"and the update {jnp.shape(u)}."
+            )
+        new.append(_add(p, u))
+    return leaves.unflatten(new)
+
+
+@jax.jit  # one trace per shape and dtype, instead of one per leaf
+def _add(p: jax.Array, u: jax.Array) -> jax.Array:
+    return (p + u).astype(p.dtype)
+
+
+def safe_increment(count: jax.Array) -> jax.Array:
+    """`count + 1`, staying at the dtype's maximum instead of wrapping around.
+
+    Args:
+      count: an integer or float array of any shape, usually an int32 scalar.
+
+    Example:
+      >>> import gradx, jax.numpy as jnp
+      >>> gradx.safe_increment(jnp.asarray(2**31 - 1, jnp.int32))
+      Array(2147483647, dtype=int32)
+    """
+    count = jnp.asarray(count)
+    info = jnp.iinfo if jnp.issubdtype(count.dtype, jnp.integer) else jnp.finfo
+    top = jnp.asarray(info(count.dtype).max, count.dtype)
+    return jnp.where(count < top, count + jnp.ones((), count.dtype), top)

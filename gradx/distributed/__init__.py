@@ -1,0 +1,1 @@
+"""Collectives and shardings: what crosses devices."""

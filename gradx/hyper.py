@@ -1,0 +1,193 @@
+"""The numbers of a rule: what a user may give, checked where it is given, resolved in each step."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from gradx import core
+from gradx import tree as gtree
+from gradx.sources import (
+    REQUIRED,
+    Array,
+    ByPath,
+    Constant,
+    Number,
+    Scaled,
+    Schedule,
+    Scheduled,
+    Source,
+    Step,
+    Tunable,
+    as_float,
+)
+
+# ---------------------------------------------------------------- ranges
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A range of numbers, written as in mathematics: ``[0, 1)``, ``(0, inf]``."""
+
+    text: str
+
+    def __contains__(self, x: float) -> bool:
+        low, high = (float(part) for part in self.text[1:-1].split(","))
+        above = x >= low if self.text[0] == "[" else x > low
+        below = x <= high if self.text[-1] == "]" else x < high
+        return above and below
+
+
+# The field's names, each with the range in which it makes sense. A rule that means something
+# else by a name gives its own range; `set_hyperparams` reads this table too.
+RANGES: dict[str, str] = {
+    "learning_rate": "[0, inf)",
+    "weight_decay": "[0, inf)",
+    "eps": "[0, inf)",
+    "eps_root": "[0, inf)",
+    "decay": "[0, 1)",
+    "momentum": "[0, 1)",
+    "beta": "[0, 1)",
+    "b1": "[0, 1)",
+    "b2": "[0, 1)",
+    "rho": "[0, 1)",
+    "max_norm": "(0, inf]",
+    "max_delta": "(0, inf]",
+    "threshold": "(0, inf]",
+    "clipping": "(0, inf]",
+}
+ANY = "(-inf, inf)"
+
+HOW_TO_GIVE = (
+    "Give a number, a schedule (count -> number), tunable(…), by_path(…), from_call(…) or a "
+    "product scaled(…)."
+)
+
+
+def check_number(value: float, interval: str, name: str, where: str) -> None:
+    """Raises ValueError unless the number lies in its range."""
+    if value not in Interval(interval):
+        raise ValueError(f"{where}: {name} must be in {interval}, got {value!r}.")
+
+
+# ---------------------------------------------------------------- taking a source
+
+
+def as_source(value: Any, name: str, interval: str, where: str) -> Source:
+    """Checks what a user gave for a number, and turns it into a bound source.
+
+    Raises:
+      ValueError: it is no number or source, out of range, or a schedule of the wrong shape.
+    """
+    match value:
+        case Tunable():
+            _check_constant(value.initial, interval, name, where)
+            return replace(value, name=value.name or name)
+        case ByPath():
+            rules = {
+                pattern: as_source(v, f"{name}[{pattern}]", interval, where)
+                for pattern, v in value.rules.items()
+            }
+            default = value.default
+            if default is not REQUIRED:
+                default = as_source(default, f"{name}[default]", interval, where)
+            return replace(value, rules=rules, default=default)
+        case Scaled():
+            factors = [
+                as_source(f, f"{name}.factor{i}", interval, where)
+                for i, f in enumerate(value.factors)
+            ]
+            return replace(value, factors=tuple(factors))
+        case Source():
+            return value
+        case bool() | str() | list() | tuple() | dict() | None:
+            raise ValueError(f"{where}: {name} must be a number, got {value!r}. {HOW_TO_GIVE}")
+        case int() | float() | np.generic() | np.ndarray() | jax.Array():
+            return Constant(_check_constant(value, interval, name, where))
+        case _ if callable(value):
+            _check_schedule(value, name, where)
+            return Scheduled(value)
+    raise ValueError(f"{where}: {name} must be a number, got {value!r}. {HOW_TO_GIVE}")
+
+
+def _check_constant(value: Any, interval: str, name: str, where: str) -> Number:
+    dtype = jnp.result_type(value)
+    real = jnp.issubdtype(dtype, jnp.floating) or jnp.issubdtype(dtype, jnp.integer)
+    if np.shape(value) != () or not real:
+        raise ValueError(f"{where}: {name} must be one real number, got {core.show(value)}.")
+    if isinstance(value, jax.core.Tracer):
+        return as_float(value)  # a traced number shows its type alone
+    check_number(float(value), interval, name, where)
+    return float(value)
+
+
+def _check_schedule(schedule: Schedule, name: str, where: str) -> None:
+    """A schedule is asked for its type only, so that nothing is computed or printed twice."""
+    try:
+        made = jax.eval_shape(schedule, jax.ShapeDtypeStruct((), jnp.int32))
+    except jax.errors.ConcretizationTypeError:
+        made = schedule(0)  # it branches on the count: it works outside jit only, as in Optax
+    shape = getattr(made, "shape", ()) if not isinstance(made, list | tuple | dict) else None
+    if shape != ():
+        raise ValueError(
+            f"{where}: {name} is the schedule {core.show(schedule)}, which must return one number "
+            f"for a count, but returns {f'shape {shape}' if shape else made!r}."
+        )
+
+
+class Hypers:
+    """The numbers of one rule: checked at construction, resolved once a step and group of leaves.
+
+    Args:
+      values: name to what the user gave, or to `(what the user gave, range)` where the range is
+        not the one that `RANGES` has for the name.
+      where: the rule, for error messages.
+    """
+
+    def __init__(self, values: Mapping[str, Any], where: str):
+        self.where = where
+        self.sources: dict[str, Source] = {}
+        for name, value in values.items():
+            given, interval = value if isinstance(value, tuple) else (value, None)
+            self.sources[name] = as_source(given, name, interval or RANGES.get(name, ANY), where)
+        nodes = [node for source in self.sources.values() for node in source.walk()]
+        self.tunables = {n.name: n for n in nodes if isinstance(n, Tunable) and n.name is not None}
+        self.scheduled = any(isinstance(n, Scheduled) for n in nodes)
+        self.varies_by_path = any(isinstance(n, ByPath) for n in nodes)
+        self._by_path = [n for n in nodes if isinstance(n, ByPath)]
+
+    def initial(self) -> dict[str, Array]:
+        """The live values as they enter the state."""
+        return {
+            name: jnp.asarray(tunable.initial, jnp.float32)
+            for name, tunable in self.tunables.items()
+        }
+
+    def check_paths(self, paths: Sequence[str]) -> None:
+        for source in self._by_path:
+            source.check(paths, self.where)
+
+    def groups(self, flat: gtree.Flat) -> tuple[list[int], list[dict[str, Source]]]:
+        """For every leaf the number of its group; for every group its sources, free of `ByPath`."""
+        if not self.varies_by_path:
+            return [0] * len(flat.values), [self.sources]
+        numbers: dict[tuple[str | None, ...], int] = {}
+        groups: list[dict[str, Source]] = []
+        of_leaf = []
+        for path in flat.paths:
+            key = tuple(source.pattern_at(path) for source in self._by_path)
+            if key not in numbers:
+                numbers[key] = len(groups)
+                groups.append({name: s.at(path) for name, s in self.sources.items()})
+            of_leaf.append(numbers[key])
+        return of_leaf, groups
+
+
+def resolve(sources: Mapping[str, Source], step: Step) -> dict[str, Number]:
+    """Floats where a number is known now, scalars where it is known only in the run."""
+    return {name: source.value(step) for name, source in sources.items()}

@@ -1,0 +1,248 @@
+"""Live values: numbers that are leaves of the state, to be read and set without recompiling."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from gradx import core, hyper, sources
+from gradx import tree as gtree
+from gradx.sources import Array, Hyper
+
+
+class HyperparamsState(NamedTuple):
+    """The state of a rule with live values, or with a schedule where its own state has no count.
+
+    Attributes:
+      count: the updates done so far, int32 (); `None` where nothing is scheduled, or where
+        `inner_state` has a count itself.
+      hyperparams: the live values by name, float32 ().
+      inner_state: the state that the rule has with constants.
+    """
+
+    count: Array | None
+    hyperparams: dict[str, Array]
+    inner_state: Any
+
+
+@core.recorded
+def tunable(value: Any, name: str | None = None) -> Any:
+    """Makes a number live: it is kept in the state, where it can be read, set and vmapped over.
+
+    Args:
+      value: the initial number; or a whole transformation, of which every constant number becomes
+        live (schedules, and whatever Optax closed over, stay as they are).
+      name: the key in `hyperparams(state)`; by default the name of the argument that it is given
+        for, such as ``learning_rate``.
+
+    Returns:
+      A source to give where a number is asked for; or the transformation, made again.
+
+    Raises:
+      ValueError: the value is neither a number nor a transformation of gradx.
+
+    Example:
+      >>> import gradx, jax.numpy as jnp
+      >>> tx = gradx.adam(gradx.tunable(1e-3))
+      >>> state = tx.init(jnp.ones(3))
+      >>> gradx.hyperparams(state)
+      {'learning_rate': Array(0.001, dtype=float32)}
+      >>> state = gradx.set_hyperparams(state, learning_rate=1e-4)
+
+      A sweep is one `vmap` over states, and compiles once:
+
+      >>> import jax
+      >>> rates = jnp.array([1e-4, 1e-3])
+      >>> states = jax.vmap(lambda r: gradx.set_hyperparams(state, learning_rate=r))(rates)
+
+      Every number of a finished chain:
+
+      >>> sorted(gradx.hyperparams(gradx.tunable(gradx.sgd(0.1, 0.9)).init(jnp.ones(3))))
+      ['decay', 'learning_rate']
+    """
+    if isinstance(value, core.Transform):
+        return _live_transform(value)
+    live = _live_number(value)
+    if live is value or not isinstance(live, sources.Tunable):
+        raise ValueError(
+            f"tunable: value must be a number or a transformation of gradx, got "
+            f"{core.show(value)}. To tune a schedule, scale it: scaled(schedule, tunable(1.0))."
+        )
+    return sources.Tunable(live.initial, name)
+
+
+def _live_transform(tx: core.Transform) -> core.Transform:
+    if tx.spec is None:
+        raise ValueError(f"tunable: {tx!r} was not made by a recorded factory.")
+    arguments = dict(tx.spec.arguments)
+    for name, parameter in tx.spec.signature.parameters.items():
+        if _takes_number(parameter):
+            given = arguments.get(name, parameter.default)
+            arguments[name] = _live_number(given)
+        elif name in arguments:
+            arguments[name] = _live_parts(arguments[name])
+    made: core.Transform = tx.spec.call(arguments)
+    return made
+
+
+def _takes_number(parameter: inspect.Parameter) -> bool:
+    annotation = parameter.annotation
+    if isinstance(annotation, str):  # postponed evaluation keeps the source text
+        return annotation.split(".")[-1].removesuffix(" | None") == "Hyper"
+    return bool(annotation in (Hyper, Hyper | None))
+
+
+def _live_number(value: Any) -> Any:
+    match value:
+        case bool():
+            return value
+        case int() | float() | np.number() | jax.Array():
+            return sources.Tunable(value, spec=core.Spec(tunable, (("value", value),)))
+        case sources.ByPath():
+            default = value.default
+            return sources.by_path(
+                {pattern: _live_number(v) for pattern, v in value.rules.items()},
+                default if default is sources.REQUIRED else _live_number(default),
+                optional=value.optional,
+            )
+        case sources.Scaled():
+            return sources.scaled(*(_live_number(f) for f in value.factors))
+    return value
+
+
+def _live_parts(value: Any) -> Any:
+    match value:
+        case core.Transform():
+            return _live_transform(value)
+        case Mapping():
+            return {k: _live_parts(v) for k, v in value.items()}
+        case list() | tuple() if type(value) in (list, tuple):
+            return type(value)(_live_parts(v) for v in value)
+    return value
+
+
+# ---------------------------------------------------------------- reading and setting
+
+
+def hyperparams(state: Any) -> dict[str, Array]:
+    """The live values in a state, by name.
+
+    Args:
+      state: the state of any chain, Optax's or gradx's, alone or inside a larger tree (a whole
+        `TrainState`).
+
+    Returns:
+      Name to value. A name that occurs more than once is preceded by the path that tells the
+      places apart: ``adam/learning_rate``.
+
+    Example:
+      >>> import gradx, jax.numpy as jnp
+      >>> tx = gradx.partition(
+      ...     {"a": gradx.sgd(gradx.tunable(0.1)), "b": gradx.sgd(gradx.tunable(0.2))},
+      ...     gradx.by_path({"w": "a"}, default="b"),
+      ... )
+      >>> list(gradx.hyperparams(tx.init({"w": jnp.ones(2), "v": jnp.ones(2)})))
+      ['a/learning_rate', 'b/learning_rate']
+    """
+    return {name: values[key] for name, (values, key) in _places(state).items()}
+
+
+def set_hyperparams(state: Any, /, **values: Any) -> Any:
+    """A state with other live values.
+
+    Args:
+      state: any state with live values (see `tunable`); it is not changed.
+      **values: name to new value, the names being those that `hyperparams(state)` lists. Values
+        are scalars, or arrays of the shape that the live value has (after a `vmap`, say).
+
+    Returns:
+      A state of the same structure and dtypes: a jitted step is not compiled again.
+
+    Raises:
+      ValueError: a name that is unknown, ambiguous, or belongs to a constant or a schedule; a
+        value that is not finite, out of the argument's range, or of another shape.
+
+    Example:
+      >>> import gradx, jax.numpy as jnp
+      >>> state = gradx.sgd(gradx.tunable(0.1)).init(jnp.ones(3))
+      >>> gradx.set_hyperparams(state, learning_rate=0.01)[1].hyperparams
+      {'learning_rate': Array(0.01, dtype=float32)}
+    """
+    places = _places(state)
+    nodes = {id(node.hyperparams): dict(node.hyperparams) for node in _nodes(state)}
+    for name, value in values.items():
+        if name not in places:
+            raise ValueError(_unknown(name, list(places)))
+        live, key = places[name]
+        nodes[id(live)][key] = _checked(name, key, value, live[key])
+    return jax.tree.map(
+        lambda x: _with(x, nodes) if isinstance(x, HyperparamsState) else x, state, is_leaf=_is_node
+    )
+
+
+def _with(node: HyperparamsState, nodes: Mapping[int, dict[str, Array]]) -> HyperparamsState:
+    return node._replace(hyperparams=nodes[id(node.hyperparams)])
+
+
+def _is_node(x: Any) -> bool:
+    return isinstance(x, HyperparamsState)
+
+
+def _nodes(state: Any) -> list[HyperparamsState]:
+    return [x for x in jax.tree.leaves(state, is_leaf=_is_node) if _is_node(x)]
+
+
+_PLUMBING = {"inner_state", "inner_states", "opt_state", "hyperparams"}
+
+
+def _places(state: Any) -> dict[str, tuple[dict[str, Array], str]]:
+    """Name to (the dictionary that holds the live value, its key there)."""
+    found: list[tuple[list[str], dict[str, Array], str]] = []
+    for path, node in jax.tree_util.tree_flatten_with_path(state, is_leaf=_is_node)[0]:
+        if _is_node(node):
+            steps = [s for s in (gtree.key_name(k) for k in path) if s not in _PLUMBING]
+            found += [([*steps, key], node.hyperparams, key) for key in node.hyperparams]
+    names = ["/".join(s for s in steps if not s.isdigit()) for steps, _, _ in found]
+    if len(set(names)) < len(names):  # only positions in a chain tell them apart
+        names = ["/".join(steps) for steps, _, _ in found]
+    keys = [key for _, _, key in found]
+    return {
+        key if keys.count(key) == 1 else name: (live, key)
+        for name, (_, live, key) in zip(names, found, strict=True)
+    }
+
+
+def _unknown(name: str, names: list[str]) -> str:
+    ambiguous = [n for n in names if n.endswith(f"/{name}")]
+    if ambiguous:
+        return (
+            f"set_hyperparams: {name!r} is ambiguous: it is one of {ambiguous}. Give the longer "
+            f"name: set_hyperparams(state, **{{{ambiguous[0]!r}: …}})."
+        )
+    near = difflib.get_close_matches(name, names, n=1)
+    hint = f" Did you mean {near[0]!r}?" if near else ""
+    return (
+        f"set_hyperparams: the state has no live value {name!r}; it has {names or 'none'}.{hint} "
+        f"A constant or a scheduled number cannot be set: make it live where the chain is built, "
+        f"as in {name}=tunable(…) or {name}=scaled(schedule, tunable(1.0))."
+    )
+
+
+def _checked(name: str, key: str, value: Any, old: Array) -> Array:
+    where = "set_hyperparams"
+    if isinstance(value, bool | str | list | tuple | dict) or value is None:
+        raise ValueError(f"{where}: {name} must be a number, got {value!r}.")
+    new = jnp.asarray(value, old.dtype)
+    if new.shape != old.shape:
+        raise ValueError(f"{where}: {name} has shape {old.shape}, got a value of {new.shape}.")
+    if not isinstance(value, jax.core.Tracer):
+        argument = key.partition("[")[0].partition(".factor")[0]
+        for number in np.ravel(np.asarray(value)):
+            hyper.check_number(float(number), hyper.RANGES.get(argument, hyper.ANY), name, where)
+    return new

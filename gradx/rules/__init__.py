@@ -1,0 +1,1 @@
+"""The rooms: one family of algorithms each, rule, state, alias and paper together."""

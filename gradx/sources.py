@@ -1,0 +1,323 @@
+"""Where a number comes from: a constant, a schedule, the state, the leaf's path, or the call.
+
+Every rule takes its numbers so, and all of these work wherever a number does:
+
+=====================  =======================================  =================================
+source                 written                                  resolved
+=====================  =======================================  =================================
+constant               ``3e-4``                                 folded into the program
+schedule               ``cosine_decay_schedule(…)``             from the step count, first 0
+live value             ``tunable(3e-4)``                        an f32 scalar in the state
+by path                ``by_path({"bias": 0.0}, default=0.1)``  once per leaf
+the call               ``from_call("learning_rate")``           ``update(…, learning_rate=…)``
+product                ``scaled(schedule, by_path(…))``         all of the above, multiplied
+=====================  =======================================  =================================
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Self, TypeAlias
+
+import jax
+import jax.numpy as jnp
+
+from gradx import core
+from gradx import tree as gtree
+
+Array = jax.Array
+Number: TypeAlias = float | Array
+Schedule: TypeAlias = Callable[[Any], Any]
+
+
+@dataclass(frozen=True)
+class Step:
+    """What is known when a number is wanted: the count, the live values, the call's arguments."""
+
+    count: Array | None
+    live: Mapping[str, Array]
+    extra: Mapping[str, Any]
+    where: str
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where one number comes from. `children` are the sources that it is made of."""
+
+    spec: core.Spec | None = field(default=None, kw_only=True, compare=False)
+
+    def with_spec(self, spec: core.Spec) -> Self:
+        return replace(self, spec=spec)
+
+    def __repr__(self) -> str:
+        return repr(self.spec)
+
+    @property
+    def children(self) -> Sequence[Source]:
+        return ()
+
+    def at(self, path: str) -> Source:
+        """The source for the leaf at this path, free of `ByPath`."""
+        return self
+
+    def value(self, step: Step) -> Number:
+        raise NotImplementedError
+
+    def walk(self) -> Iterator[Source]:
+        yield self
+        for child in self.children:
+            yield from child.walk()
+
+
+@dataclass(frozen=True, repr=False)
+class Constant(Source):
+    number: Number
+
+    def value(self, step: Step) -> Number:
+        return self.number
+
+    def __repr__(self) -> str:
+        return core.show(self.number)
+
+
+@dataclass(frozen=True, repr=False)
+class Scheduled(Source):
+    schedule: Schedule
+
+    def value(self, step: Step) -> Number:
+        return as_float(self.schedule(step.count))
+
+    def __repr__(self) -> str:
+        return core.show(self.schedule)
+
+
+@dataclass(frozen=True, repr=False)
+class Tunable(Source):
+    initial: Number
+    name: str | None = None  # the key in the state; set when a rule takes the source
+
+    def value(self, step: Step) -> Number:
+        assert self.name is not None
+        return step.live[self.name]
+
+
+@dataclass(frozen=True, repr=False)
+class FromCall(Source):
+    name: str
+
+    def value(self, step: Step) -> Number:
+        if self.name not in step.extra:
+            near = difflib.get_close_matches(self.name, step.extra, n=1)
+            hint = f" Did you mean {self.name!r} where the call says {near[0]!r}?" if near else ""
+            raise ValueError(
+                f"{step.where}: needs the extra argument {self.name!r}: call "
+                f"update(updates, state, params, {self.name}=…); the call gave "
+                f"{sorted(step.extra) or 'none'}.{hint}"
+            )
+        number = as_float(step.extra[self.name])
+        if number.shape != ():
+            raise ValueError(
+                f"{step.where}: the extra argument {self.name!r} must be one number, got shape "
+                f"{number.shape}."
+            )
+        return number
+
+
+@dataclass(frozen=True, repr=False)
+class Scaled(Source):
+    factors: tuple[Any, ...]
+
+    @property
+    def children(self) -> Sequence[Source]:
+        return self.factors
+
+    def at(self, path: str) -> Source:
+        return replace(self, factors=tuple(f.at(path) for f in self.factors))
+
+    def value(self, step: Step) -> Number:
+        product: Number = 1.0
+        for factor in self.factors:
+            product = product * factor.value(step)
+        return product
+
+
+@dataclass(frozen=True, repr=False)
+class ByPath(Source):
+    """Values by pattern; numbers when a rule takes it, anything (a label, a bool) as it is made."""
+
+    rules: Mapping[str, Any]
+    default: Any
+    optional: bool | Collection[str]
+
+    @property
+    def children(self) -> Sequence[Source]:
+        values = [*self.rules.values(), *([] if self.default is REQUIRED else [self.default])]
+        return [v for v in values if isinstance(v, Source)]
+
+    def pattern_at(self, path: str) -> str | None:
+        return next((p for p in self.rules if re.search(p, path)), None)
+
+    def pick(self, path: str) -> Any:
+        pattern = self.pattern_at(path)
+        return self.default if pattern is None else self.rules[pattern]
+
+    def at(self, path: str) -> Source:
+        picked: Source = self.pick(path)
+        return picked.at(path)
+
+    def check(self, paths: Sequence[str], where: str) -> None:
+        """Raises ValueError for a pattern that claims no leaf, and for a leaf without a value."""
+        claimed = {self.pattern_at(path) for path in paths}
+        idle = [p for p in self.rules if p not in claimed and not self._may_idle(p)]
+        if idle:
+            raise ValueError(
+                f"{where}: by_path: the pattern {idle[0]!r} claims no leaf (patterns are searched "
+                f"in order, the first match wins). The leaves it is asked about are {gtree.listed(list(paths), 20)}. "
+                f"If that is meant, say optional=[{idle[0]!r}]."
+            )
+        if None in claimed and self.default is REQUIRED:
+            lost = [path for path in paths if self.pattern_at(path) is None]
+            raise ValueError(
+                f"{where}: by_path: no pattern matches {gtree.listed(lost)} and there is no "
+                f"default. Give default=…, or a pattern for them."
+            )
+
+    def _may_idle(self, pattern: str) -> bool:
+        return self.optional if isinstance(self.optional, bool) else pattern in self.optional
+
+    def __call__(self, tree: Any) -> Any:
+        """The value at every leaf, as a tree: a mask or labels for anything that takes these."""
+        flat = gtree.flatten(tree)
+        if flat.values:
+            self.check(flat.paths, "by_path")
+        return flat.unflatten([self.pick(path) for path in flat.paths])
+
+
+REQUIRED = object()
+
+Hyper: TypeAlias = float | Array | Schedule | Source
+"""What a rule accepts where it takes a number."""
+
+
+def as_float(value: Any) -> Array:
+    """A float array of at least float32: schedules may return ints, NumPy scalars or bfloat16."""
+    value = jnp.asarray(value)
+    if not jnp.issubdtype(value.dtype, jnp.floating):
+        return value.astype(float)
+    return value.astype(gtree.wide(value.dtype)) if value.dtype.itemsize < 4 else value
+
+
+def is_scheduled(value: Any) -> bool:
+    """Whether a rule that takes this number has to count its steps."""
+    match value:
+        case ByPath():
+            return any(is_scheduled(v) for v in (*value.rules.values(), value.default))
+        case Scaled():
+            return any(is_scheduled(f) for f in value.factors)
+        case Source():
+            return isinstance(value, Scheduled)
+    return callable(value)
+
+
+# ---------------------------------------------------------------- what users write
+
+
+@core.recorded
+def by_path(
+    rules: Mapping[str, Any],
+    default: Any = REQUIRED,
+    *,
+    optional: bool | Collection[str] = False,
+) -> ByPath:
+    """Chooses a value for each leaf by its path.
+
+    Paths are the keys joined by ``/``, as in ``encoder/layers_0/attn/kernel`` (for Flax NNX
+    without the last ``value``). Each pattern is a regular expression that is *searched* in the
+    path; the first pattern that is found decides.
+
+    Args:
+      rules: pattern to value. Where a rule takes a number, a value is a number or any other
+        source (a schedule, `tunable`, `from_call`, `scaled`); as a mask it is a bool, as a label
+        for `partition` a string.
+      default: the value of the leaves that no pattern matches; without it such a leaf is an error.
+      optional: patterns that may claim no leaf, or True for all of them.
+
+    Raises:
+      ValueError: a pattern is no regular expression (at construction), claims no leaf, or a leaf
+        has no value (at `init`).
+
+    Example:
+      >>> import gradx, jax.numpy as jnp
+      >>> tx = gradx.sgd(gradx.by_path({"bias": 1.0}, default=0.1))
+      >>> params = {"kernel": jnp.ones(1), "bias": jnp.ones(1)}
+      >>> updates, _ = tx.update(params, tx.init(params), params)
+      >>> updates
+      {'bias': Array([-1.], dtype=float32), 'kernel': Array([-0.1], dtype=float32)}
+
+    It is a function of a tree as well, so it serves wherever a mask or labels are asked for:
+
+      >>> gradx.by_path({"bias": False}, default=True)(params)
+      {'bias': False, 'kernel': True}
+    """
+    for pattern in rules:
+        try:
+            re.compile(pattern)
+        except (re.error, TypeError) as error:
+            raise ValueError(
+                f"by_path: {pattern!r} is not a regular expression: {error}."
+            ) from error
+    if not isinstance(optional, bool):
+        unknown = [p for p in optional if p not in rules]
+        if unknown or isinstance(optional, str):
+            raise ValueError(
+                f"by_path: optional must be a list of some of the patterns {list(rules)}, or True; "
+                f"got {optional!r}."
+            )
+    return ByPath(dict(rules), default, optional)
+
+
+@core.recorded
+def from_call(name: str) -> FromCall:
+    """Takes a number from the call: `update(updates, state, params, name=…)`.
+
+    Args:
+      name: the keyword under which `update` is given the number.
+
+    Raises:
+      ValueError: in `update`, if the call does not give it; a name that looks like a misspelling
+        of it is pointed out. Extra arguments that no rule asks for are ignored, as in Optax.
+
+    Example:
+      >>> import gradx, jax.numpy as jnp
+      >>> tx = gradx.sgd(gradx.from_call("learning_rate"))
+      >>> tx.update(jnp.ones(1), tx.init(jnp.ones(1)), learning_rate=0.5)[0]
+      Array([-0.5], dtype=float32)
+    """
+    if not isinstance(name, str) or not name.isidentifier():
+        raise ValueError(f"from_call: name must be a Python identifier, got {name!r}.")
+    return FromCall(name)
+
+
+@core.recorded
+def scaled(*factors: Hyper) -> Scaled:
+    """The product of several sources: a schedule times a factor by path, say.
+
+    Args:
+      *factors: numbers or other sources, at least one. The range of the argument applies to each.
+        A `tunable` among them is called ``learning_rate.factor0`` and so on in the state, unless
+        it brings a name.
+
+    Example:
+      >>> import gradx, jax.numpy as jnp
+      >>> rate = gradx.scaled(lambda count: 0.1 / (1 + count), gradx.by_path({"b": 2.0}, default=1.0))
+      >>> tx = gradx.sgd(rate)
+      >>> params = {"a": jnp.ones(()), "b": jnp.ones(())}
+      >>> tx.update(params, tx.init(params))[0]
+      {'a': Array(-0.1, dtype=float32), 'b': Array(-0.2, dtype=float32)}
+    """
+    if not factors:
+        raise ValueError("scaled: needs at least one factor.")
+    return Scaled(factors)

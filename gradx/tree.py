@@ -1,0 +1,216 @@
+"""Trees of parameters: their leaves, their paths, and errors that name the place.
+
+`None` counts as a leaf here (Equinox marks "nothing to train" so), while Optax's `MaskedNode`,
+an empty container, disappears from the leaves as it does everywhere in JAX.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+Array = jax.Array
+
+
+def _is_none(x: Any) -> bool:
+    return x is None
+
+
+@dataclass(frozen=True)
+class Flat:
+    """A flattened tree; paths are spelled out only when somebody asks."""
+
+    tree: Any
+    values: list[Any]
+    treedef: Any
+
+    @functools.cached_property
+    def paths(self) -> list[str]:
+        with_paths, _ = jax.tree_util.tree_flatten_with_path(self.tree, is_leaf=_is_none)
+        return [path_name(path) for path, _ in with_paths]
+
+    def unflatten(self, values: Sequence[Any]) -> Any:
+        return self.treedef.unflatten(values)
+
+
+def flatten(tree: Any) -> Flat:
+    """Flattens a tree, `None` leaves included."""
+    values, treedef = jax.tree.flatten(tree, is_leaf=_is_none)
+    return Flat(tree, values, treedef)
+
+
+def flatten_like(flat: Flat, other: Any, what: str) -> list[Any]:
+    """The subtrees of `other` at the leaves of `flat`.
+
+    Raises:
+      ValueError: `other` has another structure; `what` says what it is, the message where.
+    """
+    try:
+        return list(flat.treedef.flatten_up_to(other))
+    except (ValueError, TypeError, KeyError) as error:
+        raise ValueError(_mismatch(flat, other, what)) from error
+
+
+def _mismatch(flat: Flat, other: Any, what: str) -> str:
+    there = flatten(other).paths
+    missing = [p for p in flat.paths if p not in set(there)]
+    extra = [p for p in there if p not in set(flat.paths)]
+    if missing or extra:
+        lines = [f"{what} and the reference tree have different leaves"]
+        lines += [f"missing: {listed(missing)}"] * bool(missing)
+        lines += [f"not expected: {listed(extra)}"] * bool(extra)
+        return "; ".join(lines) + "."
+    return (
+        f"{what} and the reference tree have the same paths in different containers: "
+        f"{type(other).__name__} where {type(flat.tree).__name__} was expected, or deeper inside."
+    )
+
+
+def listed(names: Sequence[str], limit: int = 5) -> str:
+    shown = ", ".join(repr(n) for n in names[:limit])
+    return shown + (f" and {len(names) - limit} more" if len(names) > limit else "")
+
+
+def path_name(path: Sequence[Any]) -> str:
+    """A key path as one readable string: ``encoder/layers/0/kernel``.
+
+    Flax NNX keeps each array in a variable's `.value`; that last step is left out, so that paths
+    are the same for NNX, Linen and plain dictionaries.
+
+    Example:
+      >>> import jax
+      >>> path_name(jax.tree_util.tree_flatten_with_path({"a": [1]})[0][0][0])
+      'a/0'
+    """
+    keys = list(path)
+    if len(keys) > 1 and getattr(keys[-1], "name", None) == "value":
+        keys.pop()
+    return "/".join(key_name(key) for key in keys)
+
+
+def key_name(key: Any) -> str:
+    for attribute in ("key", "name", "idx"):
+        if hasattr(key, attribute):
+            return str(getattr(key, attribute))
+    return str(key)
+
+
+def paths(tree: Any) -> list[str]:
+    """The paths of a tree's leaves, in flattening order; `None` leaves included.
+
+    Args:
+      tree: any pytree.
+
+    Example:
+      >>> import gradx
+      >>> gradx.tree.paths({"dense": {"kernel": 1.0, "bias": 0.0}})
+      ['dense/bias', 'dense/kernel']
+    """
+    return flatten(tree).paths
+
+
+def map_with_path(fn: Any, tree: Any) -> Any:
+    """`fn(path, leaf)` at every leaf, the path as one string.
+
+    Args:
+      fn: called with the leaf's path and value; its results become the leaves.
+      tree: any pytree; `None` leaves stay.
+
+    Example:
+      >>> import gradx
+      >>> gradx.tree.map_with_path(lambda path, x: path, {"a": {"b": 1.0}})
+      {'a': {'b': 'a/b'}}
+    """
+    flat = flatten(tree)
+    new = [
+        None if x is None else fn(path, x) for path, x in zip(flat.paths, flat.values, strict=True)
+    ]
+    return flat.unflatten(new)
+
+
+def broadcast(prefix: Any, tree: Any, what: str) -> list[Any]:
+    """The values of a prefix tree (a mask, labels) at every leaf of `tree`.
+
+    Raises:
+      ValueError: `prefix` is no prefix of `tree`.
+    """
+    flat = flatten(tree)
+    marks = jax.tree.map(lambda _: _Mark(), flat.unflatten([0] * len(flat.values)))
+    try:
+        jax.tree.map(_fill, prefix, marks, is_leaf=_is_none)
+    except ValueError as error:
+        raise ValueError(
+            f"{what} must be a tree of the parameters' structure or a prefix of it. {error}"
+        ) from error
+    return [mark.value for mark in jax.tree.leaves(marks)]
+
+
+class _Mark:
+    value: Any = None
+
+
+def _fill(value: Any, subtree: Any) -> None:
+    for mark in jax.tree.leaves(subtree):
+        mark.value = value
+
+
+# ---------------------------------------------------------------- arithmetic
+
+
+def abs_sq(x: Array) -> Array:
+    r"""The squared absolute value, \(|x|^2\), real also where `x` is complex.
+
+    Args:
+      x: an array of any shape, real or complex.
+
+    Example:
+      >>> import gradx, jax.numpy as jnp
+      >>> gradx.tree.abs_sq(jnp.array([3.0, 3 + 4j]))
+      Array([ 9., 25.], dtype=float32)
+    """
+    if jnp.iscomplexobj(x):
+        return x.real * x.real + x.imag * x.imag
+    return x * x
+
+
+def wide(dtype: Any) -> Any:
+    """The dtype to calculate in: the given one, but no narrower than float32."""
+    return jnp.promote_types(dtype, jnp.float32)
+
+
+def sum_of_squares(tree: Any, axis_name: Any = None) -> Array:
+    """The sum of all squared absolute values in a tree, added up in float32 or wider."""
+    leaves = [jnp.asarray(x) for x in jax.tree.leaves(tree)]
+    total: Array = sum((_square(x) for x in leaves), start=jnp.zeros((), jnp.float32))
+    return total if axis_name is None else jax.lax.psum(total, axis_name)
+
+
+@jax.jit  # one trace per shape and dtype, instead of one per leaf
+def _square(x: Array) -> Array:
+    return jnp.sum(abs_sq(x.astype(wide(x.dtype))))
+
+
+def global_norm(updates: Any, *, axis_name: Any = None) -> Array:
+    r"""The Euclidean norm of a whole tree, as if its leaves were one vector.
+
+    .. math:: \lVert u \rVert = \sqrt{\textstyle\sum_i |u_i|^2}
+
+    Args:
+      updates: a tree of arrays, real or complex; `None` leaves do not count.
+      axis_name: the mapped axis (or axes) over which the tree is sharded, inside `shard_map` or
+        `pmap`: the squares are summed over it, so that every shard sees the norm of the whole.
+
+    Returns:
+      A scalar, float32 or wider. (Optax sums half-precision leaves in half precision.)
+
+    Example:
+      >>> import gradx, jax.numpy as jnp
+      >>> gradx.global_norm({"a": jnp.array([3.0]), "b": jnp.array([4.0])})
+      Array(5., dtype=float32)
+    """
+    return jnp.sqrt(sum_of_squares(updates, axis_name))
