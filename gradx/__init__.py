@@ -2,17 +2,30 @@
 
 The names of Optax, with one mechanism behind them: the maths of an optimizer is written once, for
 one array, and lifted over trees, groups of parameters, dtypes, devices and hyperparameters.
+
+Every public name is here, flat; each module lists its own in `__all__`.
 """
 
-from gradx import tree
-from gradx.combine import chain, identity, named_chain, stateless, stateless_with_tree_map
-from gradx.core import Transform, apply_updates, recorded, safe_increment
-from gradx.decay import WeightDecaySchedule, add_decayed_weights, weights_only
-from gradx.groups import MaskedState, PartitionState, freeze, masked, partition, set_to_zero
-from gradx.leafwise import leafwise
-from gradx.live import HyperparamsState, hyperparams, set_hyperparams, tunable
-from gradx.scale import ScaleByScheduleState, scale, scale_by_learning_rate, scale_by_schedule
-from gradx.sources import Hyper, by_path, from_call, scaled
-from gradx.tree import global_norm
+from gradx import tree as tree
+from gradx.clip import *
+from gradx.combine import *
+from gradx.core import *
+from gradx.decay import *
+from gradx.distributed.collectives import *
+from gradx.gradients import *
+from gradx.groups import *
+from gradx.leafwise import *
+from gradx.live import *
+from gradx.moments import *
+from gradx.rules.adagrad import *
+from gradx.rules.adam import *
+from gradx.rules.adam_max import *
+from gradx.rules.adam_variance import *
+from gradx.rules.rmsprop import *
+from gradx.rules.sgd import *
+from gradx.rules.sign import *
+from gradx.scale import *
+from gradx.sources import *
+from gradx.tree import *
 
 __version__ = "0.1.0"

@@ -1,17 +1,171 @@
+"""Bounds on the updates: by element, by leaf, by unit, and by the norm of the whole tree."""
+
 from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
 import jax.numpy as jnp
+
 from gradx import core
 from gradx import tree as gtree
-from gradx.leafwise import leafwise
-from gradx.sources import Hyper
+from gradx.core import Transform
+from gradx.leafwise import Numbers, Slots, leafwise
+from gradx.sources import Array, Hyper
 
-def _clip(g, slots, p, h):
-    return g * h.factor, slots
+__all__ = ["adaptive_grad_clip", "clip", "clip_by_block_rms", "clip_by_global_norm"]
 
-def _factor(updates, h):
-    n = gtree.global_norm(updates, axis_name=h.axis_name)
-    return {"factor": jnp.where(n < h.max_norm, 1.0, h.max_norm / n)}
 
 @core.recorded
-def clip_by_global_norm(max_norm: Hyper, *, axis_name=None):
-    return leafwise(_clip, per_tree=_factor, hypers=dict(max_norm=max_norm), flags=dict(axis_name=axis_name))
+def clip(max_delta: Hyper) -> Transform:
+    r"""Bounds every element.
+
+    .. math:: u \leftarrow \min(\max(u, -c), c)
+
+    Args:
+      max_delta: \(c\) in (0, inf].
+
+    Raises:
+      ValueError: for a complex update, which has no order.
+
+    Example:
+      >>> import gradx, jax.numpy as jnp
+      >>> tx = gradx.clip(1.0)
+      >>> tx.update(jnp.array([-3.0, 0.5]), tx.init(jnp.ones(2)))[0]
+      Array([-1. ,  0.5], dtype=float32)
+    """
+    return leafwise(_clip, hypers={"max_delta": max_delta})
+
+
+def _clip(g: Array, slots: Slots, p: None, h: Numbers) -> tuple[Array, Slots]:
+    if jnp.iscomplexobj(g):
+        raise ValueError("clip: complex updates have no order; clip_by_block_rms bounds them.")
+    return jnp.clip(g, -h.max_delta, h.max_delta), slots
+
+
+@core.recorded
+def clip_by_global_norm(max_norm: Hyper, *, axis_name: Any = None) -> Transform:
+    r"""Shrinks all updates by one factor, so that their common norm does not exceed a bound.
+
+    .. math:: u \leftarrow u \, \min(1, c / \lVert u \rVert), \qquad
+              \lVert u \rVert = \sqrt{\textstyle\sum_i |u_i|^2}
+
+    Args:
+      max_norm: \(c\) in (0, inf].
+      axis_name: the mapped axis (or axes) over which the updates are sharded, inside `shard_map`
+        or `pmap`; without it the norm there is that of the local shard. Under `jit` with sharded
+        arrays it is not needed.
+
+    Example:
+      >>> import gradx, jax.numpy as jnp
+      >>> tx = gradx.clip_by_global_norm(1.0)
+      >>> grads = {"a": jnp.array([3.0]), "b": jnp.array([4.0])}
+      >>> tx.update(grads, tx.init(grads))[0]
+      {'a': Array([0.6], dtype=float32), 'b': Array([0.8], dtype=float32)}
+
+    Leaves that a mask, `partition` or `freeze` keeps from this transformation have no share in the
+    norm. A norm that is not finite makes the updates NaN or zero, as in Optax.
+
+    Reference: Pascanu et al., *On the difficulty of training recurrent neural networks*,
+    https://arxiv.org/abs/1211.5063. Deviation from Optax: the factor is one scalar that the leaves
+    are multiplied by, where Optax divides every element; the norm is summed in float32 or wider.
+    """
+    return leafwise(
+        _shrink,
+        per_tree=_factor,
+        hypers={"max_norm": max_norm},
+        flags={"axis_name": axis_name},
+    )
+
+
+def _factor(updates: Sequence[Array], h: Numbers) -> Mapping[str, Array]:
+    norm = gtree.global_norm(updates, axis_name=h.axis_name)
+    # Not min(1, c / norm): that is NaN for a zero norm and an infinite bound.
+    return {"factor": jnp.where(norm < h.max_norm, 1.0, h.max_norm / norm)}
+
+
+def _shrink(g: Array, slots: Slots, p: None, h: Numbers) -> tuple[Array, Slots]:
+    return g * h.factor, slots
+
+
+@core.recorded
+def clip_by_block_rms(threshold: Hyper) -> Transform:
+    r"""Shrinks each leaf so that the root of its mean square does not exceed a bound.
+
+    .. math:: u_i \leftarrow u_i / \max(1, \mathrm{RMS}(u_i) / c)
+
+    Args:
+      threshold: \(c\) in (0, inf].
+
+    Example:
+      >>> import gradx, jax.numpy as jnp
+      >>> tx = gradx.clip_by_block_rms(1.0)
+      >>> tx.update(jnp.array([2.0, -2.0]), tx.init(jnp.ones(2)))[0]
+      Array([ 1., -1.], dtype=float32)
+
+    Reference: Shazeer and Stern, *Adafactor*, https://arxiv.org/abs/1804.04235, section 6.
+    """
+    return leafwise(_clip_rms, hypers={"threshold": threshold})
+
+
+def _clip_rms(g: Array, slots: Slots, p: None, h: Numbers) -> tuple[Array, Slots]:
+    # The mean of no elements is NaN; a leaf without elements has nothing to bound.
+    rms = jnp.sqrt(jnp.mean(gtree.abs_sq(g))) if g.size else 0.0
+    return g * (1 / jnp.maximum(1.0, rms / h.threshold)), slots
+
+
+@core.recorded
+def adaptive_grad_clip(
+    clipping: Hyper, eps: Hyper = 1e-3, axis: int | tuple[int, ...] | None = None
+) -> Transform:
+    r"""Bounds the update of each unit by a share of the unit's norm.
+
+    .. math:: u_j \leftarrow u_j \min\left(1,
+              c\,\frac{\max(\lVert \theta_j \rVert, \epsilon)}{\lVert u_j \rVert}\right)
+
+    Args:
+      clipping: \(c\) in (0, inf].
+      eps: \(\epsilon\) in [0, inf), so that parameters that begin at zero can move.
+      axis: the axes that make up a unit. By default the leaf's rank decides, kernels being
+        (…, in, out): all of a vector; axis 0 of rank 2 and 3; axes 0-2 of rank 4, 0-3 of rank 5.
+
+    Raises:
+      ValueError: `update` is called without the parameters; a leaf of rank 6 or more, without
+        `axis`.
+
+    Example:
+      >>> import gradx, jax.numpy as jnp
+      >>> tx = gradx.adaptive_grad_clip(0.1)
+      >>> p = jnp.array([3.0, 4.0])
+      >>> tx.update(jnp.array([0.0, 2.0]), tx.init(p), p)[0]
+      Array([0. , 0.5], dtype=float32)
+
+    Reference: Brock et al., *High-performance large-scale image recognition without
+    normalization*, https://arxiv.org/abs/2102.06171.
+    """
+    axes = tuple(axis) if isinstance(axis, list | tuple) else axis
+    return leafwise(
+        _clip_units,
+        hypers={"clipping": clipping, "eps": eps},
+        flags={"axis": axes},
+        needs_params=True,
+    )
+
+
+def _clip_units(g: Array, slots: Slots, p: Array, h: Numbers) -> tuple[Array, Slots]:
+    bound = h.clipping * jnp.maximum(_unit_norm(p, h.axis), h.eps)
+    norm = _unit_norm(g, h.axis)
+    # The floor only keeps the untaken branch finite.
+    return g * jnp.where(norm < bound, 1.0, bound / jnp.maximum(norm, 1e-6)), slots
+
+
+def _unit_norm(x: Array, axis: int | tuple[int, ...] | None) -> Array:
+    if axis is None:
+        rank = jnp.ndim(jnp.squeeze(x)) if x.ndim > 1 else x.ndim
+        if rank > 1 and x.ndim > 5:
+            raise ValueError(
+                f"adaptive_grad_clip: which axes of a leaf of shape {x.shape} make up a unit? Say "
+                f"axis=(…)."
+            )
+        axis = None if rank <= 1 else {2: (0,), 3: (0,), 4: (0, 1, 2), 5: (0, 1, 2, 3)}[x.ndim]
+    return jnp.sqrt(jnp.sum(gtree.abs_sq(x), axis=axis, keepdims=True))

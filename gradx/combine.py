@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import jax
 import optax
@@ -18,7 +18,10 @@ from gradx import core
 from gradx.core import Params, Part, State, Transform, Updates
 from gradx.leafwise import Leaves, Results, Rows, Stage, run, staged
 
-Contract = optax.GradientTransformation
+__all__ = ["chain", "identity", "named_chain", "stateless", "stateless_with_tree_map"]
+
+
+Contract: TypeAlias = optax.GradientTransformation
 
 
 # ---------------------------------------------------------------- nothing, and a function
@@ -157,7 +160,9 @@ def _in_sequence(
     transforms = [tx for _, tx in parts]
     passes = _passes(transforms)
     if len(passes) == 1 and all(stage_of(tx) for tx in transforms):
-        return staged(_Sequence([stage_of(tx) for tx in transforms], pack, unpack), where, described)
+        return staged(
+            _Sequence([stage_of(tx) for tx in transforms], pack, unpack), where, described
+        )
 
     updates_of = [_one_pass([transforms[i] for i in indices], where) for indices in passes]
 

@@ -17,7 +17,7 @@ import inspect
 from collections.abc import Callable, Iterator, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Any, ParamSpec, Protocol, Self, TypeVar
+from typing import Any, ParamSpec, Protocol, Self, TypeAlias, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -26,12 +26,16 @@ import optax
 
 from gradx import tree as gtree
 
+__all__ = ["Transform", "apply_updates", "recorded", "safe_increment"]
+
+
 P = ParamSpec("P")
 T = TypeVar("T", bound="Described")
 
-Params = Any
-Updates = Any
-State = Any
+Params: TypeAlias = Any
+Updates: TypeAlias = Any
+State: TypeAlias = Any
+Count: TypeAlias = Any  # an int32 scalar; not typed as one, since tuples have a method `count`
 
 
 # ---------------------------------------------------------------- the description

@@ -9,11 +9,14 @@ import optax
 
 from gradx import core, sources
 from gradx import tree as gtree
-from gradx.core import Transform
+from gradx.core import Count, Transform
 from gradx.groups import masked
 from gradx.leafwise import Numbers, Slots, leafwise
 from gradx.scale import scale_by_learning_rate
 from gradx.sources import Array, Hyper
+
+__all__ = ["WeightDecaySchedule", "add_decayed_weights", "weights_only"]
+
 
 DecayKind = Literal["learning_rate", "schedule", "independent"]
 
@@ -25,7 +28,7 @@ class WeightDecaySchedule(NamedTuple):
       count: the updates done so far, int32 ().
     """
 
-    count: Array
+    count: Count
 
 
 @core.recorded

@@ -20,6 +20,7 @@ from gradx.combine import Contract, stage_of
 from gradx.core import Params, Part, State, Transform, Updates
 from gradx.leafwise import Leaves, Results, Rows, Stage, is_array, leafwise, staged
 
+__all__ = ["MaskedState", "PartitionState", "freeze", "masked", "partition", "set_to_zero"]
 
 
 class MaskedState(NamedTuple):
@@ -64,7 +65,7 @@ def mask_flags(mask: Any, tree: Any, where: str) -> list[bool]:
     found = marks(mask, tree, f"{where}: mask")
     flat = gtree.flatten(tree)
     for i, mark in enumerate(found):
-        is_bool = isinstance(mark, bool | np.bool_) or getattr(mark, "dtype", None) == bool
+        is_bool = isinstance(mark, bool | np.bool_) or getattr(mark, "dtype", None) == np.bool_
         if flat.values[i] is not None and (not is_bool or isinstance(mark, jax.core.Tracer)):
             raise ValueError(
                 f"{where}: the mask must be True or False, known before the run, at every leaf; at "
@@ -108,9 +109,7 @@ def _visible(params: Params, mask: Any, where: str) -> Params:
 
 
 @core.recorded
-def masked(
-    inner: Contract, mask: Any, *, mask_compatible_extra_args: bool = False
-) -> Transform:
+def masked(inner: Contract, mask: Any, *, mask_compatible_extra_args: bool = False) -> Transform:
     r"""Applies a transformation to some leaves, and passes the others on as they are.
 
     .. math:: u_i = T(g)_i \text{ where } m_i, \qquad u_i = g_i \text{ elsewhere}
@@ -158,10 +157,9 @@ def masked(
         chosen = mask_flags(mask, updates, where)
         flat = gtree.flatten(updates)
         if mask_compatible_extra_args:
-            same = jax.tree.structure(updates)
+            same: Any = jax.tree.structure(updates)
             extra = {
-                k: hide(v, chosen) if jax.tree.structure(v) == same else v
-                for k, v in extra.items()
+                k: hide(v, chosen) if jax.tree.structure(v) == same else v for k, v in extra.items()
             }
         hidden_params = None
         if params is not None:
@@ -279,7 +277,9 @@ def partition(
         ]
 
     if all(stage_of(tx) is not None for tx in transforms.values()):
-        staged_groups = {k: _Masked(stage_of(tx), mask_of(k), where) for k, tx in transforms.items()}
+        staged_groups = {
+            k: _Masked(stage_of(tx), mask_of(k), where) for k, tx in transforms.items()
+        }
         return staged(_Partition(staged_groups, check), where, described)
 
     groups = {

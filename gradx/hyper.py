@@ -126,6 +126,15 @@ def _check_constant(value: Any, interval: str, name: str, where: str) -> Number:
     return float(value)
 
 
+def constant(name: str, value: Any, interval: str) -> Number:
+    """Checks a number that only `init` uses, and that nothing but a constant makes sense for."""
+    where = core.where()
+    source = as_source(value, name, interval, where)
+    if not isinstance(source, Constant):
+        raise ValueError(f"{where}: {name} must be a constant number, got {core.show(value)}.")
+    return source.number
+
+
 def _check_schedule(schedule: Schedule, name: str, where: str) -> None:
     """A schedule is asked for its type only, so that nothing is computed or printed twice."""
     try:

@@ -30,6 +30,9 @@ from gradx.core import Params, State, Transform, Updates
 from gradx.live import HyperparamsState
 from gradx.sources import Array
 
+__all__ = ["leafwise"]
+
+
 Slots = tuple[Array, ...]
 Numbers = Any  # a namespace: h.b1 is a float where it is constant, else a scalar array
 
@@ -70,7 +73,8 @@ class Stage(Protocol):
         contains it starts with it.
     """
 
-    sees_tree: bool
+    @property
+    def sees_tree(self) -> bool: ...
 
     def init(self, params: Params) -> State: ...
 
@@ -146,7 +150,8 @@ def _apply(
     p = None if p is None else _widen(p)
     new_slots = []
     for (rule, static), numbers, old in zip(program, traced, slots, strict=True):
-        u, new = rule(u, tuple(_widen(s) for s in old), p, SimpleNamespace(**dict(static), **numbers))
+        h = SimpleNamespace(**dict(static), **numbers)
+        u, new = rule(u, tuple(_widen(s) for s in old), p, h)
         if len(new) != len(old) or u.shape != g.shape:
             raise ValueError(
                 f"the rule {rule.__qualname__} must return an update of shape {g.shape} and "
@@ -273,8 +278,8 @@ class Rule:
         """The group of each leaf; for each group its numbers, split into static and traced."""
         group_of, groups = self.hypers.groups(leaves.flat)
         split = []
-        for sources in groups:
-            h = dict(self.flags) | hyper.resolve(sources, step)
+        for group in groups:
+            h = dict(self.flags) | hyper.resolve(group, step)
             if self.per_step is not None:
                 t = None if step.count is None else core.safe_increment(step.count)
                 h |= self.per_step(SimpleNamespace(**h), t)  # type: ignore[arg-type]
@@ -359,7 +364,5 @@ def leafwise(
     numbers = hyper.Hypers(hypers or {}, where)
     if per_tree is not None and numbers.varies_by_path:
         raise ValueError(f"{where}: takes one number for the whole tree, not by_path(…).")
-    rule = Rule(
-        update, init, state, numbers, per_step, per_tree, flags or {}, needs_params, where
-    )
+    rule = Rule(update, init, state, numbers, per_step, per_tree, flags or {}, needs_params, where)
     return staged(rule, where)

@@ -15,6 +15,8 @@ from gradx import core, hyper, sources
 from gradx import tree as gtree
 from gradx.sources import Array, Hyper
 
+__all__ = ["HyperparamsState", "hyperparams", "set_hyperparams", "tunable"]
+
 
 class HyperparamsState(NamedTuple):
     """The state of a rule with live values, or with a schedule where its own state has no count.
@@ -26,7 +28,7 @@ class HyperparamsState(NamedTuple):
       inner_state: the state that the rule has with constants.
     """
 
-    count: Array | None
+    count: core.Count
     hyperparams: dict[str, Array]
     inner_state: Any
 
@@ -103,7 +105,8 @@ def _live_number(value: Any) -> Any:
         case bool():
             return value
         case int() | float() | np.number() | jax.Array():
-            return sources.Tunable(value, spec=core.Spec(tunable, (("value", value),)))
+            number: Any = value
+            return sources.Tunable(number, spec=core.Spec(tunable, (("value", value),)))
         case sources.ByPath():
             default = value.default
             return sources.by_path(

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import jax.numpy as jnp
 import optax
 
 from gradx import core, sources
 from gradx.combine import identity
-from gradx.core import Transform
+from gradx.core import Count, Transform
 from gradx.leafwise import Numbers, Slots, leafwise
 from gradx.sources import Array, Hyper, Schedule
+
+__all__ = ["ScaleByScheduleState", "scale", "scale_by_learning_rate", "scale_by_schedule"]
 
 
 class ScaleByScheduleState(NamedTuple):
@@ -21,7 +22,7 @@ class ScaleByScheduleState(NamedTuple):
       count: the updates done so far, int32 ().
     """
 
-    count: Array
+    count: Count
 
 
 @core.recorded

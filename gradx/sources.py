@@ -28,6 +28,9 @@ import jax.numpy as jnp
 from gradx import core
 from gradx import tree as gtree
 
+__all__ = ["Hyper", "by_path", "from_call", "scaled"]
+
+
 Array = jax.Array
 Number: TypeAlias = float | Array
 Schedule: TypeAlias = Callable[[Any], Any]
@@ -175,8 +178,8 @@ class ByPath(Source):
         if idle:
             raise ValueError(
                 f"{where}: by_path: the pattern {idle[0]!r} claims no leaf (patterns are searched "
-                f"in order, the first match wins). The leaves it is asked about are {gtree.listed(list(paths), 20)}. "
-                f"If that is meant, say optional=[{idle[0]!r}]."
+                f"in order, the first match wins). The leaves it is asked about are "
+                f"{gtree.listed(list(paths), 20)}. If that is meant, say optional=[{idle[0]!r}]."
             )
         if None in claimed and self.default is REQUIRED:
             lost = [path for path in paths if self.pattern_at(path) is None]
@@ -312,7 +315,8 @@ def scaled(*factors: Hyper) -> Scaled:
 
     Example:
       >>> import gradx, jax.numpy as jnp
-      >>> rate = gradx.scaled(lambda count: 0.1 / (1 + count), gradx.by_path({"b": 2.0}, default=1.0))
+      >>> factor = gradx.by_path({"b": 2.0}, default=1.0)
+      >>> rate = gradx.scaled(lambda count: 0.1 / (1 + count), factor)
       >>> tx = gradx.sgd(rate)
       >>> params = {"a": jnp.ones(()), "b": jnp.ones(())}
       >>> tx.update(params, tx.init(params))[0]

@@ -14,6 +14,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+__all__ = ["global_norm"]
+
+
 Array = jax.Array
 
 

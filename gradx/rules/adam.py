@@ -1,36 +1,261 @@
-"""Adam."""
+"""Adam: an average of gradients over the root of an average of their squares."""
+
 from __future__ import annotations
-from typing import Any, NamedTuple
+
+from functools import partial
+from typing import Any
+
 import jax.numpy as jnp
+
 from gradx import core
 from gradx.combine import chain
-from gradx.core import Transform, Updates
-from gradx.leafwise import leafwise, Numbers, Slots
+from gradx.core import Transform
+from gradx.decay import DecayKind, scale_and_decay
+from gradx.leafwise import Numbers, Slots, leafwise
+from gradx.moments import ScaleByAdamState, average, bias_corrections, unbiased_mu, zero_moments
 from gradx.scale import scale_by_learning_rate
-from gradx.decay import scale_and_decay
-from gradx.sources import Hyper, Array
+from gradx.sources import Array, Hyper
 from gradx.tree import abs_sq
 
-class ScaleByAdamState(NamedTuple):
-    count: Array
-    mu: Updates
-    nu: Updates
+__all__ = ["adam", "adamw", "nadam", "nadamw", "scale_by_adam"]
 
-def _init(p): return (jnp.zeros_like(p), jnp.zeros_like(p.real))
 
-def _corrections(h, t):
-    return {"c1": 1 / (1 - h.b1**t), "c2": 1 / (1 - h.b2**t)}
+@core.recorded
+def scale_by_adam(
+    b1: Hyper = 0.9,
+    b2: Hyper = 0.999,
+    eps: Hyper = 1e-8,
+    eps_root: Hyper = 0.0,
+    mu_dtype: Any = None,
+    *,
+    nesterov: bool = False,
+) -> Transform:
+    r"""Rescales the updates by Adam's rule.
 
-def _adam(g, slots, p, h):
+    .. math::
+        \mu &\leftarrow \beta_1 \mu + (1 - \beta_1) g, \qquad
+        \nu \leftarrow \beta_2 \nu + (1 - \beta_2) |g|^2 \\
+        \hat\mu &= \mu / (1 - \beta_1^t), \qquad \hat\nu = \nu / (1 - \beta_2^t) \\
+        u &= \hat\mu / (\sqrt{\hat\nu + \epsilon_\mathrm{root}} + \epsilon)
+
+    With `nesterov`, \(\hat\mu = \beta_1 \mu / (1 - \beta_1^{t+1}) + (1 - \beta_1) g /
+    (1 - \beta_1^t)\).
+
+    Args:
+      b1: \(\beta_1\) in [0, 1).
+      b2: \(\beta_2\) in [0, 1).
+      eps: \(\epsilon\) in [0, inf). With 0 an element that has had no gradient yet gives NaN.
+      eps_root: in [0, inf); positive where one differentiates through the update.
+      mu_dtype: the dtype to keep \(\mu\) in; by default the parameter's, at least float32.
+      nesterov: look one step ahead.
+
+    Example:
+      >>> import gradx, jax.numpy as jnp
+      >>> tx = gradx.scale_by_adam()
+      >>> tx.update(jnp.array([-10.0]), tx.init(jnp.ones(1)))[0]
+      Array([-1.0], dtype=float32)
+
+    Reference: Kingma and Ba, *Adam*, https://arxiv.org/abs/1412.6980; Dozat, *Incorporating
+    Nesterov momentum into Adam*, 2016 (of which, like Optax, it does not take the further factor
+    \(\beta_2\) of \(\hat\nu\)).
+    """
+    return leafwise(
+        _adam,
+        init=partial(zero_moments, mu_dtype=mu_dtype),
+        state=ScaleByAdamState,
+        hypers={"b1": b1, "b2": b2, "eps": eps, "eps_root": eps_root},
+        flags={"nesterov": nesterov},
+        per_step=bias_corrections,
+    )
+
+
+def _adam(g: Array, slots: Slots, p: None, h: Numbers) -> tuple[Array, Slots]:
     mu, nu = slots
-    mu = h.b1 * mu + (1 - h.b1) * g
-    nu = h.b2 * nu + (1 - h.b2) * abs_sq(g)
-    return mu * h.c1 / (jnp.sqrt(nu * h.c2 + h.eps_root) + h.eps), (mu, nu)
+    mu = average(mu, g, h.b1)
+    nu = average(nu, abs_sq(g), h.b2)
+    u = unbiased_mu(mu, g, h) / (jnp.sqrt(nu * h.correct_nu + h.eps_root) + h.eps)
+    return u, (mu, nu)
+
 
 @core.recorded
-def scale_by_adam(b1: Hyper = 0.9, b2: Hyper = 0.999, eps: Hyper = 1e-8, eps_root: Hyper = 0.0) -> Transform:
-    return leafwise(_adam, init=_init, state=ScaleByAdamState, per_step=_corrections, hypers=dict(b1=b1, b2=b2, eps=eps, eps_root=eps_root))
+def adam(
+    learning_rate: Hyper,
+    b1: Hyper = 0.9,
+    b2: Hyper = 0.999,
+    eps: Hyper = 1e-8,
+    eps_root: Hyper = 0.0,
+    mu_dtype: Any = None,
+    *,
+    nesterov: bool = False,
+) -> Transform:
+    r"""Adam.
+
+    .. math:: u = -\eta\, \hat\mu / (\sqrt{\hat\nu + \epsilon_\mathrm{root}} + \epsilon)
+
+    with the moments of `scale_by_adam`.
+
+    Args:
+      learning_rate: \(\eta\) in [0, inf).
+      b1: \(\beta_1\) in [0, 1).
+      b2: \(\beta_2\) in [0, 1).
+      eps: \(\epsilon\) in [0, inf).
+      eps_root: in [0, inf), inside the root.
+      mu_dtype: the dtype to keep the first moment in.
+      nesterov: look one step ahead.
+
+    Example:
+      >>> import gradx, jax.numpy as jnp
+      >>> tx = gradx.adam(0.1)
+      >>> tx.update(jnp.array([-10.0]), tx.init(jnp.ones(1)))[0]
+      Array([0.1], dtype=float32)
+
+    Reference: Kingma and Ba, *Adam*, https://arxiv.org/abs/1412.6980.
+    """
+    return chain(
+        scale_by_adam(b1, b2, eps, eps_root, mu_dtype, nesterov=nesterov),
+        scale_by_learning_rate(learning_rate),
+    )
+
 
 @core.recorded
-def adamw(learning_rate: Hyper, b1: Hyper = 0.9, b2: Hyper = 0.999, eps: Hyper = 1e-8, eps_root: Hyper = 0.0, weight_decay: Hyper = 1e-4, mask: Any = None, decay="learning_rate") -> Transform:
-    return chain(scale_by_adam(b1, b2, eps, eps_root), *scale_and_decay(learning_rate, weight_decay, mask, decay))
+def adamw(
+    learning_rate: Hyper,
+    b1: Hyper = 0.9,
+    b2: Hyper = 0.999,
+    eps: Hyper = 1e-8,
+    eps_root: Hyper = 0.0,
+    mu_dtype: Any = None,
+    weight_decay: Hyper = 1e-4,
+    mask: Any = None,
+    *,
+    nesterov: bool = False,
+    decay: DecayKind = "learning_rate",
+) -> Transform:
+    r"""Adam with decoupled weight decay.
+
+    .. math:: u = -\eta_t \left(\hat\mu / (\sqrt{\hat\nu + \epsilon_\mathrm{root}} + \epsilon)
+              + \lambda \theta\right)
+
+    with the moments of `scale_by_adam`.
+
+    Args:
+      learning_rate: \(\eta\) in [0, inf).
+      b1: \(\beta_1\) in [0, 1).
+      b2: \(\beta_2\) in [0, 1).
+      eps: \(\epsilon\) in [0, inf).
+      eps_root: in [0, inf), inside the root.
+      mu_dtype: the dtype to keep the first moment in.
+      weight_decay: \(\lambda\) in [0, inf).
+      mask: which leaves decay (see `add_decayed_weights`); `gradx.weights_only` leaves out biases
+        and norms.
+      nesterov: look one step ahead.
+      decay: what \(\lambda\) is multiplied by: ``"learning_rate"`` as here and in PyTorch;
+        ``"schedule"``, the learning rate's shape without its peak value (give
+        `learning_rate=scaled(peak, shape)`), as in the paper; or ``"independent"``, nothing.
+
+    Raises:
+      ValueError: `update` is called without the parameters.
+
+    Example:
+      >>> import gradx, jax.numpy as jnp
+      >>> tx = gradx.adamw(0.1, weight_decay=0.5, mask=gradx.weights_only)
+      >>> params = {"kernel": jnp.ones((1, 1)), "bias": jnp.ones(1)}
+      >>> updates, state = tx.update(params, tx.init(params), params)
+      >>> updates["bias"].round(4), updates["kernel"]
+      (Array([-0.1], dtype=float32), Array([[-0.15]], dtype=float32))
+
+    Reference: Loshchilov and Hutter, *Decoupled Weight Decay Regularization*,
+    https://arxiv.org/abs/1711.05101.
+    """
+    return chain(
+        scale_by_adam(b1, b2, eps, eps_root, mu_dtype, nesterov=nesterov),
+        *scale_and_decay(learning_rate, weight_decay, mask, decay),
+    )
+
+
+@core.recorded
+def nadam(
+    learning_rate: Hyper,
+    b1: Hyper = 0.9,
+    b2: Hyper = 0.999,
+    eps: Hyper = 1e-8,
+    eps_root: Hyper = 0.0,
+    mu_dtype: Any = None,
+    *,
+    nesterov: bool = True,
+) -> Transform:
+    r"""Adam with Nesterov momentum.
+
+    .. math:: u = -\eta \left(\frac{\beta_1 \mu}{1 - \beta_1^{t+1}}
+              + \frac{(1 - \beta_1) g}{1 - \beta_1^t}\right)
+              / (\sqrt{\hat\nu + \epsilon_\mathrm{root}} + \epsilon)
+
+    with the moments of `scale_by_adam`.
+
+    Args:
+      learning_rate: \(\eta\) in [0, inf).
+      b1: \(\beta_1\) in [0, 1).
+      b2: \(\beta_2\) in [0, 1).
+      eps: \(\epsilon\) in [0, inf).
+      eps_root: in [0, inf), inside the root.
+      mu_dtype: the dtype to keep the first moment in.
+      nesterov: look one step ahead; False gives Adam.
+
+    Example:
+      >>> import gradx, jax.numpy as jnp
+      >>> tx = gradx.nadam(0.1)
+      >>> tx.update(jnp.array([4.0]), tx.init(jnp.ones(1)))[0]
+      Array([-0.1474], dtype=float32)
+
+    Reference: Dozat, *Incorporating Nesterov momentum into Adam*, 2016; PyTorch's NAdam with
+    `momentum_decay=0` is the same.
+    """
+    return adam(learning_rate, b1, b2, eps, eps_root, mu_dtype, nesterov=nesterov)
+
+
+@core.recorded
+def nadamw(
+    learning_rate: Hyper,
+    b1: Hyper = 0.9,
+    b2: Hyper = 0.999,
+    eps: Hyper = 1e-8,
+    eps_root: Hyper = 0.0,
+    mu_dtype: Any = None,
+    weight_decay: Hyper = 1e-4,
+    mask: Any = None,
+    *,
+    nesterov: bool = True,
+    decay: DecayKind = "learning_rate",
+) -> Transform:
+    r"""Adam with Nesterov momentum and decoupled weight decay.
+
+    .. math:: u = u_\mathrm{nadam} - \eta_t \lambda \theta
+
+    Args:
+      learning_rate: \(\eta\) in [0, inf).
+      b1: \(\beta_1\) in [0, 1).
+      b2: \(\beta_2\) in [0, 1).
+      eps: \(\epsilon\) in [0, inf).
+      eps_root: in [0, inf), inside the root.
+      mu_dtype: the dtype to keep the first moment in.
+      weight_decay: \(\lambda\) in [0, inf).
+      mask: which leaves decay (see `add_decayed_weights`).
+      nesterov: look one step ahead; False gives AdamW.
+      decay: what \(\lambda\) is multiplied by (see `adamw`).
+
+    Raises:
+      ValueError: `update` is called without the parameters.
+
+    Example:
+      >>> import gradx, jax.numpy as jnp
+      >>> tx = gradx.nadamw(0.1, weight_decay=0.0)
+      >>> tx.update(jnp.array([4.0]), tx.init(jnp.ones(1)), jnp.ones(1))[0]
+      Array([-0.1474], dtype=float32)
+
+    Reference: Dozat, *Incorporating Nesterov momentum into Adam*, 2016; Loshchilov and Hutter,
+    https://arxiv.org/abs/1711.05101.
+    """
+    return adamw(
+        learning_rate, b1, b2, eps, eps_root, mu_dtype, weight_decay, mask,
+        nesterov=nesterov, decay=decay,
+    )  # fmt: skip

@@ -1,0 +1,151 @@
+"""What is done to gradients before an optimizer sees them: centring, repair, noise."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from gradx import core, hyper, sources
+from gradx import tree as gtree
+from gradx.core import Count, Params, State, Transform, Updates
+from gradx.leafwise import Numbers, Slots, leafwise
+from gradx.sources import Array
+
+__all__ = ["AddNoiseState", "ZeroNansState", "add_noise", "centralize", "zero_nans"]
+
+
+@core.recorded
+def centralize() -> Transform:
+    r"""Subtracts from each slice along the first axis its mean.
+
+    .. math:: u_j \leftarrow u_j - \mathrm{mean}(u_j), \qquad u_j = u[j, \ldots]
+
+    Leaves of fewer than two axes pass as they are. The first axis is the output axis in PyTorch's
+    layout; a Flax kernel is (in, out), and is centred over its outputs, as by Optax.
+
+    Example:
+      >>> import gradx, jax.numpy as jnp
+      >>> tx = gradx.centralize()
+      >>> tx.update(jnp.array([[1.0, 3.0], [5.0, 5.0]]), tx.init(jnp.ones((2, 2))))[0]
+      Array([[-1.,  1.],
+             [ 0.,  0.]], dtype=float32)
+
+    Reference: Yong et al., *Gradient Centralization*, https://arxiv.org/abs/2004.01461.
+    """
+    return leafwise(_centralize)
+
+
+def _centralize(g: Array, slots: Slots, p: None, h: Numbers) -> tuple[Array, Slots]:
+    if g.ndim < 2 or not g.size:
+        return g, slots
+    return g - jnp.mean(g, axis=tuple(range(1, g.ndim)), keepdims=True), slots
+
+
+class ZeroNansState(NamedTuple):
+    """The state of `zero_nans`.
+
+    Attributes:
+      found_nan: for each leaf, whether the last update had a NaN there, bool ().
+    """
+
+    found_nan: Updates
+
+
+@core.recorded
+def zero_nans() -> Transform:
+    r"""Replaces NaNs by zero, and says in the state where there were any.
+
+    .. math:: u \leftarrow 0 \text{ where } u \text{ is NaN}
+
+    Infinities pass.
+
+    Example:
+      >>> import gradx, jax.numpy as jnp
+      >>> tx = gradx.zero_nans()
+      >>> tx.update(jnp.array([jnp.nan, 1.0]), tx.init(jnp.ones(2)))
+      (Array([0., 1.], dtype=float32), ZeroNansState(found_nan=Array(True, dtype=bool)))
+    """
+    return leafwise(_zero_nans, init=lambda p: (jnp.zeros((), bool),), state=ZeroNansState)
+
+
+def _zero_nans(g: Array, slots: Slots, p: None, h: Numbers) -> tuple[Array, Slots]:
+    nan = jnp.isnan(g)
+    return jnp.where(nan, 0.0, g), (jnp.any(nan),)
+
+
+class AddNoiseState(NamedTuple):
+    """The state of `add_noise`.
+
+    Attributes:
+      count: the updates done so far, int32 ().
+      rng_key: the random key of the next update, ().
+    """
+
+    count: Count
+    rng_key: Array
+
+
+@core.recorded
+def add_noise(
+    eta: float, gamma: float, key: Array | int | None = None, *, seed: int | None = None
+) -> Transform:
+    r"""Adds Gaussian noise whose variance falls with the step.
+
+    .. math:: u \leftarrow u + \mathcal N(0, \sigma_t^2), \qquad
+              \sigma_t^2 = \eta / t^\gamma, \qquad t = 1, 2, \ldots
+
+    Args:
+      eta: \(\eta\) in [0, inf), the variance at the first update.
+      gamma: \(\gamma\) in [0, inf), how fast it falls.
+      key: a random key, or the seed of one.
+      seed: Optax's former name for `key`, for an integer.
+
+    Raises:
+      ValueError: neither or both of `key` and `seed` are given. (Optax takes key 0 for neither.)
+
+    Example:
+      >>> import gradx, jax.numpy as jnp
+      >>> tx = gradx.add_noise(0.01, 0.55, key=0)
+      >>> state = tx.init(jnp.ones(3))
+      >>> updates, state = tx.update(jnp.zeros(3), state)
+      >>> bool(jnp.all(jnp.abs(updates) < 0.5)), state.count
+      (True, Array(1, dtype=int32))
+
+    Reference: Neelakantan et al., *Adding gradient noise improves learning for very deep
+    networks*, https://arxiv.org/abs/1511.06807.
+    """
+    numbers = {"eta": (eta, "[0, inf)"), "gamma": (gamma, "[0, inf)")}
+    where = core.where()
+    checked = hyper.Hypers(numbers, where)
+    if (key is None) == (seed is None):
+        raise ValueError(f"{where}: give a key (a jax.random.key or an integer), and not seed too.")
+    start: Any = seed if key is None else key
+
+    def init(params: Params) -> AddNoiseState:
+        typed = isinstance(start, jax.Array) and jnp.issubdtype(start.dtype, jax.dtypes.prng_key)
+        rng_key: Any = start if typed else jax.random.key(start)
+        return AddNoiseState(jnp.zeros((), jnp.int32), rng_key)
+
+    def update(
+        updates: Updates, state: State, params: Params | None = None, **extra: Any
+    ) -> tuple[Updates, AddNoiseState]:
+        count = core.safe_increment(state.count)
+        h = hyper.resolve(checked.sources, sources.Step(state.count, {}, extra, where))
+        deviation = jnp.sqrt(h["eta"] / count ** h["gamma"])
+        rng_key, now = jax.random.split(state.rng_key)
+        flat = gtree.flatten(updates)
+        keys = iter(jax.random.split(now, len(jax.tree.leaves(updates))))
+        noisy = [
+            None if g is None else _noisy(jnp.asarray(g), deviation, next(keys))
+            for g in flat.values
+        ]
+        return flat.unflatten(noisy), AddNoiseState(count, rng_key)
+
+    return Transform(init, update)
+
+
+def _noisy(g: Array, deviation: Array, key: Array) -> Array:
+    noise = jax.random.normal(key, g.shape, gtree.wide(g.dtype))
+    return (g + deviation * noise).astype(g.dtype)

@@ -1,0 +1,179 @@
+"""Moving averages of gradients: the pieces `trace` and `ema`, and what the Adam family shares."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+
+from gradx import core
+from gradx.core import Count, Transform, Updates
+from gradx.leafwise import Numbers, Slots, leafwise
+from gradx.sources import Array, Hyper
+
+__all__ = ["EmaState", "ScaleByAdamState", "TraceState", "ema", "trace"]
+
+
+# ---------------------------------------------------------------- arithmetic
+
+
+def average(old: Array, new: Array, decay: float | Array) -> Array:
+    r"""One step of an exponential moving average, \(\beta m + (1 - \beta) x\)."""
+    return decay * old + (1 - decay) * new
+
+
+def weight_so_far(decay: float | Array, t: Array) -> Array:
+    r"""The weight \(1 - \beta^t\) that an average has gathered after `t` updates.
+
+    Through `expm1`, since the difference itself loses four digits of float32 to a decay of 0.999.
+    """
+    if isinstance(decay, float):
+        log = math.log(decay) if decay > 0 else -math.inf
+        return -jnp.expm1(log * t)
+    return -jnp.expm1(jnp.log1p(decay - 1) * t)
+
+
+def bias_corrections(h: Numbers, t: Array) -> Mapping[str, Array]:
+    """What undoes the averages' start at zero, as factors: leaves multiply, they do not divide."""
+    return {
+        "correct_mu": 1 / weight_so_far(h.b1, t),
+        "correct_next_mu": 1 / weight_so_far(h.b1, core.safe_increment(t)),
+        "correct_nu": 1 / weight_so_far(h.b2, t),
+    }
+
+
+def unbiased_mu(mu: Array, g: Array, h: Numbers) -> Array:
+    """The first moment without its bias; with `h.nesterov` looking one step ahead (Dozat)."""
+    if h.nesterov:
+        return h.b1 * h.correct_next_mu * mu + (1 - h.b1) * h.correct_mu * g
+    return h.correct_mu * mu
+
+
+def zero_moments(p: Array, *, mu_dtype: Any = None) -> Slots:
+    """First moment like the parameter; second moment real, since it averages squares."""
+    return jnp.zeros_like(p, dtype=mu_dtype), jnp.zeros_like(p.real)
+
+
+class ScaleByAdamState(NamedTuple):
+    """The state of Adam, and of the rules that keep the same two averages.
+
+    Attributes:
+      count: the updates done so far, int32 ().
+      mu: the first moment, like the parameters.
+      nu: the second moment, like the parameters, real.
+    """
+
+    count: Count
+    mu: Updates
+    nu: Updates
+
+
+# ---------------------------------------------------------------- pieces
+
+
+class TraceState(NamedTuple):
+    """The state of `trace`.
+
+    Attributes:
+      trace: the decaying sum of updates, like the parameters.
+    """
+
+    trace: Updates
+
+
+@core.recorded
+def trace(decay: Hyper, nesterov: bool = False, accumulator_dtype: Any = None) -> Transform:
+    r"""Momentum: adds up the updates, the old ones decayed.
+
+    .. math::
+        m &\leftarrow \beta m + g \\
+        u &= m \quad\text{or, with nesterov,}\quad \beta m + g
+
+    Args:
+      decay: \(\beta\) in [0, 1).
+      nesterov: look one step ahead.
+      accumulator_dtype: the dtype to keep \(m\) in; by default the parameter's, at least float32.
+
+    Example:
+      >>> import gradx, jax.numpy as jnp
+      >>> tx = gradx.trace(0.5)
+      >>> state = tx.init(jnp.ones(1))
+      >>> for _ in range(2):
+      ...     updates, state = tx.update(jnp.ones(1), state)
+      >>> updates
+      Array([1.5], dtype=float32)
+
+    Reference: Polyak, *Some methods of speeding up the convergence of iteration methods*, 1964;
+    Sutskever et al., *On the importance of initialization and momentum in deep learning*, 2013.
+    """
+    return leafwise(
+        _trace,
+        init=partial(_zeros, dtype=accumulator_dtype),
+        state=TraceState,
+        hypers={"decay": decay},
+        flags={"nesterov": nesterov},
+    )
+
+
+def _zeros(p: Array, *, dtype: Any) -> Slots:
+    return (jnp.zeros_like(p, dtype=dtype),)
+
+
+def _trace(g: Array, slots: Slots, p: None, h: Numbers) -> tuple[Array, Slots]:
+    m = h.decay * slots[0] + g
+    return (h.decay * m + g if h.nesterov else m), (m,)
+
+
+class EmaState(NamedTuple):
+    """The state of `ema`.
+
+    Attributes:
+      count: the updates done so far, int32 ().
+      ema: the average of updates, like the parameters, not yet corrected for its start at zero.
+    """
+
+    count: Count
+    ema: Updates
+
+
+@core.recorded
+def ema(decay: Hyper, debias: bool = True, accumulator_dtype: Any = None) -> Transform:
+    r"""Replaces the updates by their exponential moving average.
+
+    .. math::
+        m &\leftarrow \beta m + (1 - \beta) g \\
+        u &= m / (1 - \beta^t) \quad\text{or, without debias,}\quad m
+
+    Args:
+      decay: \(\beta\) in [0, 1).
+      debias: correct for the start at zero.
+      accumulator_dtype: the dtype to keep \(m\) in; by default the parameter's, at least float32.
+
+    Example:
+      >>> import gradx, jax.numpy as jnp
+      >>> tx = gradx.ema(0.5)
+      >>> tx.update(jnp.ones(1), tx.init(jnp.ones(1)))[0]
+      Array([1.], dtype=float32)
+
+    Reference: Kingma and Ba, *Adam*, https://arxiv.org/abs/1412.6980, section 3.
+    """
+    return leafwise(
+        _ema,
+        init=partial(_zeros, dtype=accumulator_dtype),
+        state=EmaState,
+        hypers={"decay": decay},
+        flags={"debias": debias},
+        per_step=_ema_correction,
+    )
+
+
+def _ema_correction(h: Numbers, t: Array) -> Mapping[str, Any]:
+    return {"correct": 1 / weight_so_far(h.decay, t) if h.debias else 1.0}
+
+
+def _ema(g: Array, slots: Slots, p: None, h: Numbers) -> tuple[Array, Slots]:
+    m = average(slots[0], g, h.decay)
+    return (m * h.correct if h.debias else m), (m,)

@@ -1,0 +1,403 @@
+r"""Schedules: numbers as functions of the step count.
+
+A schedule is any function `count -> value`. Wherever gradx takes a number it takes a schedule, and
+**a schedule sees count 0 for the first update**, so a warmup from 0 makes the first update zero.
+
+Those made here take Python numbers and arrays of counts of any shape (a count below 0 is 0), and
+answer in float32; in float64 only if the count, or a traced argument, is float64. Numbers such as
+`init_value` may be traced, numbers of steps are known when the schedule is made.
+Here are single curves; `gradx.piecewise` has those through given points, `gradx.cycles` those
+joined from several.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from gradx import core, hyper
+from gradx import tree as gtree
+from gradx.sources import Array, Number, Schedule
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class ScheduleFn:
+    """A schedule that reads like the code that made it.
+
+    Schedules made by the same factory from equal arguments are equal and hash alike, so
+    transforms that hold them can be static arguments of `jax.jit`; they can be pickled too.
+
+    Args:
+      function: `count -> value`.
+      spec: the factory and arguments it was made from.
+
+    Example:
+      >>> import gradx
+      >>> gradx.linear_schedule(init_value=1.0, end_value=0.0, transition_steps=10)
+      linear_schedule(1.0, 0.0, 10)
+      >>> gradx.linear_schedule(1.0, 0.0, 10) == gradx.linear_schedule(1.0, 0.0, 10)
+      True
+    """
+
+    function: Schedule
+    spec: core.Spec | None = None
+
+    def __call__(self, count: Any) -> Array:
+        return self.function(count)
+
+    def with_spec(self, spec: core.Spec) -> ScheduleFn:
+        return replace(self, spec=spec)
+
+    def __repr__(self) -> str:
+        return core.show(self.function) if self.spec is None else repr(self.spec)
+
+    def __eq__(self, other: object) -> bool:
+        if isinstance(other, ScheduleFn) and self.spec and other.spec:
+            return self.spec == other.spec
+        return self is other
+
+    def __hash__(self) -> int:
+        return hash(self.spec) if self.spec else id(self)
+
+    def __reduce__(self) -> Any:
+        # The function is a closure; the spec says how to make it again.
+        if self.spec is None:
+            raise TypeError(f"{self!r} cannot be pickled: it was not made by a recorded factory.")
+        return core._remake, (core.registered_name(self.spec.factory), self.spec.arguments)
+
+
+# ---------------------------------------------------------------- what a user may give
+
+
+def number(name: str, value: Any, interval: str = hyper.ANY) -> Number:
+    """A real number in its range, as a float; a traced one shows its type alone."""
+    if not _is_real(value):
+        raise ValueError(f"{core.where()}: {name} must be one real number, got {core.show(value)}.")
+    if isinstance(value, jax.core.Tracer):
+        return widen(value)
+    hyper.check_number(float(value), interval, name, core.where())
+    return float(value)
+
+
+def power_of(name: str, value: Any) -> Number:
+    """A positive power; an int stays one, because whole powers are products."""
+    checked = number(name, value, "(0, inf)")
+    return value if isinstance(value, int) else checked
+
+
+def static(name: str, value: Any) -> None:
+    """Refuses a traced value where the schedule's shape hangs on it."""
+    if isinstance(value, jax.core.Tracer):
+        raise ValueError(
+            f"{core.where()}: {name} must be known when the schedule is made, got "
+            f"{core.show(value)}; mark it as a static argument of the jitted function."
+        )
+
+
+def steps(name: str, value: Any, low: int) -> int:
+    """A whole number of steps, at least `low`; 1e4 is one, 0.1 * 1234 is not."""
+    static(name, value)
+    if not _is_real(value) or not float(value).is_integer():
+        raise ValueError(
+            f"{core.where()}: {name} must be a whole number of steps, got {core.show(value)}; "
+            f"round(…) makes one of a share of the run."
+        )
+    hyper.check_number(int(value), f"[{low}, inf)", name, core.where())
+    return int(value)
+
+
+def _is_real(value: Any) -> bool:
+    kinds = int | float | np.generic | np.ndarray | jax.Array
+    if isinstance(value, bool) or not isinstance(value, kinds) or np.shape(value) != ():
+        return False
+    dtype = jnp.result_type(value)
+    return jnp.issubdtype(dtype, jnp.integer) or jnp.issubdtype(dtype, jnp.floating)
+
+
+# ---------------------------------------------------------------- counting
+
+
+def widen(x: Any) -> Array:
+    """A float array; int32 becomes float32 also under x64, as lifted rules want it."""
+    x = jnp.asarray(x)
+    return x.astype(gtree.wide(x.dtype))
+
+
+def as_count(count: Any) -> Array:
+    """The count as an array of at least 32 bits; what these cannot hold becomes a float."""
+    if isinstance(count, int | np.integer):
+        count = int(count) if abs(int(count)) < 2**31 else float(count)
+    count = jnp.asarray(count)
+    if jnp.issubdtype(count.dtype, jnp.floating):
+        return widen(count)
+    return count.astype(jnp.int32) if count.dtype.itemsize < 4 else count
+
+
+def is_beyond(step: Any, count: Any) -> bool:
+    """Whether the count's own type cannot hold this step, so that it is never reached."""
+    dtype = jnp.result_type(count)
+    integers = jnp.issubdtype(dtype, jnp.integer) and not isinstance(count, int)
+    return integers and isinstance(step, int) and step > np.iinfo(dtype).max
+
+
+def since(count: Any, begin: Any) -> Any:
+    """The steps since `begin`, at least 0, in the count's own type: exact for integers."""
+    if isinstance(count, int | float) and isinstance(begin, int):
+        return max(count - begin, 0)
+    if is_beyond(begin, count):
+        return jnp.zeros_like(count)
+    return jnp.maximum(count, begin) - begin
+
+
+def elapsed(count: Any, begin: int) -> Array:
+    """The steps since `begin`, at least 0, as a float."""
+    return widen(since(as_count(count), begin))
+
+
+# ---------------------------------------------------------------- curves
+
+
+def constant(value: Number) -> Schedule:
+    return lambda count: jnp.broadcast_to(widen(value), jnp.shape(count))
+
+
+def ramp(init: Number, end: Number, power: Number, length: int, begin: int = 0) -> Schedule:
+    """From `init` to `end` along a power of the share of the steps that is left."""
+
+    def value(count: Any) -> Array:
+        left = 1 - jnp.minimum(elapsed(count, begin), float(length)) / float(length)
+        return (init - end) * left**power + end
+
+    return value
+
+
+def cosine(init: Number, end: Number, length: int, exponent: Number) -> Schedule:
+    """From `init` to `end` along a power of half a cosine wave."""
+
+    def value(count: Any) -> Array:
+        done = jnp.minimum(elapsed(count, 0), float(length))
+        wave = 0.5 * (1 + jnp.cos(jnp.pi * done / float(length)))
+        return (init - end) * wave**exponent + end
+
+    return value
+
+
+def exponential(
+    init: Number, rate: Number, length: int, begin: int, staircase: bool, end: Number | None
+) -> Schedule:
+    """`init` times a power of the rate, bounded by `end`."""
+
+    def value(count: Any) -> Array:
+        periods = elapsed(count, begin) / float(length)
+        decayed = init * rate ** (jnp.floor(periods) if staircase else periods)
+        if end is None:
+            return decayed
+        return jnp.where(rate < 1.0, jnp.maximum(decayed, end), jnp.minimum(decayed, end))
+
+    return value
+
+
+# ---------------------------------------------------------------- the schedules
+
+
+@core.recorded
+def constant_schedule(value: Number) -> ScheduleFn:
+    r"""The same number for every count.
+
+    .. math:: s(t) = c
+
+    Args:
+      value: \(c\), any finite number.
+
+    Example:
+      >>> import gradx
+      >>> gradx.constant_schedule(0.5)(1000)
+      Array(0.5, dtype=float32)
+
+    Returns an array of the count's shape, where Optax returns `value` itself.
+    """
+    return ScheduleFn(constant(number("value", value)))
+
+
+@core.recorded
+def linear_schedule(
+    init_value: Number, end_value: Number, transition_steps: int, transition_begin: int = 0
+) -> ScheduleFn:
+    r"""A straight line from one number to another.
+
+    .. math:: s(t) = I + (E - I)\,\min\left(1, \frac{\max(0, t - B)}{T}\right)
+
+    Args:
+      init_value: \(I\), any finite number.
+      end_value: \(E\), any finite number, reached at count \(B + T\) and kept.
+      transition_steps: \(T\) in [1, inf), steps.
+      transition_begin: \(B\) in [0, inf), steps at `init_value` before the line begins; 0 by
+        default.
+
+    Example:
+      >>> import gradx
+      >>> schedule = gradx.linear_schedule(1.0, 0.0, transition_steps=4, transition_begin=1)
+      >>> [float(schedule(t)) for t in (0, 1, 2, 5, 9)]
+      [1.0, 1.0, 0.75, 0.0, 0.0]
+
+    Zero or fewer steps, and a negative begin, are errors (Optax: constant at `init_value`, 0).
+    """
+    return ScheduleFn(
+        ramp(
+            number("init_value", init_value),
+            number("end_value", end_value),
+            1,
+            steps("transition_steps", transition_steps, 1),
+            steps("transition_begin", transition_begin, 0),
+        )
+    )
+
+
+@core.recorded
+def polynomial_schedule(
+    init_value: Number,
+    end_value: Number,
+    power: Number,
+    transition_steps: int,
+    transition_begin: int = 0,
+) -> ScheduleFn:
+    r"""From one number to another along a power of the time that is left.
+
+    .. math:: s(t) = E + (I - E)\left(1 - \min\left(1, \frac{\max(0, t - B)}{T}\right)\right)^p
+
+    Args:
+      init_value: \(I\), any finite number.
+      end_value: \(E\), any finite number, reached at count \(B + T\) and kept.
+      power: \(p\) in (0, inf); 1 is a straight line, above it the change slows down.
+      transition_steps: \(T\) in [1, inf), steps.
+      transition_begin: \(B\) in [0, inf), steps at `init_value` before the change begins; 0 by
+        default.
+
+    Example:
+      >>> import gradx
+      >>> schedule = gradx.polynomial_schedule(1.0, 0.0, power=2, transition_steps=4)
+      >>> [float(schedule(t)) for t in (0, 2, 4, 9)]
+      [1.0, 0.25, 0.0, 0.0]
+
+    Zero or fewer steps, a negative begin and a power of 0 or less are errors (Optax: constant at
+    `init_value`, 0, and a schedule that never gets to `end_value`).
+    """
+    return ScheduleFn(
+        ramp(
+            number("init_value", init_value),
+            number("end_value", end_value),
+            power_of("power", power),
+            steps("transition_steps", transition_steps, 1),
+            steps("transition_begin", transition_begin, 0),
+        )
+    )
+
+
+@core.recorded
+def cosine_decay_schedule(
+    init_value: Number, decay_steps: int, alpha: Number = 0.0, exponent: Number = 1.0
+) -> ScheduleFn:
+    r"""Half a cosine wave, from a number down to a share of it.
+
+    .. math::
+        s(t) = I\left[\alpha + (1 - \alpha)
+        \left(\frac{1 + \cos(\pi \min(t, T) / T)}{2}\right)^p\right]
+
+    Args:
+      init_value: \(I\), any finite number.
+      decay_steps: \(T\) in [1, inf), steps.
+      alpha: \(\alpha\), any finite number: the share of `init_value` at the end; 0 by default.
+      exponent: \(p\) in (0, inf); 1 by default.
+
+    Example:
+      >>> import gradx
+      >>> schedule = gradx.cosine_decay_schedule(1.0, decay_steps=10, alpha=0.1)
+      >>> print([f"{schedule(t):.2f}" for t in (0, 5, 10, 99)])
+      ['1.00', '0.55', '0.10', '0.10']
+
+    Loshchilov, Hutter, `SGDR: Stochastic Gradient Descent with Warm Restarts
+    <https://arxiv.org/abs/1608.03983>`_, 2017, eq. 5.
+    """
+    init = number("init_value", init_value)
+    return ScheduleFn(
+        cosine(
+            init,
+            init * number("alpha", alpha),
+            steps("decay_steps", decay_steps, 1),
+            power_of("exponent", exponent),
+        )
+    )
+
+
+@core.recorded
+def exponential_decay(
+    init_value: Number,
+    transition_steps: int,
+    decay_rate: Number,
+    transition_begin: int = 0,
+    staircase: bool = False,
+    end_value: Number | None = None,
+) -> ScheduleFn:
+    r"""A number times a power of the rate, which grows with the count.
+
+    .. math:: s(t) = I\,r^{\max(0, t - B) / T}
+
+    Args:
+      init_value: \(I\), any finite number.
+      transition_steps: \(T\) in [1, inf), the steps in which the value is multiplied by \(r\)
+        once.
+      decay_rate: \(r\) in (0, inf); the value decays below 1 and grows above.
+      transition_begin: \(B\) in [0, inf), steps at `init_value` before that; 0 by default.
+      staircase: whether the exponent is rounded down, so that the value changes every \(T\)
+        steps only.
+      end_value: a bound for the value: the least one for a rate below 1, the greatest one
+        otherwise. `init_value` must lie within it. By default there is none.
+
+    Example:
+      >>> import gradx
+      >>> schedule = gradx.exponential_decay(1.0, 10, 0.5, end_value=0.2)
+      >>> [round(float(schedule(t)), 3) for t in (0, 5, 10, 20, 30)]
+      [1.0, 0.707, 0.5, 0.25, 0.2]
+
+    Zero or fewer steps, a negative begin, a rate of 0 or less and an `end_value` that `init_value`
+    is beyond are errors (Optax: constant at `init_value`, 0, constant at `init_value` or NaN, and
+    `end_value` from the first count on).
+    """
+    return ScheduleFn(
+        checked_exponential(
+            "init_value",
+            init_value,
+            transition_steps,
+            decay_rate,
+            transition_begin,
+            staircase,
+            end_value,
+        )
+    )
+
+
+def checked_exponential(
+    name: str, init: Any, length: Any, rate: Any, begin: Any, staircase: bool, end: Any
+) -> Schedule:
+    """The curve of `exponential_decay`; `name` is what its first number is called."""
+    init = number(name, init)
+    rate = number("decay_rate", rate, "(0, inf)")
+    if end is not None:
+        end = number("end_value", end)
+        if isinstance(init, float) and isinstance(rate, float) and isinstance(end, float):
+            within = f"(-inf, {init!r}]" if rate < 1 else f"[{init!r}, inf)"
+            hyper.check_number(
+                end, within, f"end_value ({name} {init!r}, decay_rate {rate!r})", core.where()
+            )
+    return exponential(
+        init,
+        rate,
+        steps("transition_steps", length, 1),
+        steps("transition_begin", begin, 0),
+        staircase,
+        end,
+    )
