@@ -9,11 +9,13 @@ Every public name is here, flat; each module lists its own in `__all__`.
 from gradx import tree as tree
 from gradx.clip import *
 from gradx.combine import *
+from gradx.config import *
 from gradx.core import *
 from gradx.decay import *
 from gradx.distributed.collectives import *
 from gradx.gradients import *
 from gradx.groups import *
+from gradx.inspect import *
 from gradx.leafwise import *
 from gradx.live import *
 from gradx.moments import *

@@ -26,11 +26,12 @@ import optax
 
 from gradx import tree as gtree
 
-__all__ = ["Transform", "apply_updates", "recorded", "safe_increment"]
+__all__ = ["Transform", "apply_updates", "recorded", "registered", "safe_increment"]
 
 
 P = ParamSpec("P")
 T = TypeVar("T", bound="Described")
+F = TypeVar("F", bound=Callable[..., Any])
 
 Params: TypeAlias = Any
 Updates: TypeAlias = Any
@@ -146,6 +147,9 @@ class Described(Protocol):
 REGISTRY: dict[str, Callable[..., Any]] = {}
 """Every recorded factory by name: what `from_config` may call, and nothing else."""
 
+FUNCTIONS: dict[str, Callable[..., Any]] = {}
+"""Every registered function by name: masks and schedules that a config may name."""
+
 _building: ContextVar[tuple[str, ...]] = ContextVar("_building", default=())
 
 
@@ -185,6 +189,25 @@ def recorded(factory: Callable[P, T]) -> Callable[P, T]:
     name = registered_name(make)
     REGISTRY[name] = make
     return make
+
+
+def registered(function: F) -> F:
+    """Lets configs name a function: a mask, a label function, a schedule of one's own.
+
+    Args:
+      function: a function of a module; it is registered as its name, outside gradx as
+        ``module:name``, and returned unchanged.
+
+    Example:
+      >>> import gradx
+      >>> @gradx.registered
+      ... def halving(count):
+      ...     return 0.5**count
+      >>> gradx.from_config(gradx.to_config(gradx.sgd(halving))) == gradx.sgd(halving)
+      True
+    """
+    FUNCTIONS[registered_name(function)] = function
+    return function
 
 
 def registered_name(factory: Callable[..., Any]) -> str:

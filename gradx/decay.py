@@ -7,8 +7,9 @@ from typing import Any, Literal, NamedTuple
 import jax.numpy as jnp
 import optax
 
-from gradx import core, sources
+from gradx import core, hyper, sources
 from gradx import tree as gtree
+from gradx.combine import identity
 from gradx.core import Count, Transform
 from gradx.groups import masked
 from gradx.leafwise import Numbers, Slots, leafwise
@@ -32,19 +33,22 @@ class WeightDecaySchedule(NamedTuple):
 
 
 @core.recorded
-def add_decayed_weights(weight_decay: Hyper = 0.0, mask: Any = None) -> Transform:
+def add_decayed_weights(
+    weight_decay: Hyper = 0.0, mask: Any = None, *, flip_sign: bool = False
+) -> Transform:
     r"""Adds the parameters, scaled, to the updates.
 
     .. math:: u \leftarrow u + \lambda \theta
 
     Args:
-      weight_decay: \(\lambda\), any finite number (a negative one shrinks the parameters where
-        nothing negates the updates afterwards), or another source of a number.
+      weight_decay: \(\lambda\), any finite number or another source of one.
       mask: where to add it: a tree of bools or a prefix of it, a function that makes one, or
         `by_path`; `gradx.weights_only` leaves out biases and norms. By default everywhere.
+      flip_sign: subtract instead, which shrinks the parameters where nothing negates the updates
+        afterwards.
 
     Raises:
-      ValueError: `update` is called without the parameters.
+      ValueError: `update` is called without the parameters, unless \(\lambda\) is the constant 0.
 
     Example:
       >>> import gradx, jax.numpy as jnp
@@ -56,13 +60,15 @@ def add_decayed_weights(weight_decay: Hyper = 0.0, mask: Any = None) -> Transfor
     Reference: Loshchilov and Hutter, *Decoupled Weight Decay Regularization*,
     https://arxiv.org/abs/1711.05101.
     """
-    return _decaying(_add, weight_decay, mask, "(-inf, inf)")
-
-
-def _decaying(rule: Any, weight_decay: Hyper, mask: Any, interval: str) -> Transform:
-    state = WeightDecaySchedule if sources.is_scheduled(weight_decay) else optax.EmptyState
-    hypers = {"weight_decay": (weight_decay, interval)}
-    made = leafwise(rule, state=state, hypers=hypers, needs_params=True)
+    if isinstance(weight_decay, int | float) and weight_decay == 0:
+        made = identity()
+    else:
+        made = leafwise(
+            _subtract if flip_sign else _add,
+            state=WeightDecaySchedule if sources.is_scheduled(weight_decay) else optax.EmptyState,
+            hypers={"weight_decay": (weight_decay, hyper.ANY)},
+            needs_params=True,
+        )
     return made if mask is None else masked(made, mask)
 
 
@@ -79,6 +85,7 @@ _NO_WEIGHTS = {"bias", "b", "scale", "offset", "beta", "gamma"}
 _NORMS = ("norm", "_ln", "ln_", "_bn", "bn_")
 
 
+@core.registered
 def weights_only(params: Any) -> Any:
     """A mask that leaves out biases and the parameters of normalisation layers.
 
@@ -119,8 +126,9 @@ def scale_and_decay(
         \text{independent:}    &\quad \theta \leftarrow \theta - \eta_t u - \lambda \theta
     """
     rate = scale_by_learning_rate(learning_rate)
+    hyper.Hypers({"weight_decay": weight_decay}, core.where())  # not negative, for an optimizer
     if decay == "learning_rate":
-        return _decaying(_add, weight_decay, mask, "[0, inf)"), rate
+        return add_decayed_weights(weight_decay, mask), rate
     if decay == "schedule":
         shapes = _shapes(learning_rate)
         weight_decay = sources.scaled(weight_decay, *shapes) if shapes else weight_decay
@@ -129,7 +137,7 @@ def scale_and_decay(
             f"{core.where()}: decay must be 'learning_rate', 'schedule' or 'independent', got "
             f"{decay!r}."
         )
-    return rate, _decaying(_subtract, weight_decay, mask, "[0, inf)")
+    return rate, add_decayed_weights(weight_decay, mask, flip_sign=True)
 
 
 def _shapes(learning_rate: Hyper) -> tuple[Hyper, ...]:

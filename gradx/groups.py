@@ -272,8 +272,13 @@ def partition(
 
     def described(params: Params, state: State) -> list[Part]:
         return [
-            Part(str(k), tx, hide(params, mask_flags(mask_of(k), params, where)), s.inner_state)
-            for (k, tx), s in zip(transforms.items(), state.inner_states.values(), strict=True)
+            Part(
+                str(label),
+                tx,
+                hide(params, mask_flags(mask_of(label), params, where)),
+                state.inner_states[label].inner_state,
+            )
+            for label, tx in transforms.items()
         ]
 
     if all(stage_of(tx) is not None for tx in transforms.values()):

@@ -20,7 +20,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from gradx import core, hyper
-from gradx import tree as gtree
 from gradx.sources import Array, Number, Schedule
 
 
@@ -122,9 +121,8 @@ def _is_real(value: Any) -> bool:
 
 
 def widen(x: Any) -> Array:
-    """A float array; int32 becomes float32 also under x64, as lifted rules want it."""
-    x = jnp.asarray(x)
-    return x.astype(gtree.wide(x.dtype))
+    """A float array; ints and Python floats become float32 under x64 too, as lifted rules want."""
+    return jnp.asarray(x).astype(jnp.result_type(x, jnp.float32))
 
 
 def as_count(count: Any) -> Array:
@@ -169,7 +167,9 @@ def ramp(init: Number, end: Number, power: Number, length: int, begin: int = 0) 
     """From `init` to `end` along a power of the share of the steps that is left."""
 
     def value(count: Any) -> Array:
-        left = 1 - jnp.minimum(elapsed(count, begin), float(length)) / float(length)
+        done = jnp.minimum(elapsed(count, begin), float(length))
+        # XLA may divide by multiplying with the reciprocal, and then n / n is not always 1.
+        left = jnp.where(done > 0, (float(length) - done) / float(length), 1.0)
         return (init - end) * left**power + end
 
     return value
@@ -192,8 +192,14 @@ def exponential(
     """`init` times a power of the rate, bounded by `end`."""
 
     def value(count: Any) -> Array:
-        periods = elapsed(count, begin) / float(length)
-        decayed = init * rate ** (jnp.floor(periods) if staircase else periods)
+        done = since(as_count(count), begin)
+        if not staircase:
+            periods = widen(done) / float(length)
+        elif is_beyond(length, done):
+            periods = jnp.zeros_like(done)
+        else:  # the floor of a quotient of floats may come one step late, see `ramp`
+            periods = done // length
+        decayed = init * rate ** widen(periods)
         if end is None:
             return decayed
         return jnp.where(rate < 1.0, jnp.maximum(decayed, end), jnp.minimum(decayed, end))

@@ -1,0 +1,153 @@
+"""Transformations as plain data and back: names from a registry and values, never code."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from gradx import core
+
+__all__ = ["from_config", "to_config"]
+
+_PLAIN = bool | int | float | str | None
+
+
+def to_config(made: Any) -> dict[str, Any]:
+    """What a transformation, a schedule or a source was made of, as plain data.
+
+    Args:
+      made: anything that gradx's factories made, or a factory of yours under `gradx.recorded`.
+
+    Returns:
+      Nested dictionaries, lists, strings and numbers, ready for JSON or YAML: ``{"name": …,
+      "arguments": {…}}`` with the arguments that differ from the defaults. What JSON has no form
+      for is tagged: ``{"tuple": […]}``, ``{"dict": [[key, value], …]}``, ``{"dtype": …}``,
+      ``{"function": …}``.
+
+    Raises:
+      ValueError: it holds what is no data: a function that is not `gradx.registered`, an array, a
+        transformation of Optax. The message says in which argument.
+
+    Example:
+      >>> import gradx
+      >>> gradx.to_config(gradx.adam(gradx.linear_schedule(1e-3, 0.0, 100), b2=0.95))
+      {'name': 'adam', 'arguments': {'learning_rate': {'name': 'linear_schedule', 'arguments':
+      {'init_value': 0.001, 'end_value': 0.0, 'transition_steps': 100}}, 'b2': 0.95}}
+    """
+    spec = getattr(made, "spec", None)
+    if spec is None:
+        raise ValueError(f"to_config: {core.show(made)} was not made by a recorded factory.")
+    return _described(spec, spec.name)
+
+
+def _described(spec: core.Spec, where: str) -> dict[str, Any]:
+    return {
+        "name": core.registered_name(spec.factory),
+        "arguments": {name: _plain(v, f"{where}.{name}") for name, v in spec.arguments},
+    }
+
+
+def _plain(value: Any, where: str) -> Any:
+    if getattr(value, "spec", None) is not None:
+        return _described(value.spec, where)
+    match value:
+        case bool() | int() | float() | str() | None:
+            return value
+        case list() if type(value) is list:
+            return [_plain(v, f"{where}[{i}]") for i, v in enumerate(value)]
+        case tuple() if type(value) is tuple:
+            return {"tuple": [_plain(v, f"{where}[{i}]") for i, v in enumerate(value)]}
+        case Mapping():
+            pairs = [[_plain(k, where), _plain(v, f"{where}[{k!r}]")] for k, v in value.items()]
+            return {"dict": pairs}
+        case np.generic() | np.ndarray() | jax.Array():
+            numeric = jnp.issubdtype(value.dtype, jnp.number) or value.dtype == np.bool_
+            if value.ndim == 0 and numeric and not isinstance(value, jax.core.Tracer):
+                return value.item()
+        case np.dtype() | type():
+            try:
+                return {"dtype": jnp.dtype(value).name}
+            except TypeError:
+                pass
+    for name, function in core.FUNCTIONS.items():
+        if value is function:
+            return {"function": name}
+    raise ValueError(
+        f"to_config: {where} is {core.show(value)}, which is no plain data. Use a factory of "
+        f"gradx for it, or put @gradx.registered before the function."
+    )
+
+
+def from_config(config: Mapping[str, Any]) -> Any:
+    """Makes again what `to_config` described.
+
+    Args:
+      config: what `to_config` returned, perhaps after a way through JSON. Only registered names
+        are called; nothing is imported or evaluated.
+
+    Returns:
+      The transformation, schedule or source; equal to the one described.
+
+    Raises:
+      ValueError: a name or an argument that is unknown (the message lists those that exist), or
+        data of another form; and whatever the factories find wrong with the arguments.
+
+    Example:
+      >>> import gradx
+      >>> gradx.from_config({"name": "adam", "arguments": {"learning_rate": 0.001, "b2": 0.95}})
+      adam(0.001, b2=0.95)
+    """
+    if not isinstance(config, Mapping) or set(config) != {"name", "arguments"}:
+        raise ValueError(
+            f"from_config: wants {{'name': …, 'arguments': {{…}}}} as to_config makes it, got "
+            f"{config!r}."
+        )
+    name, arguments = config["name"], config["arguments"]
+    factory = _known(name, core.REGISTRY, "factory")
+    spec = core.Spec(factory, ())
+    allowed = list(spec.signature.parameters)
+    for argument in arguments:
+        if argument not in allowed:
+            raise ValueError(
+                f"from_config: {name} has no argument {argument!r}; it has {allowed}."
+                f"{_near(argument, allowed)}"
+            )
+    return spec.call({k: _made(v) for k, v in arguments.items()})
+
+
+def _made(value: Any) -> Any:
+    match value:
+        case list():
+            return [_made(v) for v in value]
+        case {"name": _, "arguments": _}:
+            return from_config(value)
+        case {"tuple": [*items]} if len(value) == 1:
+            return tuple(_made(v) for v in items)
+        case {"dict": [*pairs]} if len(value) == 1:
+            return {_made(k): _made(v) for k, v in pairs}
+        case {"dtype": str(name)} if len(value) == 1:
+            return jnp.dtype(name)
+        case {"function": str(name)} if len(value) == 1:
+            return _known(name, core.FUNCTIONS, "function")
+        case Mapping():
+            raise ValueError(f"from_config: cannot read {value!r}.")
+    return value
+
+
+def _known(name: Any, registry: Mapping[str, Any], kind: str) -> Any:
+    if name not in registry:
+        raise ValueError(
+            f"from_config: there is no {kind} {name!r}.{_near(name, registry)} There are: "
+            f"{', '.join(sorted(registry))}."
+        )
+    return registry[name]
+
+
+def _near(name: Any, names: Any) -> str:
+    near = difflib.get_close_matches(str(name), list(names), n=1)
+    return f" Did you mean {near[0]!r}?" if near else ""

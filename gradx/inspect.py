@@ -1,0 +1,204 @@
+"""What a chain does to which parameters, and what it keeps, as a table."""
+
+from __future__ import annotations
+
+import html
+import math
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import optax
+
+from gradx import core
+from gradx import tree as gtree
+from gradx.core import Params, State
+from gradx.leafwise import Rule, is_array
+from gradx.sources import ByPath
+
+__all__ = ["Description", "describe", "state_bytes"]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One part of a chain.
+
+    Attributes:
+      branch: the lines of the tree that is drawn before the name.
+      name: the factory that made the part.
+      numbers: its hyperparameters and options, and where they come from.
+      paths: the leaves it acts on.
+      state: the dtypes that it keeps, with their bytes.
+    """
+
+    branch: str
+    name: str
+    numbers: str
+    paths: tuple[str, ...]
+    state: Counter[str]
+
+
+@dataclass(frozen=True)
+class Description:
+    """The table that `describe` makes: text when printed, HTML in a notebook.
+
+    Attributes:
+      rows: the parts, from the outside in.
+      total: the number of leaves of the parameters.
+    """
+
+    rows: tuple[Row, ...]
+    total: int
+
+    def cells(self) -> Iterator[tuple[str, str, str, str]]:
+        yield "transformation", "numbers", "leaves", "state"
+        for row in self.rows:
+            leaves = "all" if len(row.paths) == self.total else f"{len(row.paths)}/{self.total}"
+            kept = ", ".join(f"{dtype} {_bytes(n)}" for dtype, n in row.state.items())
+            few = gtree.listed(row.paths, 2).replace("'", "") if leaves != "all" else ""
+            yield row.branch + row.name, row.numbers, f"{leaves} {few}".strip(), kept
+
+    def __str__(self) -> str:
+        table = list(self.cells())
+        widths = [max(len(cells[i]) for cells in table) for i in range(4)]
+        table.insert(1, ("─" * widths[0], "─" * widths[1], "─" * widths[2], "─" * widths[3]))
+        lines = ("  ".join(map(str.ljust, cells, widths)) for cells in table)
+        return "\n".join(line.rstrip() for line in lines)
+
+    __repr__ = __str__
+
+    def _repr_html_(self) -> str:
+        head, *body = self.cells()
+        rows = ["<tr>" + "".join(f"<th>{html.escape(c)}</th>" for c in head) + "</tr>"]
+        for cells in body:
+            tds = "".join(
+                f'<td style="text-align:left;white-space:pre">{html.escape(c)}</td>' for c in cells
+            )
+            rows.append(f"<tr>{tds}</tr>")
+        return f"<table>{''.join(rows)}</table>"
+
+
+def describe(tx: optax.GradientTransformation, params: Params) -> Description:
+    """The parts of a chain as a table: numbers, where they act, and what they keep.
+
+    Args:
+      tx: a transformation; parts that are Optax's show as one line each.
+      params: the parameters, or their shapes (`jax.eval_shape` of what makes them): nothing is
+        computed.
+
+    Returns:
+      A table to print. A number by path has a line for each value, with its leaves.
+
+    Raises:
+      ValueError: whatever `tx.init(params)` raises.
+
+    Example:
+      >>> import gradx, jax.numpy as jnp
+      >>> tx = gradx.adamw(1e-3, weight_decay=gradx.by_path({"bias": 0.0}, default=0.1))
+      >>> params = {"kernel": jnp.ones((4, 8)), "bias": jnp.ones(8)}
+      >>> print(gradx.describe(tx, params))
+      transformation             numbers                                     leaves      state
+      ─────────────────────────  ──────────────────────────────────────────  ──────────  ────────────────────────
+      adamw                                                                  all         int32 4 B, float32 320 B
+      ├─ scale_by_adam           b1=0.9 b2=0.999 eps=1e-08 eps_root=0.0      all         int32 4 B, float32 320 B
+      ├─ add_decayed_weights     weight_decay=by_path(…)                     all
+      │    weight_decay=0.0                                                  1/2 bias
+      │    weight_decay=0.1                                                  1/2 kernel
+      └─ scale_by_learning_rate  learning_rate=0.001                         all
+    """  # noqa: E501
+    shapes = jax.eval_shape(lambda p: p, params)
+    state = jax.eval_shape(tx.init, shapes)
+    rows = _rows(tx, shapes, state, "", "", "")
+    return Description(tuple(rows), len(_visible(shapes)))
+
+
+def state_bytes(state: State) -> int:
+    """The bytes that a state takes, all devices together.
+
+    Args:
+      state: a tree of arrays, or of their shapes.
+
+    Example:
+      >>> import gradx, jax.numpy as jnp
+      >>> gradx.state_bytes(gradx.adam(1e-3).init(jnp.ones(100)))
+      804
+    """
+    return sum(_kept(state).values())
+
+
+def _rows(
+    tx: optax.GradientTransformation,
+    params: Params,
+    state: State,
+    label: str,
+    first: str,
+    rest: str,
+) -> Iterator[Row]:
+    """The row of a part, then those of its own parts; `first` and `rest` draw the tree."""
+    parts = tx.parts(params, state) if isinstance(tx, core.Transform) and tx.parts else []
+    inner = tx
+    if len(parts) == 1 and getattr(parts[0].transform, "spec", None) is None:
+        # A factory that only chose the leaves for its rule: one part to the reader.
+        inner, params, state, parts = parts[0].transform, parts[0].params, parts[0].state, []
+    spec = getattr(tx, "spec", None)
+    name = spec.name if spec is not None else core.show(tx)
+    shown = f"{label}: {name}" if label and not label.isdigit() else name
+    paths = tuple(_visible(params))
+    rule = getattr(inner, "stage", None)
+    numbers = "" if parts else _numbers(rule, spec)
+    yield Row(first, shown, numbers, paths, _kept(state))
+    if isinstance(rule, Rule) and not parts:
+        yield from _rows_by_path(rule, paths, rest)
+    for i, part in enumerate(parts):
+        last = i == len(parts) - 1
+        yield from _rows(
+            part.transform,
+            part.params,
+            part.state,
+            part.label,
+            rest + ("└─ " if last else "├─ "),
+            rest + ("   " if last else "│  "),
+        )
+
+
+def _numbers(rule: Any, spec: core.Spec | None) -> str:
+    if not isinstance(rule, Rule):
+        given = spec.arguments if spec is not None else ()
+        return " ".join(f"{name}={core.show(value)}" for name, value in given)
+    sources = [
+        f"{name}=" + ("by_path(…)" if isinstance(source, ByPath) else repr(source))
+        for name, source in rule.hypers.sources.items()
+    ]
+    flags = [f"{name}={core.show(value)}" for name, value in rule.flags.items() if value]
+    return " ".join([*sources, *flags])
+
+
+def _rows_by_path(rule: Rule, paths: Sequence[str], rest: str) -> Iterator[Row]:
+    for name, source in rule.hypers.sources.items():
+        if any(isinstance(node, ByPath) for node in source.walk()):
+            by_value: dict[str, list[str]] = {}
+            for path in paths:
+                by_value.setdefault(repr(source.at(path)), []).append(path)
+            for value, where in by_value.items():
+                yield Row(f"{rest}  ", f"{name}={value}", "", tuple(where), Counter())
+
+
+def _visible(params: Params) -> list[str]:
+    flat = gtree.flatten(params)
+    return [path for path, x in zip(flat.paths, flat.values, strict=True) if is_array(x)]
+
+
+def _kept(state: State) -> Counter[str]:
+    kept: Counter[str] = Counter()
+    for leaf in jax.tree.leaves(state):
+        kept[str(leaf.dtype)] += math.prod(leaf.shape) * leaf.dtype.itemsize
+    return kept
+
+
+def _bytes(n: int) -> str:
+    for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if n >= size:
+            return f"{n / size:.1f} {unit}"
+    return f"{n} B"
