@@ -11,6 +11,7 @@ from gradx.clip import *
 from gradx.combine import *
 from gradx.config import *
 from gradx.core import *
+from gradx.cycles import *
 from gradx.decay import *
 from gradx.distributed.collectives import *
 from gradx.gradients import *
@@ -19,6 +20,7 @@ from gradx.inspect import *
 from gradx.leafwise import *
 from gradx.live import *
 from gradx.moments import *
+from gradx.piecewise import *
 from gradx.rules.adagrad import *
 from gradx.rules.adam import *
 from gradx.rules.adam_max import *
@@ -27,6 +29,7 @@ from gradx.rules.rmsprop import *
 from gradx.rules.sgd import *
 from gradx.rules.sign import *
 from gradx.scale import *
+from gradx.schedules import *
 from gradx.sources import *
 from gradx.tree import *
 

@@ -26,6 +26,14 @@ from gradx.schedules import (
 )
 from gradx.sources import Array, Number, Schedule, Source
 
+__all__ = [
+    "join_schedules",
+    "sgdr_schedule",
+    "warmup_constant_schedule",
+    "warmup_cosine_decay_schedule",
+    "warmup_exponential_decay_schedule",
+]
+
 
 def joined(schedules: Sequence[Schedule], boundaries: Sequence[Any]) -> Schedule:
     """Each schedule from its boundary on, counting from there; the first counts from 0."""

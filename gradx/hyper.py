@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -98,11 +99,14 @@ def as_source(value: Any, name: str, interval: str, where: str) -> Source:
                 default = as_source(default, f"{name}[default]", interval, where)
             return replace(value, rules=rules, default=default)
         case Scaled():
-            factors = [
-                as_source(f, f"{name}.factor{i}", interval, where)
+            factors = tuple(
+                as_source(f, f"{name}.factor{i}", factor_range(interval), where)
                 for i, f in enumerate(value.factors)
-            ]
-            return replace(value, factors=tuple(factors))
+            )
+            numbers = [f.number for f in factors if isinstance(f, Constant)]
+            if len(numbers) == len(factors):  # else only the run knows the product
+                _check_constant(math.prod(numbers), interval, name, where)
+            return replace(value, factors=factors)
         case Source():
             return value
         case bool() | str() | list() | tuple() | dict() | None:
@@ -113,6 +117,11 @@ def as_source(value: Any, name: str, interval: str, where: str) -> Source:
             _check_schedule(value, name, where)
             return Scheduled(value)
     raise ValueError(f"{where}: {name} must be a number, got {value!r}. {HOW_TO_GIVE}")
+
+
+def factor_range(interval: str) -> str:
+    """The range of a factor of a number: only its sign can be said."""
+    return ANY if -1.0 in Interval(interval) else "[0, inf)"
 
 
 def _check_constant(value: Any, interval: str, name: str, where: str) -> Number:

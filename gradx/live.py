@@ -245,7 +245,9 @@ def _checked(name: str, key: str, value: Any, old: Array) -> Array:
     if new.shape != old.shape:
         raise ValueError(f"{where}: {name} has shape {old.shape}, got a value of {new.shape}.")
     if not isinstance(value, jax.core.Tracer):
-        argument = key.partition("[")[0].partition(".factor")[0]
+        argument, _, factor = key.partition("[")[0].partition(".factor")
+        interval = hyper.RANGES.get(argument, hyper.ANY)
+        interval = hyper.factor_range(interval) if factor else interval
         for number in np.ravel(np.asarray(value)):
-            hyper.check_number(float(number), hyper.RANGES.get(argument, hyper.ANY), name, where)
+            hyper.check_number(float(number), interval, name, where)
     return new

@@ -13,6 +13,13 @@ from gradx import core
 from gradx.schedules import ScheduleFn, as_count, is_beyond, number, static, steps, widen
 from gradx.sources import Array, Number, Schedule
 
+__all__ = [
+    "cosine_onecycle_schedule",
+    "linear_onecycle_schedule",
+    "piecewise_constant_schedule",
+    "piecewise_interpolate_schedule",
+]
+
 # ---------------------------------------------------------------- tables of points
 
 

@@ -22,6 +22,15 @@ import numpy as np
 from gradx import core, hyper
 from gradx.sources import Array, Number, Schedule
 
+__all__ = [
+    "ScheduleFn",
+    "constant_schedule",
+    "cosine_decay_schedule",
+    "exponential_decay",
+    "linear_schedule",
+    "polynomial_schedule",
+]
+
 
 @dataclass(frozen=True, eq=False, repr=False)
 class ScheduleFn:
@@ -372,6 +381,8 @@ def exponential_decay(
     Zero or fewer steps, a negative begin, a rate of 0 or less and an `end_value` that `init_value`
     is beyond are errors (Optax: constant at `init_value`, 0, constant at `init_value` or NaN, and
     `end_value` from the first count on).
+    The stairs count in integers; Optax, jitted for CPU, comes one step late for some
+    `transition_steps` (41, 47, 55, …).
     """
     return ScheduleFn(
         checked_exponential(

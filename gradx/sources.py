@@ -309,7 +309,7 @@ def scaled(*factors: Hyper) -> Scaled:
     """The product of several sources: a schedule times a factor by path, say.
 
     Args:
-      *factors: numbers or other sources, at least one. The range of the argument applies to each.
+      *factors: numbers or other sources, at least one.
         A `tunable` among them is called ``learning_rate.factor0`` and so on in the state, unless
         it brings a name.
 

@@ -187,6 +187,7 @@ def adadelta(
 
     Reference: Zeiler, *ADADELTA*, https://arxiv.org/abs/1212.5701.
     """
+    hyper.Hypers({"weight_decay": weight_decay}, core.where())  # not negative, for an optimizer
     return chain(
         add_decayed_weights(weight_decay, weight_decay_mask),
         scale_by_adadelta(rho, eps),

@@ -1,0 +1,1 @@
+"""gradx against Optax and torch.optim: the same work, in one process, interleaved (README.md)."""

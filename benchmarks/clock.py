@@ -1,0 +1,45 @@
+"""Interleaved timing: medians, quartiles, and ratios paired within a repeat."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import TypedDict
+
+import numpy as np
+
+
+class Spread(TypedDict):
+    """A median and its quartiles."""
+
+    median: float
+    low: float
+    high: float
+
+
+def spread(samples: Sequence[float]) -> Spread:
+    low, median, high = np.percentile(samples, [25, 50, 75])
+    return {"median": float(median), "low": float(low), "high": float(high)}
+
+
+def paired(ours: Sequence[float], theirs: Sequence[float], scale: float = 1.0) -> Spread:
+    """The spread of `ours / (scale * theirs)`, each ratio from samples of the same repeat.
+
+    What slows the machine down for a while slows both, and leaves the ratio.
+    """
+    return spread([a / (scale * b) for a, b in zip(ours, theirs, strict=True)])
+
+
+def rotation(names: Sequence[str], repeats: int) -> Iterator[tuple[int, str]]:
+    """Everybody once in each repeat, and another one first each time."""
+    names = list(names)
+    for repeat in range(repeats):
+        first = repeat % len(names)
+        for name in names[first:] + names[:first]:
+            yield repeat, name
+
+
+def seconds(work: Callable[..., object], *args: object) -> float:
+    begin = time.perf_counter()
+    work(*args)
+    return time.perf_counter() - begin

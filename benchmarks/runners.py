@@ -1,0 +1,195 @@
+"""The competitors: something that can do one step, and wait for its end."""
+
+from __future__ import annotations
+
+import importlib.util
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from benchmarks import trees
+from benchmarks.cases import Case, Torch
+
+Tree = Any
+Step = Callable[[Tree, Tree, Tree], tuple[Tree, Tree]]
+
+
+class Runner(Protocol):
+    def run(self, repeat: int) -> None: ...
+
+    def facts(self) -> dict[str, float | None]: ...
+
+    def free(self) -> None: ...
+
+
+class Work:
+    """The parameters of a row and two gradients, on the host and on the device.
+
+    Two gradients take turns, so that moving averages do not settle.
+    """
+
+    def __init__(self, tree: str, quick: bool) -> None:
+        shapes = trees.TREES[tree](quick)
+        self.n = trees.size(shapes)
+        self.host_params = trees.normal(shapes, 0.02, seed=0)
+        self.host_grads = [trees.normal(shapes, 0.01, seed=s) for s in (1, 2)]
+        self.grads = [_on_device(g) for g in self.host_grads]
+
+    def params(self) -> Tree:
+        return _on_device(self.host_params)
+
+    def free(self) -> None:
+        _delete(self.grads)
+
+
+def _on_device(tree: Tree) -> Tree:
+    # A buffer that merely wraps the NumPy array could not be donated.
+    return jax.tree.map(lambda x: jnp.array(x, copy=True), tree)
+
+
+def _delete(tree: Tree) -> None:
+    for x in jax.tree.leaves(tree):
+        x.delete()
+
+
+# ---------------------------------------------------------------- JAX
+
+
+def step_of(library: Any, tx: optax.GradientTransformation) -> Step:
+    """One step as a user writes it, in the order that lets XLA work in place."""
+
+    def step(params: Tree, state: Tree, grads: Tree) -> tuple[Tree, Tree]:
+        updates, state = tx.update(grads, state, params)
+        return library.apply_updates(params, updates), state
+
+    return step
+
+
+def axpy(params: Tree, state: Tree, grads: Tree) -> tuple[Tree, Tree]:
+    """The least an optimizer can do: 12 bytes a parameter of traffic."""
+    return jax.tree.map(lambda p, g: p - 1e-3 * g, params, grads), state
+
+
+class JaxRunner:
+    """A compiled step with donated parameters and state, and the state it has reached."""
+
+    def __init__(self, step: Step, state: Tree, work: Work, calls: int = 1) -> None:
+        self.grads, self.n, self.calls = work.grads, work.n, calls
+        # Copies: an init may hand out one buffer twice, and no buffer can be donated twice.
+        self.params, self.state = work.params(), jax.tree.map(jnp.copy, state)
+        jitted = jax.jit(step, donate_argnums=(0, 1))
+        self.compiled = jitted.lower(self.params, self.state, self.grads[0]).compile()
+
+    def run(self, repeat: int) -> None:
+        for i in range(self.calls):
+            grads = self.grads[(repeat + i) % 2]
+            self.params, self.state = self.compiled(self.params, self.state, grads)
+        jax.block_until_ready((self.params, self.state))
+
+    def facts(self) -> dict[str, float | None]:
+        """Bytes per parameter: temporaries, touched by a step, held in the state, and the least
+        that a step can touch (gradients read, parameters and state read and written)."""
+        memory, cost = self.compiled.memory_analysis(), self.compiled.cost_analysis()
+        touched = cost.get("bytes accessed") if isinstance(cost, dict) else None
+        params, state = _bytes(self.params), _bytes(self.state)
+        return {
+            "temporaries": None if memory is None else memory.temp_size_in_bytes / self.n,
+            "touched": None if touched is None else touched / self.n,
+            "state": state / self.n,
+            "least": (_bytes(self.grads[0]) + 2 * (params + state)) / self.n,
+        }
+
+    def free(self) -> None:
+        _delete((self.params, self.state))
+
+
+def _bytes(tree: Tree) -> int:
+    return sum(x.nbytes for x in jax.tree.leaves(tree))
+
+
+# ---------------------------------------------------------------- PyTorch
+
+
+def torch_device() -> str | None:
+    """Where torch can do the same work as JAX does; None if it cannot."""
+    if importlib.util.find_spec("torch") is None:
+        return None
+    import torch
+
+    if jax.default_backend() == "cpu":
+        return "cpu"
+    return "cuda" if jax.default_backend() == "gpu" and torch.cuda.is_available() else None
+
+
+class TorchRunner:
+    """A torch.optim optimizer, given the same numbers."""
+
+    def __init__(self, peer: Torch, how: dict[str, bool], work: Work, device: str) -> None:
+        import torch
+
+        def tensors(tree: Tree) -> list[Any]:
+            return [torch.from_numpy(np.copy(x)).to(device) for x in jax.tree.leaves(tree)]
+
+        self.torch, self.device, self.clip = torch, device, peer.clip
+        self.params = tensors(work.host_params)
+        self.grads = [tensors(g) for g in work.host_grads]
+        self.optimizer = getattr(torch.optim, peer.name)(self.params, **peer.arguments, **how)
+
+    def run(self, repeat: int) -> None:
+        for p, g in zip(self.params, self.grads[repeat % 2], strict=True):
+            p.grad = g
+        if self.clip is not None:
+            self.torch.nn.utils.clip_grad_norm_(self.params, self.clip, foreach=True)
+        self.optimizer.step()
+        if self.device == "cuda":
+            self.torch.cuda.synchronize()
+
+    def facts(self) -> dict[str, float | None]:
+        return {}
+
+    def free(self) -> None:
+        del self.params, self.grads, self.optimizer
+
+
+def torch_modes(peer: Torch) -> dict[str, dict[str, bool]]:
+    """The ways in which the class can be run: fused, foreach, or plain if it knows neither."""
+    import torch
+
+    known = inspect.signature(getattr(torch.optim, peer.name)).parameters
+    modes = {f"torch {mode}": {mode: True} for mode in ("fused", "foreach") if mode in known}
+    return modes or {"torch plain": {}}
+
+
+# ---------------------------------------------------------------- a row
+
+
+def competitors(case: Case, work: Work, modules: dict[str, Any], torch: bool) -> dict[str, Runner]:
+    """Everybody who takes part in a row; the axpy does in all of them."""
+    runners: dict[str, Runner] = {"axpy": JaxRunner(axpy, (), work)}
+    for name in case.libraries:
+        tx = case.make(modules[name])
+        state = tx.init(work.params())
+        runners[name] = JaxRunner(step_of(modules[name], tx), state, work, case.calls)
+    device = torch_device() if torch and case.torch else None
+    if case.torch is not None and device is not None:
+        for mode, how in torch_modes(case.torch).items():
+            runners[mode] = TorchRunner(case.torch, how, work, device)
+    return runners
+
+
+def check(cases: Sequence[Case], modules: dict[str, Any]) -> None:
+    """Makes everything once, so that what is missing is told at the start, and all of it."""
+    problems = []
+    for case in cases:
+        for name in case.libraries:
+            try:
+                case.make(modules[name])
+            except Exception as error:
+                problems.append(f"{case.name}: {name}: {type(error).__name__}: {error}")
+    if problems:
+        raise SystemExit("these rows cannot be made:\n  " + "\n  ".join(problems))

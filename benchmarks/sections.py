@@ -1,0 +1,31 @@
+"""The parts of a report. A section is a module that measures in one process and renders tables."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+from benchmarks import compile_cost, steps, yardstick
+from benchmarks.settings import Settings
+
+
+class Section(Protocol):
+    def measure(self, settings: Settings) -> dict[str, Any]:
+        """Plain data, for JSON. Rows stand in a list `rows`, with `name` and `group`."""
+        ...
+
+    def render(self, results: dict[str, dict[str, Any]]) -> str:
+        """Markdown, from what was measured in each process, by the process's title."""
+        ...
+
+
+SECTIONS: dict[str, Section] = {
+    "yardstick": yardstick,
+    "steps": steps,
+    "compile": compile_cost,
+}
+
+TITLES = {
+    "yardstick": "Yardstick: memory bandwidth",
+    "steps": "Step time",
+    "compile": "Compile cost",
+}

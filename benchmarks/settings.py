@@ -1,0 +1,40 @@
+"""What a run was asked to do; it travels from the command line to the measuring processes."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How much to measure.
+
+    Attributes:
+      rows: a regular expression, searched in the names of `cases.CASES`.
+      sections: names from `sections.SECTIONS`.
+      quick: small trees; only to see that everything runs.
+      repeats: samples of each step time.
+      compile_repeats: samples of each compile cost, some seconds each.
+      warmup: runs of each competitor before the samples, first touches of memory among them.
+      torch: whether torch.optim takes part, where it is installed and has the algorithm.
+      pause: seconds of rest before a sample. Torch's OpenMP threads go on spinning for some
+        milliseconds after their work, and would take a core away from the next competitor.
+    """
+
+    rows: str = ""
+    sections: tuple[str, ...] = ("yardstick", "steps", "compile")
+    quick: bool = False
+    repeats: int = 25
+    compile_repeats: int = 5
+    warmup: int = 3
+    torch: bool = True
+    pause: float = 0.006
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self))
+
+    @staticmethod
+    def from_json(text: str) -> Settings:
+        fields = json.loads(text)
+        return Settings(**fields | {"sections": tuple(fields["sections"])})

@@ -1,0 +1,139 @@
+"""One step: its time, its temporaries, the bytes it touches, the bytes its state holds."""
+
+from __future__ import annotations
+
+import gc
+import sys
+import time
+from typing import Any
+
+import jax
+import optax
+
+import gradx
+from benchmarks import cases, markdown, yardstick
+from benchmarks.clock import paired, rotation, seconds, spread
+from benchmarks.runners import Runner, Work, check, competitors
+from benchmarks.settings import Settings
+
+MODULES = {"gradx": gradx, "optax": optax}
+
+
+def measure(settings: Settings) -> dict[str, Any]:
+    chosen = cases.chosen(settings.rows)
+    check(chosen, MODULES)
+    works = {tree: Work(tree, settings.quick) for tree in {case.tree for case in chosen}}
+    rows = []
+    for case in chosen:
+        work = works[case.tree]
+        runners = competitors(case, work, MODULES, settings.torch)
+        rows.append({"name": case.name, "group": case.group} | _row(case, runners, settings))
+        for runner in runners.values():
+            runner.free()
+        del runners
+        jax.clear_caches()
+        gc.collect()
+        print(f"  {case.name}: {_summary(rows[-1])}", file=sys.stderr, flush=True)
+    for work in works.values():
+        work.free()
+    return {"rows": rows}
+
+
+def _row(case: cases.Case, runners: dict[str, Runner], settings: Settings) -> dict[str, Any]:
+    for runner in runners.values():
+        for i in range(settings.warmup):
+            runner.run(i)
+    times: dict[str, list[float]] = {name: [] for name in runners}
+    gc.collect()
+    gc.disable()
+    for repeat, name in rotation(list(runners), settings.repeats):
+        time.sleep(settings.pause)
+        taken = seconds(runners[name].run, repeat)
+        times[name].append(taken / (1 if name == "axpy" else case.calls))
+    gc.enable()
+    facts = {name: runner.facts() for name, runner in runners.items()}
+    # How often the step's least traffic would fit into its time at the axpy's rate.
+    least = (facts["gradx"]["least"] or 0.0) / yardstick.AXPY
+    return {
+        "competitors": {
+            name: {"ms": spread([1e3 * t for t in times[name]])} | facts[name] for name in runners
+        },
+        "ratios": {
+            name: paired(times["gradx"], times[name]) for name in runners if name != "gradx"
+        },
+        "bandwidth": paired(times["gradx"], times["axpy"], least),
+    }
+
+
+def _summary(row: dict[str, Any]) -> str:
+    parts = [f"{name} {c['ms']['median']:.2f} ms" for name, c in row["competitors"].items()]
+    ratio = row["ratios"].get("optax")
+    return ", ".join(parts) + (f"; ratio {ratio['median']:.3f}" if ratio else "")
+
+
+# ---------------------------------------------------------------- tables
+
+
+def render(results: dict[str, dict[str, Any]]) -> str:
+    by_title = {title: {r["name"]: r for r in data["rows"]} for title, data in results.items()}
+    (first, rows), *others = by_title.items()
+    mine = [row["competitors"] for row in rows.values()]
+    torch = sorted({c for row in mine for c in row if c.startswith("torch")}, reverse=True)
+
+    timing = [
+        [
+            *_times(row),
+            markdown.ratio(row["bandwidth"]),
+            *(markdown.milliseconds(row["competitors"].get(mode)) for mode in torch),
+            *(cell for _, other in others for cell in _times(other[name])[1:]),
+        ]
+        for name, row in rows.items()
+    ]
+    three = ["gradx ms", "optax ms", "gradx/optax"]
+    head = ["", *three, "x bandwidth", *(f"{mode} ms" for mode in torch)]
+    head += [f"{title}: {cell}" for title, _ in others for cell in three]
+
+    memory = [
+        [
+            name,
+            _both(row, "temporaries", 2),
+            _both(row, "touched"),
+            _both(row, "state"),
+            *(
+                cell
+                for _, other in others
+                for cell in (_both(other[name], "temporaries", 2), _both(other[name], "touched"))
+            ),
+        ]
+        for name, row in rows.items()
+    ]
+    memory_head = ["", "temporaries", "touched", "state"]
+    memory_head += [f"{t}: {cell}" for t, _ in others for cell in ("temporaries", "touched")]
+    return "\n\n".join(
+        [
+            f"Process: {first}. Ratios are medians of ratios within a repeat, with their "
+            "quartiles; below 1 gradx is faster. *x bandwidth* is gradx's time over the time that "
+            "the least possible traffic (gradients read; parameters and state read and written) "
+            "takes at the axpy's rate, measured in the same repeats.",
+            markdown.table(head, timing),
+            "### Memory",
+            "Bytes a parameter, gradx / optax: temporaries of the compiled step, bytes that XLA "
+            "counts as accessed, and the state. These do not depend on the load of the machine.",
+            markdown.table(memory_head, memory),
+        ]
+    )
+
+
+def _times(row: dict[str, Any]) -> list[str]:
+    mine = row["competitors"]
+    return [
+        row["name"],
+        markdown.milliseconds(mine["gradx"]),
+        markdown.milliseconds(mine.get("optax")),
+        markdown.ratio(row["ratios"].get("optax")),
+    ]
+
+
+def _both(row: dict[str, Any], fact: str, digits: int = 1) -> str:
+    mine = row["competitors"]
+    return markdown.pair(mine["gradx"][fact], mine.get("optax", {}).get(fact), digits)

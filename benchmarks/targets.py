@@ -1,0 +1,116 @@
+"""What gradx sets out to reach, as data, and whether a run reached it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from benchmarks import markdown
+
+Row = dict[str, Any]
+
+# B/param; below it are only scalars (a norm, bias corrections), which no memory bus notices.
+SCALARS = 0.01
+
+MEASURES: dict[str, Callable[[Row], float]] = {
+    "step time / Optax's": lambda row: row["ratios"]["optax"]["median"],
+    "step time / least traffic at the axpy's rate": lambda row: row["bandwidth"]["median"],
+    "temporaries, B/param": lambda row: row["competitors"]["gradx"]["temporaries"],
+    "temporaries - Optax's, B/param": lambda row: (
+        row["competitors"]["gradx"]["temporaries"] - row["competitors"]["optax"]["temporaries"]
+    ),
+    "trace + lower / Optax's": lambda row: row["ratios"]["optax"]["trace"]["median"],
+    "compile / Optax's": lambda row: row["ratios"]["optax"]["compile"]["median"],
+}
+
+
+@dataclass(frozen=True)
+class Target:
+    """A bar for the worst of some rows.
+
+    Attributes:
+      measure: a name in `MEASURES`.
+      bar: the largest value that reaches the target.
+      rows: a regular expression for the whole of ``group/name``.
+      section: where the rows stand.
+    """
+
+    measure: str
+    bar: float
+    rows: str
+    section: str = "steps"
+
+
+CLIPPED = r"chain/clip_by_global_norm \+ adamw"
+COMPILED = rf"alias/adamw|{CLIPPED}"
+
+TARGETS = [
+    Target("step time / Optax's", 1.05, r"alias/.*"),
+    Target("temporaries - Optax's, B/param", SCALARS, r"alias/.*"),
+    Target("step time / Optax's", 0.45, CLIPPED),
+    Target("temporaries, B/param", 0.1, CLIPPED),
+    Target("step time / Optax's", 0.5, r"alias/lion"),
+    Target("temporaries, B/param", SCALARS, r"alias/lion"),
+    Target("step time / Optax's", 0.75, r"alias/(adadelta|adabelief)"),
+    Target("step time / least traffic at the axpy's rate", 1.7, r"alias/adamw"),
+    Target("trace + lower / Optax's", 0.5, COMPILED, section="compile"),
+    Target("compile / Optax's", 1.0, COMPILED, section="compile"),
+]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What was measured for a target; no values if none of its rows was run."""
+
+    target: Target
+    values: dict[str, float]
+
+    @property
+    def missed(self) -> list[str]:
+        return [name for name, value in self.values.items() if value > self.target.bar]
+
+    @property
+    def verdict(self) -> str:
+        return "not measured" if not self.values else "no" if self.missed else "yes"
+
+
+def judge(sections: dict[str, dict[str, Any]]) -> list[Outcome]:
+    """The outcome of each target, from the sections of the default process."""
+    return [
+        Outcome(
+            target,
+            {
+                row["name"]: MEASURES[target.measure](row)
+                for row in sections.get(target.section, {}).get("rows", [])
+                if re.fullmatch(target.rows, f"{row['group']}/{row['name']}")
+            },
+        )
+        for target in TARGETS
+    ]
+
+
+def render(outcomes: list[Outcome]) -> str:
+    rows = []
+    for outcome in outcomes:
+        target, values = outcome.target, outcome.values
+        worst = max(values, key=values.__getitem__, default="")
+        rows.append(
+            [
+                target.measure,
+                f"{len(values)} rows, worst {worst}" if len(values) > 1 else worst,
+                markdown.number(values.get(worst), 3),
+                f"≤ {target.bar:.2f}",
+                outcome.verdict,
+            ]
+        )
+    missed = [
+        f"* {o.target.measure}: "
+        + ", ".join(f"{name} {o.values[name]:.3f}" for name in o.missed)
+        + f" (bar {o.target.bar:.2f})"
+        for o in outcomes
+        if o.missed
+    ]
+    text = markdown.table(["measure", "of", "measured", "bar", "reached"], rows)
+    return text + ("\n\nMissed:\n\n" + "\n".join(missed) if missed else "")

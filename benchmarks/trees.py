@@ -1,0 +1,57 @@
+"""The parameters: trees of float32 arrays, fixed, so that results stay comparable."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+Shapes = dict[str, dict[str, tuple[int, ...]]]
+
+
+def blocks(quick: bool) -> Shapes:
+    """Four transformer blocks of width 512: 40 leaves, 12,597,248 parameters."""
+    d = 64 if quick else 512
+    block = {
+        "query": (d, d),
+        "key": (d, d),
+        "value": (d, d),
+        "out": (d, d),
+        "up": (d, 4 * d),
+        "up_bias": (4 * d,),
+        "down": (4 * d, d),
+        "down_bias": (d,),
+        "attention_norm": (d,),
+        "mlp_norm": (d,),
+    }
+    return {f"block_{i}": dict(block) for i in range(4)}
+
+
+def thousand(quick: bool) -> Shapes:
+    """1,000 small leaves of ten shapes, for what is paid per leaf and not per element."""
+    shapes = [(8,), (16,), (32,), (64,), (8, 8), (8, 16), (16, 16), (16, 32), (32, 32), (4, 8, 8)]
+    layer = {f"leaf_{i}": shape for i, shape in enumerate(shapes)}
+    return {f"layer_{i:02d}": dict(layer) for i in range(5 if quick else 100)}
+
+
+TREES = {"blocks": blocks, "thousand": thousand}
+
+
+def leaves(shapes: Shapes) -> list[tuple[int, ...]]:
+    return [shape for layer in shapes.values() for shape in layer.values()]
+
+
+def size(shapes: Shapes) -> int:
+    return sum(int(np.prod(shape)) for shape in leaves(shapes))
+
+
+def normal(shapes: Shapes, scale: float, seed: int) -> dict[str, dict[str, Any]]:
+    """Host arrays with normally distributed entries."""
+    rng = np.random.default_rng(seed)
+    return {
+        layer: {
+            name: np.float32(scale) * rng.standard_normal(shape, dtype=np.float32)
+            for name, shape in named.items()
+        }
+        for layer, named in shapes.items()
+    }

@@ -1,0 +1,440 @@
+"""The laws: each holds for every row of the table in `cases.py`."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import pickle
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import references
+from cases import CASES, OPTIMIZERS, Case
+from problems import (
+    STEPS,
+    assert_close,
+    assert_same,
+    bowl,
+    distance,
+    gradients,
+    params,
+    step,
+    trajectory,
+    valley,
+)
+
+import gradx
+from gradx import hyper, live
+
+P = jax.sharding.PartitionSpec
+
+every_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.id)
+every_optimizer = pytest.mark.parametrize("case", OPTIMIZERS, ids=lambda case: case.id)
+every_complex_case = pytest.mark.parametrize(
+    "case", [case for case in CASES if case.complex], ids=lambda case: case.id
+)
+
+
+def first(stacked: Any, i: int = 0) -> Any:
+    return jax.tree.map(lambda x: jnp.asarray(x[i]), stacked)
+
+
+def reference_trajectory(case: Case, dtype: Any) -> list[Any]:
+    flat, treedef = jax.tree.flatten(params(dtype))
+    grads = jax.tree.leaves(gradients(dtype))
+    after = references.run(
+        case.make(references), flat, [[g[i] for g in grads] for i in range(STEPS)]
+    )
+    return [treedef.unflatten(p) for p in after]
+
+
+# ---------------------------------------------------------------- the right numbers
+
+
+@every_case
+def test_matches_the_papers_in_float64(case: Case) -> None:
+    expected = reference_trajectory(case, np.float64)
+    with jax.enable_x64(True):
+        actual = trajectory(case.make(), params(np.float64), gradients(np.float64))
+        assert all(x.dtype == np.float64 for x in jax.tree.leaves(actual))
+        for i in (0, 1, STEPS - 1):
+            assert_close(first(actual, i), expected[i], rtol=1e-10)
+
+
+@every_case
+def test_matches_the_papers_in_float32(case: Case) -> None:
+    actual = trajectory(case.make(), params(), gradients())
+    assert_close(first(actual, STEPS - 1), reference_trajectory(case, np.float64)[-1], rtol=2e-6)
+
+
+@every_complex_case
+def test_matches_the_papers_for_complex_numbers(case: Case) -> None:
+    actual = trajectory(case.make(), params(np.complex64), gradients(np.complex64))
+    assert_close(first(actual, STEPS - 1), reference_trajectory(case, np.complex128)[-1], rtol=5e-6)
+
+
+@every_case
+def test_agrees_with_optax(case: Case) -> None:
+    """To 2e-6, beyond what Optax itself is away from the same rule in float64.
+
+    (Its bias corrections are: 1 - b2**t loses four digits of float32 in the first steps.)
+    """
+    exact = reference_trajectory(case, np.float64)[-1]
+    ours = first(trajectory(case.make(), params(), gradients()), STEPS - 1)
+    theirs = first(trajectory(case.make(optax), params(), gradients()), STEPS - 1)
+    assert_close(ours, theirs, rtol=2e-6 + distance(theirs, exact))
+    ours, theirs = case.make().init(params()), case.make(optax).init(params())
+    assert paths_and_types(ours) == paths_and_types(theirs)
+
+
+def paths_and_types(state: Any) -> list[Any]:
+    found, _ = jax.tree_util.tree_flatten_with_path(state)
+    return [(jax.tree_util.keystr(path), x.shape, x.dtype) for path, x in found]
+
+
+@every_optimizer
+@pytest.mark.parametrize("problem", [bowl, valley])
+def test_converges(case: Case, problem: Any) -> None:
+    steps = 400
+    rate = gradx.cosine_decay_schedule(case.kwargs["learning_rate"], steps)
+    tx = case.make(learning_rate=rate)
+    start = jax.tree.map(lambda x: jnp.asarray(x) * 0.5, params())
+
+    @jax.jit
+    def run(start: Any) -> Any:
+        def body(carry: Any, _: Any) -> Any:
+            return step(tx, *carry, jax.grad(problem)(carry[0])), None
+
+        return jax.lax.scan(body, (start, tx.init(start)), length=steps)[0][0]
+
+    assert problem(run(start)) < 3e-3 * problem(start)
+
+
+# ---------------------------------------------------------------- the state keeps its type
+
+
+def types(tree: Any) -> Any:
+    return [(x.shape, x.dtype, x.weak_type) for x in jax.tree.leaves(tree)]
+
+
+@every_case
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16])
+def test_state_and_updates_keep_their_types(case: Case, dtype: Any) -> None:
+    tx = case.make()
+    p = jax.tree.map(lambda x: jnp.asarray(x, dtype), params())
+    state = tx.init(p)
+    updates, new = jax.eval_shape(tx.update, p, state, p)
+    assert jax.tree.structure(new) == jax.tree.structure(state)
+    assert types(new) == types(state)
+    assert {x.dtype for x in jax.tree.leaves(updates)} == {jnp.dtype(dtype)}
+    floats = {x.dtype for x in jax.tree.leaves(state) if jnp.issubdtype(x.dtype, jnp.floating)}
+    assert floats <= {jnp.dtype(jnp.float32)}
+
+
+@every_case
+def test_one_trace_one_result_however_it_is_run(case: Case) -> None:
+    """jit, donated buffers, scan, vmap, pmap and shard_map all do the same."""
+    tx = case.make()
+    traces = []
+
+    def traced(p: Any, s: Any, g: Any) -> Any:
+        traces.append(1)
+        return step(tx, p, s, g)
+
+    jitted = jax.jit(traced, donate_argnums=(0, 1))
+    g = gradients(steps=3)
+    p, s = jax.tree.map(jnp.array, params()), tx.init(params())
+    for i in range(3):
+        p, s = jitted(p, s, first(g, i))
+    assert len(traces) == 1
+    once = (p, s)
+
+    assert_close(first(trajectory(tx, params(), g), 2), p, rtol=1e-6)
+
+    def three(p: Any, g: Any) -> Any:
+        s = tx.init(p)
+        for i in range(3):
+            p, s = step(tx, p, s, first(g, i))
+        return p, s
+
+    # Eight replicas with different parameters, the last with those of `once`.
+    n = jax.device_count()
+    size = jnp.arange(1.0, n + 1) / n
+    many = jax.tree.map(lambda x: jnp.stack([x * c for c in size]), params())
+    many_g = jax.tree.map(lambda x: jnp.stack([jnp.asarray(x)] * n), g)
+    over_batch = jax.jit(jax.vmap(three))(many, many_g)
+    assert_close(first(over_batch, n - 1), once, rtol=1e-6)
+
+    over_devices = jax.pmap(three)(many, many_g)
+    assert_close(over_devices, over_batch, rtol=1e-6)
+
+    def shard(p: Any, g: Any) -> Any:
+        out = three(first(p), first(g))
+        return jax.tree.map(lambda x: x[None], out)
+
+    mesh = jax.make_mesh((n,), ("d",), axis_types=(jax.sharding.AxisType.Auto,))
+    sharded = jax.jit(jax.shard_map(shard, mesh=mesh, in_specs=P("d"), out_specs=P("d")))
+    assert_close(sharded(many, many_g), over_batch, rtol=1e-6)
+
+
+@every_case
+def test_buffers_are_reused_and_temporaries_counted(case: Case) -> None:
+    def memory(tx: Any) -> tuple[int, float]:
+        p = {"w": jax.ShapeDtypeStruct((64, 256), jnp.float32)}
+        s = jax.eval_shape(tx.init, p)
+        jitted = jax.jit(lambda p, s, g: step(tx, p, s, g), donate_argnums=(0, 1))
+        used = jitted.lower(p, s, p).compile().memory_analysis()
+        donated = gradx.state_bytes((p, s))
+        return donated - used.alias_size_in_bytes, used.temp_size_in_bytes / (64 * 256 * 4)
+
+    (not_reused, ours), (_, theirs) = memory(case.make()), memory(case.make(optax))
+    assert not_reused <= 4  # a scalar that is only written needs no buffer to reuse
+    assert ours <= theirs + 0.01
+    assert ours <= case.temporaries + 0.05
+
+
+# ---------------------------------------------------------------- odd trees and numbers
+
+
+@every_case
+def test_odd_trees(case: Case) -> None:
+    tx = case.make()
+    odd = {
+        "none": None,
+        "empty": jnp.ones((0, 3)),
+        "scalar": jnp.ones(()),
+        "deep": [(jnp.ones(2),)],
+    }
+    updates, state = tx.update(odd, tx.init(odd), odd)
+    assert jax.tree.structure(updates) == jax.tree.structure(odd)
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves((updates, state)))
+    assert tx.update({}, tx.init({}), {})[0] == {}
+
+
+@every_case
+def test_a_leaf_without_gradient_is_left_alone(case: Case) -> None:
+    tx = case.make()
+    p = {"a": jnp.ones(2), "b": jnp.full(3, 0.5)}
+    updates, state = tx.update({"a": None, "b": jnp.ones(3)}, tx.init(p), p)
+    assert updates["a"] is None
+    alone, alone_state = tx.update({"b": jnp.ones(3)}, tx.init({"b": p["b"]}), {"b": p["b"]})
+    assert_same(updates["b"], alone["b"])
+    fresh = [x for x in jax.tree.leaves(tx.init(p)) if x.shape == (2,)]
+    assert_same([x for x in jax.tree.leaves(state) if x.shape == (2,)], fresh)
+    assert len(jax.tree.leaves(state)) - len(jax.tree.leaves(alone_state)) <= len(fresh) + 1
+
+
+@every_case
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16])
+@pytest.mark.parametrize("size", [0.0, 1e-30, 1e4, 1e15])
+def test_extreme_gradients_stay_finite(case: Case, dtype: Any, size: float) -> None:
+    """Zero gradients too: no 0/0, in any dtype."""
+    tx = case.make()
+    p = {"w": jnp.asarray([1.0, -2.0], dtype), "x": jnp.zeros((), dtype)}
+    g = jax.tree.map(lambda x: jnp.full_like(x, min(size, float(jnp.finfo(dtype).max) / 4)), p)
+    state = tx.init(p)
+    for _ in range(2):
+        updates, state = tx.update(g, state, p)
+        assert all(np.isfinite(x).all() for x in jax.tree.leaves((updates, state)))
+
+
+@every_case
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_half_precision_is_only_storage(case: Case, dtype: Any) -> None:
+    """The arithmetic is that of float32: rounding happens once, at the end."""
+    tx = case.make()
+    p = jax.tree.map(lambda x: jnp.asarray(x, dtype), params())
+    g = jax.tree.map(lambda x: jnp.asarray(x, dtype), first(gradients()))
+    wide = lambda tree: jax.tree.map(lambda x: x.astype(jnp.float32), tree)  # noqa: E731
+    half, half_state = tx.update(g, tx.init(p), p)
+    full, full_state = tx.update(wide(g), tx.init(wide(p)), wide(p))
+    assert_same(half, jax.tree.map(lambda x: x.astype(dtype), full))
+    assert_same(half_state, full_state)
+
+
+# ---------------------------------------------------------------- where numbers come from
+
+
+def numbers_of(case: Case) -> dict[str, float]:
+    """The hyperparameters of a row, with their values."""
+    parameters = inspect.signature(getattr(gradx, case.factory)).parameters
+    values = {
+        name: case.kwargs.get(name, parameter.default)
+        for name, parameter in parameters.items()
+        if live._takes_number(parameter)
+    }
+    return {name: value for name, value in values.items() if isinstance(value, float)}
+
+
+SOURCES = {
+    "tunable": lambda name, value: gradx.tunable(value),
+    "schedule": lambda name, value: lambda count: value + 0.0 * count,
+    "by_path": lambda name, value: gradx.by_path({"bias": value, ".": value}, optional=True),
+    "from_call": lambda name, value: gradx.from_call(name),
+    "scaled": lambda name, value: gradx.scaled(gradx.tunable(value), 1.0),
+}
+
+
+@every_case
+@pytest.mark.parametrize("kind", SOURCES)
+def test_numbers_are_the_same_wherever_they_come_from(case: Case, kind: str) -> None:
+    numbers = numbers_of(case)
+    sources = {name: SOURCES[kind](name, value) for name, value in numbers.items()}
+    if kind == "by_path" and case.whole_tree:
+        with pytest.raises(ValueError, match="one number for the whole tree"):
+            case.make(**sources)
+        return
+    g = gradients(steps=3)
+    extra = {n: jnp.float32(v) for n, v in numbers.items()} if kind == "from_call" else {}
+    actual = trajectory(case.make(**sources), params(), g, **extra)
+    assert_close(actual, trajectory(case.make(), params(), g), rtol=5e-6)
+
+
+@every_case
+def test_every_number_can_be_made_live(case: Case) -> None:
+    tx = gradx.tunable(case.make())
+    values = gradx.hyperparams(tx.init(params()))
+    assert len(values) == len(numbers_of(case))
+    g = gradients(steps=3)
+    assert_close(trajectory(tx, params(), g), trajectory(case.make(), params(), g), rtol=5e-6)
+
+
+# ---------------------------------------------------------------- in other people's hands
+
+
+@every_case
+def test_inside_an_optax_chain(case: Case) -> None:
+    theirs = optax.chain(optax.identity(), case.make(), optax.scale(1.0))
+    g = gradients(steps=3)
+    assert_close(trajectory(theirs, params(), g), trajectory(case.make(), params(), g), rtol=1e-6)
+
+
+@every_optimizer
+def test_in_a_flax_train_state(case: Case) -> None:
+    from flax.training.train_state import TrainState
+
+    state = TrainState.create(apply_fn=None, params=params(), tx=case.make())
+    g = gradients(steps=2)
+    apply = jax.jit(lambda state, g: state.apply_gradients(grads=g))
+    for i in range(2):
+        state = apply(state, first(g, i))
+    assert_close(state.params, first(trajectory(case.make(), params(), g), 1), rtol=1e-6)
+
+
+@every_optimizer
+def test_in_an_nnx_optimizer(case: Case) -> None:
+    from flax import nnx
+
+    class Model(nnx.Module):
+        def __init__(self) -> None:
+            self.dense = nnx.Param(jnp.asarray(params()["dense"]["kernel"]))
+            self.steps = nnx.BatchStat(jnp.zeros((), jnp.int32))  # not for the optimizer
+
+    model = Model()
+    optimizer = nnx.Optimizer(model, case.make(), wrt=nnx.Param)
+    g = gradients(steps=2)["dense"]["kernel"]
+    for i in range(2):
+        grads = jax.tree.map(lambda _, i=i: jnp.asarray(g[i]), nnx.state(model, nnx.Param))
+        optimizer.update(model, grads)
+    alone = trajectory(case.make(), {"w": params()["dense"]["kernel"]}, {"w": g})
+    assert_close(model.dense[...], alone["w"][1], rtol=1e-6)
+
+
+@every_case
+def test_saved_and_restored_it_continues_bit_for_bit(case: Case) -> None:
+    from flax import serialization
+
+    tx = case.make()
+    g = gradients(steps=2)
+    jitted = jax.jit(lambda p, s, g: step(tx, p, s, g))
+    p, s = jitted(params(), tx.init(params()), first(g))
+    saved = serialization.to_bytes((p, s))
+    restored = serialization.from_bytes((params(), tx.init(params())), saved)
+    assert_same(jitted(*restored, first(g, 1)), jitted(p, s, first(g, 1)))
+    assert_same(pickle.loads(pickle.dumps(s)), s)
+
+
+# ---------------------------------------------------------------- a description of itself
+
+
+@every_case
+def test_repr_and_config_make_it_again(case: Case) -> None:
+    tx = case.make()
+    again = [
+        eval(repr(tx), dict(vars(gradx))),
+        gradx.from_config(json.loads(json.dumps(gradx.to_config(tx)))),
+        pickle.loads(pickle.dumps(tx)),
+    ]
+    for other in again:
+        assert other == tx
+        assert hash(other) == hash(tx)
+        assert repr(other) == repr(tx)
+    assert tx != gradx.chain(tx)
+
+
+@every_case
+def test_describe_accounts_for_the_whole_state(case: Case) -> None:
+    tx = gradx.chain(gradx.identity(), case.make())
+    table = gradx.describe(tx, params())
+    assert table.rows[0].state.total() == gradx.state_bytes(tx.init(params()))
+    assert case.factory in str(table)
+    assert case.factory in table._repr_html_()
+
+
+# ---------------------------------------------------------------- bad input
+
+
+NEVER_A_NUMBER = [
+    float("nan"),
+    "0.1",
+    [0.1],
+    True,
+    1j,
+    jnp.ones(2),
+    lambda count: jnp.ones(3),
+]
+
+BORDERS = (-float("inf"), -1.0, -0.1, 0.0, 1.0, 1.5, float("inf"))
+
+
+@every_case
+def test_bad_numbers_are_refused_by_name(case: Case) -> None:
+    for name in numbers_of(case):
+        allowed = hyper.Interval(case.ranges.get(name) or hyper.RANGES.get(name, hyper.ANY))
+        for value in [*NEVER_A_NUMBER, *(x for x in BORDERS if x not in allowed)]:
+            with pytest.raises(ValueError, match=case.factory) as raised:
+                case.make(**{name: value})
+            assert case.renamed.get(name, name) in str(raised.value)
+    for name, value in case.bad.items():
+        with pytest.raises(ValueError, match=name):
+            case.make(**{name: value})
+
+
+@every_case
+def test_bad_trees_are_refused_by_path(case: Case) -> None:
+    tx = case.make()
+    good = params()
+    state = tx.init(good)
+    with pytest.raises(ValueError, match="scale"):
+        tx.update({"dense": good["dense"]}, state, good)
+    with pytest.raises(ValueError, match="dense/kernel"):
+        tx.init({"dense": {"kernel": jnp.arange(3)}})
+    with pytest.raises(ValueError, match="dense/kernel"):
+        tx.init({"dense": {"kernel": "a string"}})
+    with pytest.raises(ValueError, match="dense/kernel"):
+        tx.update({**good, "dense": {**good["dense"], "kernel": jnp.arange(3)}}, state, good)
+
+
+@every_case
+def test_forgotten_params_name_the_transform(case: Case) -> None:
+    tx = case.make()
+    if case.needs_params:
+        with pytest.raises(ValueError, match=rf"{case.factory}.*needs the parameters"):
+            tx.update(params(), tx.init(params()))
+    else:
+        updates, _ = tx.update(params(), tx.init(params()))
+        assert jax.tree.structure(updates) == jax.tree.structure(params())
