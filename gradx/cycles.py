@@ -11,20 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from gradx import core
-from gradx.schedules import (
-    ScheduleFn,
-    checked_exponential,
-    constant,
-    cosine,
-    is_beyond,
-    number,
-    power_of,
-    ramp,
-    since,
-    steps,
-    widen,
-)
-from gradx.sources import Array, Number, Schedule, Source
+from gradx.counting import is_beyond, power_of, since, steps
+from gradx.hyper import constant
+from gradx.schedules import ScheduleFn, checked_exponential, cosine, level, ramp
+from gradx.sources import Array, Number, Schedule, Source, as_float
 
 __all__ = [
     "join_schedules",
@@ -46,7 +36,7 @@ def joined(schedules: Sequence[Schedule], boundaries: Sequence[Any]) -> Schedule
             if is_beyond(boundary, count):
                 break
             made = jnp.where(count < boundary, made, schedule(since(count, boundary)))
-        return widen(made)
+        return as_float(made)
 
     return value
 
@@ -129,9 +119,9 @@ def warmup_constant_schedule(
 
     With `warmup_steps` 0, Optax keeps `init_value` for ever.
     """
-    init, peak = number("init_value", init_value), number("peak_value", peak_value)
+    init, peak = constant("init_value", init_value), constant("peak_value", peak_value)
     warmup = steps("warmup_steps", warmup_steps, 0)
-    return ScheduleFn(warmed_up(init, peak, warmup, constant(peak)))
+    return ScheduleFn(warmed_up(init, peak, warmup, level(peak)))
 
 
 @core.recorded
@@ -168,7 +158,7 @@ def warmup_cosine_decay_schedule(
     Goyal et al., `Accurate, Large Minibatch SGD <https://arxiv.org/abs/1706.02677>`_, 2017, for
     the warmup; `cosine_decay_schedule` for the rest. With a peak of 0 Optax ignores `end_value`.
     """
-    init, peak = number("init_value", init_value), number("peak_value", peak_value)
+    init, peak = constant("init_value", init_value), constant("peak_value", peak_value)
     warmup = steps("warmup_steps", warmup_steps, 0)
     total = steps("decay_steps", decay_steps, 1)
     if total <= warmup:
@@ -176,7 +166,7 @@ def warmup_cosine_decay_schedule(
             f"{core.where()}: decay_steps must be more than warmup_steps, which it includes; got "
             f"decay_steps {total} and warmup_steps {warmup}."
         )
-    end, power = number("end_value", end_value), power_of("exponent", exponent)
+    end, power = constant("end_value", end_value), power_of("exponent", exponent)
     return ScheduleFn(warmed_up(init, peak, warmup, cosine(peak, end, total - warmup, power)))
 
 
@@ -219,7 +209,7 @@ def warmup_exponential_decay_schedule(
 
     What `exponential_decay` refuses is refused here too.
     """
-    init, peak = number("init_value", init_value), number("peak_value", peak_value)
+    init, peak = constant("init_value", init_value), constant("peak_value", peak_value)
     warmup = steps("warmup_steps", warmup_steps, 0)
     decay = checked_exponential(
         "peak_value",

@@ -109,14 +109,14 @@ def as_source(value: Any, name: str, interval: str, where: str) -> Source:
             return replace(value, factors=factors)
         case Source():
             return value
-        case bool() | str() | list() | tuple() | dict() | None:
-            raise ValueError(f"{where}: {name} must be a number, got {value!r}. {HOW_TO_GIVE}")
-        case int() | float() | np.generic() | np.ndarray() | jax.Array():
-            return Constant(_check_constant(value, interval, name, where))
         case _ if callable(value):
             _check_schedule(value, name, where)
             return Scheduled(value)
-    raise ValueError(f"{where}: {name} must be a number, got {value!r}. {HOW_TO_GIVE}")
+        case _ if is_real(value):
+            return Constant(_check_constant(value, interval, name, where))
+    raise ValueError(
+        f"{where}: {name} must be one real number, got {core.show(value)}. {HOW_TO_GIVE}"
+    )
 
 
 def factor_range(interval: str) -> str:
@@ -124,24 +124,31 @@ def factor_range(interval: str) -> str:
     return ANY if -1.0 in Interval(interval) else "[0, inf)"
 
 
-def _check_constant(value: Any, interval: str, name: str, where: str) -> Number:
+def constant(name: str, value: Any, interval: str = ANY) -> Number:
+    """Checks a number where only a number makes sense: a start value, a schedule's argument.
+
+    Raises:
+      ValueError: it is no real number, or out of range. A traced number shows its type alone.
+    """
+    return _check_constant(value, interval, name, core.where())
+
+
+def is_real(value: Any) -> bool:
+    """One integer or floating-point number, of Python, NumPy or JAX; no bool."""
+    kinds = int | float | np.generic | np.ndarray | jax.Array
+    if isinstance(value, bool) or not isinstance(value, kinds) or np.shape(value) != ():
+        return False
     dtype = jnp.result_type(value)
-    real = jnp.issubdtype(dtype, jnp.floating) or jnp.issubdtype(dtype, jnp.integer)
-    if np.shape(value) != () or not real:
+    return jnp.issubdtype(dtype, jnp.integer) or jnp.issubdtype(dtype, jnp.floating)
+
+
+def _check_constant(value: Any, interval: str, name: str, where: str) -> Number:
+    if not is_real(value):
         raise ValueError(f"{where}: {name} must be one real number, got {core.show(value)}.")
     if isinstance(value, jax.core.Tracer):
-        return as_float(value)  # a traced number shows its type alone
+        return as_float(value)
     check_number(float(value), interval, name, where)
     return float(value)
-
-
-def constant(name: str, value: Any, interval: str) -> Number:
-    """Checks a number that only `init` uses, and that nothing but a constant makes sense for."""
-    where = core.where()
-    source = as_source(value, name, interval, where)
-    if not isinstance(source, Constant):
-        raise ValueError(f"{where}: {name} must be a constant number, got {core.show(value)}.")
-    return source.number
 
 
 def _check_schedule(schedule: Schedule, name: str, where: str) -> None:

@@ -10,8 +10,10 @@ from typing import Any
 import jax.numpy as jnp
 
 from gradx import core
-from gradx.schedules import ScheduleFn, as_count, is_beyond, number, static, steps, widen
-from gradx.sources import Array, Number, Schedule
+from gradx.counting import as_count, is_beyond, static, steps
+from gradx.hyper import constant
+from gradx.schedules import ScheduleFn
+from gradx.sources import Array, Number, Schedule, as_float
 
 __all__ = [
     "cosine_onecycle_schedule",
@@ -47,7 +49,7 @@ def polyline(values: Sequence[Number], starts: Sequence[int], kind: str) -> Sche
         k = phase(count, starts)
         # Starts that the count cannot hold are never looked up.
         begins = jnp.array([0 if is_beyond(s, count) else s for s in starts], count.dtype)
-        done = jnp.clip(widen(count - begins[k]) / _table(lengths)[k], 0, 1)
+        done = jnp.clip(as_float(count - begins[k]) / _table(lengths)[k], 0, 1)
         here, there = _table(values)[k], _table([*values[1:], values[-1]])[k]
         if kind == "linear":
             return (there - here) * done + here
@@ -57,7 +59,7 @@ def polyline(values: Sequence[Number], starts: Sequence[int], kind: str) -> Sche
 
 
 def _table(values: Sequence[Number]) -> Array:
-    return jnp.array(values, jnp.result_type(jnp.float32, *values))
+    return jnp.array(values, jnp.result_type(float, *values))
 
 
 def _accumulated(
@@ -71,20 +73,20 @@ def _accumulated(
             f"{core.show(given)}."
         )
     scales = {
-        steps("a boundary in boundaries_and_scales", boundary, 0): number(
+        steps("a boundary in boundaries_and_scales", boundary, 0): constant(
             f"boundaries_and_scales[{boundary}]", scale, "[0, inf)"
         )
         for boundary, scale in given.items()
     }
     starts = sorted(scales)
-    factors = [number("init_value", init_value), *(scales[b] for b in starts)]
+    factors = [constant("init_value", init_value), *(scales[b] for b in starts)]
     return list(accumulate(factors, mul)), [0, *starts]
 
 
 def share(name: str, value: Any, low: float) -> float:
     """A share of the steps, at least `low`, known when the schedule is made."""
     static(name, value)
-    return float(number(name, value, f"[{low!r}, 1]"))
+    return float(constant(name, value, f"[{low!r}, 1]"))
 
 
 # ---------------------------------------------------------------- the schedules
@@ -187,9 +189,9 @@ def linear_onecycle_schedule(
     total = steps("transition_steps", transition_steps, 1)
     up = share("pct_start", pct_start, 0.0)
     down = share("pct_final", pct_final, up)
-    first = number("div_factor", div_factor, "(0, inf)")
-    last = number("final_div_factor", final_div_factor, "(0, inf)")
-    low = number("peak_value", peak_value) / first
+    first = constant("div_factor", div_factor, "(0, inf)")
+    last = constant("final_div_factor", final_div_factor, "(0, inf)")
+    low = constant("peak_value", peak_value) / first
     starts = [0, int(up * total), int(down * total), total]
     return ScheduleFn(polyline([low, low * first, low, low / last], starts, "linear"))
 
@@ -228,8 +230,8 @@ def cosine_onecycle_schedule(
     """
     total = steps("transition_steps", transition_steps, 1)
     up = share("pct_start", pct_start, 0.0)
-    first = number("div_factor", div_factor, "(0, inf)")
-    last = number("final_div_factor", final_div_factor, "(0, inf)")
-    low = number("peak_value", peak_value) / first
+    first = constant("div_factor", div_factor, "(0, inf)")
+    last = constant("final_div_factor", final_div_factor, "(0, inf)")
+    low = constant("peak_value", peak_value) / first
     starts = [0, int(up * total), total]
     return ScheduleFn(polyline([low, low * first, low / last], starts, "cosine"))

@@ -4,9 +4,8 @@ A schedule is any function `count -> value`. Wherever gradx takes a number it ta
 **a schedule sees count 0 for the first update**, so a warmup from 0 makes the first update zero.
 
 Those made here take Python numbers and arrays of counts of any shape (a count below 0 is 0), and
-answer in float32; in float64 only if the count, or a traced argument, is float64. Numbers such as
-`init_value` may be traced, numbers of steps are known when the schedule is made.
-Here are single curves; `gradx.piecewise` has those through given points, `gradx.cycles` those
+answer in JAX's default float type, float32 unless x64 is enabled. Numbers such as `init_value` may
+be traced, numbers of steps are known when the schedule is made. Here are single curves; `gradx.piecewise` has those through given points, `gradx.cycles` those
 joined from several.
 """
 
@@ -15,12 +14,12 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
-import jax
 import jax.numpy as jnp
-import numpy as np
 
-from gradx import core, hyper
-from gradx.sources import Array, Number, Schedule
+from gradx import core
+from gradx.counting import as_count, elapsed, is_beyond, power_of, since, steps
+from gradx.hyper import check_number, constant
+from gradx.sources import Array, Number, Schedule, as_float
 
 __all__ = [
     "ScheduleFn",
@@ -78,98 +77,11 @@ class ScheduleFn:
         return core._remake, (core.registered_name(self.spec.factory), self.spec.arguments)
 
 
-# ---------------------------------------------------------------- what a user may give
-
-
-def number(name: str, value: Any, interval: str = hyper.ANY) -> Number:
-    """A real number in its range, as a float; a traced one shows its type alone."""
-    if not _is_real(value):
-        raise ValueError(f"{core.where()}: {name} must be one real number, got {core.show(value)}.")
-    if isinstance(value, jax.core.Tracer):
-        return widen(value)
-    hyper.check_number(float(value), interval, name, core.where())
-    return float(value)
-
-
-def power_of(name: str, value: Any) -> Number:
-    """A positive power; an int stays one, because whole powers are products."""
-    checked = number(name, value, "(0, inf)")
-    return value if isinstance(value, int) else checked
-
-
-def static(name: str, value: Any) -> None:
-    """Refuses a traced value where the schedule's shape hangs on it."""
-    if isinstance(value, jax.core.Tracer):
-        raise ValueError(
-            f"{core.where()}: {name} must be known when the schedule is made, got "
-            f"{core.show(value)}; mark it as a static argument of the jitted function."
-        )
-
-
-def steps(name: str, value: Any, low: int) -> int:
-    """A whole number of steps, at least `low`; 1e4 is one, 0.1 * 1234 is not."""
-    static(name, value)
-    if not _is_real(value) or not float(value).is_integer():
-        raise ValueError(
-            f"{core.where()}: {name} must be a whole number of steps, got {core.show(value)}; "
-            f"round(…) makes one of a share of the run."
-        )
-    hyper.check_number(int(value), f"[{low}, inf)", name, core.where())
-    return int(value)
-
-
-def _is_real(value: Any) -> bool:
-    kinds = int | float | np.generic | np.ndarray | jax.Array
-    if isinstance(value, bool) or not isinstance(value, kinds) or np.shape(value) != ():
-        return False
-    dtype = jnp.result_type(value)
-    return jnp.issubdtype(dtype, jnp.integer) or jnp.issubdtype(dtype, jnp.floating)
-
-
-# ---------------------------------------------------------------- counting
-
-
-def widen(x: Any) -> Array:
-    """A float array; ints and Python floats become float32 under x64 too, as lifted rules want."""
-    return jnp.asarray(x).astype(jnp.result_type(x, jnp.float32))
-
-
-def as_count(count: Any) -> Array:
-    """The count as an array of at least 32 bits; what these cannot hold becomes a float."""
-    if isinstance(count, int | np.integer):
-        count = int(count) if abs(int(count)) < 2**31 else float(count)
-    count = jnp.asarray(count)
-    if jnp.issubdtype(count.dtype, jnp.floating):
-        return widen(count)
-    return count.astype(jnp.int32) if count.dtype.itemsize < 4 else count
-
-
-def is_beyond(step: Any, count: Any) -> bool:
-    """Whether the count's own type cannot hold this step, so that it is never reached."""
-    dtype = jnp.result_type(count)
-    integers = jnp.issubdtype(dtype, jnp.integer) and not isinstance(count, int)
-    return integers and isinstance(step, int) and step > np.iinfo(dtype).max
-
-
-def since(count: Any, begin: Any) -> Any:
-    """The steps since `begin`, at least 0, in the count's own type: exact for integers."""
-    if isinstance(count, int | float) and isinstance(begin, int):
-        return max(count - begin, 0)
-    if is_beyond(begin, count):
-        return jnp.zeros_like(count)
-    return jnp.maximum(count, begin) - begin
-
-
-def elapsed(count: Any, begin: int) -> Array:
-    """The steps since `begin`, at least 0, as a float."""
-    return widen(since(as_count(count), begin))
-
-
 # ---------------------------------------------------------------- curves
 
 
-def constant(value: Number) -> Schedule:
-    return lambda count: jnp.broadcast_to(widen(value), jnp.shape(count))
+def level(value: Number) -> Schedule:
+    return lambda count: jnp.broadcast_to(as_float(value), jnp.shape(count))
 
 
 def ramp(init: Number, end: Number, power: Number, length: int, begin: int = 0) -> Schedule:
@@ -203,12 +115,12 @@ def exponential(
     def value(count: Any) -> Array:
         done = since(as_count(count), begin)
         if not staircase:
-            periods = widen(done) / float(length)
+            periods = as_float(done) / float(length)
         elif is_beyond(length, done):
             periods = jnp.zeros_like(done)
         else:  # the floor of a quotient of floats may come one step late, see `ramp`
             periods = done // length
-        decayed = init * rate ** widen(periods)
+        decayed = init * rate ** as_float(periods)
         if end is None:
             return decayed
         return jnp.where(rate < 1.0, jnp.maximum(decayed, end), jnp.minimum(decayed, end))
@@ -235,7 +147,7 @@ def constant_schedule(value: Number) -> ScheduleFn:
 
     Returns an array of the count's shape, where Optax returns `value` itself.
     """
-    return ScheduleFn(constant(number("value", value)))
+    return ScheduleFn(level(constant("value", value)))
 
 
 @core.recorded
@@ -263,8 +175,8 @@ def linear_schedule(
     """
     return ScheduleFn(
         ramp(
-            number("init_value", init_value),
-            number("end_value", end_value),
+            constant("init_value", init_value),
+            constant("end_value", end_value),
             1,
             steps("transition_steps", transition_steps, 1),
             steps("transition_begin", transition_begin, 0),
@@ -303,8 +215,8 @@ def polynomial_schedule(
     """
     return ScheduleFn(
         ramp(
-            number("init_value", init_value),
-            number("end_value", end_value),
+            constant("init_value", init_value),
+            constant("end_value", end_value),
             power_of("power", power),
             steps("transition_steps", transition_steps, 1),
             steps("transition_begin", transition_begin, 0),
@@ -337,11 +249,11 @@ def cosine_decay_schedule(
     Loshchilov, Hutter, `SGDR: Stochastic Gradient Descent with Warm Restarts
     <https://arxiv.org/abs/1608.03983>`_, 2017, eq. 5.
     """
-    init = number("init_value", init_value)
+    init = constant("init_value", init_value)
     return ScheduleFn(
         cosine(
             init,
-            init * number("alpha", alpha),
+            init * constant("alpha", alpha),
             steps("decay_steps", decay_steps, 1),
             power_of("exponent", exponent),
         )
@@ -401,13 +313,13 @@ def checked_exponential(
     name: str, init: Any, length: Any, rate: Any, begin: Any, staircase: bool, end: Any
 ) -> Schedule:
     """The curve of `exponential_decay`; `name` is what its first number is called."""
-    init = number(name, init)
-    rate = number("decay_rate", rate, "(0, inf)")
+    init = constant(name, init)
+    rate = constant("decay_rate", rate, "(0, inf)")
     if end is not None:
-        end = number("end_value", end)
+        end = constant("end_value", end)
         if isinstance(init, float) and isinstance(rate, float) and isinstance(end, float):
             within = f"(-inf, {init!r}]" if rate < 1 else f"[{init!r}, inf)"
-            hyper.check_number(
+            check_number(
                 end, within, f"end_value ({name} {init!r}, decay_rate {rate!r})", core.where()
             )
     return exponential(

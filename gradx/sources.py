@@ -206,11 +206,10 @@ Hyper: TypeAlias = float | Array | Schedule | Source
 
 
 def as_float(value: Any) -> Array:
-    """A float array of at least float32: schedules may return ints, NumPy scalars or bfloat16."""
+    """A strongly typed float array of at least float32, whatever kind of number it was."""
     value = jnp.asarray(value)
-    if not jnp.issubdtype(value.dtype, jnp.floating):
-        return value.astype(float)
-    return value.astype(gtree.wide(value.dtype)) if value.dtype.itemsize < 4 else value
+    floating = jnp.issubdtype(value.dtype, jnp.floating)
+    return value.astype(gtree.wide(value.dtype) if floating else float)
 
 
 def is_scheduled(value: Any) -> bool:

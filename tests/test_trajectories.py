@@ -34,19 +34,12 @@ def test_as_in_torch(key: str, dtype: str, stored: dict[str, Any]) -> None:
     row = ROWS[key]
     with jax.enable_x64(dtype == "float64"):
         after = follow(row, stored, dtype)
-    rtol = tolerance(row, dtype)
+    # Relative to the largest parameter: the rounding of 30 steps.
+    rtol = {"float64": 1e-12, "float32": 2e-6}[dtype]
     for name, p in after.items():
         want = stored[f"after/{key}/{name}"]
         assert p.dtype == dtype
         np.testing.assert_allclose(p, want, rtol=rtol, atol=rtol * np.abs(want).max())
-
-
-def tolerance(row: Row, dtype: str) -> float:
-    """Relative to the largest parameter of an array."""
-    if dtype == "float32":
-        return 2e-6  # the rounding of 30 steps
-    # Schedules of an int32 count answer in float32. Elsewhere only the order of operations differs.
-    return 1e-6 if row.schedules else 1e-12
 
 
 def follow(row: Row, stored: dict[str, Any], dtype: str) -> dict[str, np.ndarray[Any, Any]]:
