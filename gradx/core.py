@@ -180,7 +180,7 @@ def recorded(factory: Callable[P, T]) -> Callable[P, T]:
         with _inside(factory.__name__):
             made = factory(*args, **kwargs)
         given = tuple(
-            (name, value)
+            (name, _copied(value))
             for name, value in bound.items()
             if not _is_default(value, signature.parameters[name].default)
         )
@@ -213,6 +213,13 @@ def registered(function: F) -> F:
 def registered_name(factory: Callable[..., Any]) -> str:
     module = factory.__module__
     return factory.__name__ if module.split(".")[0] == "gradx" else f"{module}:{factory.__name__}"
+
+
+def _copied(value: Any) -> Any:
+    """What the caller may change later is copied, so that a description stays true."""
+    if type(value) is dict:
+        return {k: _copied(v) for k, v in value.items()}
+    return [_copied(v) for v in value] if type(value) is list else value
 
 
 def _is_default(value: Any, default: Any) -> bool:

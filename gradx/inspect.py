@@ -99,14 +99,14 @@ def describe(tx: optax.GradientTransformation, params: Params) -> Description:
       >>> tx = gradx.adamw(1e-3, weight_decay=gradx.by_path({"bias": 0.0}, default=0.1))
       >>> params = {"kernel": jnp.ones((4, 8)), "bias": jnp.ones(8)}
       >>> print(gradx.describe(tx, params))
-      transformation             numbers                                     leaves      state
-      ─────────────────────────  ──────────────────────────────────────────  ──────────  ────────────────────────
-      adamw                                                                  all         int32 4 B, float32 320 B
-      ├─ scale_by_adam           b1=0.9 b2=0.999 eps=1e-08 eps_root=0.0      all         int32 4 B, float32 320 B
-      ├─ add_decayed_weights     weight_decay=by_path(…)                     all
-      │    weight_decay=0.0                                                  1/2 bias
-      │    weight_decay=0.1                                                  1/2 kernel
-      └─ scale_by_learning_rate  learning_rate=0.001                         all
+      transformation             numbers                                 leaves      state
+      ─────────────────────────  ──────────────────────────────────────  ──────────  ────────────────────────
+      adamw                                                              all         int32 4 B, float32 320 B
+      ├─ scale_by_adam           b1=0.9 b2=0.999 eps=1e-08 eps_root=0.0  all         int32 4 B, float32 320 B
+      ├─ add_decayed_weights     weight_decay=by_path(…)                 all
+      │    weight_decay=0.0                                              1/2 bias
+      │    weight_decay=0.1                                              1/2 kernel
+      └─ scale_by_learning_rate  learning_rate=0.001                     all
     """  # noqa: E501
     shapes = jax.eval_shape(lambda p: p, params)
     state = jax.eval_shape(tx.init, shapes)
