@@ -197,19 +197,22 @@ class Hypers:
         for source in self._by_path:
             source.check(paths, self.where)
 
-    def groups(self, flat: gtree.Flat) -> tuple[list[int], list[dict[str, Source]]]:
-        """For every leaf the number of its group; for every group its sources, free of `ByPath`."""
+    def groups(
+        self, flat: gtree.Flat, active: Sequence[int]
+    ) -> tuple[dict[int, int], list[dict[str, Source]]]:
+        """The group of each active leaf; for each group its sources, free of `ByPath`."""
         if not self.varies_by_path:
-            return [0] * len(flat.values), [self.sources]
+            return dict.fromkeys(active, 0), [self.sources]
         numbers: dict[tuple[str | None, ...], int] = {}
         groups: list[dict[str, Source]] = []
-        of_leaf = []
-        for path in flat.paths:
+        of_leaf: dict[int, int] = {}
+        for i in active:
+            path = flat.paths[i]
             key = tuple(source.pattern_at(path) for source in self._by_path)
             if key not in numbers:
                 numbers[key] = len(groups)
                 groups.append({name: s.at(path) for name, s in self.sources.items()})
-            of_leaf.append(numbers[key])
+            of_leaf[i] = numbers[key]
         return of_leaf, groups
 
 

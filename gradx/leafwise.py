@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any, NamedTuple, Protocol
 
@@ -120,17 +120,28 @@ def run(
     results: list[tuple[Slots, ...]] = [()] * len(rows)
     for i, row in enumerate(rows):
         if row:
-            check_array(new[i], flat, i, where, "update")
-            p = flat_params[i] if flat_params and any(c.needs_params for c in row) else None
-            if p is not None and jnp.shape(p) != jnp.shape(new[i]):
+            g, p = flat.values[i], None if flat_params is None else flat_params[i]
+            check_array(g, flat, i, where, "update")
+            if p is not None and jnp.shape(p) != jnp.shape(g):
                 raise ValueError(
-                    f"{where}: at {flat.paths[i]!r} the update has shape {jnp.shape(new[i])} and "
-                    f"the parameter {jnp.shape(p)}."
+                    f"{where}: at {flat.paths[i]!r} the update has shape {jnp.shape(g)} and the "
+                    f"parameter {jnp.shape(p)}."
                 )
-            program = tuple((c.rule, c.static) for c in row)
+            p = p if any(call.needs_params for call in row) else None
+            program = tuple((call.rule, call.static) for call in row)
             traced, slots = tuple(c.traced for c in row), tuple(c.slots for c in row)
-            new[i], results[i] = _apply(program, new[i], p, traced, slots)
+            new[i], results[i] = _apply(program, g, p, traced, slots)
+            if _shapes((new[i], results[i])) != _shapes((g, slots)):
+                raise ValueError(
+                    f"{where}: at {flat.paths[i]!r} an update of shape {jnp.shape(g)} and state of "
+                    f"shapes {_shapes(slots)} became {_shapes((new[i], results[i]))}. Is the "
+                    f"gradient of the parameter's shape, and does the rule keep shapes?"
+                )
     return flat.unflatten(new), finish(results)
+
+
+def _shapes(tree: Any) -> list[tuple[int, ...]]:
+    return [jnp.shape(x) for x in jax.tree.leaves(tree)]
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -152,10 +163,9 @@ def _apply(
     for (rule, static), numbers, old in zip(program, traced, slots, strict=True):
         h = SimpleNamespace(**dict(static), **numbers)
         u, new = rule(u, tuple(_widen(s) for s in old), p, h)
-        if len(new) != len(old) or u.shape != g.shape:
+        if len(new) != len(old):
             raise ValueError(
-                f"the rule {rule.__qualname__} must return an update of shape {g.shape} and "
-                f"{len(old)} slots; it returned shape {u.shape} and {len(new)} slots."
+                f"the rule {rule.__qualname__} was given {len(old)} slots and returned {len(new)}."
             )
         new_slots.append(tuple(n.astype(o.dtype) for n, o in zip(new, old, strict=True)))
     return u.astype(g.dtype), tuple(new_slots)
@@ -197,10 +207,10 @@ class Rule:
     flags: Mapping[str, Any]
     needs_params: bool
     where: str
-    counts: bool = field(init=False)
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "counts", "count" in self.state._fields)
+    @property
+    def counts(self) -> bool:
+        return "count" in self.state._fields
 
     @property
     def sees_tree(self) -> bool:
@@ -217,9 +227,10 @@ class Rule:
                 check_array(p, flat, i, self.where, "parameter")
         if flat.values:
             self.hypers.check_paths(flat.paths)
-        made = [_own(self.slots, p) if is_array(p) and self.slots else p for p in flat.values]
+        made = [self._own_slots(p) if is_array(p) else None for p in flat.values]
+        pairs = list(zip(flat.values, made, strict=True))
         trees = {
-            name: flat.unflatten([m[i] if isinstance(m, _Made) else m for m in made])
+            name: flat.unflatten([p if slots is None else slots[i] for p, slots in pairs])
             for i, name in enumerate(self.fields)
         }
         zero = jnp.zeros((), jnp.int32)
@@ -228,6 +239,12 @@ class Rule:
         if own_count is None and not self.hypers.tunables:
             return state
         return HyperparamsState(own_count, self.hypers.initial(), state)
+
+    def _own_slots(self, p: Any) -> Slots:
+        """The slots of one leaf, in buffers of their own: donating the state must not free `p`."""
+        wide = _widen(p)
+        slots = () if self.slots is None else self.slots(wide)
+        return tuple(jnp.array(s) if s is wide or s is p else s for s in slots)
 
     def begin(
         self, leaves: Leaves, state: State, extra: Mapping[str, Any], rows: Rows
@@ -249,15 +266,17 @@ class Rule:
         ]
         count = inner.count if self.counts else None if outer is None else outer.count
         step = sources.Step(count, {} if outer is None else outer.hyperparams, extra, self.where)
-        group_of, numbers = self._numbers(leaves, step)
+        active = [i for i, u in enumerate(leaves.updates) if is_array(u)]
+        group_of, groups = self.hypers.groups(leaves.flat, active)
+        arrays = [leaves.updates[i] for i in active]
+        numbers = [self._numbers(group, step, arrays) for group in groups]
 
         mine: dict[int, int] = {}  # leaf -> place of this rule in the leaf's row
-        for i, u in enumerate(leaves.updates):
-            if is_array(u):
-                mine[i] = len(rows[i])
-                static, traced = numbers[group_of[i]]
-                slots = tuple(column[i] for column in columns)
-                rows[i].append(Call(self.update, static, traced, slots, self.needs_params))
+        for i in active:
+            mine[i] = len(rows[i])
+            static, traced = numbers[group_of[i]]
+            slots = tuple(column[i] for column in columns)
+            rows[i].append(Call(self.update, static, traced, slots, self.needs_params))
 
         def finish(results: Results) -> State:
             trees = {
@@ -274,32 +293,18 @@ class Rule:
 
         return finish
 
-    def _numbers(self, leaves: Leaves, step: sources.Step) -> tuple[list[int], list[Any]]:
-        """The group of each leaf; for each group its numbers, split into static and traced."""
-        group_of, groups = self.hypers.groups(leaves.flat)
-        split = []
-        for group in groups:
-            h = dict(self.flags) | hyper.resolve(group, step)
-            if self.per_step is not None:
-                t = None if step.count is None else core.safe_increment(step.count)
-                h |= self.per_step(SimpleNamespace(**h), t)  # type: ignore[arg-type]
-            if self.per_tree is not None:
-                arrays = [u for u in leaves.updates if is_array(u)]
-                h |= self.per_tree(arrays, SimpleNamespace(**h))
-            traced = {k: v for k, v in h.items() if isinstance(v, jax.Array)}
-            static = tuple((k, v) for k, v in h.items() if k not in traced)
-            split.append((static, traced))
-        return group_of, split
-
-
-class _Made(tuple[Any, ...]):
-    """Slots as they come from a rule, told apart from a leaf that is left out."""
-
-
-def _own(slots: Callable[[Array], Slots], p: Any) -> _Made:
-    """The slots of one leaf, in buffers of their own: donating the state must not free `p`."""
-    wide = _widen(p)
-    return _Made(jnp.array(s) if s is wide or s is p else s for s in slots(wide))
+    def _numbers(
+        self, group: Mapping[str, sources.Source], step: sources.Step, arrays: list[Any]
+    ) -> tuple[tuple[tuple[str, Any], ...], dict[str, Array]]:
+        """All that a group of leaves is given as `h`, split into static and traced."""
+        h = dict(self.flags) | hyper.resolve(group, step)
+        if self.per_step is not None:
+            t = None if step.count is None else core.safe_increment(step.count)
+            h |= self.per_step(SimpleNamespace(**h), t)  # type: ignore[arg-type]
+        if self.per_tree is not None:
+            h |= self.per_tree(arrays, SimpleNamespace(**h))
+        traced = {k: v for k, v in h.items() if isinstance(v, jax.Array)}
+        return tuple((k, v) for k, v in h.items() if k not in traced), traced
 
 
 def leafwise(
