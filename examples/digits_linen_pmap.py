@@ -45,7 +45,7 @@ class ConvNet(nn.Module):
     @nn.compact
     def __call__(self, images: jax.Array) -> jax.Array:
         x = images[..., None]
-        for width, stride in ((16, 1), (32, 2)):
+        for width, stride in ((32, 1), (64, 2)):
             # The norm has a bias of its own, so the convolution needs none.
             x = nn.Conv(width, (3, 3), stride, use_bias=False)(x)
             x = nn.gelu(nn.GroupNorm(8)(x))
@@ -135,7 +135,7 @@ def main(steps: int = 300, batch: int = 128, seed: int = 0, out: Path = PICTURES
 
 def draw(many: np.ndarray, one: np.ndarray, labels: tuple[str, str], path: Path) -> None:
     figure, (top, bottom) = plt.subplots(
-        2, 1, figsize=(7, 5), sharex=True, height_ratios=(2, 1), layout="constrained"
+        2, figsize=(8, 5), sharex=True, height_ratios=(2, 1), layout="constrained"
     )
     top.semilogy(one, lw=4, color="#ddcc77", label=labels[1])
     top.semilogy(many, lw=1, color="#4477aa", label=labels[0])
@@ -148,14 +148,13 @@ def draw(many: np.ndarray, one: np.ndarray, labels: tuple[str, str], path: Path)
         ax.grid(alpha=0.3)
         ax.spines[["top", "right"]].set_visible(False)
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=110)
+    figure.savefig(path, dpi=90)
     plt.close(figure)
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--steps", type=int, default=300, help="optimizer steps (%(default)s)")
-    parser.add_argument("--batch", type=int, default=128, help="images a step (%(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of weights and batches")
     parser.add_argument("--out", type=Path, default=PICTURES, help="folder for the picture")
     main(**vars(parser.parse_args()))

@@ -82,7 +82,9 @@ def main(steps: int = 600, batch: int = 128, seed: int = 0, out: Path = PICTURES
         losses = optax.softmax_cross_entropy_with_integer_labels(logits, y)
         return losses.mean(), (logits.argmax(-1) == y).mean()
 
-    def step(params, state, x, y, key):
+    def step(
+        params: nnx.State, state: optax.OptState, x: jax.Array, y: jax.Array, key: jax.Array
+    ) -> tuple[nnx.State, optax.OptState, dict[str, jax.Array]]:
         grads_of = jax.value_and_grad(loss_of, has_aux=True)
         (loss, accuracy), grads = grads_of(params, shifted(x, key), y)
         updates, state = tx.update(grads, state, params)
@@ -116,23 +118,24 @@ def main(steps: int = 600, batch: int = 128, seed: int = 0, out: Path = PICTURES
 
 
 def draw(curves: dict[str, np.ndarray], test_accuracy: dict[int, float], path: Path) -> None:
-    figure, axes = plt.subplots(2, 2, figsize=(8, 5), sharex=True, layout="constrained")
-    for ax, (name, curve) in zip(axes.flat, curves.items(), strict=True):
-        ax.plot(curve, lw=1, color="#4477aa", label="training batch")
+    names = [["loss", "accuracy"], ["learning rate", "gradient norm"]]
+    figure, axes = plt.subplot_mosaic(names, figsize=(8, 5), sharex=True, layout="constrained")
+    for name, ax in axes.items():
+        ax.plot(curves[name], lw=1, color="#4477aa", label="training batch")
         ax.set_title(name, loc="left")
         ax.grid(alpha=0.3)
         ax.spines[["top", "right"]].set_visible(False)
+    axes["loss"].set_yscale("log")
     at, tested = list(test_accuracy), list(test_accuracy.values())
-    axes[0, 0].set_yscale("log")
-    axes[0, 1].plot(at, tested, "o-", ms=3, lw=1, color="#cc6677", label="test")
-    axes[0, 1].set_ylim(bottom=max(0.0, 2 * max(tested) - 1.1))  # the last few percent
-    axes[0, 1].legend(frameon=False, loc="lower right")
-    axes[1, 1].axhline(1.0, lw=1, ls="--", color="#888888", label="clipped above")
-    axes[1, 1].legend(frameon=False, loc="upper right")
-    for ax in axes[1]:
-        ax.set_xlabel("step")
+    axes["accuracy"].plot(at, tested, "o-", ms=3, lw=1, color="#cc6677", label="test")
+    axes["accuracy"].set_ylim(max(0.0, 2 * max(tested) - 1.1), 1.005)  # the last few percent
+    axes["accuracy"].legend(frameon=False, loc="lower right")
+    axes["gradient norm"].axhline(1.0, lw=1, ls="--", color="#888888", label="clipped above")
+    axes["gradient norm"].legend(frameon=False, loc="upper right")
+    for name in names[1]:
+        axes[name].set_xlabel("step")
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=110)
+    figure.savefig(path, dpi=90)
     plt.close(figure)
 
 

@@ -1,0 +1,161 @@
+"""QHAdam, a rule that gradx does not have: the skeleton that `new_rule.md` explains piece by piece.
+
+Copy it, put your maths in its place, and run its examples with `python -m doctest`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+
+from gradx import core
+from gradx.combine import chain
+from gradx.core import Count, Transform, Updates
+from gradx.decay import DecayKind, scale_and_decay
+from gradx.leafwise import Numbers, Slots, leafwise
+from gradx.moments import average, weight_so_far
+from gradx.sources import Array, Hyper
+from gradx.tree import abs_sq
+
+__all__ = ["ScaleByQHAdamState", "qhadam", "scale_by_qhadam"]
+
+
+class ScaleByQHAdamState(NamedTuple):
+    """The state of QHAdam.
+
+    Attributes:
+      count: the updates done so far, int32 ().
+      mu: the average of gradients, like the parameters.
+      nu: the average of their squares, like the parameters, real.
+    """
+
+    count: Count
+    mu: Updates
+    nu: Updates
+
+
+@core.recorded
+def scale_by_qhadam(
+    b1: Hyper = 0.995,
+    b2: Hyper = 0.999,
+    eps: Hyper = 1e-8,
+    share_mu: Hyper = 0.7,
+    share_nu: Hyper = 1.0,
+    mu_dtype: Any = None,
+) -> Transform:
+    r"""Rescales the updates by QHAdam's rule, Adam with the newest gradient mixed into its moments.
+
+    .. math::
+        \mu &\leftarrow \beta_1 \mu + (1 - \beta_1) g, \qquad
+        \nu \leftarrow \beta_2 \nu + (1 - \beta_2) |g|^2 \\
+        \hat\mu &= \mu / (1 - \beta_1^t), \qquad \hat\nu = \nu / (1 - \beta_2^t) \\
+        u &= \frac{(1 - s_1)\, g + s_1 \hat\mu}
+                  {\sqrt{(1 - s_2) |g|^2 + s_2 \hat\nu} + \epsilon}
+
+    Args:
+      b1: \(\beta_1\) in [0, 1).
+      b2: \(\beta_2\) in [0, 1).
+      eps: \(\epsilon\) in [0, inf). With 0 an element that has had no gradient yet gives NaN.
+      share_mu: \(s_1\) in [0, 1], the paper's \(\nu_1\): how much of the first moment is \(\mu\).
+      share_nu: \(s_2\) in [0, 1], the paper's \(\nu_2\): how much of the second moment is \(\nu\).
+      mu_dtype: the dtype to keep \(\mu\) in; by default the parameter's, at least float32.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> tx = scale_by_qhadam(b1=0.5, b2=0.5, share_mu=0.25)
+      >>> state = tx.init(jnp.ones(1))
+      >>> for g in (1.0, 3.0):
+      ...     updates, state = tx.update(jnp.array([g]), state)
+      >>> updates.round(4)
+      Array([1.1259], dtype=float32)
+
+    Reference: Ma and Yarats, *Quasi-hyperbolic momentum and Adam for deep learning*,
+    https://arxiv.org/abs/1810.06801. The defaults are what the authors recommend trying first.
+    """
+    return leafwise(
+        _qhadam,
+        init=partial(_zeros, mu_dtype=mu_dtype),
+        state=ScaleByQHAdamState,
+        hypers={
+            "b1": b1,
+            "b2": b2,
+            "eps": eps,
+            "share_mu": (share_mu, "[0, 1]"),
+            "share_nu": (share_nu, "[0, 1]"),
+        },
+        per_step=_factors,
+    )
+
+
+def _zeros(p: Array, *, mu_dtype: Any) -> Slots:
+    return jnp.zeros_like(p, dtype=mu_dtype), jnp.zeros_like(p.real)
+
+
+def _factors(h: Numbers, t: Array) -> Mapping[str, Array]:
+    return {
+        "of_mu": h.share_mu / weight_so_far(h.b1, t),
+        "of_nu": h.share_nu / weight_so_far(h.b2, t),
+    }
+
+
+def _qhadam(g: Array, slots: Slots, p: None, h: Numbers) -> tuple[Array, Slots]:
+    mu, nu = slots
+    mu = average(mu, g, h.b1)
+    nu = average(nu, abs_sq(g), h.b2)
+    first = (1 - h.share_mu) * g + h.of_mu * mu
+    second = (1 - h.share_nu) * abs_sq(g) + h.of_nu * nu
+    return first / (jnp.sqrt(second) + h.eps), (mu, nu)
+
+
+@core.recorded
+def qhadam(
+    learning_rate: Hyper,
+    b1: Hyper = 0.995,
+    b2: Hyper = 0.999,
+    eps: Hyper = 1e-8,
+    share_mu: Hyper = 0.7,
+    share_nu: Hyper = 1.0,
+    mu_dtype: Any = None,
+    weight_decay: Hyper = 0.0,
+    mask: Any = None,
+    *,
+    decay: DecayKind = "learning_rate",
+) -> Transform:
+    r"""QHAdam with decoupled weight decay.
+
+    .. math:: u = -\eta_t \left(\frac{(1 - s_1)\, g + s_1 \hat\mu}
+              {\sqrt{(1 - s_2) |g|^2 + s_2 \hat\nu} + \epsilon} + \lambda \theta\right)
+
+    with the moments of `scale_by_qhadam`.
+
+    Args:
+      learning_rate: \(\eta\) in [0, inf).
+      b1: \(\beta_1\) in [0, 1).
+      b2: \(\beta_2\) in [0, 1).
+      eps: \(\epsilon\) in [0, inf).
+      share_mu: \(s_1\) in [0, 1].
+      share_nu: \(s_2\) in [0, 1].
+      mu_dtype: the dtype to keep the first moment in.
+      weight_decay: \(\lambda\) in [0, inf).
+      mask: which leaves decay (see `gradx.add_decayed_weights`).
+      decay: what \(\lambda\) is multiplied by (see `gradx.adamw`).
+
+    Raises:
+      ValueError: `update` is called without the parameters, and there is weight decay.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> tx = qhadam(0.1, weight_decay=0.5)
+      >>> tx.update(jnp.array([-3.0]), tx.init(jnp.ones(1)), jnp.ones(1))[0].round(4)
+      Array([0.05], dtype=float32)
+
+    Reference: Ma and Yarats, *Quasi-hyperbolic momentum and Adam for deep learning*,
+    https://arxiv.org/abs/1810.06801.
+    """
+    return chain(
+        scale_by_qhadam(b1, b2, eps, share_mu, share_nu, mu_dtype),
+        *scale_and_decay(learning_rate, weight_decay, mask, decay),
+    )

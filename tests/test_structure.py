@@ -1,0 +1,253 @@
+"""The house: imports go down, modules stay small, every public name is documented and typed."""
+
+from __future__ import annotations
+
+import ast
+import fnmatch
+import importlib
+import inspect
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import gradx
+from gradx import core
+
+ROOT = Path(gradx.__file__).parent
+
+# From the bottom up. A module imports from the layers below its own, never from its own or from
+# above: so rooms (`rules.*`) never import rooms, and what two of them need moves down.
+LAYERS = [
+    ["tree"],
+    ["core"],
+    ["sources"],
+    ["hyper"],
+    ["live", "counting"],
+    ["leafwise"],
+    ["combine"],
+    ["groups"],
+    ["scale"],
+    ["clip", "decay", "gradients", "moments", "schedules"],
+    ["piecewise", "cycles"],
+    ["rules.*", "distributed.*"],
+    ["inspect", "config"],
+    [""],  # gradx/__init__.py
+]
+
+MODULES = {
+    ".".join(path.relative_to(ROOT).with_suffix("").parts)
+    .removesuffix("__init__")
+    .rstrip("."): path
+    for path in sorted(ROOT.rglob("*.py"))
+}
+PACKAGES = [name for name, path in MODULES.items() if path.name == "__init__.py" and name]
+
+every_module = pytest.mark.parametrize("module", MODULES, ids=lambda name: name or "gradx")
+
+
+def layer(module: str) -> int:
+    fitting = [
+        i
+        for i, patterns in enumerate(LAYERS)
+        if any(fnmatch.fnmatchcase(module, pattern) for pattern in patterns)
+    ]
+    assert len(fitting) == 1, f"gradx.{module} must have one place in LAYERS, has {fitting}"
+    return fitting[0]
+
+
+def imports(module: str, source: str) -> Iterator[str]:
+    """The modules of gradx that a module imports, anywhere in it: inside functions too."""
+    for node in ast.walk(ast.parse(source)):
+        match node:
+            case ast.Import(names=names):
+                imported = [name.name for name in names]
+            case ast.ImportFrom(module=origin, names=names, level=level):
+                assert level == 0, f"gradx.{module}: imports are written in full"
+                # `from gradx import tree` names a module, `from gradx.tree import x` does not.
+                full = [f"{origin}.{name.name}" for name in names]
+                imported = [f if f[6:] in MODULES else origin or "" for f in full]
+            case _:
+                continue
+        for name in imported:
+            if name.split(".")[0] == "gradx":
+                yield name[6:]
+
+
+# ---------------------------------------------------------------- the layers
+
+
+@every_module
+def test_imports_only_go_down(module: str) -> None:
+    if module in PACKAGES:
+        assert list(imports(module, MODULES[module].read_text())) == []
+        return
+    for imported in imports(module, MODULES[module].read_text()):
+        assert layer(imported) < layer(module), f"gradx.{module} imports gradx.{imported}"
+
+
+def test_an_upward_import_would_be_seen() -> None:
+    """The law above rests on `imports`: every way to write one is found."""
+    code = """
+from gradx import chain, core
+from gradx import tree as gtree
+from gradx.leafwise import run
+import gradx.rules.sgd
+def late():
+    from gradx.inspect import describe
+"""
+    found = sorted(imports("x", code))
+    assert found == ["", "core", "inspect", "leafwise", "rules.sgd", "tree"]
+    assert layer("rules.sgd") == layer("rules.adam") > layer("combine")
+
+
+@every_module
+def test_a_module_is_one_idea(module: str) -> None:
+    lines = len(MODULES[module].read_text().splitlines())
+    assert lines <= 400, f"gradx.{module} has {lines} lines: past 400 it is two ideas"
+
+
+# ---------------------------------------------------------------- the public names
+
+
+def public() -> dict[str, tuple[str, Any]]:
+    """Every public name with the module that lists it in `__all__`."""
+    found: dict[str, tuple[str, Any]] = {}
+    for module in MODULES:
+        loaded = importlib.import_module(f"gradx.{module}".rstrip("."))
+        for name in getattr(loaded, "__all__", []):
+            assert name not in found, f"{name} is public in gradx.{module} and {found[name][0]}"
+            found[name] = (module, getattr(loaded, name))
+    return found
+
+
+PUBLIC = public()
+FUNCTIONS = {name: made for name, (_, made) in PUBLIC.items() if inspect.isfunction(made)}
+FACTORIES = {name: made for name, made in FUNCTIONS.items() if core.REGISTRY.get(name) is made}
+TRANSFORMS = [name for name, f in FACTORIES.items() if f.__annotations__["return"] == "Transform"]
+IN_ROOMS = [name for name in TRANSFORMS if PUBLIC[name][0].startswith("rules.")]
+STATES = {
+    name: made
+    for name, (_, made) in PUBLIC.items()
+    if inspect.isclass(made) and issubclass(made, tuple) and not issubclass(made, gradx.Transform)
+}
+
+
+def section(doc: str, title: str) -> str:
+    """The indented lines under a title such as ``Args:``."""
+    match = re.search(rf"^{title}:\n((?:  .*\n|\n)*)", doc + "\n", re.MULTILINE)
+    return match.group(1) if match else ""
+
+
+def entries(doc: str, title: str) -> list[str]:
+    """The names that a section explains, as in ``  *args: …``."""
+    return re.findall(r"^  \*{0,2}(\w+): \S", section(doc, title), re.MULTILINE)
+
+
+def test_every_public_name_is_in_gradx_once() -> None:
+    """Flat, under its own name, and no module of the same name hides it."""
+    for name, (module, made) in PUBLIC.items():
+        assert getattr(gradx, name) is made, f"gradx.{name} is not that of gradx.{module}"
+    assert len(TRANSFORMS) > 30  # the tables above do find them
+    assert set(IN_ROOMS) < set(TRANSFORMS) < set(FACTORIES) < set(FUNCTIONS)
+
+
+def test_every_recorded_factory_is_public() -> None:
+    """Configs and reprs name factories, so a user must be able to write those names."""
+    assert {name for name in core.REGISTRY if ":" not in name} == set(FACTORIES)
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+def test_every_public_name_has_a_docstring(name: str) -> None:
+    module, made = PUBLIC[name]
+    if isinstance(made, type) or callable(made):
+        doc = inspect.getdoc(made) or ""
+    else:  # an alias has no docstring of its own; a string stands after it
+        doc = MODULES[module].read_text().partition(f"\n{name}: TypeAlias = ")[2].split("\n")[1]
+        doc = doc.strip('"')
+    assert re.match(r"[A-Z`].*\.(\n|$)", doc.split("\n\n")[0].replace("\n", " ")), doc
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_every_function_has_an_example_and_explains_its_arguments(name: str) -> None:
+    doc = inspect.getdoc(FUNCTIONS[name]) or ""
+    assert ">>> " in section(doc, "Example")
+    assert entries(doc, "Args") == list(inspect.signature(FUNCTIONS[name]).parameters)
+
+
+@pytest.mark.parametrize("name", FACTORIES)
+def test_every_factory_is_typed(name: str) -> None:
+    signature = inspect.signature(FACTORIES[name])
+    untyped = [n for n, p in signature.parameters.items() if p.annotation is inspect._empty]
+    assert not untyped
+    assert signature.return_annotation is not inspect.Signature.empty
+
+
+@pytest.mark.parametrize("name", TRANSFORMS)
+def test_every_transformation_shows_its_maths(name: str) -> None:
+    doc = inspect.getdoc(FACTORIES[name]) or ""
+    assert re.search(r"^\.\. math::(.+|\n    \S)", doc, re.MULTILINE)
+
+
+@pytest.mark.parametrize("name", IN_ROOMS)
+def test_every_rule_gives_its_source(name: str) -> None:
+    doc = inspect.getdoc(FACTORIES[name]) or ""
+    reference = doc.partition("\nReference: ")[2]
+    assert re.search(r"\b(19|20)\d\d\b|https://", reference)
+
+
+@pytest.mark.parametrize("name", STATES)
+def test_every_state_explains_its_fields(name: str) -> None:
+    assert entries(inspect.getdoc(STATES[name]) or "", "Attributes") == list(STATES[name]._fields)
+
+
+# ---------------------------------------------------------------- what importing it costs
+
+# Seconds are noise on a busy machine; modules are not.
+IMPORT = """
+import sys
+import jax, optax
+before = set(sys.modules)
+import gradx
+new = {name for name in sys.modules if name not in before}
+print(*sorted(name for name in new if name.split(".")[0] != "gradx"))
+"""
+
+# `jax.distributed.initialize` and this setting are refused once a backend runs, so a library
+# that computes at import takes them away from its users. The last line shows that the first
+# assertion can fail.
+UNTOUCHED = """
+import gradx, jax
+jax.config.update("jax_num_cpu_devices", 3)
+assert jax.device_count("cpu") == 3
+try:
+    jax.config.update("jax_num_cpu_devices", 4)
+except RuntimeError:
+    print("untouched")
+"""
+
+
+def fresh_python(code: str) -> str:
+    # Without the flag of conftest.py, which sets the number of devices too.
+    env = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=env, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+def test_importing_gradx_adds_next_to_nothing_to_jax_and_optax() -> None:
+    added = fresh_python(IMPORT).split()
+    heavy = {"flax", "matplotlib", "sklearn", "tqdm", "orbax", "hypothesis", "torch", "scipy"}
+    assert not heavy & {name.split(".")[0] for name in added}
+    assert len(added) <= 5, added
+
+
+def test_importing_gradx_starts_no_backend() -> None:
+    assert fresh_python(UNTOUCHED) == "untouched"
