@@ -107,6 +107,13 @@ def headings(path: Path) -> set[str]:
     return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
 
 
+def test_the_names_that_are_there_already() -> None:
+    section = (ROOT / "docs/from_optax.md").read_text().partition("## What is there already")[2]
+    names = re.findall(r"`(\w+)`", "".join(re.findall(r"^\|.*\n", section, re.MULTILINE)))
+    assert len(names) > 50
+    assert not [name for name in names if not (hasattr(gradx, name) and hasattr(optax, name))]
+
+
 # ---------------------------------------------------------------- the skeleton of a new rule
 
 
