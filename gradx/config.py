@@ -78,8 +78,8 @@ def _plain(value: Any, where: str) -> Any:
         if value is function:
             return {"function": name}
     raise ValueError(
-        f"to_config: {where} is {core.show(value)}, which is no plain data. Use a factory of "
-        f"gradx for it, or put @gradx.registered before the function."
+        f"to_config: {where} is {core.show(value)}, which is no plain data. Make it by a "
+        f"factory under @gradx.recorded, or put @gradx.registered before the function."
     )
 
 

@@ -17,7 +17,7 @@ import inspect
 from collections.abc import Callable, Iterator, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Any, ParamSpec, Protocol, Self, TypeAlias, TypeVar
+from typing import Any, ParamSpec, Self, TypeAlias, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -135,13 +135,34 @@ def foreign_name(tx: optax.GradientTransformation) -> str:
     return f"{module}.{name}(…)" if module else f"{name}(…)"
 
 
-class Described(Protocol):
-    """Anything that a `recorded` factory returns."""
+class Described:
+    """What every recorded factory returns: it reads, compares, hashes and pickles by its spec."""
 
-    @property
-    def spec(self) -> Spec | None: ...
+    spec: Spec | None
 
-    def with_spec(self, spec: Spec) -> Self: ...
+    def with_spec(self, spec: Spec) -> Self:
+        raise NotImplementedError
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(…)" if self.spec is None else repr(self.spec)
+
+    def __eq__(self, other: object) -> bool:
+        if type(other) is type(self) and self.spec is not None:
+            return self.spec == other.spec
+        return self is other
+
+    def __hash__(self) -> int:
+        return id(self) if self.spec is None else hash(self.spec)
+
+    def __reduce__(self) -> Any:
+        # What it is made of are closures; the spec says how to make them again.
+        if self.spec is None:
+            raise TypeError(f"{self!r} cannot be pickled: it was not made by a recorded factory.")
+        return _remake, (registered_name(self.spec.factory), self.spec.arguments)
+
+
+def _remake(name: str, arguments: tuple[tuple[str, Any], ...]) -> Any:
+    return Spec(REGISTRY[name], arguments).call()
 
 
 REGISTRY: dict[str, Callable[..., Any]] = {}
@@ -178,13 +199,16 @@ def recorded(factory: Callable[P, T]) -> Callable[P, T]:
     def make(*args: P.args, **kwargs: P.kwargs) -> T:
         bound = signature.bind(*args, **kwargs).arguments
         with _inside(factory.__name__):
-            made = factory(*args, **kwargs)
+            made: Any = factory(*args, **kwargs)
+        if isinstance(made, optax.GradientTransformation) and not isinstance(made, Transform):
+            made = Transform(*with_extra_args(made))  # a factory around Optax's
         given = tuple(
             (name, _copied(value))
             for name, value in bound.items()
             if not _is_default(value, signature.parameters[name].default)
         )
-        return made.with_spec(Spec(make, given))
+        described: T = made.with_spec(Spec(make, given))
+        return described
 
     name = registered_name(make)
     REGISTRY[name] = make
@@ -232,7 +256,7 @@ def _is_default(value: Any, default: Any) -> bool:
 # ---------------------------------------------------------------- the transformation
 
 
-class Transform(optax.GradientTransformationExtraArgs):
+class Transform(Described, optax.GradientTransformationExtraArgs):
     """A gradient transformation: Optax's `(init, update)` pair that can describe itself.
 
     Every gradx factory returns one, and whatever takes an Optax transformation takes it:
@@ -257,7 +281,6 @@ class Transform(optax.GradientTransformationExtraArgs):
       True
     """
 
-    spec: Spec | None
     stage: Any
     parts: Callable[[Params, State], list[Part]] | None
 
@@ -279,24 +302,6 @@ class Transform(optax.GradientTransformationExtraArgs):
 
     def __repr__(self) -> str:
         return foreign_name(self) if self.spec is None else repr(self.spec)
-
-    def __eq__(self, other: object) -> bool:
-        if isinstance(other, Transform) and self.spec and other.spec:
-            return self.spec == other.spec
-        return self is other
-
-    def __hash__(self) -> int:
-        return hash(self.spec) if self.spec else id(self)
-
-    def __reduce__(self) -> Any:
-        # init and update are closures; the spec says how to make them again.
-        if self.spec is None:
-            raise TypeError(f"{self!r} cannot be pickled: it was not made by a recorded factory.")
-        return _remake, (registered_name(self.spec.factory), self.spec.arguments)
-
-
-def _remake(name: str, arguments: tuple[tuple[str, Any], ...]) -> Any:
-    return Spec(REGISTRY[name], arguments).call()
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -36,6 +37,10 @@ class Interval:
     """A range of numbers, written as in mathematics: ``[0, 1)``, ``(0, inf]``."""
 
     text: str
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch(r"[\[(][^,]+,[^,]+[\])]", self.text):
+            raise ValueError(f"a range reads like '[0, 1)' or '(0, inf]', got {self.text!r}.")
 
     def __contains__(self, x: float) -> bool:
         low, high = (float(part) for part in self.text[1:-1].split(","))

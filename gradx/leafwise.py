@@ -15,13 +15,14 @@ by leaf in one pass, and a pass is traced once for each distinct shape, not once
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from gradx import core, hyper, sources
@@ -130,7 +131,11 @@ def run(
             p = p if any(call.needs_params for call in row) else None
             program = tuple((call.rule, call.static) for call in row)
             traced, slots = tuple(c.traced for c in row), tuple(c.slots for c in row)
-            new[i], results[i] = _apply(program, g, p, traced, slots)
+            try:
+                new[i], results[i] = _apply(program, g, p, traced, slots)
+            except Exception as error:
+                error.add_note(f"This was in {where}, at the leaf {flat.paths[i]!r}.")
+                raise
             if _shapes((new[i], results[i])) != _shapes((g, slots)):
                 raise ValueError(
                     f"{where}: at {flat.paths[i]!r} an update of shape {jnp.shape(g)} and state of "
@@ -244,6 +249,11 @@ class Rule:
         """The slots of one leaf, in buffers of their own: donating the state must not free `p`."""
         wide = _widen(p)
         slots = () if self.slots is None else self.slots(wide)
+        if len(slots) != len(self.fields):
+            raise ValueError(
+                f"{self.where}: init must return a tuple of {len(self.fields)} arrays for the "
+                f"fields {self.fields} of {self.state.__name__}, got {len(slots)}."
+            )
         return tuple(jnp.array(s) if s is wide or s is p else s for s in slots)
 
     def begin(
@@ -255,7 +265,8 @@ class Rule:
             )
         outer = state if isinstance(state, HyperparamsState) else None
         inner = state if outer is None else outer.inner_state
-        if getattr(inner, "_fields", None) != self.state._fields:  # Optax's own class is welcome
+        # By name and fields, not by class: a state of Optax's own class is welcome.
+        if _kind(inner) != _kind(self.state):
             raise ValueError(
                 f"{self.where}: got a state of type {type(inner).__name__} instead of "
                 f"{self.state.__name__}. Was it made by another chain's init?"
@@ -303,8 +314,21 @@ class Rule:
             h |= self.per_step(SimpleNamespace(**h), t)  # type: ignore[arg-type]
         if self.per_tree is not None:
             h |= self.per_tree(arrays, SimpleNamespace(**h))
-        traced = {k: v for k, v in h.items() if isinstance(v, jax.Array)}
-        return tuple((k, v) for k, v in h.items() if k not in traced), traced
+        arrays_of = jax.Array | np.ndarray | np.generic
+        traced = {k: jnp.asarray(v) for k, v in h.items() if isinstance(v, arrays_of)}
+        static = tuple((k, v) for k, v in h.items() if k not in traced)
+        for name, value in static:
+            if not isinstance(value, Hashable):
+                raise ValueError(
+                    f"{self.where}: h.{name} is {core.show(value)}; flags and numbers must be "
+                    f"hashable (a tuple, not a list) or arrays."
+                )
+        return static, traced
+
+
+def _kind(state: Any) -> tuple[str, Any]:
+    cls = state if isinstance(state, type) else type(state)
+    return cls.__name__, getattr(cls, "_fields", None)
 
 
 def leafwise(

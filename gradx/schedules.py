@@ -32,7 +32,7 @@ __all__ = [
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class ScheduleFn:
+class ScheduleFn(core.Described):
     """A schedule that reads like the code that made it.
 
     Schedules made by the same factory from equal arguments are equal and hash alike, so
@@ -58,23 +58,6 @@ class ScheduleFn:
 
     def with_spec(self, spec: core.Spec) -> ScheduleFn:
         return replace(self, spec=spec)
-
-    def __repr__(self) -> str:
-        return core.show(self.function) if self.spec is None else repr(self.spec)
-
-    def __eq__(self, other: object) -> bool:
-        if isinstance(other, ScheduleFn) and self.spec and other.spec:
-            return self.spec == other.spec
-        return self is other
-
-    def __hash__(self) -> int:
-        return hash(self.spec) if self.spec else id(self)
-
-    def __reduce__(self) -> Any:
-        # The function is a closure; the spec says how to make it again.
-        if self.spec is None:
-            raise TypeError(f"{self!r} cannot be pickled: it was not made by a recorded factory.")
-        return core._remake, (core.registered_name(self.spec.factory), self.spec.arguments)
 
 
 # ---------------------------------------------------------------- curves

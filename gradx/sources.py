@@ -46,17 +46,14 @@ class Step:
     where: str
 
 
-@dataclass(frozen=True)
-class Source:
+@dataclass(frozen=True, eq=False, repr=False)
+class Source(core.Described):
     """Where one number comes from. `children` are the sources that it is made of."""
 
-    spec: core.Spec | None = field(default=None, kw_only=True, compare=False)
+    spec: core.Spec | None = field(default=None, kw_only=True)
 
     def with_spec(self, spec: core.Spec) -> Self:
         return replace(self, spec=spec)
-
-    def __repr__(self) -> str:
-        return repr(self.spec)
 
     @property
     def children(self) -> Sequence[Source]:
@@ -75,7 +72,7 @@ class Source:
             yield from child.walk()
 
 
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Constant(Source):
     number: Number
 
@@ -86,7 +83,7 @@ class Constant(Source):
         return core.show(self.number)
 
 
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Scheduled(Source):
     schedule: Schedule
 
@@ -97,7 +94,7 @@ class Scheduled(Source):
         return core.show(self.schedule)
 
 
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Tunable(Source):
     initial: Number
     name: str | None = None  # the key in the state; set when a rule takes the source
@@ -107,7 +104,7 @@ class Tunable(Source):
         return step.live[self.name]
 
 
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class FromCall(Source):
     name: str
 
@@ -129,7 +126,7 @@ class FromCall(Source):
         return number
 
 
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Scaled(Source):
     factors: tuple[Any, ...]
 
@@ -147,7 +144,7 @@ class Scaled(Source):
         return product
 
 
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class ByPath(Source):
     """Values by pattern; numbers when a rule takes it, anything (a label, a bool) as it is made."""
 

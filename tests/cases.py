@@ -24,6 +24,7 @@ class Case:
       note: tells rows of the same factory apart.
       descends: it is an optimizer: its updates go downhill.
       converges: and with these numbers it reaches the minimum of the shared problems.
+      in_optax: Optax has it, under the same name and with the same arguments.
       complex: it accepts complex parameters.
       whole_tree: it takes its number for the whole tree, so not by path.
       ranges: of the numbers for which it has another range than the field's names have.
@@ -38,6 +39,7 @@ class Case:
     note: str = ""
     descends: bool = True
     converges: bool = True
+    in_optax: bool = True
     complex: bool = True
     whole_tree: bool = False
     ranges: Mapping[str, str] = field(default_factory=dict)
