@@ -31,6 +31,7 @@ from gradx.rules.sign import *
 from gradx.scale import *
 from gradx.schedules import *
 from gradx.sources import *
+from gradx.step import *
 from gradx.tree import *
 
 __version__ = "0.1.0"

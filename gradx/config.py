@@ -108,6 +108,8 @@ def from_config(config: Mapping[str, Any]) -> Any:
             f"{config!r}."
         )
     name, arguments = config["name"], config["arguments"]
+    if not isinstance(arguments, Mapping):
+        raise ValueError(f"from_config: the arguments of {name} must be a dict, got {arguments!r}.")
     factory = _known(name, core.REGISTRY, "factory")
     spec = core.Spec(factory, ())
     allowed = list(spec.signature.parameters)
@@ -117,7 +119,11 @@ def from_config(config: Mapping[str, Any]) -> Any:
                 f"from_config: {name} has no argument {argument!r}; it has {allowed}."
                 f"{_near(argument, allowed)}"
             )
-    return spec.call({k: _made(v) for k, v in arguments.items()})
+    made = {k: _made(v) for k, v in arguments.items()}
+    try:
+        return spec.call(made)
+    except (TypeError, AttributeError) as error:  # missing arguments, or of the wrong kind
+        raise ValueError(f"from_config: {name} cannot be made from {made}: {error}.") from error
 
 
 def _made(value: Any) -> Any:
@@ -128,10 +134,13 @@ def _made(value: Any) -> Any:
             return from_config(value)
         case {"tuple": [*items]} if len(value) == 1:
             return tuple(_made(v) for v in items)
-        case {"dict": [*pairs]} if len(value) == 1:
+        case {"dict": [*pairs]} if len(value) == 1 and all(_is_pair(pair) for pair in pairs):
             return {_made(k): _made(v) for k, v in pairs}
         case {"dtype": str(name)} if len(value) == 1:
-            return jnp.dtype(name)
+            try:
+                return jnp.dtype(name)
+            except TypeError as error:
+                raise ValueError(f"from_config: there is no dtype {name!r}.") from error
         case {"function": str(name)} if len(value) == 1:
             return _known(name, core.FUNCTIONS, "function")
         case Mapping():
@@ -139,8 +148,12 @@ def _made(value: Any) -> Any:
     return value
 
 
+def _is_pair(pair: Any) -> bool:
+    return isinstance(pair, list) and len(pair) == 2 and not isinstance(pair[0], list | dict)
+
+
 def _known(name: Any, registry: Mapping[str, Any], kind: str) -> Any:
-    if name not in registry:
+    if not isinstance(name, str) or name not in registry:
         raise ValueError(
             f"from_config: there is no {kind} {name!r}.{_near(name, registry)} There are: "
             f"{', '.join(sorted(registry))}."

@@ -24,9 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from gradx import tree as gtree
-
-__all__ = ["Transform", "apply_updates", "recorded", "registered", "safe_increment"]
+__all__ = ["Transform", "recorded", "registered"]
 
 
 P = ParamSpec("P")
@@ -98,6 +96,10 @@ class Spec:
 
 
 def _hashable(value: Any) -> Any:
+    if is_dtype(value):
+        return jnp.dtype(value)
+    if isinstance(value, np.ndarray | np.generic | jax.Array) and np.ndim(value) == 0:
+        return value if isinstance(value, jax.core.Tracer) else value.item()
     if isinstance(value, Mapping):
         return tuple((k, _hashable(v)) for k, v in value.items())
     if isinstance(value, list | tuple) and not isinstance(value, Transform):
@@ -120,11 +122,17 @@ def show(value: Any) -> str:
     if isinstance(value, list | tuple) and not hasattr(value, "spec"):
         inner = ", ".join(show(v) for v in value)
         return f"[{inner}]" if isinstance(value, list) else f"({inner}{',' * (len(value) == 1)})"
-    if isinstance(value, np.dtype) or (isinstance(value, type) and hasattr(value, "dtype")):
-        return np.dtype(value).name
+    if is_dtype(value):
+        return str(jnp.dtype(value).name)
     if callable(value) and not hasattr(value, "spec"):
         return getattr(value, "__qualname__", type(value).__name__).replace("<locals>.", "")
     return repr(value)
+
+
+def is_dtype(value: Any) -> bool:
+    """A dtype in any of its forms: ``jnp.bfloat16``, ``np.float32``, ``np.dtype("float32")``."""
+    scalar_type = isinstance(value, type) and issubclass(value, np.generic)
+    return isinstance(value, np.dtype) or scalar_type or type(value) is type(jnp.bfloat16)
 
 
 def foreign_name(tx: optax.GradientTransformation) -> str:
@@ -191,7 +199,17 @@ def _inside(name: str) -> Iterator[None]:
 def recorded(factory: Callable[P, T]) -> Callable[P, T]:
     """Makes a factory leave its name and arguments on what it returns; keeps its signature.
 
-    Outside gradx the registered name is ``module:name``, so that it cannot shadow ours.
+    Args:
+      factory: a function of a module that returns a transformation (Optax's too), a schedule or a
+        source. Outside gradx it is registered as ``module:name``, so that it cannot shadow ours.
+
+    Example:
+      >>> import gradx
+      >>> @gradx.recorded
+      ... def halved(learning_rate: gradx.Hyper) -> gradx.Transform:
+      ...     return gradx.chain(gradx.scale(0.5), gradx.sgd(learning_rate))
+      >>> halved(0.1)
+      halved(0.1)
     """
     signature = inspect.signature(factory)
 
@@ -301,7 +319,10 @@ class Transform(Described, optax.GradientTransformationExtraArgs):
         return Transform(self.init, self.update, spec=spec, stage=self.stage, parts=self.parts)
 
     def __repr__(self) -> str:
-        return foreign_name(self) if self.spec is None else repr(self.spec)
+        if self.spec is not None:
+            return repr(self.spec)
+        rule = getattr(self.stage, "update", None)
+        return foreign_name(self) if rule is None else f"leafwise({show(rule)})"
 
 
 @dataclass(frozen=True)
@@ -322,68 +343,3 @@ def with_extra_args(tx: optax.GradientTransformation) -> optax.GradientTransform
 def is_transform(value: Any) -> bool:
     """Anything with the contract's two functions, whatever class it is of."""
     return callable(getattr(value, "init", None)) and callable(getattr(value, "update", None))
-
-
-# ---------------------------------------------------------------- what a step needs besides
-
-
-def apply_updates(params: Params, updates: Updates) -> Params:
-    r"""Adds the updates to the parameters, in the parameters' dtypes.
-
-    .. math:: \theta \leftarrow \theta + u
-
-    Args:
-      params: a tree of arrays; `None` leaves stay `None`.
-      updates: a tree of the same structure and shapes; a `None` leaf leaves its parameter as it
-        is. Additions are done in the wider of the two dtypes.
-
-    Returns:
-      The new parameters, each with the dtype of the old one.
-
-    Raises:
-      ValueError: the trees or two shapes do not match; the message names the path.
-
-    Example:
-      >>> import gradx, jax.numpy as jnp
-      >>> gradx.apply_updates({"w": jnp.ones(2)}, {"w": jnp.full(2, -0.5)})
-      {'w': Array([0.5, 0.5], dtype=float32)}
-
-    Donate the parameters and the state to the jitted step, and return them in the order in which
-    it takes them, `step(params, state, …) -> (params, state)`: then XLA updates them in place.
-    """
-    leaves = gtree.flatten(params)
-    others = gtree.flatten_like(leaves, updates, "apply_updates: the updates")
-    new = []
-    for i, (p, u) in enumerate(zip(leaves.values, others, strict=True)):
-        if p is None or u is None:
-            new.append(p)
-            continue
-        if jnp.shape(p) != jnp.shape(u):
-            raise ValueError(
-                f"apply_updates: at {leaves.paths[i]!r} the parameter has shape {jnp.shape(p)} "
-                f"and the update {jnp.shape(u)}."
-            )
-        new.append(_add(p, u))
-    return leaves.unflatten(new)
-
-
-@jax.jit  # one trace per shape and dtype, instead of one per leaf
-def _add(p: jax.Array, u: jax.Array) -> jax.Array:
-    return (p + u).astype(p.dtype)
-
-
-def safe_increment(count: jax.Array) -> jax.Array:
-    """`count + 1`, staying at the dtype's maximum instead of wrapping around.
-
-    Args:
-      count: an integer or float array of any shape, usually an int32 scalar.
-
-    Example:
-      >>> import gradx, jax.numpy as jnp
-      >>> gradx.safe_increment(jnp.asarray(2**31 - 1, jnp.int32))
-      Array(2147483647, dtype=int32)
-    """
-    count = jnp.asarray(count)
-    info = jnp.iinfo if jnp.issubdtype(count.dtype, jnp.integer) else jnp.finfo
-    top = jnp.asarray(info(count.dtype).max, count.dtype)
-    return jnp.where(count < top, count + jnp.ones((), count.dtype), top)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from gradx import core, hyper
-from gradx.sources import Array, Number, as_float
+from gradx.sources import Array, Number, as_float, is_real
 
 # ---------------------------------------------------------------- when it is made
 
@@ -32,7 +32,7 @@ def static(name: str, value: Any) -> None:
 def steps(name: str, value: Any, low: int) -> int:
     """A whole number of steps, at least `low`; 1e4 is one, 0.1 * 1234 is not."""
     static(name, value)
-    if not hyper.is_real(value) or not float(value).is_integer():
+    if not is_real(value) or not float(value).is_integer():
         raise ValueError(
             f"{core.where()}: {name} must be a whole number of steps, got {core.show(value)}; "
             f"round(…) makes one of a share of the run."

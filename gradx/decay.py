@@ -13,7 +13,7 @@ from gradx.combine import identity
 from gradx.core import Count, Transform
 from gradx.groups import masked
 from gradx.leafwise import Numbers, Slots, leafwise
-from gradx.scale import scale_by_learning_rate
+from gradx.scale import descend
 from gradx.sources import Array, Hyper
 
 __all__ = ["WeightDecaySchedule", "add_decayed_weights", "weights_only"]
@@ -125,7 +125,7 @@ def scale_and_decay(
                                 \quad \eta_t = \eta s_t \\
         \text{independent:}    &\quad \theta \leftarrow \theta - \eta_t u - \lambda \theta
     """
-    rate = scale_by_learning_rate(learning_rate)
+    rate = descend(learning_rate)
     hyper.Hypers({"weight_decay": weight_decay}, core.where())  # not negative, for an optimizer
     if decay == "learning_rate":
         return add_decayed_weights(weight_decay, mask), rate

@@ -12,6 +12,7 @@ from gradx import tree as gtree
 from gradx.core import Count, Params, State, Transform, Updates
 from gradx.leafwise import Numbers, Slots, leafwise
 from gradx.sources import Array
+from gradx.step import safe_increment
 
 __all__ = ["AddNoiseState", "ZeroNansState", "add_noise", "centralize", "zero_nans"]
 
@@ -131,7 +132,7 @@ def add_noise(
     def update(
         updates: Updates, state: State, params: Params | None = None, **extra: Any
     ) -> tuple[Updates, AddNoiseState]:
-        count = core.safe_increment(state.count)
+        count = safe_increment(state.count)
         h = hyper.resolve(checked.sources, sources.Step(state.count, {}, extra, where))
         deviation = jnp.sqrt(h["eta"] / count ** h["gamma"])
         rng_key, now = jax.random.split(state.rng_key)

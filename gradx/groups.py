@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from optax import MaskedNode
 
@@ -19,6 +20,7 @@ from gradx import tree as gtree
 from gradx.combine import Contract, stage_of
 from gradx.core import Params, Part, State, Transform, Updates
 from gradx.leafwise import Leaves, Results, Rows, Stage, is_array, leafwise, staged
+from gradx.sources import ByPath
 
 __all__ = ["MaskedState", "PartitionState", "freeze", "masked", "partition", "set_to_zero"]
 
@@ -45,7 +47,9 @@ class PartitionState(NamedTuple):
 
 def marks(choice: Any, tree: Any, what: str) -> list[Any]:
     """The mark (a bool, a label) of each leaf: from a tree or prefix, a function, or `by_path`."""
-    if _is_function(choice):
+    if isinstance(choice, ByPath):
+        choice = choice(tree, f"{what}: by_path")
+    elif _is_function(choice):
         choice = choice(tree)
     return gtree.broadcast(choice, tree, what)
 
@@ -65,7 +69,7 @@ def mask_flags(mask: Any, tree: Any, where: str) -> list[bool]:
     found = marks(mask, tree, f"{where}: mask")
     flat = gtree.flatten(tree)
     for i, mark in enumerate(found):
-        is_bool = isinstance(mark, bool | np.bool_) or getattr(mark, "dtype", None) == np.bool_
+        is_bool = np.shape(mark) == () and getattr(mark, "dtype", type(mark)) in (bool, np.bool_)
         if flat.values[i] is not None and (not is_bool or isinstance(mark, jax.core.Tracer)):
             raise ValueError(
                 f"{where}: the mask must be True or False, known before the run, at every leaf; at "
@@ -239,6 +243,7 @@ def partition(
       {'body': Array([-0.1], dtype=float32), 'head': Array([-1.], dtype=float32)}
     """
     where = core.where()
+    _check_labels(transforms, optional, where)
     for label, tx in transforms.items():
         if not core.is_transform(tx):
             raise ValueError(f"{where}: {label!r} has no transformation, got {core.show(tx)}.")
@@ -307,6 +312,27 @@ def partition(
     return Transform(init, update, parts=described)
 
 
+def _check_labels(transforms: Any, optional: bool | Collection[Hashable], where: str) -> None:
+    if not isinstance(transforms, Mapping):
+        raise ValueError(
+            f"{where}: transforms must be a dict {{label: transformation}}, got "
+            f"{core.show(transforms)}."
+        )
+    try:
+        sorted(transforms)
+    except TypeError as error:
+        raise ValueError(
+            f"{where}: the labels {list(transforms)} must be of one kind, since JAX sorts them."
+        ) from error
+    if not isinstance(optional, bool):
+        unknown = [label for label in optional if label not in transforms]
+        if unknown or isinstance(optional, str):
+            raise ValueError(
+                f"{where}: optional must be a list of some of the labels {list(transforms)}, or "
+                f"True; got {optional!r}."
+            )
+
+
 # ---------------------------------------------------------------- zero
 
 
@@ -326,7 +352,8 @@ def set_to_zero() -> Transform:
 
 
 def _zero(g: Any, slots: Any, p: Any, h: Any) -> Any:
-    return jax.numpy.zeros_like(g), slots
+    # Not zeros_like(g), which jit would make without g, and then without its sharding.
+    return jnp.where(jnp.zeros_like(g, bool), g, 0), slots
 
 
 @core.recorded

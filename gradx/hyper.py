@@ -27,6 +27,7 @@ from gradx.sources import (
     Step,
     Tunable,
     as_float,
+    is_real,
 )
 
 # ---------------------------------------------------------------- ranges
@@ -92,7 +93,9 @@ def as_source(value: Any, name: str, interval: str, where: str) -> Source:
     """
     match value:
         case Tunable():
-            _check_constant(value.initial, interval, name, where)
+            initial = _check_constant(value.initial, interval, name, where)
+            if isinstance(initial, float):
+                check_number(in_float32(initial), interval, name, where)
             return replace(value, name=value.name or name)
         case ByPath():
             rules = {
@@ -138,22 +141,22 @@ def constant(name: str, value: Any, interval: str = ANY) -> Number:
     return _check_constant(value, interval, name, core.where())
 
 
-def is_real(value: Any) -> bool:
-    """One integer or floating-point number, of Python, NumPy or JAX; no bool."""
-    kinds = int | float | np.generic | np.ndarray | jax.Array
-    if isinstance(value, bool) or not isinstance(value, kinds) or np.shape(value) != ():
-        return False
-    dtype = jnp.result_type(value)
-    return jnp.issubdtype(dtype, jnp.integer) or jnp.issubdtype(dtype, jnp.floating)
-
-
 def _check_constant(value: Any, interval: str, name: str, where: str) -> Number:
     if not is_real(value):
         raise ValueError(f"{where}: {name} must be one real number, got {core.show(value)}.")
     if isinstance(value, jax.core.Tracer):
         return as_float(value)
-    check_number(float(value), interval, name, where)
-    return float(value)
+    number = float(value)
+    check_number(number, interval, name, where)
+    if math.isinf(in_float32(number)):  # too large for the arithmetic
+        check_number(in_float32(number), interval, name, where)
+    return number
+
+
+def in_float32(value: float) -> float:
+    """The number as a live value holds it: 1 - 1e-12 is 1 there, and 1e39 infinite."""
+    with np.errstate(over="ignore"):
+        return float(np.float32(value))
 
 
 def _check_schedule(schedule: Schedule, name: str, where: str) -> None:
@@ -186,7 +189,15 @@ class Hypers:
             given, interval = value if isinstance(value, tuple) else (value, None)
             self.sources[name] = as_source(given, name, interval or RANGES.get(name, ANY), where)
         nodes = [node for source in self.sources.values() for node in source.walk()]
-        self.tunables = {n.name: n for n in nodes if isinstance(n, Tunable) and n.name is not None}
+        self.tunables: dict[str, Tunable] = {}
+        for node in nodes:
+            if isinstance(node, Tunable) and node.name is not None:
+                shared = self.tunables.setdefault(node.name, node)
+                if shared.initial is not node.initial and shared.initial != node.initial:
+                    raise ValueError(
+                        f"{where}: two live values are called {node.name!r} and begin differently, "
+                        f"with {shared.initial} and {node.initial}; give them different names."
+                    )
         self.scheduled = any(isinstance(n, Scheduled) for n in nodes)
         self.varies_by_path = any(isinstance(n, ByPath) for n in nodes)
         self._by_path = [n for n in nodes if isinstance(n, ByPath)]
@@ -200,7 +211,7 @@ class Hypers:
 
     def check_paths(self, paths: Sequence[str]) -> None:
         for source in self._by_path:
-            source.check(paths, self.where)
+            source.check(paths, f"{self.where}: by_path")
 
     def groups(
         self, flat: gtree.Flat, active: Sequence[int]

@@ -15,7 +15,7 @@ import optax
 from gradx import core
 from gradx import tree as gtree
 from gradx.core import Params, State
-from gradx.leafwise import Rule, is_array
+from gradx.leafwise import Rule
 from gradx.sources import ByPath
 
 __all__ = ["Description", "describe", "state_bytes"]
@@ -186,8 +186,7 @@ def _rows_by_path(rule: Rule, paths: Sequence[str], rest: str) -> Iterator[Row]:
 
 
 def _visible(params: Params) -> list[str]:
-    flat = gtree.flatten(params)
-    return [path for path, x in zip(flat.paths, flat.values, strict=True) if is_array(x)]
+    return gtree.array_paths(gtree.flatten(params))
 
 
 def _kept(state: State) -> Counter[str]:

@@ -30,6 +30,7 @@ from gradx import tree as gtree
 from gradx.core import Params, State, Transform, Updates
 from gradx.live import HyperparamsState
 from gradx.sources import Array
+from gradx.step import safe_increment
 
 __all__ = ["leafwise"]
 
@@ -230,8 +231,8 @@ class Rule:
         for i, p in enumerate(flat.values):
             if is_array(p):
                 check_array(p, flat, i, self.where, "parameter")
-        if flat.values:
-            self.hypers.check_paths(flat.paths)
+        if jax.tree.leaves(params):
+            self.hypers.check_paths(gtree.array_paths(flat))
         made = [self._own_slots(p) if is_array(p) else None for p in flat.values]
         pairs = list(zip(flat.values, made, strict=True))
         trees = {
@@ -296,7 +297,7 @@ class Rule:
                 )
                 for k, (name, column) in enumerate(zip(self.fields, columns, strict=True))
             }
-            new_count = None if count is None else core.safe_increment(count)
+            new_count = None if count is None else safe_increment(count)
             new = type(inner)(**trees, **({"count": new_count} if self.counts else {}))
             if outer is None:
                 return new
@@ -310,7 +311,7 @@ class Rule:
         """All that a group of leaves is given as `h`, split into static and traced."""
         h = dict(self.flags) | hyper.resolve(group, step)
         if self.per_step is not None:
-            t = None if step.count is None else core.safe_increment(step.count)
+            t = None if step.count is None else safe_increment(step.count)
             h |= self.per_step(SimpleNamespace(**h), t)  # type: ignore[arg-type]
         if self.per_tree is not None:
             h |= self.per_tree(arrays, SimpleNamespace(**h))

@@ -69,14 +69,17 @@ def tunable(value: Any, name: str | None = None) -> Any:
       ['decay', 'learning_rate']
     """
     if isinstance(value, core.Transform):
+        if name is not None:
+            raise ValueError("tunable: the numbers of a transformation keep their own names.")
         return _live_transform(value)
-    live = _live_number(value)
-    if live is value or not isinstance(live, sources.Tunable):
+    if not sources.is_real(value):
         raise ValueError(
             f"tunable: value must be a number or a transformation of gradx, got "
             f"{core.show(value)}. To tune a schedule, scale it: scaled(schedule, tunable(1.0))."
         )
-    return sources.Tunable(live.initial, name)
+    if name is not None and (not isinstance(name, str) or not name):
+        raise ValueError(f"tunable: name must be a non-empty string, got {name!r}.")
+    return sources.Tunable(value, name)
 
 
 def _live_transform(tx: core.Transform) -> core.Transform:
@@ -102,11 +105,6 @@ def _takes_number(parameter: inspect.Parameter) -> bool:
 
 def _live_number(value: Any) -> Any:
     match value:
-        case bool():
-            return value
-        case int() | float() | np.number() | jax.Array():
-            number: Any = value
-            return sources.Tunable(number, spec=core.Spec(tunable, (("value", value),)))
         case sources.ByPath():
             default = value.default
             return sources.by_path(
@@ -116,7 +114,7 @@ def _live_number(value: Any) -> Any:
             )
         case sources.Scaled():
             return sources.scaled(*(_live_number(f) for f in value.factors))
-    return value
+    return tunable(value) if sources.is_real(value) else value
 
 
 def _live_parts(value: Any) -> Any:
@@ -169,7 +167,8 @@ def set_hyperparams(state: Any, /, **values: Any) -> Any:
 
     Raises:
       ValueError: a name that is unknown, ambiguous, or belongs to a constant or a schedule; a
-        value that is not finite, out of the argument's range, or of another shape.
+        value that is not finite, of another shape, or out of the range that arguments of this name
+        have in general (a state does not know a rule's own ranges). Traced values are not checked.
 
     Example:
       >>> import gradx, jax.numpy as jnp
@@ -239,15 +238,18 @@ def _unknown(name: str, names: list[str]) -> str:
 
 def _checked(name: str, key: str, value: Any, old: Array) -> Array:
     where = "set_hyperparams"
-    if isinstance(value, bool | str | list | tuple | dict) or value is None:
-        raise ValueError(f"{where}: {name} must be a number, got {value!r}.")
-    new = jnp.asarray(value, old.dtype)
-    if new.shape != old.shape:
-        raise ValueError(f"{where}: {name} has shape {old.shape}, got a value of {new.shape}.")
-    if not isinstance(value, jax.core.Tracer):
-        argument, _, factor = key.partition("[")[0].partition(".factor")
-        interval = hyper.RANGES.get(argument, hyper.ANY)
-        interval = hyper.factor_range(interval) if factor else interval
-        for number in np.ravel(np.asarray(value)):
-            hyper.check_number(float(number), interval, name, where)
-    return new
+    is_array = isinstance(value, np.ndarray | jax.Array) and value.size > 0
+    if not sources.is_real(value.ravel()[0] if is_array else value):
+        raise ValueError(f"{where}: {name} must be a real number, got {core.show(value)}.")
+    if jnp.shape(value) != old.shape:
+        raise ValueError(
+            f"{where}: {name} has shape {old.shape}, got a value of shape {jnp.shape(value)}."
+        )
+    if isinstance(value, jax.core.Tracer):
+        return value.astype(old.dtype)
+    argument, _, factor = key.partition("[")[0].partition(".factor")
+    interval = hyper.RANGES.get(argument, hyper.ANY)
+    interval = hyper.factor_range(interval) if factor else interval
+    for number in np.ravel(np.asarray(value)):
+        hyper.check_number(hyper.in_float32(number), interval, name, where)
+    return jnp.asarray(value, old.dtype)

@@ -13,6 +13,7 @@ from gradx import core
 from gradx.core import Count, Transform, Updates
 from gradx.leafwise import Numbers, Slots, leafwise
 from gradx.sources import Array, Hyper
+from gradx.step import safe_increment
 
 __all__ = ["EmaState", "ScaleByAdamState", "TraceState", "ema", "trace"]
 
@@ -40,7 +41,7 @@ def bias_corrections(h: Numbers, t: Array) -> Mapping[str, Array]:
     """What undoes the averages' start at zero, as factors: leaves multiply, they do not divide."""
     return {
         "correct_mu": 1 / weight_so_far(h.b1, t),
-        "correct_next_mu": 1 / weight_so_far(h.b1, core.safe_increment(t)),
+        "correct_next_mu": 1 / weight_so_far(h.b1, safe_increment(t)),
         "correct_nu": 1 / weight_so_far(h.b2, t),
     }
 

@@ -70,6 +70,13 @@ def scale_by_learning_rate(
     return _scaling("learning_rate", learning_rate, _descend if flip_sign else _ascend)
 
 
+def descend(learning_rate: Hyper) -> Transform:
+    """`scale_by_learning_rate` where a learning rate is required: `None` would ascend."""
+    if learning_rate is None:
+        raise ValueError(f"{core.where()}: learning_rate must be given, got None.")
+    return scale_by_learning_rate(learning_rate)
+
+
 @core.recorded
 def scale_by_schedule(step_size_fn: Schedule) -> Transform:
     r"""Multiplies the updates by what a schedule gives.

@@ -24,6 +24,7 @@ from typing import Any, Self, TypeAlias
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from gradx import core
 from gradx import tree as gtree
@@ -117,13 +118,13 @@ class FromCall(Source):
                 f"update(updates, state, params, {self.name}=…); the call gave "
                 f"{sorted(step.extra) or 'none'}.{hint}"
             )
-        number = as_float(step.extra[self.name])
-        if number.shape != ():
+        given = step.extra[self.name]
+        if not is_real(given):
             raise ValueError(
-                f"{step.where}: the extra argument {self.name!r} must be one number, got shape "
-                f"{number.shape}."
+                f"{step.where}: the extra argument {self.name!r} must be one real number, got "
+                f"{core.show(given)}."
             )
-        return number
+        return as_float(given)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -174,32 +175,43 @@ class ByPath(Source):
         idle = [p for p in self.rules if p not in claimed and not self._may_idle(p)]
         if idle:
             raise ValueError(
-                f"{where}: by_path: the pattern {idle[0]!r} claims no leaf (patterns are searched "
+                f"{where}: the pattern {idle[0]!r} claims no leaf (patterns are searched "
                 f"in order, the first match wins). The leaves it is asked about are "
                 f"{gtree.listed(list(paths), 20)}. If that is meant, say optional=[{idle[0]!r}]."
             )
         if None in claimed and self.default is REQUIRED:
             lost = [path for path in paths if self.pattern_at(path) is None]
             raise ValueError(
-                f"{where}: by_path: no pattern matches {gtree.listed(lost)} and there is no "
+                f"{where}: no pattern matches {gtree.listed(lost)} and there is no "
                 f"default. Give default=…, or a pattern for them."
             )
 
     def _may_idle(self, pattern: str) -> bool:
         return self.optional if isinstance(self.optional, bool) else pattern in self.optional
 
-    def __call__(self, tree: Any) -> Any:
+    def __call__(self, tree: Any, where: str = "by_path") -> Any:
         """The value at every leaf, as a tree: a mask or labels for anything that takes these."""
         flat = gtree.flatten(tree)
-        if flat.values:
-            self.check(flat.paths, "by_path")
-        return flat.unflatten([self.pick(path) for path in flat.paths])
+        paths = gtree.array_paths(flat)
+        if paths:
+            self.check(paths, where)
+        pairs = zip(flat.paths, flat.values, strict=True)
+        return flat.unflatten([None if x is None else self.pick(path) for path, x in pairs])
 
 
 REQUIRED = object()
 
 Hyper: TypeAlias = float | Array | Schedule | Source
 """What a rule accepts where it takes a number."""
+
+
+def is_real(value: Any) -> bool:
+    """One integer or floating-point number, of Python, NumPy or JAX; no bool."""
+    kinds = int | float | np.generic | np.ndarray | jax.Array
+    if isinstance(value, bool) or not isinstance(value, kinds) or np.shape(value) != ():
+        return False
+    dtype = jnp.result_type(value)
+    return jnp.issubdtype(dtype, jnp.integer) or jnp.issubdtype(dtype, jnp.floating)
 
 
 def as_float(value: Any) -> Array:

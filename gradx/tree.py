@@ -117,6 +117,11 @@ def paths(tree: Any) -> list[str]:
     return flatten(tree).paths
 
 
+def array_paths(flat: Flat) -> list[str]:
+    """The paths of the leaves that are not `None`."""
+    return [path for path, x in zip(flat.paths, flat.values, strict=True) if x is not None]
+
+
 def map_with_path(fn: Any, tree: Any) -> Any:
     """`fn(path, leaf)` at every leaf, the path as one string.
 

@@ -399,8 +399,7 @@ def test_a_config_is_never_code(config: Any, monkeypatch: pytest.MonkeyPatch) ->
 # ---------------------------------------------------------------- equal, hashed, passed along
 
 
-# `by_path` and dtypes of different spelling are left out here.
-@pytest.mark.parametrize("code", [code for code in WRITTEN if "by_path" not in code])
+@pytest.mark.parametrize("code", WRITTEN)
 def test_equal_arguments_make_equal_transformations(code: str) -> None:
     one, two = written(code), written(code)
     assert one == two

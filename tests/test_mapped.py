@@ -185,8 +185,8 @@ def assert_like_parameters(mesh: Any, tree: Any) -> int:
     return len(found)
 
 
-# With automatic axes a jitted `init`, Optax's as well, makes zeros that lie on one device, since
-# JAX gives constants no sharding: jit it with explicit axes, or with `out_shardings`, or not at all.
+# With automatic axes a jitted `init`, Optax's too, makes zeros that lie on one device, since JAX
+# gives constants no sharding: jit it with explicit axes, or with `out_shardings`, or not at all.
 @every_transform
 @pytest.mark.parametrize(
     ("kind", "jit_init"),

@@ -26,7 +26,7 @@ ROOT = Path(gradx.__file__).parent
 LAYERS = [
     ["tree"],
     ["core"],
-    ["sources"],
+    ["sources", "step"],
     ["hyper"],
     ["live", "counting"],
     ["leafwise"],

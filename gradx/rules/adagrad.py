@@ -13,7 +13,7 @@ from gradx.core import Transform, Updates
 from gradx.decay import add_decayed_weights
 from gradx.leafwise import Numbers, Slots, leafwise
 from gradx.moments import average
-from gradx.scale import scale_by_learning_rate
+from gradx.scale import descend, scale_by_learning_rate
 from gradx.sources import Array, Hyper, Number
 from gradx.tree import abs_sq
 
@@ -92,9 +92,7 @@ def adagrad(
 
     Reference: Duchi et al., *Adaptive subgradient methods*, JMLR 12, 2011.
     """
-    return chain(
-        scale_by_rss(initial_accumulator_value, eps), scale_by_learning_rate(learning_rate)
-    )
+    return chain(scale_by_rss(initial_accumulator_value, eps), descend(learning_rate))
 
 
 class ScaleByAdaDeltaState(NamedTuple):

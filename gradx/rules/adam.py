@@ -13,7 +13,7 @@ from gradx.core import Transform
 from gradx.decay import DecayKind, scale_and_decay
 from gradx.leafwise import Numbers, Slots, leafwise
 from gradx.moments import ScaleByAdamState, average, bias_corrections, unbiased_mu, zero_moments
-from gradx.scale import scale_by_learning_rate
+from gradx.scale import descend
 from gradx.sources import Array, Hyper
 from gradx.tree import abs_sq
 
@@ -113,7 +113,7 @@ def adam(
     """
     return chain(
         scale_by_adam(b1, b2, eps, eps_root, mu_dtype, nesterov=nesterov),
-        scale_by_learning_rate(learning_rate),
+        descend(learning_rate),
     )
 
 

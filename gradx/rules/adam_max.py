@@ -13,7 +13,7 @@ from gradx.core import Count, Transform, Updates
 from gradx.decay import DecayKind, scale_and_decay
 from gradx.leafwise import Numbers, Slots, leafwise
 from gradx.moments import ScaleByAdamState, average, bias_corrections, zero_moments
-from gradx.scale import scale_by_learning_rate
+from gradx.scale import descend
 from gradx.sources import Array, Hyper
 from gradx.tree import abs_sq
 
@@ -88,7 +88,7 @@ def adamax(
 
     Reference: Kingma and Ba, *Adam*, https://arxiv.org/abs/1412.6980, section 7.1.
     """
-    return chain(scale_by_adamax(b1, b2, eps), scale_by_learning_rate(learning_rate))
+    return chain(scale_by_adamax(b1, b2, eps), descend(learning_rate))
 
 
 @core.recorded
@@ -247,4 +247,4 @@ def amsgrad(
     scale_by = scale_by_amsgrad(
         b1, b2, eps, eps_root, mu_dtype, bias_correction_mu, bias_correction_nu
     )
-    return chain(scale_by, scale_by_learning_rate(learning_rate))
+    return chain(scale_by, descend(learning_rate))

@@ -20,7 +20,7 @@ from gradx.moments import (
     weight_so_far,
     zero_moments,
 )
-from gradx.scale import scale_by_learning_rate
+from gradx.scale import descend
 from gradx.sources import Array, Hyper, Number
 from gradx.tree import abs_sq
 
@@ -147,7 +147,7 @@ def radam(
     """
     return chain(
         scale_by_radam(b1, b2, eps, eps_root, threshold, nesterov=nesterov),
-        scale_by_learning_rate(learning_rate),
+        descend(learning_rate),
     )
 
 
@@ -250,7 +250,7 @@ def adabelief(
     """
     return chain(
         scale_by_belief(b1, b2, eps, eps_root, nesterov=nesterov),
-        scale_by_learning_rate(learning_rate),
+        descend(learning_rate),
     )
 
 
@@ -329,4 +329,4 @@ def yogi(learning_rate: Hyper, b1: Hyper = 0.9, b2: Hyper = 0.999, eps: Hyper = 
 
     Reference: Zaheer et al., *Adaptive methods for nonconvex optimization*, 2018.
     """
-    return chain(scale_by_yogi(b1, b2, eps), scale_by_learning_rate(learning_rate))
+    return chain(scale_by_yogi(b1, b2, eps), descend(learning_rate))

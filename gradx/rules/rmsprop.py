@@ -13,7 +13,7 @@ from gradx.combine import chain, identity
 from gradx.core import Count, Transform, Updates
 from gradx.leafwise import Numbers, Slots, leafwise
 from gradx.moments import average, trace, weight_so_far
-from gradx.scale import scale_by_learning_rate
+from gradx.scale import descend
 from gradx.sources import Array, Hyper, Number
 from gradx.tree import abs_sq
 
@@ -231,6 +231,6 @@ def rmsprop(
     scale_by = scale_by_stddev if centered else scale_by_rms
     return chain(
         scale_by(decay, eps, initial_scale, eps_in_sqrt, bias_correction),
-        scale_by_learning_rate(learning_rate),
+        descend(learning_rate),
         identity() if momentum is None else trace(momentum, nesterov),
     )

@@ -8,7 +8,7 @@ from gradx import core
 from gradx.combine import chain, identity
 from gradx.core import Transform
 from gradx.moments import trace
-from gradx.scale import scale_by_learning_rate
+from gradx.scale import descend
 from gradx.sources import Hyper
 
 __all__ = ["sgd"]
@@ -45,4 +45,4 @@ def sgd(
     learning*, 2013.
     """
     step = identity() if momentum is None else trace(momentum, nesterov, accumulator_dtype)
-    return chain(step, scale_by_learning_rate(learning_rate))
+    return chain(step, descend(learning_rate))

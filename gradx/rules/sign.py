@@ -14,7 +14,7 @@ from gradx.core import Count, Transform, Updates
 from gradx.decay import DecayKind, scale_and_decay
 from gradx.leafwise import Numbers, Slots, leafwise
 from gradx.moments import average, ema
-from gradx.scale import scale_by_learning_rate
+from gradx.scale import descend
 from gradx.sources import Array, Hyper
 
 __all__ = ["ScaleByLionState", "lion", "scale_by_lion", "scale_by_sign", "sign_sgd", "signum"]
@@ -60,7 +60,7 @@ def sign_sgd(learning_rate: Hyper) -> Transform:
 
     Reference: Bernstein et al., *signSGD*, https://arxiv.org/abs/1802.04434.
     """
-    return chain(scale_by_sign(), scale_by_learning_rate(learning_rate))
+    return chain(scale_by_sign(), descend(learning_rate))
 
 
 @core.recorded
@@ -85,7 +85,7 @@ def signum(learning_rate: Hyper, beta: Hyper = 0.9, accumulator_dtype: Any = Non
     return chain(
         ema(beta, debias=False, accumulator_dtype=accumulator_dtype),
         scale_by_sign(),
-        scale_by_learning_rate(learning_rate),
+        descend(learning_rate),
     )
 
 
