@@ -12,7 +12,7 @@ import optax
 
 import gradx
 from benchmarks import cases, markdown, yardstick
-from benchmarks.clock import paired, rotation, seconds, spread
+from benchmarks.clock import forget_freed_memory, paired, rotation, seconds, spread
 from benchmarks.runners import Runner, Work, check, competitors
 from benchmarks.settings import Settings
 
@@ -48,6 +48,7 @@ def _row(case: cases.Case, runners: dict[str, Runner], settings: Settings) -> di
     gc.disable()
     for repeat, name in rotation(list(runners), settings.repeats):
         time.sleep(settings.pause)
+        forget_freed_memory()
         taken = seconds(runners[name].run, repeat)
         times[name].append(taken / (1 if name == "axpy" else case.calls))
     gc.enable()

@@ -1,6 +1,6 @@
 """QHAdam, a rule that gradx does not have: the skeleton that `new_rule.md` explains piece by piece.
 
-Copy it, put your maths in its place, and run its examples with `python -m doctest`.
+Copy it, put your maths in its place, and run its examples with `pytest --doctest-modules`.
 """
 
 from __future__ import annotations

@@ -168,12 +168,14 @@ def _apply(
     new_slots = []
     for (rule, static), numbers, old in zip(program, traced, slots, strict=True):
         h = SimpleNamespace(**dict(static), **numbers)
-        u, new = rule(u, tuple(_widen(s) for s in old), p, h)
-        if len(new) != len(old):
+        u, new = rule(u, jax.tree.map(_widen, old), p, h)
+        structure: Any = jax.tree.structure(old)
+        if jax.tree.structure(new) != structure:
             raise ValueError(
-                f"the rule {rule.__qualname__} was given {len(old)} slots and returned {len(new)}."
+                f"the rule {rule.__qualname__} must return (update, slots) with a tuple of "
+                f"{len(old)} slots like the one it was given, also for one slot."
             )
-        new_slots.append(tuple(n.astype(o.dtype) for n, o in zip(new, old, strict=True)))
+        new_slots.append(jax.tree.map(lambda n, o: n.astype(o.dtype), new, old))
     return u.astype(g.dtype), tuple(new_slots)
 
 
@@ -250,12 +252,12 @@ class Rule:
         """The slots of one leaf, in buffers of their own: donating the state must not free `p`."""
         wide = _widen(p)
         slots = () if self.slots is None else self.slots(wide)
-        if len(slots) != len(self.fields):
+        if not isinstance(slots, tuple) or len(slots) != len(self.fields):
             raise ValueError(
-                f"{self.where}: init must return a tuple of {len(self.fields)} arrays for the "
-                f"fields {self.fields} of {self.state.__name__}, got {len(slots)}."
+                f"{self.where}: init must return a tuple of {len(self.fields)} slots for the "
+                f"fields {self.fields} of {self.state.__name__}, also for one field."
             )
-        return tuple(jnp.array(s) if s is wide or s is p else s for s in slots)
+        return jax.tree.map(lambda s: jnp.array(s) if s is wide or s is p else s, slots)
 
     def begin(
         self, leaves: Leaves, state: State, extra: Mapping[str, Any], rows: Rows
@@ -350,7 +352,8 @@ def leafwise(
         leaf, in float32 or wider whatever they are stored in; `p` is `None` unless
         `needs_params`. `h` has every hyperparameter, flag and per-step number as an attribute.
         Write it as a function of the module, not a closure, so that equal programs share a trace.
-      init: `p -> slots`, the state arrays of one leaf, in the order of the fields of `state`.
+      init: `p -> slots`, the state arrays of one leaf, in the order of the fields of `state`. A
+        slot may be a tuple of arrays, where their number is an option of the rule.
       state: the named tuple of the public state. A field called `count` is kept by the lift (int32,
         the updates done so far); every other field becomes a tree like the parameters.
       hypers: name to what the user gave (a number or any other source), or to a pair of that and a

@@ -62,6 +62,12 @@ def row(factory: str, note: str = "", /, **kwargs: Any) -> Case:
     return Case(factory, kwargs, note, **about)
 
 
+# Ranges that are not those of the names.
+RADAM = {"threshold": "[4, inf)"}
+ADADELTA = {"rho": "(0, 1)", "eps": "(0, inf)"}
+LION = {"b2": "(0, 1)"}
+SCALE_BY_LION = {**LION, "smooth_beta": "(0, inf)"}
+
 HEAVY = {"momentum": 0.9, "nesterov": True, "_renamed": {"momentum": "decay"}}
 
 OPTIMIZERS = [
@@ -86,13 +92,13 @@ OPTIMIZERS = [
     ),
     row("adamax", learning_rate=0.05),
     row("adamaxw", learning_rate=0.05, weight_decay=1e-3, _needs_params=True),
-    row("radam", learning_rate=0.05, b2=0.9),
-    row("radam", "nesterov", learning_rate=0.05, b2=0.9, nesterov=True),
+    row("radam", learning_rate=0.05, b2=0.9, _ranges=RADAM),
+    row("radam", "nesterov", learning_rate=0.05, b2=0.9, nesterov=True, _ranges=RADAM),
     row("adabelief", learning_rate=0.05),
     row("adabelief", "nesterov", learning_rate=0.05, nesterov=True),
     row("yogi", learning_rate=0.05),
     row("adagrad", learning_rate=0.5),
-    row("adadelta", learning_rate=1.0, eps=1e-2),
+    row("adadelta", learning_rate=1.0, eps=1e-2, _ranges=ADADELTA),
     row(
         "adadelta",
         "decay",
@@ -100,6 +106,7 @@ OPTIMIZERS = [
         eps=1e-2,
         weight_decay=1e-3,
         _needs_params=True,
+        _ranges=ADADELTA,
         _temporaries=1,
     ),
     row("rmsprop", learning_rate=0.02),
@@ -118,24 +125,26 @@ OPTIMIZERS = [
     row("rmsprop", "nesterov", learning_rate=0.005, **HEAVY, _temporaries=1),
     row("sign_sgd", learning_rate=0.02),
     row("signum", learning_rate=0.02, _renamed={"beta": "decay"}),
-    row("lion", learning_rate=0.02, weight_decay=1e-2, _needs_params=True),
+    row("lion", learning_rate=0.02, weight_decay=1e-2, _needs_params=True, _ranges=LION),
 ]
 
 PIECES = [
+    row("scale", step_size=-0.5, _ranges={"step_size": hyper.ANY}),
+    row("scale_by_learning_rate", learning_rate=0.1),
     row("scale_by_adam", b2=0.95),
     row("scale_by_amsgrad"),
     row("scale_by_adamax"),
-    row("scale_by_radam", b2=0.9, _bad={"threshold": 3.0}),
+    row("scale_by_radam", b2=0.9, _ranges=RADAM),
     row("scale_by_belief"),
     row("scale_by_yogi", eps_root=1e-4),
     row("scale_by_rss", _bad={"initial_accumulator_value": -1.0}),
     row("scale_by_rms"),
     row("scale_by_stddev", eps=1e-3),
-    row("scale_by_adadelta", _bad={"rho": 0.0, "eps": 0.0}),
+    row("scale_by_adadelta", _ranges=ADADELTA),
     row("scale_by_sign"),
-    row("scale_by_lion", _bad={"b2": 0.0, "mode": "soft"}),
-    row("scale_by_lion", "smooth", mode="smooth", smooth_beta=3.0),
-    row("scale_by_lion", "refined", mode="refined"),
+    row("scale_by_lion", _ranges=SCALE_BY_LION, _bad={"mode": "soft"}),
+    row("scale_by_lion", "smooth", mode="smooth", smooth_beta=3.0, _ranges=SCALE_BY_LION),
+    row("scale_by_lion", "refined", mode="refined", _ranges=SCALE_BY_LION),
     row("trace", decay=0.9),
     row("trace", "nesterov", decay=0.9, nesterov=True),
     row("ema", decay=0.9),

@@ -144,6 +144,25 @@ def test_a_rule_without_a_factory_says_so() -> None:
     assert "leafwise" in repr(gradx.leafwise(lambda g, slots, p, h: (g, slots)))
 
 
+def aggregated(g: Any, slots: Any, p: Any, h: Any) -> Any:
+    velocities = tuple(beta * v + g for beta, v in zip(h.betas, slots[0], strict=True))
+    return sum(velocities), (velocities,)
+
+
+def test_a_slot_may_be_a_tuple() -> None:
+    tx = gradx.leafwise(
+        aggregated,
+        init=lambda p: ((jnp.zeros_like(p), jnp.zeros_like(p)),),
+        state=gradx.TraceState,
+        flags={"betas": (0.0, 0.5)},
+    )
+    state = tx.init(PARAMS)
+    for _ in range(2):
+        updates, state = tx.update(PARAMS, state)
+    np.testing.assert_array_equal(updates["bias"], [2.5, 2.5])
+    assert len(state.trace["bias"]) == 2
+
+
 def broken(g: Any, slots: Any, p: Any, h: Any) -> Any:
     return h.no_such_number * g, slots
 
@@ -153,7 +172,7 @@ def test_an_error_in_a_rule_says_where() -> None:
     with pytest.raises(AttributeError) as raised:
         tx.update(PARAMS, tx.init(PARAMS))
     assert "at the leaf 'bias'" in raised.value.__notes__[-1]
-    with pytest.raises(ValueError, match="must return a tuple of 1 arrays"):
+    with pytest.raises(ValueError, match="must return a tuple of 1 slots"):
         gradx.leafwise(broken, state=gradx.TraceState).init(PARAMS)
     listed = gradx.leafwise(broken, flags={"axes": [0]})
     with pytest.raises(ValueError, match=r"h.axes is \[0\]"):

@@ -222,6 +222,18 @@ def test_no_more_temporaries_than_optax(case: Case) -> None:
     assert memory(case.make())[1] <= memory(case.make(optax))[1] + 0.01
 
 
+@every_case
+def test_the_state_is_sharded_like_the_parameters(case: Case) -> None:
+    mesh = jax.make_mesh((jax.device_count(),), ("d",), axis_types=(jax.sharding.AxisType.Auto,))
+    sharding = jax.sharding.NamedSharding(mesh, P("d"))
+    p = jax.device_put(jnp.ones((16, 4)), sharding)
+    tx = case.make()
+    state = tx.init(p)
+    updates, new = jax.jit(tx.update)(p, state, p)
+    for x in jax.tree.leaves((updates, state, new)):
+        assert x.ndim == 0 or x.sharding.is_equivalent_to(sharding, x.ndim)
+
+
 # ---------------------------------------------------------------- odd trees and numbers
 
 
@@ -434,13 +446,17 @@ NEVER_A_NUMBER = [
     lambda count: jnp.ones(3),
 ]
 
-BORDERS = (-float("inf"), -1.0, -0.1, 0.0, 1.0, 1.5, float("inf"))
+BORDERS = (-float("inf"), -1.0, -0.1, 0.0, 0.5, 1.0, 1.5, 5.0, float("inf"))
 
 
 @every_case
 def test_bad_numbers_are_refused_by_name(case: Case) -> None:
+    """And good ones are not: each number has the range of its name, or the one in the row."""
     for name in numbers_of(case):
-        allowed = hyper.Interval(case.ranges.get(name) or hyper.RANGES.get(name, hyper.ANY))
+        allowed = hyper.Interval(case.ranges.get(name) or hyper.RANGES[name])
+        for value in BORDERS:
+            if value in allowed:
+                case.make(**{name: value})
         for value in [*NEVER_A_NUMBER, *(x for x in BORDERS if x not in allowed)]:
             with pytest.raises(ValueError, match=case.factory) as raised:
                 case.make(**{name: value})
