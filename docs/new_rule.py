@@ -15,9 +15,10 @@ from gradx import core
 from gradx.combine import chain
 from gradx.core import Count, Transform, Updates
 from gradx.decay import DecayKind, scale_and_decay
-from gradx.leafwise import Numbers, Slots, leafwise
+from gradx.leafwise import leafwise
 from gradx.moments import average, weight_so_far
 from gradx.sources import Array, Hyper
+from gradx.stage import Numbers, Slots
 from gradx.tree import abs_sq
 
 __all__ = ["ScaleByQHAdamState", "qhadam", "scale_by_qhadam"]
@@ -79,13 +80,8 @@ def scale_by_qhadam(
         _qhadam,
         init=partial(_zeros, mu_dtype=mu_dtype),
         state=ScaleByQHAdamState,
-        hypers={
-            "b1": b1,
-            "b2": b2,
-            "eps": eps,
-            "share_mu": (share_mu, "[0, 1]"),
-            "share_nu": (share_nu, "[0, 1]"),
-        },
+        hypers={"b1": b1, "b2": b2, "eps": eps, "share_mu": share_mu, "share_nu": share_nu},
+        ranges={"share_mu": "[0, 1]", "share_nu": "[0, 1]"},
         per_step=_factors,
     )
 

@@ -35,3 +35,9 @@ from gradx.step import *
 from gradx.tree import *
 
 __version__ = "0.1.0"
+
+__all__ = [
+    name
+    for name, value in dict(globals()).items()
+    if not name.startswith("_") and (name == "tree" or not isinstance(value, type(tree)))
+]

@@ -10,8 +10,9 @@ import jax.numpy as jnp
 from gradx import core
 from gradx import tree as gtree
 from gradx.core import Transform
-from gradx.leafwise import Numbers, Slots, leafwise
+from gradx.leafwise import leafwise
 from gradx.sources import Array, Hyper
+from gradx.stage import Numbers, Slots
 
 __all__ = ["adaptive_grad_clip", "clip", "clip_by_block_rms", "clip_by_global_norm"]
 

@@ -11,12 +11,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
-import jax
 import optax
 
 from gradx import core
+from gradx import tree as gtree
 from gradx.core import Params, Part, State, Transform, Updates
-from gradx.leafwise import Leaves, Results, Rows, Stage, run, staged
+from gradx.stage import Leaves, Results, Rows, Stage, run, staged
 
 __all__ = ["chain", "identity", "named_chain", "stateless", "stateless_with_tree_map"]
 
@@ -97,13 +97,18 @@ def stateless_with_tree_map(f: Callable[[Any, Any], Any]) -> Transform:
       Array([2.], dtype=float32)
     """
     _check_function(f)
+    where = core.where()
 
     def update(
         updates: Updates, state: State, params: Params | None = None, **extra: Any
     ) -> tuple[Updates, State]:
-        if params is None:
-            return jax.tree.map(lambda u: f(u, None), updates), optax.EmptyState()
-        return jax.tree.map(f, updates, params), optax.EmptyState()
+        flat = gtree.flatten(updates)
+        values = [None] * len(flat.values)
+        if params is not None:
+            values = gtree.flatten_like(flat, params, f"{where}: params")
+        pairs = zip(flat.values, values, strict=True)
+        new = [None if u is None else f(u, p) for u, p in pairs]
+        return flat.unflatten(new), optax.EmptyState()
 
     return Transform(lambda params: optax.EmptyState(), update)
 

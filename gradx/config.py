@@ -46,6 +46,11 @@ def to_config(made: Any) -> dict[str, Any]:
 
 
 def _described(spec: core.Spec, where: str) -> dict[str, Any]:
+    if core.REGISTRY.get(core.registered_name(spec.factory)) is not spec.factory:
+        raise ValueError(
+            f"to_config: {where}: the factory {spec.name} is local to a function, or was defined "
+            f"again since; a config names factories of modules."
+        )
     return {
         "name": core.registered_name(spec.factory),
         "arguments": {name: _plain(v, f"{where}.{name}") for name, v in spec.arguments},

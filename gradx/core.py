@@ -24,7 +24,18 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-__all__ = ["Transform", "recorded", "registered"]
+__all__ = [
+    "AdaptiveGradClipState",
+    "AddDecayedWeightsState",
+    "ClipByGlobalNormState",
+    "ClipState",
+    "EmptyState",
+    "MaskedNode",
+    "ScaleState",
+    "Transform",
+    "recorded",
+    "registered",
+]
 
 
 P = ParamSpec("P")
@@ -34,6 +45,11 @@ F = TypeVar("F", bound=Callable[..., Any])
 Params: TypeAlias = Any
 Updates: TypeAlias = Any
 State: TypeAlias = Any
+# Optax's own classes, since code outside asks for them by identity; it has several names for one.
+MaskedNode = optax.MaskedNode
+EmptyState = ClipState = ClipByGlobalNormState = AdaptiveGradClipState = optax.EmptyState
+AddDecayedWeightsState = ScaleState = EmptyState
+
 Count: TypeAlias = Any  # an int32 scalar; not typed as one, since tuples have a method `count`
 
 
@@ -159,18 +175,27 @@ class Described:
             return self.spec == other.spec
         return self is other
 
+    def __ne__(self, other: object) -> bool:
+        return not self == other  # else a transform would take that of tuple
+
     def __hash__(self) -> int:
         return id(self) if self.spec is None else hash(self.spec)
+
+    def __copy__(self) -> Self:
+        return self
+
+    def __deepcopy__(self, memo: Any) -> Self:
+        return self  # nothing in it changes
 
     def __reduce__(self) -> Any:
         # What it is made of are closures; the spec says how to make them again.
         if self.spec is None:
             raise TypeError(f"{self!r} cannot be pickled: it was not made by a recorded factory.")
-        return _remake, (registered_name(self.spec.factory), self.spec.arguments)
+        return _remake, (self.spec.factory, self.spec.arguments)
 
 
-def _remake(name: str, arguments: tuple[tuple[str, Any], ...]) -> Any:
-    return Spec(REGISTRY[name], arguments).call()
+def _remake(factory: Callable[..., Any], arguments: tuple[tuple[str, Any], ...]) -> Any:
+    return Spec(factory, arguments).call()
 
 
 REGISTRY: dict[str, Callable[..., Any]] = {}
@@ -228,8 +253,8 @@ def recorded(factory: Callable[P, T]) -> Callable[P, T]:
         described: T = made.with_spec(Spec(make, given))
         return described
 
-    name = registered_name(make)
-    REGISTRY[name] = make
+    if "<" not in make.__qualname__:  # what is local to a function cannot be found by name
+        REGISTRY[registered_name(make)] = make
     return make
 
 
@@ -238,7 +263,7 @@ def registered(function: F) -> F:
 
     Args:
       function: a function of a module; it is registered as its name, outside gradx as
-        ``module:name``, and returned unchanged.
+        ``module:name``, and returned unchanged. A later function of the same name replaces it.
 
     Example:
       >>> import gradx
@@ -248,13 +273,17 @@ def registered(function: F) -> F:
       >>> gradx.from_config(gradx.to_config(gradx.sgd(halving))) == gradx.sgd(halving)
       True
     """
+    if "<" in function.__qualname__:
+        raise ValueError(
+            f"registered: {show(function)} has no name of its own; register a function of a module."
+        )
     FUNCTIONS[registered_name(function)] = function
     return function
 
 
 def registered_name(factory: Callable[..., Any]) -> str:
-    module = factory.__module__
-    return factory.__name__ if module.split(".")[0] == "gradx" else f"{module}:{factory.__name__}"
+    module, name = factory.__module__, factory.__qualname__
+    return name if module.split(".")[0] == "gradx" else f"{module}:{name}"
 
 
 def _copied(value: Any) -> Any:

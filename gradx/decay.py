@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from itertools import pairwise
 from typing import Any, Literal, NamedTuple
 
 import jax.numpy as jnp
@@ -12,9 +14,10 @@ from gradx import tree as gtree
 from gradx.combine import identity
 from gradx.core import Count, Transform
 from gradx.groups import masked
-from gradx.leafwise import Numbers, Slots, leafwise
+from gradx.leafwise import leafwise
 from gradx.scale import descend
 from gradx.sources import Array, Hyper
+from gradx.stage import Numbers, Slots
 
 __all__ = ["WeightDecaySchedule", "add_decayed_weights", "weights_only"]
 
@@ -66,7 +69,8 @@ def add_decayed_weights(
         made = leafwise(
             _subtract if flip_sign else _add,
             state=WeightDecaySchedule if sources.is_scheduled(weight_decay) else optax.EmptyState,
-            hypers={"weight_decay": (weight_decay, hyper.ANY)},
+            hypers={"weight_decay": weight_decay},
+            ranges={"weight_decay": hyper.ANY},
             needs_params=True,
         )
     return made if mask is None else masked(made, mask)
@@ -82,7 +86,7 @@ def _subtract(g: Array, slots: Slots, p: Array, h: Numbers) -> tuple[Array, Slot
 
 # The last steps of a path that name no weight, in Flax, Haiku, Equinox and PyTorch-like trees.
 _NO_WEIGHTS = {"bias", "b", "scale", "offset", "beta", "gamma"}
-_NORMS = ("norm", "_ln", "ln_", "_bn", "bn_")
+_NORM = re.compile(r"(layer|batch|group|instance|rms)?norms?|ln|bn|gn")
 
 
 @core.registered
@@ -90,8 +94,8 @@ def weights_only(params: Any) -> Any:
     """A mask that leaves out biases and the parameters of normalisation layers.
 
     A leaf is out if it has fewer than two axes, if its name is ``bias``, ``b``, ``scale``,
-    ``offset``, ``beta`` or ``gamma``, or if a step of its path names a norm (``LayerNorm_0``,
-    ``norm1``, ``ln_1``, ``bn``). So it also holds for stacked layers, whose biases have two axes.
+    ``offset``, ``beta`` or ``gamma``, or if a word in its path is a norm (``LayerNorm_0``,
+    ``norm1``, ``ln_f``, ``bn2``). So it also holds for stacked layers, whose biases have two axes.
 
     Args:
       params: a tree of parameters.
@@ -109,9 +113,11 @@ def weights_only(params: Any) -> Any:
 
 
 def _is_weight(path: str, leaf: Any) -> bool:
-    *outer, name = path.lower().split("/")
-    norm = any(mark in step or step in ("ln", "bn") for step in outer for mark in _NORMS)
-    return jnp.ndim(leaf) >= 2 and name not in _NO_WEIGHTS and not norm
+    *outer, name = path.split("/")
+    words = [w.lower() for w in re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+", "/".join(outer))]
+    joined = [a + b for a, b in pairwise(words)]  # LayerNorm
+    norm = any(_NORM.fullmatch(word) for word in (*words, *joined))
+    return jnp.ndim(leaf) >= 2 and name.lower() not in _NO_WEIGHTS and not norm
 
 
 def scale_and_decay(
@@ -126,7 +132,7 @@ def scale_and_decay(
         \text{independent:}    &\quad \theta \leftarrow \theta - \eta_t u - \lambda \theta
     """
     rate = descend(learning_rate)
-    hyper.Hypers({"weight_decay": weight_decay}, core.where())  # not negative, for an optimizer
+    hyper.check("weight_decay", weight_decay)
     if decay == "learning_rate":
         return add_decayed_weights(weight_decay, mask), rate
     if decay == "schedule":

@@ -7,11 +7,12 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from gradx import core, hyper, sources
+from gradx import core, hyper
 from gradx import tree as gtree
 from gradx.core import Count, Params, State, Transform, Updates
-from gradx.leafwise import Numbers, Slots, leafwise
+from gradx.leafwise import leafwise
 from gradx.sources import Array
+from gradx.stage import Numbers, Slots, check_array
 from gradx.step import safe_increment
 
 __all__ = ["AddNoiseState", "ZeroNansState", "add_noise", "centralize", "zero_nans"]
@@ -117,26 +118,28 @@ def add_noise(
     Reference: Neelakantan et al., *Adding gradient noise improves learning for very deep
     networks*, https://arxiv.org/abs/1511.06807.
     """
-    numbers = {"eta": (eta, "[0, inf)"), "gamma": (gamma, "[0, inf)")}
     where = core.where()
-    checked = hyper.Hypers(numbers, where)
+    variance = hyper.constant("eta", eta, "[0, inf)")
+    exponent = hyper.constant("gamma", gamma, "[0, inf)")
     if (key is None) == (seed is None):
         raise ValueError(f"{where}: give a key (a jax.random.key or an integer), and not seed too.")
     start: Any = seed if key is None else key
 
     def init(params: Params) -> AddNoiseState:
-        typed = isinstance(start, jax.Array) and jnp.issubdtype(start.dtype, jax.dtypes.prng_key)
-        rng_key: Any = start if typed else jax.random.key(start)
+        # A key of either kind, typed or raw; copied, since a donated state must not free it.
+        rng_key = jnp.copy(start) if isinstance(start, jax.Array) else jax.random.key(start)
         return AddNoiseState(jnp.zeros((), jnp.int32), rng_key)
 
     def update(
         updates: Updates, state: State, params: Params | None = None, **extra: Any
     ) -> tuple[Updates, AddNoiseState]:
         count = safe_increment(state.count)
-        h = hyper.resolve(checked.sources, sources.Step(state.count, {}, extra, where))
-        deviation = jnp.sqrt(h["eta"] / count ** h["gamma"])
+        deviation = jnp.sqrt(variance / count**exponent)
         rng_key, now = jax.random.split(state.rng_key)
         flat = gtree.flatten(updates)
+        for i, g in enumerate(flat.values):
+            if g is not None:
+                check_array(g, flat, i, where, "update")
         keys = iter(jax.random.split(now, len(jax.tree.leaves(updates))))
         noisy = [
             None if g is None else _noisy(jnp.asarray(g), deviation, next(keys))

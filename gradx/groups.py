@@ -19,8 +19,9 @@ from gradx import core
 from gradx import tree as gtree
 from gradx.combine import Contract, stage_of
 from gradx.core import Params, Part, State, Transform, Updates
-from gradx.leafwise import Leaves, Results, Rows, Stage, is_array, leafwise, staged
+from gradx.leafwise import leafwise
 from gradx.sources import ByPath
+from gradx.stage import Leaves, Results, Rows, Stage, is_array, staged
 
 __all__ = ["MaskedState", "PartitionState", "freeze", "masked", "partition", "set_to_zero"]
 
@@ -101,6 +102,7 @@ class _Masked:
     def begin(
         self, leaves: Leaves, state: State, extra: Mapping[str, Any], rows: Rows
     ) -> Callable[[Results], State]:
+        # Of what it may see itself: a mask inside a mask is not asked about what that hides.
         chosen = leaves.only(mask_flags(self.mask, leaves.tree, self.where))
         end = self.inner.begin(chosen, state.inner_state, extra, rows)
         return lambda results: type(state)(end(results))
@@ -366,8 +368,9 @@ def freeze(mask: Any, inner: Contract | None = None) -> Transform:
       mask: True for the leaves to freeze: a tree of bools or a prefix of it, a function that makes
         one, or `by_path`.
       inner: the transformation of the other leaves. The frozen ones do not exist for it: it has no
-        state for them, and they have no share in its norms. Without it, the other updates pass as
-        they are, as in Optax; place it first in the chain then.
+        state for them, and they have no share in its norms. Without it, as in Optax, the updates of
+        the frozen leaves are zeroed where this stands in the chain: place it last, since what comes
+        after it (weight decay, momentum) would move them again.
 
     Raises:
       ValueError: the mask does not fit or is no tree of bools.

@@ -93,9 +93,9 @@ def as_source(value: Any, name: str, interval: str, where: str) -> Source:
     """
     match value:
         case Tunable():
-            initial = _check_constant(value.initial, interval, name, where)
-            if isinstance(initial, float):
-                check_number(in_float32(initial), interval, name, where)
+            _check_constant(value.initial, interval, name, where)
+            if not isinstance(value.initial, jax.core.Tracer):
+                check_number(in_float32(float(value.initial)), interval, name, where)
             return replace(value, name=value.name or name)
         case ByPath():
             rules = {
@@ -132,6 +132,11 @@ def factor_range(interval: str) -> str:
     return ANY if -1.0 in Interval(interval) else "[0, inf)"
 
 
+def check(name: str, value: Any) -> None:
+    """Checks a number in an optimizer that hands it on to a part with a wider range."""
+    Hypers({name: value}, core.where())
+
+
 def constant(name: str, value: Any, interval: str = ANY) -> Number:
     """Checks a number where only a number makes sense: a start value, a schedule's argument.
 
@@ -150,7 +155,8 @@ def _check_constant(value: Any, interval: str, name: str, where: str) -> Number:
     check_number(number, interval, name, where)
     if math.isinf(in_float32(number)):  # too large for the arithmetic
         check_number(in_float32(number), interval, name, where)
-    return number
+    # An array stays an argument of the program: a loop over arrays compiles once.
+    return as_float(value) if isinstance(value, jax.Array) else number
 
 
 def in_float32(value: float) -> float:
@@ -162,14 +168,21 @@ def in_float32(value: float) -> float:
 def _check_schedule(schedule: Schedule, name: str, where: str) -> None:
     """A schedule is asked for its type only, so that nothing is computed or printed twice."""
     try:
-        made = jax.eval_shape(schedule, jax.ShapeDtypeStruct((), jnp.int32))
-    except jax.errors.ConcretizationTypeError:
-        made = schedule(0)  # it branches on the count: it works outside jit only, as in Optax
-    shape = getattr(made, "shape", ()) if not isinstance(made, list | tuple | dict) else None
-    if shape != ():
+        try:
+            made: Any = jax.eval_shape(schedule, jax.ShapeDtypeStruct((), jnp.int32))
+        except (jax.errors.ConcretizationTypeError, jax.errors.TracerArrayConversionError):
+            made = schedule(0)  # it branches on the count: it works outside jit only, as in Optax
+        dtype = jnp.result_type(made)
+        real = jnp.issubdtype(dtype, jnp.floating) or jnp.issubdtype(dtype, jnp.integer)
+    except Exception as error:
         raise ValueError(
-            f"{where}: {name} is the schedule {core.show(schedule)}, which must return one number "
-            f"for a count, but returns {f'shape {shape}' if shape else made!r}."
+            f"{where}: {name} is the function {core.show(schedule)}, which does not work as a "
+            f"schedule, count -> number: {type(error).__name__}: {str(error).partition(chr(10))[0]}"
+        ) from error
+    if made is None or jnp.shape(made) != () or not real:
+        raise ValueError(
+            f"{where}: {name} is the schedule {core.show(schedule)}, which must return one real "
+            f"number for a count, but returns {core.show(made)}."
         )
 
 
@@ -177,17 +190,20 @@ class Hypers:
     """The numbers of one rule: checked at construction, resolved once a step and group of leaves.
 
     Args:
-      values: name to what the user gave, or to `(what the user gave, range)` where the range is
-        not the one that `RANGES` has for the name.
+      values: name to what the user gave.
       where: the rule, for error messages.
+      ranges: of the names for which `RANGES` has none, or another one.
     """
 
-    def __init__(self, values: Mapping[str, Any], where: str):
+    def __init__(
+        self, values: Mapping[str, Any], where: str, ranges: Mapping[str, str] | None = None
+    ):
         self.where = where
-        self.sources: dict[str, Source] = {}
-        for name, value in values.items():
-            given, interval = value if isinstance(value, tuple) else (value, None)
-            self.sources[name] = as_source(given, name, interval or RANGES.get(name, ANY), where)
+        intervals = {**RANGES, **(ranges or {})}
+        self.sources: dict[str, Source] = {
+            name: as_source(value, name, intervals.get(name, ANY), where)
+            for name, value in values.items()
+        }
         nodes = [node for source in self.sources.values() for node in source.walk()]
         self.tunables: dict[str, Tunable] = {}
         for node in nodes:
@@ -205,13 +221,13 @@ class Hypers:
     def initial(self) -> dict[str, Array]:
         """The live values as they enter the state."""
         return {
-            name: jnp.asarray(tunable.initial, jnp.float32)
+            name: jnp.array(tunable.initial, jnp.float32)  # a copy, which may be donated
             for name, tunable in self.tunables.items()
         }
 
     def check_paths(self, paths: Sequence[str]) -> None:
-        for source in self._by_path:
-            source.check(paths, f"{self.where}: by_path")
+        for source in self.sources.values():
+            _check_paths(source, paths, f"{self.where}: by_path")
 
     def groups(
         self, flat: gtree.Flat, active: Sequence[int]
@@ -230,6 +246,19 @@ class Hypers:
                 groups.append({name: s.at(path) for name, s in self.sources.items()})
             of_leaf[i] = numbers[key]
         return of_leaf, groups
+
+
+def _check_paths(source: Source, paths: Sequence[str], where: str) -> None:
+    """Checks each `by_path` against the leaves that it is asked about."""
+    if not isinstance(source, ByPath):
+        for child in source.children:
+            _check_paths(child, paths, where)
+        return
+    source.check(paths, where)
+    for pattern, value in (*source.rules.items(), (None, source.default)):
+        reached = [path for path in paths if source.pattern_at(path) == pattern]
+        if isinstance(value, Source) and reached:
+            _check_paths(value, reached, where)
 
 
 def resolve(sources: Mapping[str, Source], step: Step) -> dict[str, Number]:

@@ -10,13 +10,16 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 import optax
 
 from gradx import core
 from gradx import tree as gtree
 from gradx.core import Params, State
 from gradx.leafwise import Rule
-from gradx.sources import ByPath
+from gradx.sources import ByPath, Source
+from gradx.stage import check_array
 
 __all__ = ["Description", "describe", "state_bytes"]
 
@@ -108,6 +111,10 @@ def describe(tx: optax.GradientTransformation, params: Params) -> Description:
       │    weight_decay=0.1                                              1/2 kernel
       └─ scale_by_learning_rate  learning_rate=0.001                     all
     """  # noqa: E501
+    flat = gtree.flatten(params)
+    for i, x in enumerate(flat.values):
+        if x is not None:
+            check_array(x, flat, i, core.show(tx), "parameter")
     shapes = jax.eval_shape(lambda p: p, params)
     state = jax.eval_shape(tx.init, shapes)
     rows = _rows(tx, shapes, state, "", "", "")
@@ -167,22 +174,28 @@ def _numbers(rule: Any, spec: core.Spec | None) -> str:
     if not isinstance(rule, Rule):
         given = spec.arguments if spec is not None else ()
         return " ".join(f"{name}={core.show(value)}" for name, value in given)
-    sources = [
-        f"{name}=" + ("by_path(…)" if isinstance(source, ByPath) else repr(source))
-        for name, source in rule.hypers.sources.items()
-    ]
+    sources = [f"{name}={_brief(source)}" for name, source in rule.hypers.sources.items()]
     flags = [f"{name}={core.show(value)}" for name, value in rule.flags.items() if value]
     return " ".join([*sources, *flags])
 
 
 def _rows_by_path(rule: Rule, paths: Sequence[str], rest: str) -> Iterator[Row]:
     for name, source in rule.hypers.sources.items():
-        if any(isinstance(node, ByPath) for node in source.walk()):
+        if _by_path(source):
             by_value: dict[str, list[str]] = {}
             for path in paths:
                 by_value.setdefault(repr(source.at(path)), []).append(path)
             for value, where in by_value.items():
                 yield Row(f"{rest}  ", f"{name}={value}", "", tuple(where), Counter())
+
+
+def _brief(source: Source) -> str:
+    """The rows below say what a source by path means."""
+    return f"{source.spec.name}(…)" if source.spec and _by_path(source) else repr(source)
+
+
+def _by_path(source: Source) -> bool:
+    return any(isinstance(node, ByPath) for node in source.walk())
 
 
 def _visible(params: Params) -> list[str]:
@@ -192,7 +205,8 @@ def _visible(params: Params) -> list[str]:
 def _kept(state: State) -> Counter[str]:
     kept: Counter[str] = Counter()
     for leaf in jax.tree.leaves(state):
-        kept[str(leaf.dtype)] += math.prod(leaf.shape) * leaf.dtype.itemsize
+        dtype = getattr(leaf, "dtype", None) or jnp.result_type(leaf)  # a Python number, too
+        kept[str(dtype)] += math.prod(np.shape(leaf)) * dtype.itemsize
     return kept
 
 

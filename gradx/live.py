@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -151,7 +152,7 @@ def hyperparams(state: Any) -> dict[str, Array]:
       >>> list(gradx.hyperparams(tx.init({"w": jnp.ones(2), "v": jnp.ones(2)})))
       ['a/learning_rate', 'b/learning_rate']
     """
-    return {name: values[key] for name, (values, key) in _places(state).items()}
+    return {name: _array(value) for name, (_, value) in _places(state).items()}
 
 
 def set_hyperparams(state: Any, /, **values: Any) -> Any:
@@ -177,46 +178,53 @@ def set_hyperparams(state: Any, /, **values: Any) -> Any:
       {'learning_rate': Array(0.01, dtype=float32)}
     """
     places = _places(state)
-    nodes = {id(node.hyperparams): dict(node.hyperparams) for node in _nodes(state)}
+    new: dict[tuple[Any, ...], Array] = {}
     for name, value in values.items():
         if name not in places:
             raise ValueError(_unknown(name, list(places)))
-        live, key = places[name]
-        nodes[id(live)][key] = _checked(name, key, value, live[key])
-    return jax.tree.map(
-        lambda x: _with(x, nodes) if isinstance(x, HyperparamsState) else x, state, is_leaf=_is_node
-    )
+        path, old = places[name]
+        new[path] = _checked(name, path[-1], value, _array(old))
+
+    def renewed(path: Any, node: Any) -> Any:
+        if not _is_node(node):
+            return node
+        live = {k: _like(v, new.get((*path, k))) for k, v in node.hyperparams.items()}
+        return node._replace(hyperparams=live)
+
+    return jax.tree_util.tree_map_with_path(renewed, state, is_leaf=_is_node)
 
 
-def _with(node: HyperparamsState, nodes: Mapping[int, dict[str, Array]]) -> HyperparamsState:
-    return node._replace(hyperparams=nodes[id(node.hyperparams)])
+def _array(value: Any) -> Array:
+    """A live value, also if Flax NNX keeps it in a variable."""
+    array: Array = jax.tree.leaves(value)[0]
+    return array
+
+
+def _like(old: Any, new: Array | None) -> Any:
+    return old if new is None else jax.tree.unflatten(jax.tree.structure(old), [new])
 
 
 def _is_node(x: Any) -> bool:
     return isinstance(x, HyperparamsState)
 
 
-def _nodes(state: Any) -> list[HyperparamsState]:
-    return [x for x in jax.tree.leaves(state, is_leaf=_is_node) if _is_node(x)]
-
-
 _PLUMBING = {"inner_state", "inner_states", "opt_state", "hyperparams"}
 
 
-def _places(state: Any) -> dict[str, tuple[dict[str, Array], str]]:
-    """Name to (the dictionary that holds the live value, its key there)."""
-    found: list[tuple[list[str], dict[str, Array], str]] = []
+def _places(state: Any) -> dict[str, tuple[tuple[Any, ...], Any]]:
+    """Name to (the path of the live value, the value as the state keeps it)."""
+    found: list[tuple[list[str], tuple[Any, ...], Any]] = []
     for path, node in jax.tree_util.tree_flatten_with_path(state, is_leaf=_is_node)[0]:
         if _is_node(node):
             steps = [s for s in (gtree.key_name(k) for k in path) if s not in _PLUMBING]
-            found += [([*steps, key], node.hyperparams, key) for key in node.hyperparams]
+            found += [([*steps, k], (*path, k), v) for k, v in node.hyperparams.items()]
     names = ["/".join(s for s in steps if not s.isdigit()) for steps, _, _ in found]
     if len(set(names)) < len(names):  # only positions in a chain tell them apart
         names = ["/".join(steps) for steps, _, _ in found]
-    keys = [key for _, _, key in found]
+    keys = [path[-1] for _, path, _ in found]
     return {
-        key if keys.count(key) == 1 else name: (live, key)
-        for name, (_, live, key) in zip(names, found, strict=True)
+        key if keys.count(key) == 1 else name: (path, value)
+        for key, name, (_, path, value) in zip(keys, names, found, strict=True)
     }
 
 
@@ -232,7 +240,7 @@ def _unknown(name: str, names: list[str]) -> str:
     return (
         f"set_hyperparams: the state has no live value {name!r}; it has {names or 'none'}.{hint} "
         f"A constant or a scheduled number cannot be set: make it live where the chain is built, "
-        f"as in {name}=tunable(…) or {name}=scaled(schedule, tunable(1.0))."
+        f"as in tunable(0.1) or scaled(schedule, tunable(1.0))."
     )
 
 
@@ -247,9 +255,8 @@ def _checked(name: str, key: str, value: Any, old: Array) -> Array:
         )
     if isinstance(value, jax.core.Tracer):
         return value.astype(old.dtype)
-    argument, _, factor = key.partition("[")[0].partition(".factor")
-    interval = hyper.RANGES.get(argument, hyper.ANY)
-    interval = hyper.factor_range(interval) if factor else interval
+    interval = hyper.RANGES.get(re.split(r"[\[.]", key)[0], hyper.ANY)
+    interval = hyper.factor_range(interval) if ".factor" in key else interval
     for number in np.ravel(np.asarray(value)):
         hyper.check_number(hyper.in_float32(number), interval, name, where)
-    return jnp.asarray(value, old.dtype)
+    return jnp.array(value, old.dtype)  # a copy, which may be donated

@@ -11,8 +11,9 @@ import jax.numpy as jnp
 
 from gradx import core
 from gradx.core import Count, Transform, Updates
-from gradx.leafwise import Numbers, Slots, leafwise
+from gradx.leafwise import leafwise
 from gradx.sources import Array, Hyper
+from gradx.stage import Numbers, Slots
 from gradx.step import safe_increment
 
 __all__ = ["EmaState", "ScaleByAdamState", "TraceState", "ema", "trace"]
@@ -53,9 +54,37 @@ def unbiased_mu(mu: Array, g: Array, h: Numbers) -> Array:
     return h.correct_mu * mu
 
 
+def storage(name: str, dtype: Any) -> Any:
+    """Checks a dtype to keep an average in; `None` stays, for that of the parameter.
+
+    Raises:
+      ValueError: it is no floating-point dtype.
+    """
+    if dtype is None:
+        return None
+    try:
+        kept = jnp.dtype(dtype)
+    except TypeError:
+        kept = jnp.dtype(bool)
+    if not jnp.issubdtype(kept, jnp.inexact):
+        raise ValueError(f"{core.where()}: {name} must be a floating-point dtype, got {dtype!r}.")
+    return kept
+
+
+def zeros(p: Array, *, dtype: Any = None) -> Slots:
+    """One slot like the parameter, complex where it is."""
+    kept = p.dtype if dtype is None else dtype
+    return (jnp.zeros_like(p, jnp.promote_types(kept, p.dtype) if jnp.iscomplexobj(p) else kept),)
+
+
+def full(p: Array, *, value: float | Array) -> Slots:
+    """One real slot that begins at a number."""
+    return (jnp.full_like(p.real, value),)
+
+
 def zero_moments(p: Array, *, mu_dtype: Any = None) -> Slots:
     """First moment like the parameter; second moment real, since it averages squares."""
-    return jnp.zeros_like(p, dtype=mu_dtype), jnp.zeros_like(p.real)
+    return (*zeros(p, dtype=mu_dtype), jnp.zeros_like(p.real))
 
 
 class ScaleByAdamState(NamedTuple):
@@ -112,15 +141,11 @@ def trace(decay: Hyper, nesterov: bool = False, accumulator_dtype: Any = None) -
     """
     return leafwise(
         _trace,
-        init=partial(_zeros, dtype=accumulator_dtype),
+        init=partial(zeros, dtype=storage("accumulator_dtype", accumulator_dtype)),
         state=TraceState,
         hypers={"decay": decay},
         flags={"nesterov": nesterov},
     )
-
-
-def _zeros(p: Array, *, dtype: Any) -> Slots:
-    return (jnp.zeros_like(p, dtype=dtype),)
 
 
 def _trace(g: Array, slots: Slots, p: None, h: Numbers) -> tuple[Array, Slots]:
@@ -163,7 +188,7 @@ def ema(decay: Hyper, debias: bool = True, accumulator_dtype: Any = None) -> Tra
     """
     return leafwise(
         _ema,
-        init=partial(_zeros, dtype=accumulator_dtype),
+        init=partial(zeros, dtype=storage("accumulator_dtype", accumulator_dtype)),
         state=EmaState,
         hypers={"decay": decay},
         flags={"debias": debias},

@@ -9,8 +9,9 @@ import optax
 from gradx import core, sources
 from gradx.combine import identity
 from gradx.core import Count, Transform
-from gradx.leafwise import Numbers, Slots, leafwise
+from gradx.leafwise import leafwise
 from gradx.sources import Array, Hyper, Schedule
+from gradx.stage import Numbers, Slots
 
 __all__ = ["ScaleByScheduleState", "scale", "scale_by_learning_rate", "scale_by_schedule"]
 

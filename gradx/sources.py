@@ -136,7 +136,10 @@ class Scaled(Source):
         return self.factors
 
     def at(self, path: str) -> Source:
-        return replace(self, factors=tuple(f.at(path) for f in self.factors))
+        return replace(self, factors=tuple(f.at(path) for f in self.factors), spec=None)
+
+    def __repr__(self) -> str:
+        return f"scaled({', '.join(core.show(f) for f in self.factors)})"
 
     def value(self, step: Step) -> Number:
         product: Number = 1.0

@@ -6,8 +6,10 @@ an empty container, disappears from the leaves as it does everywhere in JAX.
 
 from __future__ import annotations
 
+import contextlib
 import functools
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,7 +37,9 @@ class Flat:
     @functools.cached_property
     def paths(self) -> list[str]:
         with_paths, _ = jax.tree_util.tree_flatten_with_path(self.tree, is_leaf=_is_none)
-        return [path_name(path) for path, _ in with_paths]
+        keys = [path for path, _ in with_paths]
+        siblings = Counter(path[:-1] for path in keys)
+        return [path_name(path if siblings[path[:-1]] > 1 else _plain(path)) for path in keys]
 
     def unflatten(self, values: Sequence[Any]) -> Any:
         return self.treedef.unflatten(values)
@@ -82,18 +86,18 @@ def listed(names: Sequence[str], limit: int = 5) -> str:
 def path_name(path: Sequence[Any]) -> str:
     """A key path as one readable string: ``encoder/layers/0/kernel``.
 
-    Flax NNX keeps each array in a variable's `.value`; that last step is left out, so that paths
-    are the same for NNX, Linen and plain dictionaries.
-
     Example:
       >>> import jax
       >>> path_name(jax.tree_util.tree_flatten_with_path({"a": [1]})[0][0][0])
       'a/0'
     """
-    keys = list(path)
-    if len(keys) > 1 and getattr(keys[-1], "name", None) == "value":
-        keys.pop()
-    return "/".join(key_name(key) for key in keys)
+    return "/".join(key_name(key) for key in path)
+
+
+def _plain(path: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Without the `.value` of a Flax NNX variable: paths are those of plain dictionaries."""
+    alone = len(path) > 1 and getattr(path[-1], "name", None) == "value"
+    return path[:-1] if alone else path
 
 
 def key_name(key: Any) -> str:
@@ -195,7 +199,23 @@ def sum_of_squares(tree: Any, axis_name: Any = None) -> Array:
     """The sum of all squared absolute values in a tree, added up in float32 or wider."""
     leaves = [jnp.asarray(x) for x in jax.tree.leaves(tree)]
     total: Array = sum((_square(x) for x in leaves), start=jnp.zeros((), jnp.float32))
-    return total if axis_name is None else jax.lax.psum(total, axis_name)
+    if axis_name is None:
+        return total
+    with mapped(axis_name, "the norm"):
+        summed: Array = jax.lax.psum(total, axis_name)
+        return summed
+
+
+@contextlib.contextmanager
+def mapped(axis_name: Any, who: str) -> Iterator[None]:
+    """Turns JAX's NameError for an axis that is not there into advice."""
+    try:
+        yield
+    except NameError as error:
+        raise ValueError(
+            f"{who}: there is no mapped axis {axis_name!r} here; call update inside "
+            f"jax.pmap(…, axis_name={axis_name!r}), shard_map or vmap."
+        ) from error
 
 
 @jax.jit  # one trace per shape and dtype, instead of one per leaf

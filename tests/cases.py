@@ -63,9 +63,9 @@ def row(factory: str, note: str = "", /, **kwargs: Any) -> Case:
 
 
 # Ranges that are not those of the names.
-RADAM = {"threshold": "[4, inf)"}
+RADAM = {"threshold": "(4, inf)"}
 ADADELTA = {"rho": "(0, 1)", "eps": "(0, inf)"}
-LION = {"b2": "(0, 1)"}
+LION = {"b2": "[0.01, 1)"}
 SCALE_BY_LION = {**LION, "smooth_beta": "(0, inf)"}
 
 HEAVY = {"momentum": 0.9, "nesterov": True, "_renamed": {"momentum": "decay"}}

@@ -178,4 +178,4 @@ def test_an_error_in_a_rule_says_where() -> None:
     with pytest.raises(ValueError, match=r"h.axes is \[0\]"):
         listed.update(PARAMS, listed.init(PARAMS))
     with pytest.raises(ValueError, match="a range reads like"):
-        gradx.leafwise(broken, hypers={"rate": (0.1, "0..1")})
+        gradx.leafwise(broken, hypers={"rate": 0.1}, ranges={"rate": "0..1"})

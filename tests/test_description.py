@@ -88,7 +88,7 @@ def test_a_repr_is_the_code_that_was_written(code: str) -> None:
     ("tx", "expected"),
     [
         (gradx.adam(learning_rate=0.1, b1=0.9, mu_dtype=None), "adam(0.1)"),  # only what differs
-        (gradx.sgd(0.1, None, True), "sgd(0.1, nesterov=True)"),
+        (gradx.sgd(0.1, 0.9, True), "sgd(0.1, momentum=0.9, nesterov=True)"),
         (gradx.adam(0.1, mu_dtype=jnp.bfloat16), "adam(0.1, mu_dtype=bfloat16)"),
         (gradx.adam(0.1, mu_dtype=np.dtype("float32")), "adam(0.1, mu_dtype=float32)"),
         (gradx.sgd(np.float64(0.1)), "sgd(0.1)"),

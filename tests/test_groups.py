@@ -262,7 +262,7 @@ def test_numbers_by_path_are_asked_for_the_chosen_leaves_only() -> None:
         ("norm1/weight", (2, 2), False),
         ("ln_1/kernel", (2, 2), False),
         ("bn/kernel", (2, 2), False),
-        ("normal/kernel", (2, 2), False),
+        ("normal/kernel", (2, 2), True),
         ("conv/w", (3, 3, 2, 2), True),
         ("embed/gamma", (2, 2), False),
         ("scalar", (), False),

@@ -92,9 +92,9 @@ def test_schedules_may_return_any_kind_of_number(schedule: Any) -> None:
 
 
 def test_a_schedule_that_returns_no_number_is_refused_where_it_is_given() -> None:
-    with pytest.raises(ValueError, match=r"sgd.*learning_rate is the schedule.*shape \(2,\)"):
+    with pytest.raises(ValueError, match=r"sgd.*learning_rate is the schedule.*shape=\(2,\)"):
         gradx.sgd(lambda count: jnp.ones(2))
-    with pytest.raises(ValueError, match=r"learning_rate is the schedule.*returns"):
+    with pytest.raises(ValueError, match=r"learning_rate is the (function|schedule)"):
         gradx.sgd(lambda count: [0.1])
 
 
@@ -152,7 +152,7 @@ def test_a_name_that_is_not_live_lists_those_that_are(name: str) -> None:
     """Unknown, misspelt, a constant or a schedule: nothing is ignored."""
     with pytest.raises(ValueError, match=re.escape(f"no live value {name!r}; it has {NAMES}")) as e:
         gradx.set_hyperparams(LIVE.init(PARAMS), **{name: 0.5})
-    assert f"{name}=tunable(…)" in str(e.value)
+    assert "make it live where the chain is built" in str(e.value)
     assert ("Did you mean 'max_norm'?" in str(e.value)) == (name == "max_norms")
     with pytest.raises(ValueError, match="it has none"):
         gradx.set_hyperparams(gradx.sgd(ramp).init(PARAMS), **{name: 0.5})

@@ -29,6 +29,7 @@ LAYERS = [
     ["sources", "step"],
     ["hyper"],
     ["live", "counting"],
+    ["stage"],
     ["leafwise"],
     ["combine"],
     ["groups"],
@@ -120,7 +121,7 @@ def public() -> dict[str, tuple[str, Any]]:
     found: dict[str, tuple[str, Any]] = {}
     for module in MODULES:
         loaded = importlib.import_module(f"gradx.{module}".rstrip("."))
-        for name in getattr(loaded, "__all__", []):
+        for name in getattr(loaded, "__all__", []) if module else []:
             assert name not in found, f"{name} is public in gradx.{module} and {found[name][0]}"
             found[name] = (module, getattr(loaded, name))
     return found

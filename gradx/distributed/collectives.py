@@ -8,6 +8,7 @@ import jax
 import optax
 
 from gradx import core
+from gradx import tree as gtree
 from gradx.core import Params, State, Transform, Updates
 
 __all__ = ["pmean"]
@@ -40,12 +41,7 @@ def pmean(axis_name: Any) -> Transform:
     def update(
         updates: Updates, state: State, params: Params | None = None, **extra: Any
     ) -> tuple[Updates, State]:
-        try:
+        with gtree.mapped(axis_name, where):
             return jax.lax.pmean(updates, axis_name), state
-        except NameError as error:
-            raise ValueError(
-                f"{where}: there is no mapped axis {axis_name!r} here; call update inside "
-                f"jax.pmap(…, axis_name={axis_name!r}), shard_map or vmap."
-            ) from error
 
     return Transform(lambda params: optax.EmptyState(), update)

@@ -11,10 +11,11 @@ from gradx import core, hyper
 from gradx.combine import chain
 from gradx.core import Transform, Updates
 from gradx.decay import add_decayed_weights
-from gradx.leafwise import Numbers, Slots, leafwise
-from gradx.moments import average
+from gradx.leafwise import leafwise
+from gradx.moments import average, full
 from gradx.scale import descend, scale_by_learning_rate
-from gradx.sources import Array, Hyper, Number
+from gradx.sources import Array, Hyper
+from gradx.stage import Numbers, Slots
 from gradx.tree import abs_sq
 
 __all__ = [
@@ -58,12 +59,8 @@ def scale_by_rss(initial_accumulator_value: float = 0.1, eps: Hyper = 1e-7) -> T
     """
     start = hyper.constant("initial_accumulator_value", initial_accumulator_value, "[0, inf)")
     return leafwise(
-        _rss, init=partial(_full, value=start), state=ScaleByRssState, hypers={"eps": eps}
+        _rss, init=partial(full, value=start), state=ScaleByRssState, hypers={"eps": eps}
     )
-
-
-def _full(p: Array, *, value: Number) -> Slots:
-    return (jnp.full_like(p.real, value),)
 
 
 def _rss(g: Array, slots: Slots, p: None, h: Numbers) -> tuple[Array, Slots]:
@@ -133,7 +130,8 @@ def scale_by_adadelta(rho: Hyper = 0.9, eps: Hyper = 1e-6) -> Transform:
         _adadelta,
         init=_two_zeros,
         state=ScaleByAdaDeltaState,
-        hypers={"rho": (rho, "(0, 1)"), "eps": (eps, "(0, inf)")},
+        hypers={"rho": rho, "eps": eps},
+        ranges={"rho": "(0, 1)", "eps": "(0, inf)"},
     )
 
 
@@ -185,7 +183,7 @@ def adadelta(
 
     Reference: Zeiler, *ADADELTA*, https://arxiv.org/abs/1212.5701.
     """
-    hyper.Hypers({"weight_decay": weight_decay}, core.where())  # not negative, for an optimizer
+    hyper.check("weight_decay", weight_decay)
     return chain(
         add_decayed_weights(weight_decay, weight_decay_mask),
         scale_by_adadelta(rho, eps),

@@ -11,10 +11,18 @@ from gradx import core
 from gradx.combine import chain
 from gradx.core import Transform
 from gradx.decay import DecayKind, scale_and_decay
-from gradx.leafwise import Numbers, Slots, leafwise
-from gradx.moments import ScaleByAdamState, average, bias_corrections, unbiased_mu, zero_moments
+from gradx.leafwise import leafwise
+from gradx.moments import (
+    ScaleByAdamState,
+    average,
+    bias_corrections,
+    storage,
+    unbiased_mu,
+    zero_moments,
+)
 from gradx.scale import descend
 from gradx.sources import Array, Hyper
+from gradx.stage import Numbers, Slots
 from gradx.tree import abs_sq
 
 __all__ = ["adam", "adamw", "nadam", "nadamw", "scale_by_adam"]
@@ -61,7 +69,7 @@ def scale_by_adam(
     """
     return leafwise(
         _adam,
-        init=partial(zero_moments, mu_dtype=mu_dtype),
+        init=partial(zero_moments, mu_dtype=storage("mu_dtype", mu_dtype)),
         state=ScaleByAdamState,
         hypers={"b1": b1, "b2": b2, "eps": eps, "eps_root": eps_root},
         flags={"nesterov": nesterov},

@@ -11,10 +11,11 @@ from gradx import core
 from gradx.combine import chain
 from gradx.core import Count, Transform, Updates
 from gradx.decay import DecayKind, scale_and_decay
-from gradx.leafwise import Numbers, Slots, leafwise
-from gradx.moments import ScaleByAdamState, average, bias_corrections, zero_moments
+from gradx.leafwise import leafwise
+from gradx.moments import ScaleByAdamState, average, bias_corrections, storage, zero_moments
 from gradx.scale import descend
 from gradx.sources import Array, Hyper
+from gradx.stage import Numbers, Slots
 from gradx.tree import abs_sq
 
 __all__ = [
@@ -187,7 +188,7 @@ def scale_by_amsgrad(
     """
     return leafwise(
         _amsgrad,
-        init=partial(_amsgrad_zeros, mu_dtype=mu_dtype),
+        init=partial(_amsgrad_zeros, mu_dtype=storage("mu_dtype", mu_dtype)),
         state=ScaleByAmsgradState,
         hypers={"b1": b1, "b2": b2, "eps": eps, "eps_root": eps_root},
         flags={"correct_mu_bias": bias_correction_mu, "correct_nu_bias": bias_correction_nu},

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from gradx import core, hyper
 from gradx.combine import chain
 from gradx.core import Count, Transform, Updates
-from gradx.leafwise import Numbers, Slots, leafwise
+from gradx.leafwise import leafwise
 from gradx.moments import (
     ScaleByAdamState,
     average,
@@ -22,6 +22,7 @@ from gradx.moments import (
 )
 from gradx.scale import descend
 from gradx.sources import Array, Hyper, Number
+from gradx.stage import Numbers, Slots
 from gradx.tree import abs_sq
 
 __all__ = [
@@ -62,7 +63,7 @@ def scale_by_radam(
       b2: \(\beta_2\) in [0, 1).
       eps: \(\epsilon\) in [0, inf).
       eps_root: in [0, inf), inside the root.
-      threshold: \(\rho_\mathrm{min}\) in [4, inf); below 4 there is no variance to rectify.
+      threshold: \(\rho_\mathrm{min}\) in (4, inf); up to 4 there is no variance to rectify.
       nesterov: look one step ahead.
 
     Example:
@@ -78,13 +79,8 @@ def scale_by_radam(
         _radam,
         init=zero_moments,
         state=ScaleByAdamState,
-        hypers={
-            "b1": b1,
-            "b2": b2,
-            "eps": eps,
-            "eps_root": eps_root,
-            "threshold": (threshold, "[4, inf)"),
-        },
+        hypers={"b1": b1, "b2": b2, "eps": eps, "eps_root": eps_root, "threshold": threshold},
+        ranges={"threshold": "(4, inf)"},
         flags={"nesterov": nesterov},
         per_step=_rectification,
     )
@@ -133,7 +129,7 @@ def radam(
       b2: \(\beta_2\) in [0, 1).
       eps: \(\epsilon\) in [0, inf).
       eps_root: in [0, inf), inside the root.
-      threshold: \(\rho_\mathrm{min}\) in [4, inf).
+      threshold: \(\rho_\mathrm{min}\) in (4, inf).
       nesterov: look one step ahead.
 
     Example:

@@ -11,10 +11,11 @@ import jax.numpy as jnp
 from gradx import core, hyper
 from gradx.combine import chain, identity
 from gradx.core import Count, Transform, Updates
-from gradx.leafwise import Numbers, Slots, leafwise
-from gradx.moments import average, trace, weight_so_far
+from gradx.leafwise import leafwise
+from gradx.moments import average, full, trace, weight_so_far
 from gradx.scale import descend
 from gradx.sources import Array, Hyper, Number
+from gradx.stage import Numbers, Slots
 from gradx.tree import abs_sq
 
 __all__ = [
@@ -81,16 +82,12 @@ def scale_by_rms(
     start = hyper.constant("initial_scale", initial_scale, "[0, inf)")
     return leafwise(
         _rms,
-        init=partial(_nu, value=start),
+        init=partial(full, value=start),
         state=ScaleByRmsWithCountState if bias_correction else ScaleByRmsState,
         hypers={"decay": decay, "eps": eps},
         flags={"eps_in_sqrt": eps_in_sqrt, "bias_correction": bias_correction},
         per_step=_correction,
     )
-
-
-def _nu(p: Array, *, value: Number) -> Slots:
-    return (jnp.full_like(p.real, value),)
 
 
 def _correction(h: Numbers, t: Array) -> Mapping[str, Any]:
@@ -228,6 +225,8 @@ def rmsprop(
     Reference: Tieleman and Hinton, *Lecture 6.5: rmsprop*, 2012; Graves,
     https://arxiv.org/abs/1308.0850.
     """
+    if momentum is None and nesterov:
+        raise ValueError(f"{core.where()}: nesterov needs a momentum.")
     scale_by = scale_by_stddev if centered else scale_by_rms
     return chain(
         scale_by(decay, eps, initial_scale, eps_in_sqrt, bias_correction),

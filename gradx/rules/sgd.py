@@ -33,6 +33,9 @@ def sgd(
       nesterov: look one step ahead; only with momentum.
       accumulator_dtype: the dtype to keep \(m\) in; by default the parameter's, at least float32.
 
+    Raises:
+      ValueError: options of momentum are given without it; Optax ignores them.
+
     Example:
       >>> import gradx, jax.numpy as jnp
       >>> tx = gradx.sgd(0.1, momentum=0.9)
@@ -44,5 +47,7 @@ def sgd(
     Reference: Sutskever et al., *On the importance of initialization and momentum in deep
     learning*, 2013.
     """
+    if momentum is None and (nesterov or accumulator_dtype is not None):
+        raise ValueError(f"{core.where()}: nesterov and accumulator_dtype need a momentum.")
     step = identity() if momentum is None else trace(momentum, nesterov, accumulator_dtype)
     return chain(step, descend(learning_rate))

@@ -12,10 +12,11 @@ from gradx import core
 from gradx.combine import chain
 from gradx.core import Count, Transform, Updates
 from gradx.decay import DecayKind, scale_and_decay
-from gradx.leafwise import Numbers, Slots, leafwise
-from gradx.moments import average, ema
+from gradx.leafwise import leafwise
+from gradx.moments import average, ema, storage, zeros
 from gradx.scale import descend
 from gradx.sources import Array, Hyper
+from gradx.stage import Numbers, Slots
 
 __all__ = ["ScaleByLionState", "lion", "scale_by_lion", "scale_by_sign", "sign_sgd", "signum"]
 
@@ -118,7 +119,7 @@ def scale_by_lion(
 
     Args:
       b1: \(\beta_1\) in [0, 1), for the update.
-      b2: \(\beta_2\) in (0, 1), for the momentum.
+      b2: \(\beta_2\) in [0.01, 1), for the momentum.
       mu_dtype: the dtype to keep \(\mu\) in; by default the parameter's, at least float32.
       mode: ``"hard"``, the sign; ``"smooth"``, \(\tanh(s\,c)\); ``"refined"``, \(c\) where
         \(|c| < 1\) and its sign elsewhere.
@@ -138,9 +139,11 @@ def scale_by_lion(
         raise ValueError(f"{core.where()}: mode must be one of {list(_MODES)}, got {mode!r}.")
     return leafwise(
         _lion,
-        init=partial(_zeros, dtype=mu_dtype),
+        init=partial(zeros, dtype=storage("mu_dtype", mu_dtype)),
         state=ScaleByLionState,
-        hypers={"b1": b1, "b2": (b2, "(0, 1)"), "smooth_beta": (smooth_beta, "(0, inf)")},
+        hypers={"b1": b1, "b2": b2, "smooth_beta": smooth_beta},
+        # Solving for the old mu divides by b2: below a hundredth that costs digits.
+        ranges={"b2": "[0.01, 1)", "smooth_beta": "(0, inf)"},
         flags={"mode": mode},
         per_step=_mixture,
     )
@@ -151,10 +154,6 @@ _MODES: Mapping[str, Any] = {
     "smooth": lambda c, s: jnp.tanh(s * c),
     "refined": lambda c, s: jnp.where(jnp.abs(c) < 1, c, jnp.sign(c)),
 }
-
-
-def _zeros(p: Array, *, dtype: Any) -> Slots:
-    return (jnp.zeros_like(p, dtype=dtype),)
 
 
 def _mixture(h: Numbers, t: Array) -> Mapping[str, Any]:
@@ -190,7 +189,7 @@ def lion(
     Args:
       learning_rate: \(\eta\) in [0, inf).
       b1: \(\beta_1\) in [0, 1), for the update.
-      b2: \(\beta_2\) in (0, 1), for the momentum.
+      b2: \(\beta_2\) in [0.01, 1), for the momentum.
       mu_dtype: the dtype to keep the momentum in.
       weight_decay: \(\lambda\) in [0, inf).
       mask: which leaves decay (see `add_decayed_weights`).

@@ -1,0 +1,201 @@
+"""One pass over the leaves of a tree, in which every leaf has all of its work done at once.
+
+A transformation that works leaf by leaf is a `Stage`: for a step it says which calls are to be made
+at which leaf. Combinations of stages are stages, so a chain is collected first and then run in one
+jitted call a leaf.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from gradx import tree as gtree
+from gradx.core import Params, State, Transform, Updates
+from gradx.sources import Array
+
+Slots = tuple[Array, ...]
+Numbers = Any  # a namespace: h.b1 is a float where it is constant, else a scalar array
+
+
+class Call(NamedTuple):
+    """One rule at one leaf: which, with which numbers, and the leaf's part of the state."""
+
+    rule: Callable[[Array, Slots, Any, Numbers], tuple[Array, Slots]]
+    static: tuple[tuple[str, Any, str], ...]  # numbers and flags known now: part of the program
+    traced: dict[str, Array]  # numbers known only in the run
+    slots: Slots
+    needs_params: bool
+
+
+Rows = list[list[Call]]
+Results = list[tuple[Slots, ...]]
+
+
+@dataclass(frozen=True)
+class Leaves:
+    """What a step is given: the updates by leaf, and the parameters where there are any."""
+
+    flat: gtree.Flat
+    updates: list[Any]  # None or MaskedNode: not for this stage
+    params: list[Any] | None
+
+    @functools.cached_property
+    def tree(self) -> Updates:
+        """The updates that the stage may see; `MaskedNode` in place of the others."""
+        return self.flat.unflatten(self.updates)
+
+    def only(self, flags: Sequence[bool]) -> Leaves:
+        """With one flag for each leaf of `tree`: hides those that have False."""
+        flag = iter(flags)
+        hidden = optax.MaskedNode()
+        kept = [
+            u if not isinstance(u, optax.MaskedNode) and next(flag) else hidden
+            for u in self.updates
+        ]
+        return Leaves(self.flat, kept, self.params)
+
+
+class Stage(Protocol):
+    """A transformation as work on single leaves. Stages next to each other run as one pass.
+
+    Attributes:
+      sees_tree: it needs the finished updates of all leaves before it can begin, so a pass that
+        contains it starts with it.
+    """
+
+    @property
+    def sees_tree(self) -> bool: ...
+
+    def init(self, params: Params) -> State: ...
+
+    def begin(
+        self, leaves: Leaves, state: State, extra: Mapping[str, Any], rows: Rows
+    ) -> Callable[[Results], State]:
+        """Adds a call to the row of each leaf it acts on; returns what makes the new state."""
+        ...
+
+
+def is_array(x: Any) -> bool:
+    return x is not None and not isinstance(x, optax.MaskedNode)
+
+
+# ---------------------------------------------------------------- one pass over the leaves
+
+
+def staged(stage: Stage, where: str, parts: Any = None) -> Transform:
+    """The transformation that runs a stage."""
+
+    def update(
+        updates: Updates, state: State, params: Params | None = None, **extra: Any
+    ) -> tuple[Updates, State]:
+        return run(stage, where, updates, state, params, extra)
+
+    return Transform(stage.init, update, stage=stage, parts=parts)
+
+
+def run(
+    stage: Stage, where: str, updates: Updates, state: State, params: Any, extra: Mapping[str, Any]
+) -> tuple[Updates, State]:
+    """Collects what is to be done at each leaf, does it in one call a leaf, rebuilds the trees."""
+    flat = gtree.flatten(updates)
+    flat_params = None
+    if params is not None:
+        flat_params = gtree.flatten_like(flat, params, f"{where}: params")
+    leaves = Leaves(flat, flat.values, flat_params)
+    rows: Rows = [[] for _ in flat.values]
+    finish = stage.begin(leaves, state, extra, rows)
+    if not any(rows):
+        return updates, finish([])
+    new: list[Any] = list(flat.values)
+    results: list[tuple[Slots, ...]] = [()] * len(rows)
+    for i, row in enumerate(rows):
+        if row:
+            g, p = flat.values[i], None if flat_params is None else flat_params[i]
+            check_array(g, flat, i, where, "update")
+            reads = any(call.needs_params for call in row)
+            if any(x is None for call in row for x in call.slots) or (reads and p is None):
+                raise ValueError(
+                    f"{where}: at {flat.paths[i]!r} there is a gradient, but the parameter or the "
+                    f"state is None."
+                )
+            if p is not None and jnp.shape(p) != jnp.shape(g):
+                raise ValueError(
+                    f"{where}: at {flat.paths[i]!r} the update has shape {jnp.shape(g)} and the "
+                    f"parameter {jnp.shape(p)}."
+                )
+            program = tuple((call.rule, call.static) for call in row)
+            traced, slots = tuple(c.traced for c in row), tuple(c.slots for c in row)
+            p = p if reads else None
+            try:
+                new[i], results[i] = _apply(program, g, p, traced, slots)
+            except Exception as error:
+                error.add_note(f"This was in {where}, at the leaf {flat.paths[i]!r}.")
+                raise
+            if _shapes((new[i], results[i])) != _shapes((g, slots)):
+                raise ValueError(
+                    f"{where}: at {flat.paths[i]!r} an update of shape {jnp.shape(g)} and state of "
+                    f"shapes {_shapes(slots)} became {_shapes((new[i], results[i]))}. Is the "
+                    f"gradient of the parameter's shape, and does the rule keep shapes?"
+                )
+    return flat.unflatten(new), finish(results)
+
+
+def _shapes(tree: Any) -> list[tuple[int, ...]]:
+    return [jnp.shape(x) for x in jax.tree.leaves(tree)]
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _apply(
+    program: tuple[tuple[Any, tuple[tuple[str, Any, str], ...]], ...],
+    g: Array,
+    p: Array | None,
+    traced: tuple[dict[str, Array], ...],
+    slots: tuple[Slots, ...],
+) -> tuple[Array, tuple[Slots, ...]]:
+    """The rules of one leaf, one after the other, in float32 or wider.
+
+    A jitted function of its own, so that a thousand leaves of ten shapes are traced and lowered
+    ten times. XLA inlines the calls before it fuses.
+    """
+    u = widen(g)
+    p = None if p is None else widen(p)
+    new_slots = []
+    for (rule, static), numbers, old in zip(program, traced, slots, strict=True):
+        h = SimpleNamespace(**{name: value for name, value, _ in static}, **numbers)
+        u, new = rule(u, jax.tree.map(widen, old), p, h)
+        structure: Any = jax.tree.structure(old)
+        if jax.tree.structure(new) != structure:
+            raise ValueError(
+                f"the rule {rule.__qualname__} must return (update, slots) with a tuple of "
+                f"{len(old)} slots like the one it was given, also for one slot."
+            )
+        new_slots.append(jax.tree.map(lambda n, o: n.astype(o.dtype), new, old))
+    return u.astype(g.dtype), tuple(new_slots)
+
+
+def widen(x: Array) -> Array:
+    x = jnp.asarray(x)
+    return x.astype(gtree.wide(x.dtype)) if jnp.issubdtype(x.dtype, jnp.inexact) else x
+
+
+def check_array(x: Any, flat: gtree.Flat, i: int, where: str, what: str) -> None:
+    """Raises ValueError, with the path, for a leaf that cannot be optimized."""
+    dtype = getattr(x, "dtype", None)
+    if dtype is None and isinstance(x, float | complex):
+        return  # Python numbers are weakly typed arrays to JAX
+    if dtype is None or not jnp.issubdtype(dtype, jnp.inexact):
+        kind = type(x).__name__ if dtype is None else f"{dtype} array"
+        raise ValueError(
+            f"{where}: the {what} at {flat.paths[i]!r} is of type {kind}; only real and complex "
+            f"floating-point arrays can be optimized. Leave it out: give the optimizer None there "
+            f"(Equinox: eqx.filter(model, eqx.is_inexact_array)) or only the trainable part of "
+            f"the tree (NNX: wrt=nnx.Param)."
+        )
