@@ -20,8 +20,8 @@ from gradx import tree as gtree
 from gradx.combine import Contract, stage_of
 from gradx.core import Params, Part, State, Transform, Updates
 from gradx.leafwise import leafwise
-from gradx.sources import ByPath
-from gradx.stage import Leaves, Results, Rows, Stage, is_array, staged
+from gradx.sources import Array, ByPath, check_optional
+from gradx.stage import Leaves, Numbers, Results, Rows, Slots, Stage, is_array, staged
 
 __all__ = ["MaskedState", "PartitionState", "freeze", "masked", "partition", "set_to_zero"]
 
@@ -326,13 +326,7 @@ def _check_labels(transforms: Any, optional: bool | Collection[Hashable], where:
         raise ValueError(
             f"{where}: the labels {list(transforms)} must be of one kind, since JAX sorts them."
         ) from error
-    if not isinstance(optional, bool):
-        unknown = [label for label in optional if label not in transforms]
-        if unknown or isinstance(optional, str):
-            raise ValueError(
-                f"{where}: optional must be a list of some of the labels {list(transforms)}, or "
-                f"True; got {optional!r}."
-            )
+    check_optional(optional, transforms, where)
 
 
 # ---------------------------------------------------------------- zero
@@ -353,7 +347,7 @@ def set_to_zero() -> Transform:
     return leafwise(_zero)
 
 
-def _zero(g: Any, slots: Any, p: Any, h: Any) -> Any:
+def _zero(g: Array, slots: Slots, p: None, h: Numbers) -> tuple[Array, Slots]:
     # Not zeros_like(g), which jit would make without g, and then without its sharding.
     return jnp.where(jnp.zeros_like(g, bool), g, 0), slots
 

@@ -283,14 +283,18 @@ def by_path(
             raise ValueError(
                 f"by_path: {pattern!r} is not a regular expression: {error}."
             ) from error
-    if not isinstance(optional, bool):
-        unknown = [p for p in optional if p not in rules]
-        if unknown or isinstance(optional, str):
-            raise ValueError(
-                f"by_path: optional must be a list of some of the patterns {list(rules)}, or True; "
-                f"got {optional!r}."
-            )
+    check_optional(optional, rules, "by_path")
     return ByPath(dict(rules), default, optional)
+
+
+def check_optional(optional: Any, names: Collection[Any], where: str) -> None:
+    """Raises ValueError unless `optional` is a bool or names some of the patterns or labels."""
+    if isinstance(optional, bool):
+        return
+    if isinstance(optional, str) or any(name not in names for name in optional):
+        raise ValueError(
+            f"{where}: optional must be a list of some of {list(names)}, or True; got {optional!r}."
+        )
 
 
 @core.recorded
