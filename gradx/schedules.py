@@ -59,6 +59,9 @@ class ScheduleFn(core.Described):
     def with_spec(self, spec: core.Spec) -> ScheduleFn:
         return replace(self, spec=spec)
 
+    def __repr__(self) -> str:
+        return core.show(self.function) if self.spec is None else repr(self.spec)
+
 
 # ---------------------------------------------------------------- curves
 

@@ -392,7 +392,8 @@ def test_repr_reads_well() -> None:
 def test_rules_take_it_as_a_schedule() -> None:
     schedule = schedules.linear_schedule(1.0, 0.0, 10)
     source = hyper.as_source(schedule, "learning_rate", "[0, inf)", "sgd")
-    assert source == sources.Scheduled(schedule)
+    assert isinstance(source, sources.Scheduled)
+    assert source.schedule == schedule
     assert repr(source) == "linear_schedule(1.0, 0.0, 10)"
     tx = optax.sgd(schedule)
     state = tx.init(jnp.ones(1))
