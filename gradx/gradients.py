@@ -126,8 +126,8 @@ def add_noise(
     start: Any = seed if key is None else key
 
     def init(params: Params) -> AddNoiseState:
-        # A key of either kind, typed or raw; copied, since a donated state must not free it.
-        rng_key = jnp.copy(start) if isinstance(start, jax.Array) else jax.random.key(start)
+        # A key, typed or raw, is copied, since a donated state must not free it.
+        rng_key = jnp.copy(start) if _is_key(start) else jax.random.key(start)
         return AddNoiseState(jnp.zeros((), jnp.int32), rng_key)
 
     def update(
@@ -148,6 +148,11 @@ def add_noise(
         return flat.unflatten(noisy), AddNoiseState(count, rng_key)
 
     return Transform(init, update)
+
+
+def _is_key(start: Any) -> bool:
+    typed = jnp.issubdtype(getattr(start, "dtype", int), jax.dtypes.prng_key)
+    return typed or jnp.ndim(start) == 1  # the raw keys of jax.random.PRNGKey; a seed is a scalar
 
 
 def _noisy(g: Array, deviation: Array, key: Array) -> Array:

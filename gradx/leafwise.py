@@ -157,8 +157,8 @@ class Rule:
         """All that a group of leaves is given as `h`, split into static and traced."""
         h = dict(self.flags) | hyper.resolve(group, step)
         if self.per_step is not None:
-            t = None if step.count is None else safe_increment(step.count)
-            h |= self.per_step(SimpleNamespace(**h), t)  # type: ignore[arg-type]
+            t: Any = None if step.count is None else safe_increment(step.count)
+            h |= self.per_step(SimpleNamespace(**h), t)
         if self.per_tree is not None:
             h |= self.per_tree(arrays, SimpleNamespace(**h))
         arrays_of = jax.Array | np.ndarray | np.generic

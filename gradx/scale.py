@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import optax
 
@@ -101,9 +101,9 @@ def scale_by_schedule(step_size_fn: Schedule) -> Transform:
     return _scaling("step_size", step_size_fn, _scale)
 
 
-def _scaling(name: str, number: Hyper, rule: object) -> Transform:
+def _scaling(name: str, number: Hyper, rule: Any) -> Transform:
     state = ScaleByScheduleState if sources.is_scheduled(number) else optax.EmptyState
-    return leafwise(rule, state=state, hypers={name: number})  # type: ignore[arg-type]
+    return leafwise(rule, state=state, hypers={name: number})
 
 
 def _scale(g: Array, slots: Slots, p: None, h: Numbers) -> tuple[Array, Slots]:

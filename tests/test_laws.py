@@ -441,6 +441,7 @@ NEVER_A_NUMBER = [
     "0.1",
     [0.1],
     True,
+    False,
     1j,
     jnp.ones(2),
     lambda count: jnp.ones(3),

@@ -14,7 +14,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import references
+from cases import row
 from flax import nnx
+from problems import STEPS, distance, gradients, params, trajectory
 
 import gradx
 
@@ -41,12 +44,12 @@ def test_a_group_inside_a_group_sees_its_own_leaves(labels: Any, whole: bool) ->
     rate = {"x": gradx.sgd(0.1), "y": gradx.sgd(0.2)}
     if whole:
         rate["x"] = gradx.chain(gradx.trace(0.0), gradx.clip_by_global_norm(9.0), rate["x"])
-    params = {"embed": jnp.ones(1), "head": jnp.ones(1), "mlp": jnp.ones(1)}
+    tree = {"embed": jnp.ones(1), "head": jnp.ones(1), "mlp": jnp.ones(1)}
     tx = gradx.freeze(
         gradx.by_path({"embed": True}, default=False), gradx.partition(rate, labels())
     )
-    updates, _ = jax.jit(tx.update)(params, tx.init(params), params)
-    assert [float(updates[k][0]) for k in params] == pytest.approx([0.0, -0.1, -0.2])
+    updates, _ = jax.jit(tx.update)(tree, tx.init(tree), tree)
+    assert [float(updates[k][0]) for k in tree] == pytest.approx([0.0, -0.1, -0.2])
 
 
 @pytest.mark.parametrize(
@@ -55,6 +58,7 @@ def test_a_group_inside_a_group_sees_its_own_leaves(labels: Any, whole: bool) ->
         gradx.sgd(gradx.tunable(jnp.float32(0.1))),
         gradx.add_noise(0.1, 0.5, jax.random.key(0)),
         gradx.add_noise(0.1, 0.5, jax.random.PRNGKey(0)),
+        gradx.add_noise(0.1, 0.5, jnp.int32(0)),
     ],
 )
 def test_donating_the_state_leaves_the_transform_alone(tx: Any) -> None:
@@ -99,11 +103,11 @@ def test_live_values_in_an_nnx_optimizer() -> None:
 
 
 def test_arrays_as_constants_compile_once() -> None:
-    gradients = jnp.ones((3, 5))
+    grads = jnp.ones((3, 5))
     sizes = []
     for rate in (0.1, 0.2, 0.3):
         tx = gradx.sgd(jnp.float32(rate))
-        assert float(tx.update(gradients, tx.init(gradients))[0][0, 0]) == pytest.approx(-rate)
+        assert float(tx.update(grads, tx.init(grads))[0][0, 0]) == pytest.approx(-rate)
         sizes.append(gradx.stage._apply._cache_size())
     assert sizes[0] == sizes[2]
 
@@ -171,7 +175,7 @@ def test_pickled_for_another_process(tmp_path: Any) -> None:
     data = subprocess.run([sys.executable, "-c", dump], **run).stdout
     load = f"import pickle; print(pickle.loads({data!r}))"
     again = subprocess.run([sys.executable, "-c", load], **run).stdout
-    assert again.decode().strip() == "halved(rate=0.1)" or again.decode().strip() == "halved(0.1)"
+    assert again.decode().strip() == "halved(0.1)"
 
 
 def test_radam_is_finite_where_its_range_begins() -> None:
@@ -201,8 +205,8 @@ def test_weights_only_reads_words() -> None:
 def test_a_pattern_inside_a_pattern() -> None:
     inner = gradx.by_path({"a": 0.1, "b": 0.2})
     tx = gradx.sgd(gradx.by_path({"enc": inner}, default=0.3))
-    params = {"dec": jnp.ones(()), "enc": {"a": jnp.ones(()), "b": jnp.ones(())}}
-    updates, _ = tx.update(params, tx.init(params))
+    tree = {"dec": jnp.ones(()), "enc": {"a": jnp.ones(()), "b": jnp.ones(())}}
+    updates, _ = tx.update(tree, tx.init(tree))
     assert [float(u) for u in jax.tree.leaves(updates)] == pytest.approx([-0.3, -0.1, -0.2])
 
 
@@ -266,6 +270,22 @@ def test_a_star_import_brings_the_public_names_only() -> None:
     modules = [name for name, value in brought.items() if isinstance(value, type(sys))]
     assert modules == ["tree"]
     assert {"adamw", "chain", "by_path"} < set(brought)
+
+
+def test_bias_corrections_keep_their_digits() -> None:
+    """1 - b2**t loses four of them in float32; that is what separates Adam from Optax's here."""
+    case = row("adam", learning_rate=0.05)
+    flat, treedef = jax.tree.flatten(params())
+    sequence = [
+        jax.tree.leaves(jax.tree.map(lambda g, i=i: g[i], gradients())) for i in range(STEPS)
+    ]
+    exact = treedef.unflatten(references.run(case.make(references), flat, sequence)[-1])
+
+    def error(library: Any) -> float:
+        after = trajectory(case.make(library), params(), gradients())
+        return distance(jax.tree.map(lambda x: x[-1], after), exact)
+
+    assert 5 * error(gradx) < error(optax)
 
 
 def test_a_pickled_transform_is_the_same() -> None:

@@ -160,7 +160,8 @@ def scale_by_stddev(
 
     Reference: Graves, *Generating sequences with recurrent neural networks*,
     https://arxiv.org/abs/1308.0850. Deviation from Optax: a variance that rounding makes negative
-    counts as zero; there its root is NaN.
+    counts as zero; there its root is NaN. With `bias_correction` the variance of the first step is
+    zero by definition, so \(u = g / \sqrt\epsilon\): choose \(\epsilon\) accordingly.
     """
     start = hyper.constant("initial_scale", initial_scale, "[0, inf)")
     return leafwise(
