@@ -20,6 +20,7 @@ from gradx.inspect import *
 from gradx.leafwise import *
 from gradx.live import *
 from gradx.moments import *
+from gradx.norms import *
 from gradx.piecewise import *
 from gradx.rules.adagrad import *
 from gradx.rules.adam import *

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -11,8 +10,9 @@ from gradx import core
 from gradx import tree as gtree
 from gradx.core import Transform
 from gradx.leafwise import leafwise
+from gradx.norms import squares
 from gradx.sources import Array, Hyper
-from gradx.stage import Numbers, Slots
+from gradx.stage import Decided, Numbers, Slots, Sums
 
 __all__ = ["adaptive_grad_clip", "clip", "clip_by_block_rms", "clip_by_global_norm"]
 
@@ -73,16 +73,17 @@ def clip_by_global_norm(max_norm: Hyper, *, axis_name: Any = None) -> Transform:
     """
     return leafwise(
         _shrink,
+        measure=squares,
         per_tree=_factor,
         hypers={"max_norm": max_norm},
-        flags={"axis_name": axis_name},
+        axis_name=axis_name,
     )
 
 
-def _factor(updates: Sequence[Array], h: Numbers) -> Mapping[str, Array]:
-    norm = gtree.global_norm(updates, axis_name=h.axis_name)
+def _factor(h: Numbers, sums: Sums) -> Decided:
+    norm = jnp.sqrt(sums["squares"])
     # Not min(1, c / norm): that is NaN for a zero norm and an infinite bound.
-    return {"factor": jnp.where(norm < h.max_norm, 1.0, h.max_norm / norm)}
+    return {"factor": jnp.where(norm < h.max_norm, 1.0, h.max_norm / norm)}, {}
 
 
 def _shrink(g: Array, slots: Slots, p: None, h: Numbers) -> tuple[Array, Slots]:

@@ -31,13 +31,16 @@ from gradx.live import HyperparamsState
 from gradx.sources import Array
 from gradx.stage import (
     Call,
+    Decided,
     Leaves,
     Numbers,
     Results,
     Rows,
     Slots,
+    Sums,
     check_array,
     is_array,
+    measured,
     staged,
     widen,
 )
@@ -55,22 +58,27 @@ class Rule:
     state: Any
     hypers: hyper.Hypers
     per_step: Callable[[Numbers, Array], Mapping[str, Any]] | None
-    per_tree: Callable[[list[Array], Numbers], Mapping[str, Any]] | None
+    measure: Callable[[Array, Slots, Any, Numbers], Mapping[str, Any]] | None
+    per_tree: Callable[[Numbers, Sums], Decided] | None
+    scalars: Mapping[str, Any]
+    count: str
     flags: Mapping[str, Any]
+    axis_name: Any
     needs_params: bool
     where: str
 
     @property
     def counts(self) -> bool:
-        return "count" in self.state._fields
+        return self.count in self.state._fields
 
     @property
     def sees_tree(self) -> bool:
-        return self.per_tree is not None
+        return self.measure is not None
 
     @property
     def fields(self) -> list[str]:
-        return [f for f in self.state._fields if f != "count"]
+        """The fields that are trees like the parameters; the others are single numbers."""
+        return [f for f in self.state._fields if f != self.count and f not in self.scalars]
 
     def init(self, params: Params) -> State:
         flat = gtree.flatten(params)
@@ -86,7 +94,9 @@ class Rule:
             for i, name in enumerate(self.fields)
         }
         zero = jnp.zeros((), jnp.int32)
-        state = self.state(**trees, **({"count": zero} if self.counts else {}))
+        state = self.state(
+            **trees, **self._first_scalars(flat), **({self.count: zero} if self.counts else {})
+        )
         own_count = zero if self.hypers.scheduled and not self.counts else None
         if own_count is None and not self.hypers.tunables:
             return state
@@ -102,6 +112,19 @@ class Rule:
                 f"fields {self.fields} of {self.state.__name__}, also for one field."
             )
         return jax.tree.map(lambda s: jnp.array(s) if s is wide or s is p else s, slots)
+
+    def _first_scalars(self, flat: gtree.Flat) -> dict[str, Array]:
+        """The numbers of the state; those with a fraction in the widest dtype that `init` saw."""
+        arrays = [widen(p) for p in flat.values if is_array(p)]
+        wide = jnp.result_type(jnp.float32, *(p.real.dtype for p in arrays))
+        first = {
+            name: jnp.asarray(value(arrays) if callable(value) else value)
+            for name, value in self.scalars.items()
+        }
+        return {
+            name: jnp.array(x, wide if jnp.issubdtype(x.dtype, jnp.floating) else x.dtype)
+            for name, x in first.items()
+        }
 
     def begin(
         self, leaves: Leaves, state: State, extra: Mapping[str, Any], rows: Rows
@@ -122,19 +145,40 @@ class Rule:
             gtree.flatten_like(leaves.flat, getattr(inner, f), f"{self.where}: the state's {f}")
             for f in self.fields
         ]
-        count = inner.count if self.counts else None if outer is None else outer.count
+        count = getattr(inner, self.count) if self.counts else None
+        count = outer.count if count is None and outer is not None else count
         step = sources.Step(count, {} if outer is None else outer.hyperparams, extra, self.where)
         active = [i for i, u in enumerate(leaves.updates) if is_array(u)]
         group_of, groups = self.hypers.groups(leaves.flat, active)
-        arrays = [leaves.updates[i] for i in active]
-        numbers = [self._numbers(group, step, arrays) for group in groups]
+        old_scalars = {name: getattr(inner, name) for name in self.scalars}
+        numbers = [self._numbers(group, step, old_scalars) for group in groups]
+        calls = {
+            i: Call(
+                self.update,
+                *self._split(numbers[group_of[i]]),
+                tuple(column[i] for column in columns),
+                self.needs_params,
+                leaves.gate,
+            )
+            for i in active
+        }
+        new_scalars = dict(old_scalars)
+        if self.per_tree is not None and active:
+            (shared,) = numbers
+            decided, changed = self.per_tree(SimpleNamespace(**shared), self._sums(leaves, calls))
+            static, traced = self._split({**shared, **decided})
+            calls = {i: call._replace(static=static, traced=traced) for i, call in calls.items()}
+            new_scalars |= {
+                name: jnp.asarray(x, old_scalars[name].dtype) for name, x in changed.items()
+            }
 
         mine: dict[int, int] = {}  # leaf -> place of this rule in the leaf's row
-        for i in active:
+        for i, call in calls.items():
             mine[i] = len(rows[i])
-            static, traced = numbers[group_of[i]]
-            slots = tuple(column[i] for column in columns)
-            rows[i].append(Call(self.update, static, traced, slots, self.needs_params))
+            rows[i].append(call)
+
+        def gated(new: Array, old: Array) -> Array:
+            return new if leaves.gate is None else jnp.where(leaves.gate, new, old)
 
         def finish(results: Results) -> State:
             trees = {
@@ -143,8 +187,9 @@ class Rule:
                 )
                 for k, (name, column) in enumerate(zip(self.fields, columns, strict=True))
             }
-            new_count = None if count is None else safe_increment(count)
-            new = type(inner)(**trees, **({"count": new_count} if self.counts else {}))
+            new_count = None if count is None else gated(safe_increment(count), count)
+            single = {name: gated(x, old_scalars[name]) for name, x in new_scalars.items()}
+            new = type(inner)(**trees, **single, **({self.count: new_count} if self.counts else {}))
             if outer is None:
                 return new
             return HyperparamsState(None if self.counts else new_count, outer.hyperparams, new)
@@ -152,15 +197,19 @@ class Rule:
         return finish
 
     def _numbers(
-        self, group: Mapping[str, sources.Source], step: sources.Step, arrays: list[Any]
-    ) -> tuple[tuple[tuple[str, Any, str], ...], dict[str, Array]]:
-        """All that a group of leaves is given as `h`, split into static and traced."""
-        h = dict(self.flags) | hyper.resolve(group, step)
+        self, group: Mapping[str, sources.Source], step: sources.Step, scalars: Mapping[str, Array]
+    ) -> dict[str, Any]:
+        """What a group of leaves is given as `h`, but for what takes the whole tree."""
+        h = {**self.flags, **scalars, **hyper.resolve(group, step)}
         if self.per_step is not None:
             t: Any = None if step.count is None else safe_increment(step.count)
             h |= self.per_step(SimpleNamespace(**h), t)
-        if self.per_tree is not None:
-            h |= self.per_tree(arrays, SimpleNamespace(**h))
+        return h
+
+    def _split(
+        self, h: Mapping[str, Any]
+    ) -> tuple[tuple[tuple[str, Any, str], ...], dict[str, Array]]:
+        """What is known now and becomes part of the program, and what is known only in the run."""
         arrays_of = jax.Array | np.ndarray | np.generic
         traced = {k: jnp.asarray(v) for k, v in h.items() if isinstance(v, arrays_of)}
         # Equal values of different kinds (True and 1.0, 0.0 and -0.0) are different programs.
@@ -172,6 +221,22 @@ class Rule:
                     f"hashable (a tuple, not a list) or arrays."
                 )
         return static, traced
+
+    def _sums(self, leaves: Leaves, calls: Mapping[int, Call]) -> Mapping[str, Array]:
+        """What `measure` gives, added up over the leaves (and the devices that share them)."""
+        if self.measure is None:
+            return {}
+        parts = []
+        for i, call in calls.items():
+            g = leaves.updates[i]
+            check_array(g, leaves.flat, i, self.where, "update")
+            p = leaves.params[i] if self.needs_params and leaves.params is not None else None
+            parts.append(measured(self.measure, call.static, g, p, call.traced, call.slots))
+        sums = {name: sum(part[name] for part in parts) for name in parts[0]}
+        if self.axis_name is None:
+            return sums
+        with gtree.mapped(self.axis_name, self.where):
+            return jax.lax.psum(sums, self.axis_name)
 
 
 def _kind(state: Any) -> tuple[str, Any]:
@@ -188,7 +253,11 @@ def leafwise(
     ranges: Mapping[str, str] | None = None,
     flags: Mapping[str, Any] | None = None,
     per_step: Callable[[Numbers, Array], Mapping[str, Any]] | None = None,
-    per_tree: Callable[[list[Array], Numbers], Mapping[str, Any]] | None = None,
+    measure: Callable[[Array, Slots, Any, Numbers], Mapping[str, Any]] | None = None,
+    per_tree: Callable[[Numbers, Sums], Decided] | None = None,
+    scalars: Mapping[str, Any] | None = None,
+    count: str = "count",
+    axis_name: Any = None,
     needs_params: bool = False,
 ) -> Transform:
     """Lifts a rule for one array to a transformation of trees.
@@ -200,15 +269,24 @@ def leafwise(
         Write it as a function of the module, not a closure, so that equal programs share a trace.
       init: `p -> slots`, the state arrays of one leaf, in the order of the fields of `state`. A
         slot may be a tuple of arrays, where their number is an option of the rule.
-      state: the named tuple of the public state. A field called `count` is kept by the lift (int32,
-        the updates done so far); every other field becomes a tree like the parameters.
+      state: the named tuple of the public state. The field `count` is kept by the lift (int32, the
+        updates done so far), those in `scalars` are single numbers that `per_tree` changes; every
+        other field becomes a tree like the parameters.
       hypers: name to what the user gave, a number or any other source.
       ranges: name to range, such as ``"[0, 1)"``, where `hyper.RANGES` has none or another one for
         the name.
       flags: hashable options for `update` that are no numbers: bools, strings, axes.
       per_step: `(h, t) -> numbers`, for what depends on the step but not on the leaf, such as a
         bias correction. `t` is 1 in the first update; it is `None` if nothing counts.
-      per_tree: `(updates, h) -> numbers`, for what takes all leaves at once, such as a norm.
+      measure: `(g, slots, p, h) -> sums`, numbers of one leaf (its squared norm, say), which are
+        added up over all leaves before any is updated. `h` is without what `per_tree` makes.
+      per_tree: `(h, sums) -> (numbers, scalars)`, what is decided once for the whole tree: further
+        numbers for `update`, and the new values of the scalars that change.
+      scalars: the fields of `state` that are one number for the tree, with what each begins at: a
+        number, or a function of the list of the parameters' arrays. `h` has their old values.
+      count: the name of the field that counts the updates.
+      axis_name: the mapped axis over which the leaves are sharded, inside `shard_map` or `pmap`:
+        the sums are then those over all shards.
       needs_params: whether `update` reads `p`.
 
     Returns:
@@ -244,5 +322,19 @@ def leafwise(
     numbers = hyper.Hypers(hypers or {}, where, ranges)
     if per_tree is not None and numbers.varies_by_path:
         raise ValueError(f"{where}: takes one number for the whole tree, not by_path(…).")
-    rule = Rule(update, init, state, numbers, per_step, per_tree, flags or {}, needs_params, where)
+    rule = Rule(
+        update,
+        init,
+        state,
+        numbers,
+        per_step,
+        measure,
+        per_tree,
+        scalars or {},
+        count,
+        flags or {},
+        axis_name,
+        needs_params,
+        where,
+    )
     return staged(rule, where)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import SimpleNamespace
 from typing import Any, NamedTuple, Protocol
 
@@ -19,10 +19,13 @@ import optax
 
 from gradx import tree as gtree
 from gradx.core import Params, State, Transform, Updates
+from gradx.gate import gated
 from gradx.sources import Array
 
 Slots = tuple[Array, ...]
 Numbers = Any  # a namespace: h.b1 is a float where it is constant, else a scalar array
+Sums = Mapping[str, Array]  # what a rule measures, added up over the leaves
+Decided = tuple[Mapping[str, Any], Mapping[str, Any]]  # numbers for `h`; new scalars of the state
 
 
 class Call(NamedTuple):
@@ -33,6 +36,7 @@ class Call(NamedTuple):
     traced: dict[str, Array]  # numbers known only in the run
     slots: Slots
     needs_params: bool
+    gate: Array | None = None  # False: the slots stay as they are, and the update means nothing
 
 
 Rows = list[list[Call]]
@@ -46,6 +50,7 @@ class Leaves:
     flat: gtree.Flat
     updates: list[Any]  # None or MaskedNode: not for this stage
     params: list[Any] | None
+    gate: Array | None = None  # for the calls and for all else that the state is made of
 
     @functools.cached_property
     def tree(self) -> Updates:
@@ -60,7 +65,7 @@ class Leaves:
             u if not isinstance(u, optax.MaskedNode) and next(flag) else hidden
             for u in self.updates
         ]
-        return Leaves(self.flat, kept, self.params)
+        return replace(self, updates=kept)
 
 
 class Stage(Protocol):
@@ -102,14 +107,20 @@ def staged(stage: Stage, where: str, parts: Any = None) -> Transform:
 
 
 def run(
-    stage: Stage, where: str, updates: Updates, state: State, params: Any, extra: Mapping[str, Any]
+    stage: Stage,
+    where: str,
+    updates: Updates,
+    state: State,
+    params: Any,
+    extra: Mapping[str, Any],
+    gate: Array | None = None,
 ) -> tuple[Updates, State]:
     """Collects what is to be done at each leaf, does it in one call a leaf, rebuilds the trees."""
     flat = gtree.flatten(updates)
     flat_params = None
     if params is not None:
         flat_params = gtree.flatten_like(flat, params, f"{where}: params")
-    leaves = Leaves(flat, flat.values, flat_params)
+    leaves = Leaves(flat, flat.values, flat_params, gate)
     rows: Rows = [[] for _ in flat.values]
     finish = stage.begin(leaves, state, extra, rows)
     if not any(rows):
@@ -133,9 +144,10 @@ def run(
                 )
             program = tuple((call.rule, call.static) for call in row)
             traced, slots = tuple(c.traced for c in row), tuple(c.slots for c in row)
+            gates = tuple(c.gate for c in row)
             p = p if reads else None
             try:
-                new[i], results[i] = _apply(program, g, p, traced, slots)
+                new[i], results[i] = _apply(program, g, p, traced, slots, gates)
             except Exception as error:
                 error.add_note(f"This was in {where}, at the leaf {flat.paths[i]!r}.")
                 raise
@@ -159,6 +171,7 @@ def _apply(
     p: Array | None,
     traced: tuple[dict[str, Array], ...],
     slots: tuple[Slots, ...],
+    gates: tuple[Array | None, ...],
 ) -> tuple[Array, tuple[Slots, ...]]:
     """The rules of one leaf, one after the other, in float32 or wider.
 
@@ -168,9 +181,10 @@ def _apply(
     u = widen(g)
     p = None if p is None else widen(p)
     new_slots = []
-    for (rule, static), numbers, old in zip(program, traced, slots, strict=True):
-        h = SimpleNamespace(**{name: value for name, value, _ in static}, **numbers)
-        u, new = rule(u, jax.tree.map(widen, old), p, h)
+    for (rule, static), numbers, old, gate in zip(program, traced, slots, gates, strict=True):
+        h = namespace(static, numbers)
+        wide = jax.tree.map(widen, old)
+        u, new = rule(u, wide, p, h) if gate is None else gated(rule, gate, u, wide, p, h)
         structure: Any = jax.tree.structure(old)
         if jax.tree.structure(new) != structure:
             raise ValueError(
@@ -179,6 +193,24 @@ def _apply(
             )
         new_slots.append(jax.tree.map(lambda n, o: n.astype(o.dtype), new, old))
     return u.astype(g.dtype), tuple(new_slots)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def measured(
+    measure: Callable[[Array, Slots, Any, Numbers], Mapping[str, Any]],
+    static: tuple[tuple[str, Any, str], ...],
+    g: Array,
+    p: Array | None,
+    traced: dict[str, Array],
+    slots: Slots,
+) -> Mapping[str, Any]:
+    """What a rule measures at one leaf, also traced once for each distinct shape."""
+    p = None if p is None else widen(p)
+    return measure(widen(g), jax.tree.map(widen, slots), p, namespace(static, traced))
+
+
+def namespace(static: Sequence[tuple[str, Any, str]], traced: Mapping[str, Array]) -> Numbers:
+    return SimpleNamespace(**{name: value for name, value, _ in static}, **traced)
 
 
 def widen(x: Array) -> Array:

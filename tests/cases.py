@@ -1,7 +1,7 @@
 """THE table: one row an algorithm. The laws in `test_laws.py` run over every row.
 
 A row is a factory by name and keywords: the same call makes gradx's transformation, Optax's, and
-the float64 reference in `references.py`. To add an algorithm, add its row, and its reference.
+the float64 reference in `references`. To add an algorithm, add its row, and its reference.
 """
 
 from __future__ import annotations
@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
+
+import optax
 
 import gradx
 from gradx import hyper
@@ -20,16 +22,19 @@ class Case:
 
     Attributes:
       factory: its name, in gradx, in Optax and among the references.
-      kwargs: its arguments.
+      kwargs: its arguments. A row among them is a transformation, made in the same library.
       note: tells rows of the same factory apart.
       descends: it is an optimizer: its updates go downhill.
       converges: and with these numbers it reaches the minimum of the shared problems.
+      constant_rate: its learning rate is where something begins, and cannot follow a schedule.
       in_optax: Optax has it, under the same name and with the same arguments.
       complex: it accepts complex parameters.
       whole_tree: it takes its number for the whole tree, so not by path.
       ranges: of the numbers for which it has another range than the field's names have.
       renamed: names of arguments to the names that its parts have for them.
       needs_params: `update` has to be given the parameters.
+      extra: what `update` is given beside gradients, state and parameters.
+      value: the loss that it is given as the extra argument `value`; the reference gets it too.
       temporaries: the arrays like a parameter that a step needs beside its donated buffers.
       bad: further arguments that must be refused.
     """
@@ -39,21 +44,54 @@ class Case:
     note: str = ""
     descends: bool = True
     converges: bool = True
+    constant_rate: bool = False
     in_optax: bool = True
     complex: bool = True
     whole_tree: bool = False
     ranges: Mapping[str, str] = field(default_factory=dict)
     renamed: Mapping[str, str] = field(default_factory=dict)
     needs_params: bool = False
+    extra: Mapping[str, Any] = field(default_factory=dict)
+    value: float | None = None
     temporaries: float = 0
     bad: Mapping[str, Any] = field(default_factory=dict)
 
     def make(self, library: Any = gradx, **changed: Any) -> Any:
-        return getattr(library, self.factory)(**{**self.kwargs, **changed})
+        return find(library, self.factory)(**made({**self.kwargs, **changed}, library))
+
+    def ready(self, library: Any = gradx, **changed: Any) -> Any:
+        """The transformation with its extra arguments filled in, so that any loop can run it."""
+        return self.bind(self.make(library, **changed))
+
+    def bind(self, tx: Any) -> Any:
+        extra = {**self.extra, **({} if self.value is None else {"value": self.value})}
+        if not extra:
+            return tx
+        return optax.GradientTransformationExtraArgs(
+            tx.init, lambda *args, **given: tx.update(*args, **{**extra, **given})
+        )
 
     @property
     def id(self) -> str:
         return f"{self.factory}-{self.note}" if self.note else self.factory
+
+
+def find(library: Any, name: str) -> Any:
+    """A public name, wherever the library keeps it: Optax has several drawers, gradx one."""
+    drawers = [library, *(getattr(library, d, None) for d in ("contrib", "transforms"))]
+    return next(getattr(d, name) for d in drawers if hasattr(d, name))
+
+
+def made(value: Any, library: Any) -> Any:
+    """Arguments with the rows among them made into transformations."""
+    match value:
+        case Case():
+            return value.make(library)
+        case Mapping():
+            return {k: made(v, library) for k, v in value.items()}
+        case list() | tuple():
+            return type(value)(made(v, library) for v in value)
+    return value
 
 
 def row(factory: str, note: str = "", /, **kwargs: Any) -> Case:
