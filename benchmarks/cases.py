@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import jax
 import optax
 
 
@@ -35,7 +36,8 @@ class Case:
       tree: the parameters, a name in `trees.TREES`.
       calls: steps in one sample, for transformations whose steps differ from each other (an
         accumulation over k steps: k). Times are reported per step.
-      compile_cost: whether the 1,000-leaf section measures it; about a minute a row.
+      compile_cost: whether the 1,000-leaf section compiles it too; about a minute a row.
+      extra: `(params, grads)` to the extra arguments of `update`.
     """
 
     name: str
@@ -46,6 +48,12 @@ class Case:
     tree: str = "blocks"
     calls: int = 1
     compile_cost: bool = False
+    extra: Callable[[Any, Any], Mapping[str, Any]] | None = None
+
+
+def contrib(library: Any) -> Any:
+    """Where Optax keeps what its users contribute; gradx has one drawer."""
+    return getattr(library, "contrib", library)
 
 
 CASES = [
@@ -61,6 +69,7 @@ CASES = [
         lambda lib: lib.sgd(1e-3, momentum=0.9, nesterov=True),
         Torch("SGD", {"lr": 1e-3, "momentum": 0.9, "nesterov": True}),
     ),
+    Case("noisy_sgd", lambda lib: lib.noisy_sgd(1e-3, key=0)),
     # ------------------------------------------------------------ Adam's family
     Case("adam", lambda lib: lib.adam(1e-3), Torch("Adam", {"lr": 1e-3})),
     Case(
@@ -95,17 +104,189 @@ CASES = [
         lambda lib: lib.rmsprop(1e-3, momentum=0.9),
         Torch("RMSprop", {"lr": 1e-3, "alpha": 0.9, "momentum": 0.9}),
     ),
+    # ------------------------------------------------------------ Adam's relatives
+    Case("adan", lambda lib: lib.adan(1e-3)),
+    Case("acprop", lambda lib: contrib(lib).acprop(1e-3)),
+    Case("adopt", lambda lib: contrib(lib).adopt(1e-3)),
+    Case("ademamix", lambda lib: contrib(lib).ademamix(1e-3)),
+    Case("simplified_ademamix", lambda lib: contrib(lib).simplified_ademamix(1e-5)),
+    Case("optimistic_gradient_descent", lambda lib: lib.optimistic_gradient_descent(1e-3)),
+    Case("optimistic_adam", lambda lib: lib.optimistic_adam(1e-3)),
+    Case("optimistic_adam_v2", lambda lib: lib.optimistic_adam_v2(1e-3)),
     # ------------------------------------------------------------ signs
+    Case("rprop", lambda lib: lib.rprop(1e-3), Torch("Rprop", {"lr": 1e-3})),
     Case("sign_sgd", lambda lib: lib.sign_sgd(1e-3)),
     Case("signum", lambda lib: lib.signum(1e-3)),
     Case("lion", lambda lib: lib.lion(1e-4), compile_cost=True),
+    # ------------------------------------------------------------ layer-wise rates
+    Case("lars", lambda lib: lib.lars(1e-3, weight_decay=1e-4)),
+    Case("lamb", lambda lib: lib.lamb(1e-3, weight_decay=1e-4)),
+    Case("fromage", lambda lib: lib.fromage(1e-3)),
+    Case("novograd", lambda lib: lib.novograd(1e-3)),
+    # ------------------------------------------------------------ factored second moments
+    Case("adafactor", lambda lib: lib.adafactor(1e-3), Torch("Adafactor", {"lr": 1e-3})),
+    Case("adafactor momentum", lambda lib: lib.adafactor(1e-3, momentum=0.9)),
+    Case("sm3", lambda lib: lib.sm3(1e-3)),
+    # ------------------------------------------------------------ curvature, singular vectors
+    Case(
+        "sophia",
+        lambda lib: contrib(lib).sophia(1e-3, hessian_diagonal_fn=lib.scale(1.0)),
+        calls=10,
+    ),
+    # The steps between two choices of directions; choosing takes far longer.
+    Case(
+        "galore",
+        lambda lib: contrib(lib).galore(1e-3, rank=64, update_proj_gap=10**6),
+    ),
+    # ------------------------------------------------------------ own step sizes
+    Case("dog", lambda lib: contrib(lib).dog()),
+    Case("dowg", lambda lib: contrib(lib).dowg()),
+    Case(
+        "scale_by_distance_over_gradients",
+        lambda lib: lib.scale_by_distance_over_gradients(global_scale=-1.0),
+    ),
+    Case("prodigy", lambda lib: contrib(lib).prodigy()),
+    Case("dadapt_adamw", lambda lib: contrib(lib).dadapt_adamw()),
+    Case("polyak_sgd", lambda lib: lib.polyak_sgd(), extra=lambda params, grads: {"value": 1.0}),
+    Case(
+        "momo",
+        lambda lib: contrib(lib).momo(),
+        extra=lambda params, grads: {"value": 1.0},
+    ),
+    Case(
+        "momo_adam",
+        lambda lib: contrib(lib).momo_adam(),
+        extra=lambda params, grads: {"value": 1.0},
+    ),
+    Case("madgrad", lambda lib: contrib(lib).madgrad(1e-3)),
+    Case("cocob", lambda lib: contrib(lib).cocob()),
+    # ------------------------------------------------------------ wrappers
+    Case("MultiSteps(4)", lambda lib: lib.MultiSteps(lib.adamw(1e-3), 4), group="wrapper", calls=4),
+    Case(
+        "MultiSteps(4), clipped",
+        lambda lib: lib.MultiSteps(lib.chain(lib.clip_by_global_norm(1.0), lib.adamw(1e-3)), 4),
+        group="wrapper",
+        calls=4,
+    ),
+    Case("apply_if_finite", lambda lib: lib.apply_if_finite(lib.adamw(1e-3), 5), group="wrapper"),
+    Case(
+        "conditionally_transform",
+        lambda lib: lib.conditionally_transform(lib.adamw(1e-3), lambda step: step % 2 == 0),
+        group="wrapper",
+        calls=2,
+    ),
+    Case(
+        "conditionally_mask",
+        lambda lib: lib.conditionally_mask(lib.adamw(1e-3), lambda step: step % 2 == 0),
+        group="wrapper",
+        calls=2,
+    ),
+    Case(
+        "inject_hyperparams(adamw)",
+        lambda lib: lib.inject_hyperparams(lib.adamw)(1e-3),
+        group="wrapper",
+    ),
+    Case(
+        "inject_hyperparams(lion)",
+        lambda lib: lib.inject_hyperparams(lib.lion)(1e-4),
+        group="wrapper",
+    ),
+    Case(
+        "snapshot + adamw",
+        lambda lib: lib.chain(lib.snapshot("norm", optax.tree.norm), lib.adamw(1e-3)),
+        group="wrapper",
+    ),
+    Case(
+        "adamw + apply_every(4)",
+        lambda lib: lib.chain(lib.adamw(1e-3), lib.apply_every(4)),
+        group="wrapper",
+        calls=4,
+    ),
+    Case(
+        "sgd + keep_params_nonnegative",
+        lambda lib: lib.chain(lib.sgd(1e-3), lib.keep_params_nonnegative()),
+        group="chain",
+    ),
+    Case(
+        "schedule_free",
+        lambda lib: contrib(lib).schedule_free(lib.adamw(1e-3, b1=0.0), 1e-3),
+        group="wrapper",
+    ),
+    Case(
+        "schedule_free_sgd",
+        lambda lib: contrib(lib).schedule_free_sgd(1e-3),
+        group="wrapper",
+    ),
+    Case(
+        "schedule_free_adamw",
+        lambda lib: contrib(lib).schedule_free_adamw(1e-3),
+        group="wrapper",
+    ),
+    Case(
+        "sam",
+        lambda lib: contrib(lib).sam(
+            lib.adamw(1e-3), lib.chain(contrib(lib).normalize(), lib.sgd(0.05))
+        ),
+        group="wrapper",
+        calls=2,
+    ),
+    Case("flatten", lambda lib: lib.flatten(lib.adamw(1e-3)), group="wrapper"),
+    Case(
+        "split_real_and_imaginary",
+        lambda lib: contrib(lib).split_real_and_imaginary(lib.adamw(1e-3)),
+        group="wrapper",
+    ),
+    Case(
+        "mechanize",
+        lambda lib: contrib(lib).mechanize(lib.adamw(1.0)),
+        group="wrapper",
+    ),
+    Case(
+        "adamw + reduce_on_plateau",
+        lambda lib: lib.chain(lib.adamw(1e-3), contrib(lib).reduce_on_plateau()),
+        group="wrapper",
+        extra=lambda params, grads: {"value": 1.0},
+    ),
     # ------------------------------------------------------------ chains
+    Case(
+        "adam + clip_by_block_rms",
+        lambda lib: lib.chain(lib.scale_by_adam(), lib.clip_by_block_rms(1.0), lib.scale(-1e-3)),
+        group="chain",
+    ),
+    Case(
+        "normalize_by_update_norm",
+        lambda lib: lib.normalize_by_update_norm(-1e-3),
+        group="chain",
+    ),
     Case(
         "clip_by_global_norm + adamw",
         lambda lib: lib.chain(lib.clip_by_global_norm(1.0), lib.adamw(1e-3)),
         Torch("AdamW", {"lr": 1e-3, "weight_decay": 1e-4}, clip=1.0),
         group="chain",
         compile_cost=True,
+    ),
+    *[
+        Case(
+            f"{piece} + sgd",
+            lambda lib, piece=piece, args=args: lib.chain(
+                getattr(lib, piece)(*args), lib.sgd(1e-3)
+            ),
+            group="chain",
+        )
+        for piece, args in [
+            ("clip", (1.0,)),
+            ("adaptive_grad_clip", (0.01,)),
+            ("centralize", ()),
+            ("zero_nans", ()),
+            ("scale_by_param_block_norm", ()),
+        ]
+    ],
+    Case(
+        "selective_transform",
+        lambda lib: lib.selective_transform(
+            lib.adamw(1e-3), freeze_mask=lambda tree: jax.tree.map(lambda x: x.ndim < 2, tree)
+        ),
+        group="wrapper",
     ),
 ]
 

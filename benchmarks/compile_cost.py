@@ -22,7 +22,7 @@ KINDS = {"trace": "trace + lower", "compile": "compile", "compile_cpu": "compile
 
 
 def measure(settings: Settings) -> dict[str, Any]:
-    chosen = [case for case in cases.chosen(settings.rows) if case.compile_cost]
+    chosen = cases.chosen(settings.rows)
     check(chosen, MODULES)
     shapes = trees.thousand(settings.quick)
     params, small = _abstract(shapes), _abstract(trees.thousand(True))
@@ -31,7 +31,8 @@ def measure(settings: Settings) -> dict[str, Any]:
         for name in case.libraries:  # what only the first compilation in a process pays
             _cost(case, name, small)
         samples: dict[str, list[dict[str, float]]] = {name: [] for name in case.libraries}
-        for _, name in rotation(case.libraries, settings.compile_repeats):
+        repeats = settings.compile_repeats if case.compile_cost else settings.trace_repeats
+        for _, name in rotation(case.libraries, repeats):
             samples[name].append(_cost(case, name, params))
         rows.append({"name": case.name, "group": case.group} | _row(samples))
         print(f"  {case.name}: {_summary(rows[-1])}", file=sys.stderr, flush=True)
@@ -46,15 +47,17 @@ def _abstract(shapes: trees.Shapes) -> Tree:
 
 
 def _cost(case: cases.Case, name: str, params: Tree) -> dict[str, float]:
-    """Seconds to trace and lower, and to compile, with nothing cached."""
+    """Seconds to trace and lower, and to compile if that is asked for, with nothing cached."""
     tx = case.make(MODULES[name])
     state = jax.eval_shape(tx.init, params)
-    step = jax.jit(step_of(MODULES[name], tx), donate_argnums=(0, 1))
+    step = jax.jit(step_of(MODULES[name], case, tx), donate_argnums=(0, 1))
     jax.clear_caches()
     gc.collect()
     begin = time.perf_counter()
     lowered = step.lower(params, state, params)
     middle, cpu = time.perf_counter(), time.process_time()
+    if not case.compile_cost:
+        return {"trace": middle - begin}
     lowered.compile()
     return {
         "trace": middle - begin,
@@ -65,16 +68,17 @@ def _cost(case: cases.Case, name: str, params: Tree) -> dict[str, float]:
 
 def _row(samples: dict[str, list[dict[str, float]]]) -> dict[str, Any]:
     columns = {
-        name: {kind: [one[kind] for one in taken] for kind in KINDS}
+        name: {kind: [one[kind] for one in taken] for kind in KINDS if kind in taken[0]}
         for name, taken in samples.items()
     }
     ours = columns["gradx"]
     return {
         "competitors": {
-            name: {kind: spread(column[kind]) for kind in KINDS} for name, column in columns.items()
+            name: {kind: spread(column[kind]) for kind in column}
+            for name, column in columns.items()
         },
         "ratios": {
-            name: {kind: paired(ours[kind], column[kind]) for kind in KINDS}
+            name: {kind: paired(ours[kind], column[kind]) for kind in column}
             for name, column in columns.items()
             if name != "gradx"
         },
@@ -83,7 +87,7 @@ def _row(samples: dict[str, list[dict[str, float]]]) -> dict[str, Any]:
 
 def _summary(row: dict[str, Any]) -> str:
     return ", ".join(
-        f"{name} {c['trace']['median']:.2f} s + {c['compile']['median']:.2f} s"
+        name + "".join(f" {spent['median']:.2f} s" for spent in c.values())
         for name, c in row["competitors"].items()
     )
 

@@ -60,11 +60,12 @@ def _delete(tree: Tree) -> None:
 # ---------------------------------------------------------------- JAX
 
 
-def step_of(library: Any, tx: optax.GradientTransformation) -> Step:
+def step_of(library: Any, case: Case, tx: optax.GradientTransformation) -> Step:
     """One step as a user writes it, in the order that lets XLA work in place."""
 
     def step(params: Tree, state: Tree, grads: Tree) -> tuple[Tree, Tree]:
-        updates, state = tx.update(grads, state, params)
+        extra = {} if case.extra is None else case.extra(params, grads)
+        updates, state = tx.update(grads, state, params, **extra)
         return library.apply_updates(params, updates), state
 
     return step
@@ -174,7 +175,7 @@ def competitors(case: Case, work: Work, modules: dict[str, Any], torch: bool) ->
     for name in case.libraries:
         tx = case.make(modules[name])
         state = tx.init(work.params())
-        runners[name] = JaxRunner(step_of(modules[name], tx), state, work, case.calls)
+        runners[name] = JaxRunner(step_of(modules[name], case, tx), state, work, case.calls)
     device = torch_device() if torch and case.torch else None
     if case.torch is not None and device is not None:
         for mode, how in torch_modes(case.torch).items():

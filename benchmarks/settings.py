@@ -16,6 +16,7 @@ class Settings:
       quick: small trees; only to see that everything runs.
       repeats: samples of each step time.
       compile_repeats: samples of each compile cost, some seconds each.
+      trace_repeats: samples where only tracing is measured.
       warmup: runs of each competitor before the samples, first touches of memory among them.
       torch: whether torch.optim takes part, where it is installed and has the algorithm.
       pause: seconds of rest before a sample. Torch's OpenMP threads go on spinning for some
@@ -27,6 +28,7 @@ class Settings:
     quick: bool = False
     repeats: int = 25
     compile_repeats: int = 5
+    trace_repeats: int = 3
     warmup: int = 3
     torch: bool = True
     pause: float = 0.006

@@ -21,6 +21,9 @@ MEASURES: dict[str, Callable[[Row], float]] = {
     "temporaries - Optax's, B/param": lambda row: (
         row["competitors"]["gradx"]["temporaries"] - row["competitors"]["optax"]["temporaries"]
     ),
+    "temporaries - Optax's / 2, B/param": lambda row: (
+        row["competitors"]["gradx"]["temporaries"] - row["competitors"]["optax"]["temporaries"] / 2
+    ),
     "trace + lower / Optax's": lambda row: row["ratios"]["optax"]["trace"]["median"],
     "compile / Optax's": lambda row: row["ratios"]["optax"]["compile"]["median"],
 }
@@ -46,16 +49,22 @@ class Target:
 CLIPPED = r"chain/clip_by_global_norm \+ adamw"
 COMPILED = rf"alias/adamw|{CLIPPED}"
 
+EVERY = r".*"
+
 TARGETS = [
-    Target("step time / Optax's", 1.05, r"alias/.*"),
-    Target("temporaries - Optax's, B/param", SCALARS, r"alias/.*"),
+    Target("step time / Optax's", 1.05, EVERY),
+    Target("temporaries - Optax's, B/param", SCALARS, EVERY),
+    Target("temporaries - Optax's / 2, B/param", SCALARS, EVERY),
+    Target("step time / Optax's", 0.6, r"wrapper/MultiSteps\(4\)"),
+    Target("step time / Optax's", 0.75, r"alias/(adan|lamb|lars)|.*/schedule_free.*"),
+    Target("step time / Optax's", 0.85, r"wrapper/apply_if_finite"),
     Target("step time / Optax's", 0.45, CLIPPED),
     Target("temporaries, B/param", 0.1, CLIPPED),
     Target("step time / Optax's", 0.5, r"alias/lion"),
     Target("temporaries, B/param", SCALARS, r"alias/lion"),
     Target("step time / Optax's", 0.75, r"alias/(adadelta|adabelief)"),
     Target("step time / least traffic at the axpy's rate", 1.7, r"alias/adamw"),
-    Target("trace + lower / Optax's", 0.5, COMPILED, section="compile"),
+    Target("trace + lower / Optax's", 0.5, EVERY, section="compile"),
     Target("compile / Optax's", 1.0, COMPILED, section="compile"),
 ]
 

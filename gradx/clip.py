@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import jax.numpy as jnp
@@ -10,11 +11,18 @@ from gradx import core
 from gradx import tree as gtree
 from gradx.core import Transform
 from gradx.leafwise import leafwise
-from gradx.norms import squares
+from gradx.norms import rms, squares
 from gradx.sources import Array, Hyper
 from gradx.stage import Decided, Numbers, Slots, Sums
 
-__all__ = ["adaptive_grad_clip", "clip", "clip_by_block_rms", "clip_by_global_norm"]
+__all__ = [
+    "adaptive_grad_clip",
+    "clip",
+    "clip_by_block_rms",
+    "clip_by_global_norm",
+    "unitwise_clip",
+    "unitwise_norm",
+]
 
 
 @core.recorded
@@ -107,13 +115,11 @@ def clip_by_block_rms(threshold: Hyper) -> Transform:
 
     Reference: Shazeer and Stern, *Adafactor*, https://arxiv.org/abs/1804.04235, section 6.
     """
-    return leafwise(_clip_rms, hypers={"threshold": threshold})
+    return leafwise(_shrink, per_leaf=_rms_factor, hypers={"threshold": threshold})
 
 
-def _clip_rms(g: Array, slots: Slots, p: None, h: Numbers) -> tuple[Array, Slots]:
-    # The mean of no elements is NaN; a leaf without elements has nothing to bound.
-    rms = jnp.sqrt(jnp.mean(gtree.abs_sq(g))) if g.size else 0.0
-    return g * (1 / jnp.maximum(1.0, rms / h.threshold)), slots
+def _rms_factor(g: Any, slots: Any, p: Any, h: Numbers) -> Mapping[str, Array]:
+    return {"factor": 1 / jnp.maximum(1.0, rms(g()) / h.threshold)}
 
 
 @core.recorded
@@ -155,19 +161,92 @@ def adaptive_grad_clip(
 
 
 def _clip_units(g: Array, slots: Slots, p: Array, h: Numbers) -> tuple[Array, Slots]:
-    bound = h.clipping * jnp.maximum(_unit_norm(p, h.axis), h.eps)
-    norm = _unit_norm(g, h.axis)
-    # The floor only keeps the untaken branch finite.
-    return g * jnp.where(norm < bound, 1.0, bound / jnp.maximum(norm, 1e-6)), slots
+    bound = h.clipping * jnp.maximum(_unit_norm(p, h.axis, "adaptive_grad_clip"), h.eps)
+    return unitwise_clip(_unit_norm(g, h.axis, "adaptive_grad_clip"), bound, g), slots
 
 
-def _unit_norm(x: Array, axis: int | tuple[int, ...] | None) -> Array:
+# ---------------------------------------------------------------- of single arrays
+
+
+def unitwise_norm(x: Array, axis: int | tuple[int, ...] | None = None) -> Array:
+    r"""The norm of the unit that each element belongs to.
+
+    .. math:: y_i = \lVert x_j \rVert \text{ for the unit } j \ni i
+
+    Args:
+      x: one array, real or complex.
+      axis: the axes that make up a unit. By default the rank decides, kernels being (…, in, out):
+        all of a vector; axis 0 of rank 2 and 3; axes 0-2 of rank 4, 0-3 of rank 5.
+
+    Returns:
+      An array of the shape of `x`, real, float32 or wider. (Optax sums half precision in half
+      precision.)
+
+    Raises:
+      ValueError: an array of rank 6 or more, without `axis`.
+
+    Example:
+      >>> import gradx, jax.numpy as jnp
+      >>> gradx.unitwise_norm(jnp.array([[3.0, 0.0], [4.0, 1.0]]))
+      Array([[5., 1.],
+             [5., 1.]], dtype=float32)
+
+    Reference: Brock et al., *High-performance large-scale image recognition without
+    normalization*, https://arxiv.org/abs/2102.06171.
+    """
+    x = jnp.asarray(x)
+    norm = _unit_norm(x.astype(gtree.wide(x.dtype)), axis, "unitwise_norm")
+    return jnp.broadcast_to(norm, x.shape)
+
+
+def unitwise_clip(g_norm: Array, max_norm: Array, grad: Array, div_eps: float = 1e-6) -> Array:
+    r"""Shrinks the units of one array whose norm exceeds a bound.
+
+    .. math:: u = g \text{ where } n < c, \qquad
+              u = g\, c / \max(n, \epsilon) \text{ elsewhere}
+
+    Args:
+      g_norm: \(n\), the norm of each element's unit, as `unitwise_norm` gives it: of the shape of
+        `grad`, or of length 1 in the axes that make up a unit.
+      max_norm: \(c\), the bound of each element's unit, of the same shape as `g_norm`.
+      grad: \(g\), one array.
+      div_eps: \(\epsilon\), which only keeps the branch that is not taken finite.
+
+    Returns:
+      An array of the shape and dtype of `grad`.
+
+    Raises:
+      ValueError: the shapes do not match.
+
+    Example:
+      >>> import gradx, jax.numpy as jnp
+      >>> g = jnp.array([[3.0, 0.0], [4.0, 1.0]])
+      >>> gradx.unitwise_clip(gradx.unitwise_norm(g), jnp.full((2, 2), 2.0), g)
+      Array([[1.2, 0. ],
+             [1.6, 1. ]], dtype=float32)
+
+    Reference: Brock et al., *High-performance large-scale image recognition without
+    normalization*, https://arxiv.org/abs/2102.06171.
+    """
+    grad, shape = jnp.asarray(grad), jnp.shape(g_norm)
+    units = all(n in (1, full) for n, full in zip(shape, grad.shape, strict=False))
+    if jnp.shape(max_norm) != shape or len(shape) != grad.ndim or not units:
+        raise ValueError(
+            f"unitwise_clip: the norms have shape {shape} and their bounds {jnp.shape(max_norm)}; "
+            f"both must have that of the array, {grad.shape}, or length 1 where it does not vary."
+        )
+    # One factor for each unit: the elements are multiplied, not divided.
+    factor = jnp.where(g_norm < max_norm, 1.0, max_norm / jnp.maximum(g_norm, div_eps))
+    clipped = grad * factor
+    return clipped.astype(grad.dtype) if jnp.issubdtype(grad.dtype, jnp.inexact) else clipped
+
+
+def _unit_norm(x: Array, axis: int | tuple[int, ...] | None, where: str) -> Array:
     if axis is None:
         rank = jnp.ndim(jnp.squeeze(x)) if x.ndim > 1 else x.ndim
         if rank > 1 and x.ndim > 5:
             raise ValueError(
-                f"adaptive_grad_clip: which axes of a leaf of shape {x.shape} make up a unit? Say "
-                f"axis=(…)."
+                f"{where}: which axes of a leaf of shape {x.shape} make up a unit? Say axis=(…)."
             )
         axis = None if rank <= 1 else {2: (0,), 3: (0,), 4: (0, 1, 2), 5: (0, 1, 2, 3)}[x.ndim]
     return jnp.sqrt(jnp.sum(gtree.abs_sq(x), axis=axis, keepdims=True))

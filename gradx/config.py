@@ -26,8 +26,8 @@ def to_config(made: Any) -> dict[str, Any]:
     Returns:
       Nested dictionaries, lists, strings and numbers, ready for JSON or YAML: ``{"name": …,
       "arguments": {…}}`` with the arguments that differ from the defaults. What JSON has no form
-      for is tagged: ``{"tuple": […]}``, ``{"dict": [[key, value], …]}``, ``{"dtype": …}``,
-      ``{"function": …}``.
+      for is tagged: ``{"tuple": […]}`` (a registered named tuple: with ``"of"``, its name),
+      ``{"dict": [[key, value], …]}``, ``{"dtype": …}``, ``{"function": …}``, ``{"factory": …}``.
 
     Raises:
       ValueError: it holds what is no data: a function that is not `gradx.registered`, an array, a
@@ -46,15 +46,15 @@ def to_config(made: Any) -> dict[str, Any]:
 
 
 def _described(spec: core.Spec, where: str) -> dict[str, Any]:
+    arguments = {name: _plain(v, f"{where}.{name}") for name, v in spec.arguments}
+    if isinstance(spec.factory, core.Described):  # itself made by a factory
+        return {"name": _plain(spec.factory, where), "arguments": arguments}
     if core.REGISTRY.get(core.registered_name(spec.factory)) is not spec.factory:
         raise ValueError(
             f"to_config: {where}: the factory {spec.name} is local to a function, or was defined "
             f"again since; a config names factories of modules."
         )
-    return {
-        "name": core.registered_name(spec.factory),
-        "arguments": {name: _plain(v, f"{where}.{name}") for name, v in spec.arguments},
-    }
+    return {"name": core.registered_name(spec.factory), "arguments": arguments}
 
 
 def _plain(value: Any, where: str) -> Any:
@@ -65,6 +65,9 @@ def _plain(value: Any, where: str) -> Any:
             return value
         case list() if type(value) is list:
             return [_plain(v, f"{where}[{i}]") for i, v in enumerate(value)]
+        case tuple() if (name := _named_tuple(type(value))) is not None:
+            fields = [_plain(v, f"{where}[{i}]") for i, v in enumerate(value)]
+            return {"tuple": fields, "of": name}
         case tuple() if type(value) is tuple:
             return {"tuple": [_plain(v, f"{where}[{i}]") for i, v in enumerate(value)]}
         case Mapping():
@@ -82,6 +85,9 @@ def _plain(value: Any, where: str) -> Any:
     for name, function in core.FUNCTIONS.items():
         if value is function:
             return {"function": name}
+    for name, factory in core.REGISTRY.items():
+        if value is factory:
+            return {"factory": name}
     raise ValueError(
         f"to_config: {where} is {core.show(value)}, which is no plain data. Make it by a "
         f"factory under @gradx.recorded, or put @gradx.registered before the function."
@@ -115,7 +121,10 @@ def from_config(config: Mapping[str, Any]) -> Any:
     name, arguments = config["name"], config["arguments"]
     if not isinstance(arguments, Mapping):
         raise ValueError(f"from_config: the arguments of {name} must be a dict, got {arguments!r}.")
-    factory = _known(name, core.REGISTRY, "factory")
+    made_by = isinstance(name, Mapping)
+    factory = from_config(name) if made_by else _known(name, core.REGISTRY, "factory")
+    if not callable(factory):
+        raise ValueError(f"from_config: {name!r} makes {core.show(factory)}, which is no factory.")
     spec = core.Spec(factory, ())
     allowed = list(spec.signature.parameters)
     for argument in arguments:
@@ -139,6 +148,9 @@ def _made(value: Any) -> Any:
             return from_config(value)
         case {"tuple": [*items]} if len(value) == 1:
             return tuple(_made(v) for v in items)
+        case {"tuple": [*items], "of": str(name)} if len(value) == 2:
+            made = _known(name, core.FUNCTIONS, "named tuple")
+            return made(*map(_made, items))
         case {"dict": [*pairs]} if len(value) == 1 and all(_is_pair(pair) for pair in pairs):
             return {_made(k): _made(v) for k, v in pairs}
         case {"dtype": str(name)} if len(value) == 1:
@@ -148,9 +160,19 @@ def _made(value: Any) -> Any:
                 raise ValueError(f"from_config: there is no dtype {name!r}.") from error
         case {"function": str(name)} if len(value) == 1:
             return _known(name, core.FUNCTIONS, "function")
+        case {"factory": str(name)} if len(value) == 1:
+            return _known(name, core.REGISTRY, "factory")
         case Mapping():
             raise ValueError(f"from_config: cannot read {value!r}.")
     return value
+
+
+def _named_tuple(cls: Any) -> str | None:
+    """The name of a registered class with the same fields; Optax has some under the same names."""
+    for name in (core.registered_name(cls), cls.__name__):
+        if getattr(core.FUNCTIONS.get(name), "_fields", None) == getattr(cls, "_fields", ()):
+            return name
+    return None
 
 
 def _is_pair(pair: Any) -> bool:

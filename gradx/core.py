@@ -24,32 +24,19 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-__all__ = [
-    "AdaptiveGradClipState",
-    "AddDecayedWeightsState",
-    "ClipByGlobalNormState",
-    "ClipState",
-    "EmptyState",
-    "MaskedNode",
-    "ScaleState",
-    "Transform",
-    "recorded",
-    "registered",
-]
+from gradx.contract import OptState, with_extra_args_support
+from gradx.contract import Params as Params
+from gradx.contract import Updates as Updates
+
+__all__ = ["Transform", "recorded", "registered"]
 
 
 P = ParamSpec("P")
 T = TypeVar("T", bound="Described")
 F = TypeVar("F", bound=Callable[..., Any])
 
-Params: TypeAlias = Any
-Updates: TypeAlias = Any
-State: TypeAlias = Any
-# Optax's own classes, since code outside asks for them by identity; it has several names for one.
-MaskedNode = optax.MaskedNode
-EmptyState = ClipState = ClipByGlobalNormState = AdaptiveGradClipState = optax.EmptyState
-AddDecayedWeightsState = ScaleState = EmptyState
-
+State: TypeAlias = OptState
+with_extra_args = with_extra_args_support
 Count: TypeAlias = Any  # an int32 scalar; not typed as one, since tuples have a method `count`
 
 
@@ -65,7 +52,8 @@ class Spec:
 
     @property
     def name(self) -> str:
-        return self.factory.__name__
+        # A factory may have been made by another one: inject_hyperparams(adam).
+        return repr(self.factory) if isinstance(self.factory, Described) else self.factory.__name__
 
     @property
     def signature(self) -> inspect.Signature:
@@ -76,22 +64,29 @@ class Spec:
         args: list[Any] = []
         kwargs: dict[str, Any] = {}
         for name, value in (dict(self.arguments) if arguments is None else arguments).items():
-            if self.signature.parameters[name].kind is inspect.Parameter.VAR_POSITIONAL:
-                args.extend(value)
-            else:
-                kwargs[name] = value
+            match self.signature.parameters[name].kind:
+                case inspect.Parameter.POSITIONAL_ONLY:
+                    args.append(value)
+                case inspect.Parameter.VAR_POSITIONAL:
+                    args.extend(value)
+                case inspect.Parameter.VAR_KEYWORD:
+                    kwargs.update(value)
+                case _:
+                    kwargs[name] = value
         return self.factory(*args, **kwargs)
 
     def __repr__(self) -> str:
         shown = []
         for name, value in self.arguments:
             parameter = self.signature.parameters[name]
-            if parameter.kind is inspect.Parameter.VAR_POSITIONAL:
+            if parameter.kind is parameter.VAR_POSITIONAL:
                 shown += [show(v) for v in value]
-            elif parameter.default is inspect.Parameter.empty:
-                shown.append(show(value))
+            elif parameter.kind is parameter.VAR_KEYWORD:
+                shown += [f"{k}={show(v)}" for k, v in value.items()]
             else:
-                shown.append(f"{name}={show(value)}")
+                keyword = parameter.default is not parameter.empty
+                keyword = keyword or parameter.kind is parameter.KEYWORD_ONLY
+                shown.append(f"{name}={show(value)}" if keyword else show(value))
         return f"{self.name}({', '.join(shown)})"
 
     @functools.cached_property
@@ -136,10 +131,17 @@ def show(value: Any) -> str:
     if isinstance(value, Mapping):
         return "{" + ", ".join(f"{k!r}: {show(v)}" for k, v in value.items()) + "}"
     if isinstance(value, list | tuple) and not hasattr(value, "spec"):
+        names = getattr(value, "_fields", None)
+        if names is not None:
+            pairs = zip(names, value, strict=True)
+            return f"{type(value).__name__}({', '.join(f'{k}={show(v)}' for k, v in pairs)})"
         inner = ", ".join(show(v) for v in value)
         return f"[{inner}]" if isinstance(value, list) else f"({inner}{',' * (len(value) == 1)})"
     if is_dtype(value):
         return str(jnp.dtype(value).name)
+    if isinstance(value, functools.partial):
+        filled = [*map(show, value.args), *(f"{k}={show(v)}" for k, v in value.keywords.items())]
+        return f"partial({', '.join([show(value.func), *filled])})"
     if callable(value) and not hasattr(value, "spec"):
         return getattr(value, "__qualname__", type(value).__name__).replace("<locals>.", "")
     return repr(value)
@@ -213,7 +215,8 @@ def where() -> str:
 
 
 @contextlib.contextmanager
-def _inside(name: str) -> Iterator[None]:
+def inside(name: str) -> Iterator[None]:
+    """Names a factory to `where` while it runs."""
     token = _building.set((*_building.get(), name))
     try:
         yield
@@ -241,21 +244,41 @@ def recorded(factory: Callable[P, T]) -> Callable[P, T]:
     @functools.wraps(factory)
     def make(*args: P.args, **kwargs: P.kwargs) -> T:
         bound = signature.bind(*args, **kwargs).arguments
-        with _inside(factory.__name__):
+        with inside(factory.__name__):
             made: Any = factory(*args, **kwargs)
         if isinstance(made, optax.GradientTransformation) and not isinstance(made, Transform):
             made = Transform(*with_extra_args(made))  # a factory around Optax's
-        given = tuple(
-            (name, _copied(value))
-            for name, value in bound.items()
-            if not _is_default(value, signature.parameters[name].default)
-        )
-        described: T = made.with_spec(Spec(make, given))
+        described: T = made.with_spec(Spec(make, given(signature, bound)))
         return described
 
     if "<" not in make.__qualname__:  # what is local to a function cannot be found by name
         REGISTRY[registered_name(make)] = make
     return make
+
+
+def recorded_class(cls: type[T]) -> type[T]:
+    """`recorded` for a class of transformations, whose `__new__` is the factory."""
+    signature, new = inspect.signature(cls), cls.__new__
+
+    def make(cls_: type[T], *args: Any, **kwargs: Any) -> T:
+        bound = signature.bind(*args, **kwargs).arguments
+        with inside(cls.__name__):
+            made: Any = new(cls_, *args, **kwargs)
+        made.spec = Spec(cls, given(signature, bound))
+        return made
+
+    cls.__new__ = functools.wraps(new)(make)  # type: ignore[assignment]
+    REGISTRY[registered_name(cls)] = cls
+    return cls
+
+
+def given(signature: inspect.Signature, bound: Mapping[str, Any]) -> tuple[tuple[str, Any], ...]:
+    """The arguments that differ from the defaults."""
+    return tuple(
+        (name, _copied(value))
+        for name, value in bound.items()
+        if not _is_default(value, signature.parameters[name].default)
+    )
 
 
 def registered(function: F) -> F:
@@ -362,11 +385,6 @@ class Part:
     transform: optax.GradientTransformation
     params: Params
     state: State
-
-
-def with_extra_args(tx: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
-    """The transformation with an `update` that accepts extra arguments, whether it uses them."""
-    return optax.with_extra_args_support(tx)
 
 
 def is_transform(value: Any) -> bool:

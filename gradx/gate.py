@@ -60,7 +60,7 @@ def gated(
     for end, eqn in enumerate(jaxpr.eqns, 1):
         made = [v for v in eqn.outvars if v in kept_for]
         if made or end == len(jaxpr.eqns):
-            _evaluate(jaxpr, begin, end, values)
+            evaluate(jaxpr, begin, end, values)
             begin = end
         for v in made:
             values[v] = choose(values[v], kept_for[v])
@@ -72,12 +72,13 @@ def gated(
     return read(update_var), structure.unflatten(new)
 
 
-def _evaluate(jaxpr: Any, begin: int, end: int, values: dict[Any, Any]) -> None:
+def evaluate(jaxpr: Any, begin: int, end: int, values: dict[Any, Any]) -> None:
     """Adds the values of the variables that some equations make to those that are known."""
     from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
 
     eqns = jaxpr.eqns[begin:end]
     known = list(values)
     made = [v for eqn in eqns for v in eqn.outvars]
-    part = jaxpr.replace(constvars=[], invars=known, outvars=made, eqns=eqns, debug_info=None)
+    info = jaxpr.debug_info.with_unknown_names()
+    part = jaxpr.replace(constvars=[], invars=known, outvars=made, eqns=eqns, debug_info=info)
     values |= dict(zip(made, jaxpr_as_fun(ClosedJaxpr(part, []))(*values.values()), strict=True))

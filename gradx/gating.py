@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any, Literal
 
 import jax
@@ -12,7 +12,8 @@ import jax.numpy as jnp
 
 from gradx import core
 from gradx.combine import Contract, stage_of
-from gradx.core import Params, State, Updates
+from gradx.core import Params, Part, State, Updates
+from gradx.live import HyperparamsState
 from gradx.sources import Array
 from gradx.stage import Call, Leaves, Numbers, Results, Rows, Slots, Stage, is_array, run
 
@@ -56,18 +57,20 @@ def gated_update(
     extra: Mapping[str, Any],
     *,
     rejected: Literal["zero", "pass"] = "zero",
+    conditional: bool | None = None,
 ) -> tuple[Updates, State]:
     """`tx.update` if the gate is open; else the same state, and zeros or the updates as they came.
 
     What works leaf by leaf is gated in place (see `gradx.gate`), so the gate costs no memory;
-    anything else, which may be expensive, is run under a real conditional.
+    anything else, which may be expensive, is run under a real conditional. `conditional` overrules:
+    False also where the devices of a mapped axis may disagree, and `tx` talks between them.
     """
     stage = stage_of(tx)
-    if stage is not None:
+    if stage is not None and not conditional:
         closed = _Gated(stage, gate, zero=rejected == "zero")
         made, new_state = run(closed, where, updates, state, params, extra)
         if rejected == "pass":
-            made = jax.tree.map(partial(choose, gate), made, updates)
+            made = jax.tree.map(functools.partial(choose, gate), made, updates)
         return made, new_state
     wrapped = core.with_extra_args(tx)
 
@@ -77,17 +80,157 @@ def gated_update(
         return jax.tree.map(_like, made, updates), jax.tree.map(_like, new, state)
 
     def reject() -> tuple[Updates, State]:
-        return (jax.tree.map(jnp.zeros_like, updates) if rejected == "zero" else updates), state
+        return (jax.tree.map(_zero, updates) if rejected == "zero" else updates), state
 
-    outcome: tuple[Updates, State] = jax.lax.cond(gate, accept, reject)
+    outcome: tuple[Updates, State]
+    if conditional is False:
+        outcome = jax.tree.map(functools.partial(choose, gate), accept(), reject())
+    else:
+        outcome = either(gate, accept, reject, (updates, state, params))
     return outcome
+
+
+def either(gate: Array, accept: Callable[[], Any], reject: Callable[[], Any], given: Any) -> Any:
+    """`lax.cond`, also inside `shard_map`; `given` is the tree that the two functions work on."""
+    mapped = any(_varies_over(x) for x in jax.tree.leaves((gate, given)))
+    return jax.lax.cond(gate, *(_agreeing(accept, reject) if mapped else [accept, reject]))
+
+
+def rarely(gate: Array, accept: Callable[[], Any], reject: Callable[[], Any], given: Any) -> Any:
+    """`either` for what is expensive and seldom done: under `vmap` it is a conditional still.
+
+    There the gate is one of many, which makes `lax.cond` do both and choose. Here `accept` is run
+    if any gate is open, so it has to give, where its own is closed, what `reject` gives.
+    """
+    return either(_any_of_batch(gate), accept, reject, given)
+
+
+@jax.custom_batching.custom_vmap
+def _any_of_batch(gate: Array) -> Array:
+    return gate
+
+
+@_any_of_batch.def_vmap
+def _(size: int, batched: Any, gate: Array) -> tuple[Array, bool]:
+    any_open: Array = _any_of_batch(jnp.any(gate, axis=0))
+    return any_open, False
 
 
 def _like(new: Any, old: Any) -> Array:
     return jnp.asarray(new, jnp.result_type(old))
 
 
+def _zero(x: Any) -> Array:
+    return jnp.where(jnp.zeros_like(x, bool), x, 0)  # keeps the sharding, as zeros_like(x) may not
+
+
+def _agreeing(*branches: Callable[[], Any]) -> list[Callable[[], Any]]:
+    """Branches whose results vary over the same mapped axes, as `shard_map` wants them to."""
+    axes = [jax.tree.map(_varies_over, jax.eval_shape(branch)) for branch in branches]
+    every = jax.tree.map(lambda *sets: frozenset().union(*sets), *axes)
+
+    def agreeing(branch: Callable[[], Any]) -> Callable[[], Any]:
+        return lambda: jax.tree.map(_vary, branch(), every)
+
+    return [agreeing(branch) for branch in branches]
+
+
+def _varies_over(x: Any) -> frozenset[Any]:
+    kind = x if isinstance(x, jax.ShapeDtypeStruct) else jax.typeof(x)
+    manual = getattr(kind, "manual_axis_type", None)
+    # Before JAX 0.10 the axes were an attribute of the array's type itself.
+    return frozenset(getattr(kind, "vma", None) or getattr(manual, "varying", None) or ())
+
+
+def _vary(x: Array, axes: frozenset[Any]) -> Array:
+    missing = tuple(axes - _varies_over(x))
+    if not missing:
+        return x
+    if hasattr(jax.lax, "pcast"):
+        return jax.lax.pcast(x, missing, to="varying")
+    return jax.lax.pvary(x, missing)  # type: ignore[attr-defined]  # what JAX 0.8 calls it
+
+
 @jax.jit  # one trace per shape and dtype, instead of one per leaf
 def choose(gate: Array, new: Array, old: Array) -> Array:
     """The new array if the gate is open, else the old one; in the old one's dtype."""
     return jnp.where(gate, new.astype(old.dtype), old)
+
+
+# ---------------------------------------------------------------- what such wrappers share
+
+
+def check_inner(inner: Any, where: str, name: str = "inner") -> None:
+    """Raises ValueError for what is no transformation."""
+    if not core.is_transform(inner):
+        raise ValueError(f"{where}: {name} must be a transformation, got {core.show(inner)}.")
+
+
+def parts_of(inner: Contract, field: str) -> Callable[[Params, State], list[Part]]:
+    """The one part of a wrapper, for `describe`: its state stands in this field."""
+    return lambda params, state: [Part("", inner, params, getattr(state, field))]
+
+
+def afresh(tx: Contract, params: Params, state: State, *, when: Array) -> State:
+    """The state, or where `when` says so the one that `tx` begins with; live values stay."""
+
+    def chosen(first: Any, now: Any) -> Any:
+        if isinstance(now, HyperparamsState):
+            inner, count = chosen_tree(*((x.inner_state, x.count) for x in (first, now)))
+            return now._replace(count=count, inner_state=inner)
+        return choose(when, first, now)
+
+    def chosen_tree(first: Any, now: Any) -> Any:
+        is_live = lambda x: isinstance(x, HyperparamsState)  # noqa: E731
+        return jax.tree.map(chosen, first, now, is_leaf=is_live)
+
+    return chosen_tree(tx.init(params), state)
+
+
+def as_gate(given: Any, what: str) -> Array:
+    """A condition's answer as one bool.
+
+    Raises:
+      ValueError: it is none.
+    """
+    gate = jnp.asarray(given)
+    if gate.dtype != bool or gate.shape != ():
+        raise ValueError(f"{what} must give one bool, got {core.show(gate)}.")
+    return gate
+
+
+def all_finite(updates: Updates) -> Array:
+    """Whether no element of a tree is infinite or NaN, bool ().
+
+    A finite sum has only finite terms, and XLA forms it in one reading without a temporary. Only
+    where a sum is not finite, perhaps from overflow, is every element looked at.
+    """
+    leaves = jax.tree.leaves(updates)
+    sure = functools.reduce(jax.lax.bitwise_and, map(_finite_sum, leaves), jnp.array(True))
+    finite: Array = jax.lax.cond(
+        sure,
+        lambda: sure,
+        lambda: functools.reduce(jax.lax.bitwise_and, map(_finite, leaves), jnp.array(True)),
+    )
+    return finite
+
+
+@jax.jit
+def _finite_sum(x: Array) -> Array:
+    return jnp.isfinite(jnp.sum(x))
+
+
+@jax.jit
+def _finite(x: Array) -> Array:
+    return jnp.all(jnp.isfinite(x))
+
+
+def count_not_finite(updates: Updates) -> Array:
+    """How many elements of a tree are infinite or NaN, int32 ()."""
+    counts = [_not_finite(x) for x in jax.tree.leaves(updates)]
+    return sum(counts, start=jnp.zeros((), jnp.int32))
+
+
+@jax.jit
+def _not_finite(x: Array) -> Array:
+    return jnp.sum(~jnp.isfinite(x), dtype=jnp.int32)

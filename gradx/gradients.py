@@ -105,7 +105,8 @@ def add_noise(
       seed: Optax's former name for `key`, for an integer.
 
     Raises:
-      ValueError: neither or both of `key` and `seed` are given. (Optax takes key 0 for neither.)
+      ValueError: neither or both of `key` and `seed` are given (Optax takes key 0 for neither), or
+        what is given is no key.
 
     Example:
       >>> import gradx, jax.numpy as jnp
@@ -124,11 +125,10 @@ def add_noise(
     if (key is None) == (seed is None):
         raise ValueError(f"{where}: give a key (a jax.random.key or an integer), and not seed too.")
     start: Any = seed if key is None else key
+    check_key("key", start)
 
     def init(params: Params) -> AddNoiseState:
-        # A key, typed or raw, is copied, since a donated state must not free it.
-        rng_key = jnp.copy(start) if _is_key(start) else jax.random.key(start)
-        return AddNoiseState(jnp.zeros((), jnp.int32), rng_key)
+        return AddNoiseState(jnp.zeros((), jnp.int32), as_key(start))
 
     def update(
         updates: Updates, state: State, params: Params | None = None, **extra: Any
@@ -150,9 +150,26 @@ def add_noise(
     return Transform(init, update)
 
 
-def _is_key(start: Any) -> bool:
+def check_key(name: str, start: Any) -> None:
+    """Raises ValueError for what is neither a random key, typed or raw, nor the seed of one."""
+    dtype, shape = getattr(start, "dtype", None), jnp.shape(start)
+    typed = dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key)
+    raw = dtype == jnp.uint32 and len(shape) == 1
+    integer = isinstance(start, int) if dtype is None else jnp.issubdtype(dtype, jnp.integer)
+    seed = integer and shape == () and not isinstance(start, bool)
+    if not (raw or seed or (typed and shape == ())):
+        raise ValueError(
+            f"{core.where()}: {name} must be a random key (jax.random.key) or an integer, got "
+            f"{core.show(start)}."
+        )
+
+
+def as_key(start: Array | int) -> Array:
+    """A key, typed or raw, as a copy, since a donated state must not free it; or that of a seed."""
     typed = jnp.issubdtype(getattr(start, "dtype", int), jax.dtypes.prng_key)
-    return typed or jnp.ndim(start) == 1  # the raw keys of jax.random.PRNGKey; a seed is a scalar
+    if typed or jnp.ndim(start) == 1:  # the raw keys of jax.random.PRNGKey; a seed is a scalar
+        return jnp.copy(start)
+    return jax.random.key(start)
 
 
 def _noisy(g: Array, deviation: Array, key: Array) -> Array:

@@ -59,7 +59,6 @@ RANGES: dict[str, str] = {
     "eps_root": "[0, inf)",
     "decay": "[0, 1)",
     "momentum": "[0, 1)",
-    "beta": "[0, 1)",
     "b1": "[0, 1)",
     "b2": "[0, 1)",
     "rho": "[0, 1)",

@@ -34,6 +34,7 @@ from gradx.stage import (
     Decided,
     Leaves,
     Numbers,
+    PerLeaf,
     Results,
     Rows,
     Slots,
@@ -60,6 +61,7 @@ class Rule:
     per_step: Callable[[Numbers, Array], Mapping[str, Any]] | None
     measure: Callable[[Array, Slots, Any, Numbers], Mapping[str, Any]] | None
     per_tree: Callable[[Numbers, Sums], Decided] | None
+    per_leaf: PerLeaf | None
     scalars: Mapping[str, Any]
     count: str
     flags: Mapping[str, Any]
@@ -159,6 +161,7 @@ class Rule:
                 tuple(column[i] for column in columns),
                 self.needs_params,
                 leaves.gate,
+                self.per_leaf,
             )
             for i in active
         }
@@ -255,6 +258,7 @@ def leafwise(
     per_step: Callable[[Numbers, Array], Mapping[str, Any]] | None = None,
     measure: Callable[[Array, Slots, Any, Numbers], Mapping[str, Any]] | None = None,
     per_tree: Callable[[Numbers, Sums], Decided] | None = None,
+    per_leaf: PerLeaf | None = None,
     scalars: Mapping[str, Any] | None = None,
     count: str = "count",
     axis_name: Any = None,
@@ -282,6 +286,10 @@ def leafwise(
         added up over all leaves before any is updated. `h` is without what `per_tree` makes.
       per_tree: `(h, sums) -> (numbers, scalars)`, what is decided once for the whole tree: further
         numbers for `update`, and the new values of the scalars that change.
+      per_leaf: `(g, slots, p, h) -> numbers`, what is decided once for a leaf, such as its norm:
+        further numbers for `update`. `g`, `slots` and `p` are functions here; each call gives the
+        arrays anew, for one reduction, since an array that has to be kept for several would cost
+        more than to calculate it twice.
       scalars: the fields of `state` that are one number for the tree, with what each begins at: a
         number, or a function of the list of the parameters' arrays. `h` has their old values.
       count: the name of the field that counts the updates.
@@ -330,6 +338,7 @@ def leafwise(
         per_step,
         measure,
         per_tree,
+        per_leaf,
         scalars or {},
         count,
         flags or {},

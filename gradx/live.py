@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import inspect
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -16,7 +16,14 @@ from gradx import core, hyper, sources
 from gradx import tree as gtree
 from gradx.sources import Array, Hyper
 
-__all__ = ["HyperparamsState", "hyperparams", "set_hyperparams", "tunable"]
+__all__ = [
+    "HyperparamsState",
+    "InjectHyperparamsState",
+    "InjectStatefulHyperparamsState",
+    "hyperparams",
+    "set_hyperparams",
+    "tunable",
+]
 
 
 class HyperparamsState(NamedTuple):
@@ -31,6 +38,36 @@ class HyperparamsState(NamedTuple):
 
     count: core.Count
     hyperparams: dict[str, Array]
+    inner_state: Any
+
+
+class InjectStatefulHyperparamsState(NamedTuple):
+    """The state of `inject_hyperparams`.
+
+    Attributes:
+      count: the updates done so far, int32 ().
+      hyperparams: every number by name, as the last update used it (as the first one will).
+      hyperparams_states: the state of each schedule by name; these numbers cannot be set.
+      inner_state: the state of the transformation that has the numbers.
+    """
+
+    count: core.Count
+    hyperparams: dict[str, Any]
+    hyperparams_states: dict[str, Any]
+    inner_state: Any
+
+
+class InjectHyperparamsState(NamedTuple):
+    """What `inject_hyperparams` of Optax before 0.1.9 kept; here to read old checkpoints.
+
+    Attributes:
+      count: the updates done so far, int32 ().
+      hyperparams: every number by name.
+      inner_state: the state of the transformation that has the numbers.
+    """
+
+    count: core.Count
+    hyperparams: dict[str, Any]
     inner_state: Any
 
 
@@ -141,7 +178,8 @@ def hyperparams(state: Any) -> dict[str, Array]:
 
     Returns:
       Name to value. A name that occurs more than once is preceded by the path that tells the
-      places apart: ``adam/learning_rate``.
+      places apart: ``adam/learning_rate``. The numbers of `inject_hyperparams` are among them,
+      those that it schedules too.
 
     Example:
       >>> import gradx, jax.numpy as jnp
@@ -152,7 +190,7 @@ def hyperparams(state: Any) -> dict[str, Array]:
       >>> list(gradx.hyperparams(tx.init({"w": jnp.ones(2), "v": jnp.ones(2)})))
       ['a/learning_rate', 'b/learning_rate']
     """
-    return {name: _array(value) for name, (_, value) in _places(state).items()}
+    return {name: _array(value) for name, (_, value, _) in _places(state).items()}
 
 
 def set_hyperparams(state: Any, /, **values: Any) -> Any:
@@ -168,8 +206,9 @@ def set_hyperparams(state: Any, /, **values: Any) -> Any:
 
     Raises:
       ValueError: a name that is unknown, ambiguous, or belongs to a constant or a schedule; a
-        value that is not finite, of another shape, or out of the range that arguments of this name
-        have in general (a state does not know a rule's own ranges). Traced values are not checked.
+        value that is not finite, of another shape, no whole number where the state has one, or out
+        of the range that arguments of this name have in general (a state does not know a rule's
+        own ranges). Traced values are not checked.
 
     Example:
       >>> import gradx, jax.numpy as jnp
@@ -178,20 +217,32 @@ def set_hyperparams(state: Any, /, **values: Any) -> Any:
       {'learning_rate': Array(0.01, dtype=float32)}
     """
     places = _places(state)
-    new: dict[tuple[Any, ...], Array] = {}
+    new: dict[_Path, Array] = {}
     for name, value in values.items():
         if name not in places:
             raise ValueError(_unknown(name, list(places)))
-        path, old = places[name]
+        path, old, scheduled = places[name]
+        if scheduled:
+            raise ValueError(
+                f"set_hyperparams: {name} follows a schedule, which the next update asks again. To "
+                f"set it, give inject_hyperparams a number, or scaled(schedule, tunable(1.0))."
+            )
         new[path] = _checked(name, path[-1], value, _array(old))
+    return _renewed(state, new, ())
 
-    def renewed(path: Any, node: Any) -> Any:
+
+def _renewed(state: Any, new: Mapping[_Path, Array], above: _Path) -> Any:
+    """The state with the values of `new` at their paths."""
+
+    def renew(path: _Path, node: Any) -> Any:
         if not _is_node(node):
             return node
+        path = (*above, *path)
         live = {k: _like(v, new.get((*path, k))) for k, v in node.hyperparams.items()}
-        return node._replace(hyperparams=live)
+        inner = _renewed(node.inner_state, new, (*path, *_INNER))
+        return node._replace(hyperparams=live, inner_state=inner)
 
-    return jax.tree_util.tree_map_with_path(renewed, state, is_leaf=_is_node)
+    return jax.tree_util.tree_map_with_path(renew, state, is_leaf=_is_node)
 
 
 def _array(value: Any) -> Array:
@@ -204,27 +255,41 @@ def _like(old: Any, new: Array | None) -> Any:
     return old if new is None else jax.tree.unflatten(jax.tree.structure(old), [new])
 
 
-def _is_node(x: Any) -> bool:
-    return isinstance(x, HyperparamsState)
-
-
+_Path = tuple[Any, ...]
 _PLUMBING = {"inner_state", "inner_states", "opt_state", "hyperparams"}
+_INNER = (jax.tree_util.GetAttrKey("inner_state"),)
+_NODES = (HyperparamsState, InjectStatefulHyperparamsState, InjectHyperparamsState)
+_KINDS = {(node.__name__, node._fields) for node in _NODES}
 
 
-def _places(state: Any) -> dict[str, tuple[tuple[Any, ...], Any]]:
-    """Name to (the path of the live value, the value as the state keeps it)."""
-    found: list[tuple[list[str], tuple[Any, ...], Any]] = []
+def _is_node(x: Any) -> bool:
+    # By name and fields, not by class: a state of Optax's own class is welcome.
+    return (type(x).__name__, getattr(x, "_fields", None)) in _KINDS
+
+
+def _nodes(state: Any, above: _Path = ()) -> Iterator[tuple[_Path, Any]]:
+    """Every node with live values, those inside others too, with its path."""
     for path, node in jax.tree_util.tree_flatten_with_path(state, is_leaf=_is_node)[0]:
         if _is_node(node):
-            steps = [s for s in (gtree.key_name(k) for k in path) if s not in _PLUMBING]
-            found += [([*steps, k], (*path, k), v) for k, v in node.hyperparams.items()]
-    names = ["/".join(s for s in steps if not s.isdigit()) for steps, _, _ in found]
+            yield (*above, *path), node
+            yield from _nodes(node.inner_state, (*above, *path, *_INNER))
+
+
+def _places(state: Any) -> dict[str, tuple[_Path, Any, bool]]:
+    """Name to (the path of the live value, the value as the state keeps it, is it scheduled)."""
+    found: list[tuple[list[str], _Path, Any, bool]] = []
+    for path, node in _nodes(state):
+        steps = [s for s in (gtree.key_name(k) for k in path) if s not in _PLUMBING]
+        scheduled = getattr(node, "hyperparams_states", {})
+        for key, value in node.hyperparams.items():
+            found.append(([*steps, key], (*path, key), value, key in scheduled))
+    names = ["/".join(s for s in steps if not s.isdigit()) for steps, *_ in found]
     if len(set(names)) < len(names):  # only positions in a chain tell them apart
-        names = ["/".join(steps) for steps, _, _ in found]
-    keys = [path[-1] for _, path, _ in found]
+        names = ["/".join(steps) for steps, *_ in found]
+    keys = [path[-1] for _, path, *_ in found]
     return {
-        key if keys.count(key) == 1 else name: (path, value)
-        for key, name, (_, path, value) in zip(keys, names, found, strict=True)
+        key if keys.count(key) == 1 else name: (path, value, scheduled)
+        for key, name, (_, path, value, scheduled) in zip(keys, names, found, strict=True)
     }
 
 
@@ -257,6 +322,10 @@ def _checked(name: str, key: str, value: Any, old: Array) -> Array:
         return value.astype(old.dtype)
     interval = hyper.RANGES.get(re.split(r"[\[.]", key)[0], hyper.ANY)
     interval = hyper.factor_range(interval) if ".factor" in key else interval
-    for number in np.ravel(np.asarray(value)):
-        hyper.check_number(hyper.in_float32(number), interval, name, where)
-    return jnp.array(value, old.dtype)  # a copy, which may be donated
+    with np.errstate(over="ignore", invalid="ignore"):
+        kept = np.asarray(value).astype(old.dtype)  # 1 - 1e-12 is 1 there, and 1e39 infinite
+    if jnp.issubdtype(old.dtype, jnp.integer) and (kept != value).any():
+        raise ValueError(f"{where}: {name} is a whole number, got {core.show(value)}.")
+    for number in np.ravel(kept):
+        hyper.check_number(float(number), interval, name, where)
+    return jnp.array(kept)  # a copy, which may be donated

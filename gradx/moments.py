@@ -1,4 +1,4 @@
-"""Moving averages of gradients: the pieces `trace` and `ema`, and what the Adam family shares."""
+"""Moving averages: `trace`, `ema`, `scale_by_rms`, `scale_by_adam`, and what their kin share."""
 
 from __future__ import annotations
 
@@ -9,14 +9,26 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 
-from gradx import core
+from gradx import core, hyper
 from gradx.core import Count, Transform, Updates
 from gradx.leafwise import leafwise
 from gradx.sources import Array, Hyper
 from gradx.stage import Numbers, Slots
 from gradx.step import safe_increment
+from gradx.tree import abs_sq
 
-__all__ = ["EmaState", "ScaleByAdamState", "TraceState", "ema", "trace"]
+__all__ = [
+    "EmaState",
+    "ScaleByAdamState",
+    "ScaleByBeliefState",
+    "ScaleByRmsState",
+    "ScaleByRmsWithCountState",
+    "TraceState",
+    "ema",
+    "scale_by_adam",
+    "scale_by_rms",
+    "trace",
+]
 
 
 # ---------------------------------------------------------------- arithmetic
@@ -52,6 +64,16 @@ def unbiased_mu(mu: Array, g: Array, h: Numbers) -> Array:
     if h.nesterov:
         return h.b1 * h.correct_next_mu * mu + (1 - h.b1) * h.correct_mu * g
     return h.correct_mu * mu
+
+
+def after(done: Array, value: Array) -> Array:
+    """`value`, calculated after `done`; NaN where `done` is.
+
+    For a slot that another expression still reads the old value of: XLA does not see that it could
+    calculate that one first, and keeps a copy of the old slot. `done` is what has to come first,
+    an array that is stored anyway.
+    """
+    return jnp.where(jnp.isnan(done), done, value)
 
 
 def storage(name: str, dtype: Any) -> Any:
@@ -98,6 +120,42 @@ class ScaleByAdamState(NamedTuple):
 
     count: Count
     mu: Updates
+    nu: Updates
+
+
+class ScaleByBeliefState(NamedTuple):
+    """The state of AdaBelief.
+
+    Attributes:
+      count: the updates done so far, int32 ().
+      mu: the first moment, like the parameters.
+      nu: the second moment around the first, like the parameters, real.
+    """
+
+    count: Count
+    mu: Updates
+    nu: Updates
+
+
+class ScaleByRmsState(NamedTuple):
+    """The state of `scale_by_rms`.
+
+    Attributes:
+      nu: the average of squares, like the parameters, real.
+    """
+
+    nu: Updates
+
+
+class ScaleByRmsWithCountState(NamedTuple):
+    """The state of `scale_by_rms` with bias correction.
+
+    Attributes:
+      count: the updates done so far, int32 ().
+      nu: the average of squares, like the parameters, real.
+    """
+
+    count: Count
     nu: Updates
 
 
@@ -203,3 +261,114 @@ def _ema_correction(h: Numbers, t: Array) -> Mapping[str, Any]:
 def _ema(g: Array, slots: Slots, p: None, h: Numbers) -> tuple[Array, Slots]:
     m = average(slots[0], g, h.decay)
     return (m * h.correct if h.debias else m), (m,)
+
+
+@core.recorded
+def scale_by_adam(
+    b1: Hyper = 0.9,
+    b2: Hyper = 0.999,
+    eps: Hyper = 1e-8,
+    eps_root: Hyper = 0.0,
+    mu_dtype: Any = None,
+    *,
+    nesterov: bool = False,
+) -> Transform:
+    r"""Rescales the updates by Adam's rule.
+
+    .. math::
+        \mu &\leftarrow \beta_1 \mu + (1 - \beta_1) g, \qquad
+        \nu \leftarrow \beta_2 \nu + (1 - \beta_2) |g|^2 \\
+        \hat\mu &= \mu / (1 - \beta_1^t), \qquad \hat\nu = \nu / (1 - \beta_2^t) \\
+        u &= \hat\mu / (\sqrt{\hat\nu + \epsilon_\mathrm{root}} + \epsilon)
+
+    With `nesterov`, \(\hat\mu = \beta_1 \mu / (1 - \beta_1^{t+1}) + (1 - \beta_1) g /
+    (1 - \beta_1^t)\).
+
+    Args:
+      b1: \(\beta_1\) in [0, 1).
+      b2: \(\beta_2\) in [0, 1).
+      eps: \(\epsilon\) in [0, inf). With 0 an element that has had no gradient yet gives NaN.
+      eps_root: in [0, inf); positive where one differentiates through the update.
+      mu_dtype: the dtype to keep \(\mu\) in; by default the parameter's, at least float32.
+      nesterov: look one step ahead.
+
+    Example:
+      >>> import gradx, jax.numpy as jnp
+      >>> tx = gradx.scale_by_adam()
+      >>> tx.update(jnp.array([-10.0]), tx.init(jnp.ones(1)))[0]
+      Array([-1.0], dtype=float32)
+
+    Reference: Kingma and Ba, *Adam*, https://arxiv.org/abs/1412.6980; Dozat, *Incorporating
+    Nesterov momentum into Adam*, 2016 (of which, like Optax, it does not take the further factor
+    \(\beta_2\) of \(\hat\nu\)).
+    """
+    return leafwise(
+        _adam,
+        init=partial(zero_moments, mu_dtype=storage("mu_dtype", mu_dtype)),
+        state=ScaleByAdamState,
+        hypers={"b1": b1, "b2": b2, "eps": eps, "eps_root": eps_root},
+        flags={"nesterov": nesterov},
+        per_step=bias_corrections,
+    )
+
+
+def _adam(g: Array, slots: Slots, p: None, h: Numbers) -> tuple[Array, Slots]:
+    mu, nu = slots
+    mu = average(mu, g, h.b1)
+    nu = average(nu, abs_sq(g), h.b2)
+    u = unbiased_mu(mu, g, h) / (jnp.sqrt(nu * h.correct_nu + h.eps_root) + h.eps)
+    return u, (mu, nu)
+
+
+@core.recorded
+def scale_by_rms(
+    decay: Hyper = 0.9,
+    eps: Hyper = 1e-8,
+    initial_scale: float = 0.0,
+    eps_in_sqrt: bool = True,
+    bias_correction: bool = False,
+) -> Transform:
+    r"""Divides the updates by the root of an average of their squares.
+
+    .. math:: \nu \leftarrow \beta \nu + (1 - \beta) |g|^2, \qquad u = g / \sqrt{\nu + \epsilon}
+
+    Args:
+      decay: \(\beta\) in [0, 1).
+      eps: \(\epsilon\) in [0, inf).
+      initial_scale: where \(\nu\) begins, in [0, inf).
+      eps_in_sqrt: False for \(u = g / (\sqrt\nu + \epsilon)\).
+      bias_correction: replace \(\nu\) in \(u\) by \(\nu / (1 - \beta^t)\).
+
+    Example:
+      >>> import gradx, jax.numpy as jnp
+      >>> tx = gradx.scale_by_rms(0.75)
+      >>> tx.update(jnp.array([4.0]), tx.init(jnp.ones(1)))[0]
+      Array([2.], dtype=float32)
+
+    Reference: Tieleman and Hinton, *Lecture 6.5: rmsprop*, 2012; with `decay=b2,
+    eps_in_sqrt=False, bias_correction=True` it is Adam without momentum.
+    """
+    start = hyper.constant("initial_scale", initial_scale, "[0, inf)")
+    return leafwise(
+        _rms,
+        init=partial(full, value=start),
+        state=ScaleByRmsWithCountState if bias_correction else ScaleByRmsState,
+        hypers={"decay": decay, "eps": eps},
+        flags={"eps_in_sqrt": eps_in_sqrt, "bias_correction": bias_correction},
+        per_step=nu_correction,
+    )
+
+
+def nu_correction(h: Numbers, t: Array) -> Mapping[str, Any]:
+    """What undoes the start of one average at zero, as a factor."""
+    return {"correct": 1 / weight_so_far(h.decay, t) if h.bias_correction else 1.0}
+
+
+def root(variance: Array, h: Numbers) -> Array:
+    """What `scale_by_rms` and `scale_by_stddev` divide by."""
+    return jnp.sqrt(variance + h.eps) if h.eps_in_sqrt else jnp.sqrt(variance) + h.eps
+
+
+def _rms(g: Array, slots: Slots, p: None, h: Numbers) -> tuple[Array, Slots]:
+    nu = average(slots[0], abs_sq(g), h.decay)
+    return g / root(nu * h.correct, h), (nu,)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import optax
 
 from gradx import core
+from gradx import tree as gtree
 from gradx.core import Transform
 from gradx.leafwise import leafwise
 from gradx.sources import Array, Hyper
@@ -17,11 +20,16 @@ from gradx.tree import abs_sq
 
 __all__ = [
     "NormalizeState",
+    "ScaleByTrustRatioState",
     "normalize",
     "normalize_by_update_norm",
+    "scale_by_param_block_norm",
+    "scale_by_param_block_rms",
+    "scale_by_trust_ratio",
 ]
 
 NormalizeState = optax.EmptyState
+ScaleByTrustRatioState = optax.EmptyState
 
 
 # ---------------------------------------------------------------- of the whole tree
@@ -30,6 +38,20 @@ NormalizeState = optax.EmptyState
 def squares(g: Array, slots: Slots, p: Any, h: Numbers) -> Mapping[str, Array]:
     """What a rule measures that needs the norm of all updates: ``sums["squares"]``."""
     return {"squares": jnp.sum(abs_sq(g))}
+
+
+def norm_at_init(arrays: Sequence[Array], axis_name: Any = None) -> Array:
+    """The norm of all parameters, be `init` called outside the mapped axis or inside."""
+    total = gtree.sum_of_squares(arrays)
+    if axis_name is not None:
+        with contextlib.suppress(NameError):  # outside, these are the whole arrays
+            total = jax.lax.psum(total, axis_name)
+    return jnp.sqrt(total)
+
+
+def quotient(x: Array, y: Array) -> Array:
+    """`x / y`, and 0 where `y` is not positive: nothing has been seen, and there is no eps."""
+    return jnp.where(y > 0, x / jnp.where(y > 0, y, 1.0), 0.0)
 
 
 @core.recorded
@@ -100,3 +122,137 @@ def _to_norm(h: Numbers, sums: Sums) -> Decided:
 
 def _shrink(g: Array, slots: Slots, p: None, h: Numbers) -> tuple[Array, Slots]:
     return g * h.factor, slots
+
+
+# ---------------------------------------------------------------- of a parameter
+
+
+def norm(x: Array) -> Array:
+    r"""\(\lVert x \rVert\) of one array, with the derivative 0 where it is 0."""
+    return root(jnp.sum(abs_sq(x)))
+
+
+def rms(x: Array) -> Array:
+    """The root of the mean square; 0 for an array without elements."""
+    return root(jnp.sum(abs_sq(x)) / max(x.size, 1))
+
+
+def root(square: Array) -> Array:
+    """A square root with the derivative 0 at 0."""
+    return jnp.where(square > 0, jnp.sqrt(jnp.where(square > 0, square, 1.0)), 0.0)
+
+
+@core.recorded
+def scale_by_param_block_norm(min_scale: Hyper = 1e-3) -> Transform:
+    r"""Multiplies each leaf's update by the norm of its parameter.
+
+    .. math:: u_i \leftarrow u_i \max(\lVert \theta_i \rVert, c)
+
+    Args:
+      min_scale: \(c\) in [0, inf), so that parameters that begin at zero can move.
+
+    Raises:
+      ValueError: `update` is called without the parameters.
+
+    Example:
+      >>> import gradx, jax.numpy as jnp
+      >>> tx = gradx.scale_by_param_block_norm()
+      >>> p = jnp.array([3.0, 4.0])
+      >>> tx.update(jnp.array([1.0, -1.0]), tx.init(p), p)[0]
+      Array([ 5., -5.], dtype=float32)
+
+    Reference: Bernstein et al., *On the distance between two neural networks and the stability of
+    learning*, https://arxiv.org/abs/2002.03432, which makes every step relative to its parameter.
+    """
+    return _by_param(_param_norm, min_scale)
+
+
+@core.recorded
+def scale_by_param_block_rms(min_scale: Hyper = 1e-3) -> Transform:
+    r"""Multiplies each leaf's update by the root of its parameter's mean square.
+
+    .. math:: u_i \leftarrow u_i \max(\mathrm{RMS}(\theta_i), c)
+
+    Args:
+      min_scale: \(c\) in [0, inf), so that parameters that begin at zero can move.
+
+    Raises:
+      ValueError: `update` is called without the parameters.
+
+    Example:
+      >>> import gradx, jax.numpy as jnp
+      >>> tx = gradx.scale_by_param_block_rms()
+      >>> p = jnp.array([2.0, -2.0])
+      >>> tx.update(jnp.array([1.0, -1.0]), tx.init(p), p)[0]
+      Array([ 2., -2.], dtype=float32)
+
+    Reference: Shazeer and Stern, *Adafactor*, https://arxiv.org/abs/1804.04235, section 8.
+    """
+    return _by_param(_param_rms, min_scale)
+
+
+def _by_param(size: Any, min_scale: Hyper) -> Transform:
+    return leafwise(
+        _shrink,
+        per_leaf=size,
+        hypers={"min_scale": min_scale},
+        ranges={"min_scale": "[0, inf)"},
+        needs_params=True,
+    )
+
+
+def _param_norm(g: Any, slots: Any, p: Any, h: Numbers) -> Mapping[str, Array]:
+    return {"factor": jnp.maximum(norm(p()), h.min_scale)}
+
+
+def _param_rms(g: Any, slots: Any, p: Any, h: Numbers) -> Mapping[str, Array]:
+    return {"factor": jnp.maximum(rms(p()), h.min_scale)}
+
+
+# ---------------------------------------------------------------- of one against the other
+
+
+@core.recorded
+def scale_by_trust_ratio(
+    min_norm: Hyper = 0.0, trust_coefficient: Hyper = 1.0, eps: Hyper = 0.0
+) -> Transform:
+    r"""Makes each leaf's update as large as its parameter, or a given part of it.
+
+    .. math:: u_i \leftarrow c\,u_i\,\frac{\max(\lVert \theta_i \rVert, m)}
+              {\max(\lVert u_i \rVert, m) + \epsilon}
+
+    Where one of the two (bounded) norms is 0, the update stays as it is.
+
+    Args:
+      min_norm: \(m\) in [0, inf), the least that a norm counts as.
+      trust_coefficient: \(c\) in (0, inf).
+      eps: \(\epsilon\) in [0, inf).
+
+    Raises:
+      ValueError: `update` is called without the parameters.
+
+    Example:
+      >>> import gradx, jax.numpy as jnp
+      >>> tx = gradx.scale_by_trust_ratio(trust_coefficient=0.1)
+      >>> p = jnp.array([3.0, 4.0])
+      >>> tx.update(jnp.array([0.0, 200.0]), tx.init(p), p)[0]
+      Array([0. , 0.5], dtype=float32)
+
+    Reference: You et al., *Large batch training of convolutional networks*,
+    https://arxiv.org/abs/1708.03888.
+    """
+    return leafwise(
+        _shrink,
+        per_leaf=_trust,
+        hypers={"min_norm": min_norm, "trust_coefficient": trust_coefficient, "eps": eps},
+        ranges={"min_norm": "[0, inf)", "trust_coefficient": "(0, inf)"},
+        needs_params=True,
+    )
+
+
+def _trust(g: Any, slots: Any, p: Any, h: Numbers) -> Mapping[str, Array]:
+    of_p = jnp.maximum(norm(p()), h.min_norm)
+    of_g = jnp.maximum(norm(g()), h.min_norm)
+    both = (of_p > 0) & (of_g > 0)
+    ratio = h.trust_coefficient * of_p / jnp.where(both, of_g + h.eps, 1.0)
+    return {"factor": jnp.where(both, ratio, 1.0)}

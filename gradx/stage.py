@@ -18,12 +18,15 @@ import jax.numpy as jnp
 import optax
 
 from gradx import tree as gtree
+from gradx.again import Done, again, hidden
 from gradx.core import Params, State, Transform, Updates
 from gradx.gate import gated
 from gradx.sources import Array
 
 Slots = tuple[Array, ...]
 Numbers = Any  # a namespace: h.b1 is a float where it is constant, else a scalar array
+# `per_leaf(g, slots, p, h)` with functions that give the arrays anew, for one reduction each.
+PerLeaf = Callable[..., Mapping[str, Any]]
 Sums = Mapping[str, Array]  # what a rule measures, added up over the leaves
 Decided = tuple[Mapping[str, Any], Mapping[str, Any]]  # numbers for `h`; new scalars of the state
 
@@ -37,6 +40,7 @@ class Call(NamedTuple):
     slots: Slots
     needs_params: bool
     gate: Array | None = None  # False: the slots stay as they are, and the update means nothing
+    per_leaf: PerLeaf | None = None
 
 
 Rows = list[list[Call]]
@@ -142,7 +146,7 @@ def run(
                     f"{where}: at {flat.paths[i]!r} the update has shape {jnp.shape(g)} and the "
                     f"parameter {jnp.shape(p)}."
                 )
-            program = tuple((call.rule, call.static) for call in row)
+            program = tuple((call.rule, call.static, call.per_leaf) for call in row)
             traced, slots = tuple(c.traced for c in row), tuple(c.slots for c in row)
             gates = tuple(c.gate for c in row)
             p = p if reads else None
@@ -166,7 +170,7 @@ def _shapes(tree: Any) -> list[tuple[int, ...]]:
 
 @functools.partial(jax.jit, static_argnums=0)
 def _apply(
-    program: tuple[tuple[Any, tuple[tuple[str, Any, str], ...]], ...],
+    program: tuple[tuple[Any, tuple[tuple[str, Any, str], ...], Any], ...],
     g: Array,
     p: Array | None,
     traced: tuple[dict[str, Array], ...],
@@ -179,12 +183,18 @@ def _apply(
     ten times. XLA inlines the calls before it fuses.
     """
     u = widen(g)
+    anew = _Anew(g, p, u, [])
     p = None if p is None else widen(p)
     new_slots = []
-    for (rule, static), numbers, old, gate in zip(program, traced, slots, gates, strict=True):
+    for part, numbers, old, gate in zip(program, traced, slots, gates, strict=True):
+        rule, static, per_leaf = part
         h = namespace(static, numbers)
         wide = jax.tree.map(widen, old)
-        u, new = rule(u, wide, p, h) if gate is None else gated(rule, gate, u, wide, p, h)
+        if per_leaf is not None:
+            decided = per_leaf(anew.update, functools.partial(anew.hidden, wide), anew.params, h)
+            h = namespace(static, {**numbers, **decided})
+        given = u, wide, p, h
+        u, new = rule(*given) if gate is None else gated(rule, gate, *given)
         structure: Any = jax.tree.structure(old)
         if jax.tree.structure(new) != structure:
             raise ValueError(
@@ -192,7 +202,32 @@ def _apply(
                 f"{len(old)} slots like the one it was given, also for one slot."
             )
         new_slots.append(jax.tree.map(lambda n, o: n.astype(o.dtype), new, old))
+        anew.made = u
+        anew.done.append(Done(rule, *given, new))
     return u.astype(g.dtype), tuple(new_slots)
+
+
+@dataclass
+class _Anew:
+    """What `per_leaf` reads at one leaf: every call gives arrays that XLA takes for new ones."""
+
+    g: Array
+    p: Array | None
+    made: Array
+    done: list[Done]  # the rules that made it of g
+    readings: int = 0
+
+    def hidden(self, tree: Any) -> Any:
+        self.readings += 1
+        return hidden(tree, self.readings)
+
+    def params(self) -> Array:
+        return widen(self.hidden(self.p))
+
+    def update(self) -> Array:
+        """What the rules so far have made of the gradient."""
+        self.readings += 1
+        return again(self.done, self.made, self.g, self.p, widen, self.readings)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
@@ -204,9 +239,15 @@ def measured(
     traced: dict[str, Array],
     slots: Slots,
 ) -> Mapping[str, Any]:
-    """What a rule measures at one leaf, also traced once for each distinct shape."""
+    """What a rule measures at one leaf, also traced once for each distinct shape.
+
+    What has no state measures the bare gradient, which is hidden: in half precision it is widened
+    for a norm and for the update, and would be kept in float32. What has state measures more, and
+    shares it with its update.
+    """
+    g = widen(g if slots else hidden(g, 1))
     p = None if p is None else widen(p)
-    return measure(widen(g), jax.tree.map(widen, slots), p, namespace(static, traced))
+    return measure(g, jax.tree.map(widen, slots), p, namespace(static, traced))
 
 
 def namespace(static: Sequence[tuple[str, Any, str]], traced: Mapping[str, Array]) -> Numbers:

@@ -1,6 +1,8 @@
-"""What a step needs beside the transformation: adding updates, counting."""
+"""What a step needs beside the transformation: adding updates, slow copies, counting."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +10,13 @@ import jax.numpy as jnp
 from gradx import tree as gtree
 from gradx.core import Params, Updates
 
-__all__ = ["apply_updates", "safe_increment"]
+__all__ = [
+    "apply_updates",
+    "incremental_update",
+    "periodic_update",
+    "safe_increment",
+    "safe_int32_increment",
+]
 
 
 def apply_updates(params: Params, updates: Updates) -> Params:
@@ -56,6 +64,106 @@ def _add(p: jax.Array, u: jax.Array) -> jax.Array:
     return (p + u).astype(p.dtype)
 
 
+def incremental_update(new_tensors: Params, old_tensors: Params, step_size: Any) -> Params:
+    r"""One step of an average of parameters: Polyak averaging, a target network.
+
+    .. math:: \bar\theta \leftarrow \alpha\, \theta + (1 - \alpha)\, \bar\theta
+
+    Args:
+      new_tensors: \(\theta\), a tree of arrays; where a leaf is `None`, the old one stays.
+      old_tensors: \(\bar\theta\), a tree of the same structure and shapes.
+      step_size: \(\alpha\) in [0, 1], a number or a scalar array.
+
+    Returns:
+      The new average. Each leaf has the dtype of the old one, and is calculated in float32 or
+      wider. What cannot be averaged (counts, bools, random keys) is that of the new tree.
+
+    Raises:
+      ValueError: the trees or two shapes do not match; a step size out of range.
+
+    Example:
+      >>> import gradx, jax.numpy as jnp
+      >>> gradx.incremental_update(jnp.array([1.0]), jnp.array([0.0]), step_size=0.25)
+      Array([0.25], dtype=float32)
+
+    Reference: Polyak and Juditsky, *Acceleration of stochastic approximation by averaging*, 1992.
+    A half-precision average stops short of its aim; keep it in float32.
+    """
+    if isinstance(step_size, int | float) and not 0 <= step_size <= 1:
+        raise ValueError(f"incremental_update: step_size must be in [0, 1], got {step_size!r}.")
+    flat, olds = _pairs(new_tensors, old_tensors, "incremental_update")
+    mixed = [
+        old if new is None else _mix(new, old, step_size)
+        for new, old in zip(flat.values, olds, strict=True)
+    ]
+    return flat.unflatten(mixed)
+
+
+@jax.jit
+def _mix(new: jax.Array, old: jax.Array, step_size: jax.Array) -> jax.Array:
+    if not jnp.issubdtype(old.dtype, jnp.inexact):
+        return new
+    kind = jnp.result_type(gtree.wide(old.dtype), new.dtype)
+    step = jnp.asarray(step_size, jnp.finfo(kind).dtype)
+    return (step * new.astype(kind) + (1 - step) * old.astype(kind)).astype(old.dtype)
+
+
+def periodic_update(
+    new_tensors: Params, old_tensors: Params, steps: Any, update_period: Any
+) -> Params:
+    r"""A copy of parameters that is renewed every k steps.
+
+    .. math:: \bar\theta \leftarrow \theta \text{ where } k \mid t, \qquad
+              \bar\theta \text{ elsewhere}
+
+    Args:
+      new_tensors: \(\theta\), a tree of arrays; where a leaf is `None`, the old one stays.
+      old_tensors: \(\bar\theta\), a tree of the same structure and shapes.
+      steps: \(t\), the steps so far, an integer or an integer scalar.
+      update_period: \(k \ge 1\), likewise.
+
+    Returns:
+      One of the two trees, in the dtypes of the old one.
+
+    Raises:
+      ValueError: the trees or two shapes do not match; a period that is less than 1.
+
+    Example:
+      >>> import gradx, jax.numpy as jnp
+      >>> for steps in (1, 2):
+      ...     print(gradx.periodic_update(jnp.ones(1), jnp.zeros(1), steps, update_period=2))
+      [0.]
+      [1.]
+
+    Reference: Mnih et al., *Playing Atari with deep reinforcement learning*,
+    https://arxiv.org/abs/1312.5602.
+    """
+    if isinstance(update_period, int | float) and update_period < 1:
+        raise ValueError(
+            f"periodic_update: update_period must be at least 1, got {update_period!r}."
+        )
+    flat, olds = _pairs(new_tensors, old_tensors, "periodic_update")
+    news = [
+        old if new is None else jnp.asarray(new, jnp.result_type(old))
+        for new, old in zip(flat.values, olds, strict=True)
+    ]
+    due = jnp.mod(steps, update_period) == 0
+    # A real conditional, which reads the new ones only if they are due.
+    return flat.unflatten(jax.lax.cond(due, lambda: news, lambda: olds))
+
+
+def _pairs(new: Params, old: Params, where: str) -> tuple[gtree.Flat, list[Any]]:
+    flat = gtree.flatten(new)
+    olds = gtree.flatten_like(flat, old, f"{where}: old_tensors")
+    for i, (n, o) in enumerate(zip(flat.values, olds, strict=True)):
+        if n is not None and (o is None or jnp.shape(n) != jnp.shape(o)):
+            raise ValueError(
+                f"{where}: at {flat.paths[i]!r} the new tensor has shape {jnp.shape(n)}, the old "
+                f"one {'is None' if o is None else f'has shape {jnp.shape(o)}'}."
+            )
+    return flat, olds
+
+
 def safe_increment(count: jax.Array) -> jax.Array:
     """`count + 1`, staying at the dtype's maximum instead of wrapping around.
 
@@ -71,3 +179,6 @@ def safe_increment(count: jax.Array) -> jax.Array:
     info = jnp.iinfo if jnp.issubdtype(count.dtype, jnp.integer) else jnp.finfo
     top = jnp.asarray(info(count.dtype).max, count.dtype)
     return jnp.where(count < top, count + jnp.ones((), count.dtype), top)
+
+
+safe_int32_increment = safe_increment  # Optax's older name of it

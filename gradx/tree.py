@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import functools
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -145,7 +145,9 @@ def map_with_path(fn: Any, tree: Any) -> Any:
     return flat.unflatten(new)
 
 
-def broadcast(prefix: Any, tree: Any, what: str) -> list[Any]:
+def broadcast(
+    prefix: Any, tree: Any, what: str, is_leaf: Callable[[Any], bool] = _is_none
+) -> list[Any]:
     """The values of a prefix tree (a mask, labels) at every leaf of `tree`.
 
     Raises:
@@ -154,7 +156,7 @@ def broadcast(prefix: Any, tree: Any, what: str) -> list[Any]:
     flat = flatten(tree)
     marks = jax.tree.map(lambda _: _Mark(), flat.unflatten([0] * len(flat.values)))
     try:
-        jax.tree.map(_fill, prefix, marks, is_leaf=_is_none)
+        jax.tree.map(_fill, prefix, marks, is_leaf=is_leaf)
     except ValueError as error:
         raise ValueError(
             f"{what} must be a tree of the parameters' structure or a prefix of it. {error}"
@@ -188,6 +190,26 @@ def abs_sq(x: Array) -> Array:
     if jnp.iscomplexobj(x):
         return x.real * x.real + x.imag * x.imag
     return x * x
+
+
+def dot(x: Array, y: Array) -> Array:
+    r"""The inner product of two arrays as real vectors, \(\mathrm{Re} \sum_i \bar x_i y_i\).
+
+    A sum of products, not `jnp.vdot`, which would have both of them put aside first.
+    """
+    if jnp.iscomplexobj(x) or jnp.iscomplexobj(y):
+        return jnp.sum(x.real * y.real + x.imag * y.imag)
+    return jnp.sum(x * y)
+
+
+def unshared(x: Array, leaf: Array) -> Array:
+    """The same number or array, which XLA takes for another one.
+
+    What two consumers share, an expensive value or a square of the gradient, XLA may store for
+    them; a number that the sums of several leaves share it makes an array of. `leaf` is any array
+    of the leaf: without one, the barriers of all leaves are the same to XLA, and one.
+    """
+    return jax.lax.optimization_barrier((x, leaf))[0]
 
 
 def wide(dtype: Any) -> Any:

@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import optax
 
 import gradx
@@ -28,11 +30,14 @@ class Case:
       converges: and with these numbers it reaches the minimum of the shared problems.
       constant_rate: its learning rate is where something begins, and cannot follow a schedule.
       in_optax: Optax has it, under the same name and with the same arguments.
+      scalars_in_optax: where Optax takes leaves of rank 0, too.
       complex: it accepts complex parameters.
       whole_tree: it takes its number for the whole tree, so not by path.
       ranges: of the numbers for which it has another range than the field's names have.
       renamed: names of arguments to the names that its parts have for them.
       needs_params: `update` has to be given the parameters.
+      keeps_params: its state has copies of the parameters, in their dtypes.
+      random_key: its state has a random key, which the laws see as plain numbers.
       extra: what `update` is given beside gradients, state and parameters.
       value: the loss that it is given as the extra argument `value`; the reference gets it too.
       temporaries: the arrays like a parameter that a step needs beside its donated buffers.
@@ -46,11 +51,14 @@ class Case:
     converges: bool = True
     constant_rate: bool = False
     in_optax: bool = True
+    scalars_in_optax: bool = True
     complex: bool = True
     whole_tree: bool = False
     ranges: Mapping[str, str] = field(default_factory=dict)
     renamed: Mapping[str, str] = field(default_factory=dict)
     needs_params: bool = False
+    keeps_params: bool = False
+    random_key: bool = False
     extra: Mapping[str, Any] = field(default_factory=dict)
     value: float | None = None
     temporaries: float = 0
@@ -64,6 +72,7 @@ class Case:
         return self.bind(self.make(library, **changed))
 
     def bind(self, tx: Any) -> Any:
+        tx = with_plain_keys(tx) if self.random_key else tx
         extra = {**self.extra, **({} if self.value is None else {"value": self.value})}
         if not extra:
             return tx
@@ -80,6 +89,25 @@ def find(library: Any, name: str) -> Any:
     """A public name, wherever the library keeps it: Optax has several drawers, gradx one."""
     drawers = [library, *(getattr(library, d, None) for d in ("contrib", "transforms"))]
     return next(getattr(d, name) for d in drawers if hasattr(d, name))
+
+
+def with_plain_keys(tx: Any) -> Any:
+    """The same with the random keys of its state as plain arrays, to be compared and saved."""
+
+    def plain(x: Any) -> Any:
+        typed = jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
+        return jax.random.key_data(x)[None] if typed else x  # of no parameter's shape
+
+    def typed(x: Any) -> Any:
+        return jax.random.wrap_key_data(x[0]) if x.dtype == jnp.uint32 else x
+
+    def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> Any:
+        updates, state = tx.update(updates, jax.tree.map(typed, state), params, **extra)
+        return updates, jax.tree.map(plain, state)
+
+    return optax.GradientTransformationExtraArgs(
+        lambda params: jax.tree.map(plain, tx.init(params)), update
+    )
 
 
 def made(value: Any, library: Any) -> Any:
@@ -106,7 +134,58 @@ ADADELTA = {"rho": "(0, 1)", "eps": "(0, inf)"}
 LION = {"b2": "[0.01, 1)"}
 SCALE_BY_LION = {**LION, "smooth_beta": "(0, inf)"}
 
+SOPHIA = {"eps": "(0, inf)", "gamma": "(0, inf)", "clip_threshold": "(0, inf]"}
+
+ADAN = {"b3": "[0, 1)"}
+MIX = {"alpha": "[0, inf)"}
+TWO_MEMORIES = {**ADAN, **MIX}
+OPTIMISTIC = {"alpha": "[0, inf)", "beta": "[0, inf)"}
+RPROP = {
+    "eta_minus": "(0, 1]",
+    "eta_plus": "[1, inf)",
+    "min_step_size": "[0, inf)",
+    "max_step_size": "(0, inf]",
+}
+
+SCHEDULE_FREE = {"b1": "(0, 1]", "weight_lr_power": "[0, inf)"}
+AVERAGED = {"_needs_params": True, "_whole_tree": True, "_ranges": SCHEDULE_FREE}
+
+PRODIGY = {"beta3": "[0, 1)", "estim_lr_coef": "(0, inf)"}
+POLYAK = {"max_learning_rate": "(0, inf]", "f_min": hyper.ANY, "scaling": "[0, inf)"}
+PLATEAU = {
+    "factor": "(0, 1)",
+    "rtol": "[0, 1)",
+    "atol": "[0, inf)",
+    "min_scale": "[0, 1]",
+}
+POSITIVE_EPS = {"eps": "(0, inf)"}
+BAD_DOG = {"init_step": ("distance", 0.0)}
+MEASURED = {"_needs_params": True, "_whole_tree": True}
+
 HEAVY = {"momentum": 0.9, "nesterov": True, "_renamed": {"momentum": "decay"}}
+
+TRUST = {"trust_coefficient": "(0, inf)"}
+FACTORED = {"decay_rate": "[0, 1]"}
+ADAFACTOR = {
+    **FACTORED,
+    "clipping_threshold": "(0, inf]",
+    "eps": "(0, inf)",
+    "weight_decay_rate": "[0, inf)",
+}
+OF_ADAFACTOR = {
+    "clipping_threshold": "threshold",
+    "eps": "epsilon",
+    "momentum": "decay",
+    "weight_decay_rate": "weight_decay",
+}
+
+BAD_MEMORY = {
+    "_in_optax": False,
+    "_needs_params": True,
+    "_temporaries": 2,
+    "_bad": {"memory_size": 0},
+}
+QUASI_NEWTON = {"linesearch": None, **BAD_MEMORY}
 
 OPTIMIZERS = [
     row("sgd", learning_rate=0.1),
@@ -135,6 +214,152 @@ OPTIMIZERS = [
     row("adabelief", learning_rate=0.05),
     row("adabelief", "nesterov", learning_rate=0.05, nesterov=True),
     row("yogi", learning_rate=0.05),
+    row("adan", learning_rate=0.05, _ranges=ADAN),
+    row(
+        "adan",
+        "paper",
+        learning_rate=0.05,
+        weight_decay=1e-3,
+        paper=True,
+        _in_optax=False,
+        _needs_params=True,
+        _ranges=ADAN,
+    ),
+    row("acprop", learning_rate=0.05, eps_root=1e-8, _temporaries=1),
+    row(
+        "acprop", "decay", learning_rate=0.05, weight_decay=1e-3, _needs_params=True, _temporaries=1
+    ),
+    row("adopt", learning_rate=0.05, b2=0.99, _bad={"clip_value_fn": 1.0}),
+    row("adopt", "nesterov", learning_rate=0.05, b2=0.99, nesterov=True, _temporaries=1),
+    row("adopt", "unbounded", learning_rate=0.05, b2=0.9, use_clipping=False),
+    row("ademamix", learning_rate=0.02, b3=0.99, alpha=2.0, _ranges=TWO_MEMORIES, _whole_tree=True),
+    row("simplified_ademamix", learning_rate=0.01, b1=0.9, alpha=2.0, _ranges=MIX),
+    row(
+        "optimistic_gradient_descent",
+        learning_rate=0.1,
+        beta=0.5,
+        _ranges=OPTIMISTIC,
+        _whole_tree=True,
+        _temporaries=1,
+    ),
+    row(
+        "optimistic_adam_v2",
+        learning_rate=0.05,
+        beta=0.5,
+        _ranges=OPTIMISTIC,
+        _whole_tree=True,
+        _temporaries=2,
+    ),
+    row(
+        "optimistic_adam",
+        learning_rate=0.05,
+        optimism=0.02,
+        _in_optax=False,  # it is there, and warns
+        _ranges={"optimism": "[0, inf)"},
+        _renamed={"optimism": "beta"},
+        _whole_tree=True,
+        _temporaries=2,
+    ),
+    row(
+        "rprop",
+        learning_rate=0.01,
+        max_step_size=0.05,
+        _constant_rate=True,
+        _in_optax=False,
+        _ranges=RPROP,
+        _bad={"learning_rate": 0.0},
+    ),
+    row(
+        "noisy_sgd",
+        learning_rate=0.1,
+        eta=0.0,  # noise is no reference
+        key=0,
+        _random_key=True,
+        _temporaries=4,
+        _bad={"eta": -1.0, "gamma": -1.0},
+    ),
+    row("dog", learning_rate=1.0, init_step=("distance", 0.1), **MEASURED, _bad=BAD_DOG),
+    row("dog", "learning-rate", learning_rate=1.0, init_step=("learning_rate", 0.01), **MEASURED),
+    row(
+        "dowg",
+        learning_rate=1.0,
+        init_estim_sq_dist=0.01,
+        _bad={"eps": 0.0, "init_estim_sq_dist": 0.0},
+        _needs_params=True,
+    ),
+    row(
+        "prodigy",
+        learning_rate=1.0,
+        estim_lr0=0.01,
+        weight_decay=1e-3,
+        _ranges=PRODIGY,
+        _bad={"betas": (0.9, 1.0), "estim_lr0": 0.0},
+        **MEASURED,
+    ),
+    row(
+        "prodigy",
+        "safeguard",
+        learning_rate=1.0,
+        betas=(0.8, 0.99),
+        beta3=0.9,
+        estim_lr0=0.01,
+        estim_lr_coef=0.5,
+        safeguard_warmup=True,
+        _ranges=PRODIGY,
+        **MEASURED,
+    ),
+    row(
+        "dadapt_adamw",
+        learning_rate=1.0,
+        estim_lr0=0.01,
+        weight_decay=1e-3,
+        _ranges=POSITIVE_EPS,
+        _bad={"betas": 0.9, "estim_lr0": 0.0},
+        **MEASURED,
+    ),
+    row(
+        "momo",
+        learning_rate=0.1,
+        weight_decay=1e-3,
+        _value=2.0,
+        _ranges={"beta": "[0, 1)"},
+        _bad={"lower_bound": "0"},
+        **MEASURED,
+    ),
+    row(
+        "momo",
+        "adapt",
+        learning_rate=0.1,
+        beta=0.7,
+        lower_bound=-1.0,
+        adapt_lower_bound=True,
+        _value=2.0,
+        _ranges={"beta": "[0, 1)"},
+        **MEASURED,
+    ),
+    row("momo_adam", learning_rate=0.1, _value=2.0, _ranges=POSITIVE_EPS, **MEASURED),
+    row(
+        "momo_adam",
+        "adapt",
+        learning_rate=0.05,
+        b1=0.3,
+        weight_decay=1e-3,
+        lower_bound=-1.0,
+        adapt_lower_bound=True,
+        _value=0.1,
+        _ranges=POSITIVE_EPS,
+        **MEASURED,
+    ),
+    row("madgrad", learning_rate=0.1, weight_decay=1e-4, _needs_params=True),
+    row(
+        "cocob",
+        learning_rate=1.0,
+        alpha=10.0,
+        weight_decay=1e-4,
+        _needs_params=True,
+        _ranges={"alpha": "[0, inf)"},
+        _bad={"eps": 0.0},
+    ),
     row("adagrad", learning_rate=0.5),
     row("adadelta", learning_rate=1.0, eps=1e-2, _ranges=ADADELTA),
     row(
@@ -162,8 +387,161 @@ OPTIMIZERS = [
     row("rmsprop", "momentum", learning_rate=0.005, momentum=0.9, _renamed={"momentum": "decay"}),
     row("rmsprop", "nesterov", learning_rate=0.005, **HEAVY, _temporaries=1),
     row("sign_sgd", learning_rate=0.02),
-    row("signum", learning_rate=0.02, _renamed={"beta": "decay"}),
+    row(
+        "signum",
+        learning_rate=0.02,
+        _renamed={"beta": "decay"},
+        _ranges={"beta": "[0, 1)"},
+    ),
     row("lion", learning_rate=0.02, weight_decay=1e-2, _needs_params=True, _ranges=LION),
+    row(
+        "lars",
+        learning_rate=1.0,
+        trust_coefficient=0.02,
+        weight_decay=1e-3,
+        _needs_params=True,
+        _ranges=TRUST,
+        _renamed={"momentum": "decay"},
+    ),
+    row(
+        "lars",
+        "nesterov",
+        learning_rate=0.4,
+        trust_coefficient=0.1,
+        eps=1e-2,
+        momentum=0.8,
+        nesterov=True,
+        trust_ratio_mask=True,
+        _needs_params=True,
+        _ranges=TRUST,
+        _renamed={"momentum": "decay"},
+    ),
+    row("lamb", learning_rate=0.3, _needs_params=True),
+    row("lamb", "decay", learning_rate=0.3, eps_root=1e-6, weight_decay=1e-3, _needs_params=True),
+    row("fromage", learning_rate=0.3, _needs_params=True, _ranges={"min_norm": "[0, inf)"}),
+    row("novograd", learning_rate=0.02),
+    row("novograd", "decay", learning_rate=0.02, b2=0.9, weight_decay=1e-3, _needs_params=True),
+    row(
+        "adafactor",
+        learning_rate=0.3,
+        min_dim_size_to_factor=2,
+        _needs_params=True,
+        _ranges=ADAFACTOR,
+        _renamed=OF_ADAFACTOR,
+        _bad={"min_dim_size_to_factor": 0, "dtype_momentum": "int8", "weight_decay_mask": True},
+    ),
+    row(
+        "adafactor",
+        "momentum",
+        learning_rate=0.05,
+        min_dim_size_to_factor=2,
+        decay_rate=0.9,
+        decay_offset=2,
+        multiply_by_parameter_scale=False,
+        momentum=0.9,
+        weight_decay_rate=1e-3,
+        _in_optax=False,  # where the decay of the steps before the offset is NaN
+        _needs_params=True,
+        _ranges=ADAFACTOR,
+        _renamed=OF_ADAFACTOR,
+    ),
+    row(
+        "adafactor",
+        "unfactored",
+        learning_rate=0.3,
+        clipping_threshold=None,
+        momentum=0.6,
+        weight_decay_rate=1e-4,
+        factored=False,
+        _needs_params=True,
+        _ranges=ADAFACTOR,
+        _renamed=OF_ADAFACTOR,
+    ),
+    row("sm3", learning_rate=0.2, _renamed={"momentum": "b1"}, _scalars_in_optax=False),
+    row(
+        "schedule_free", base_optimizer=row("sgd", learning_rate=0.1), learning_rate=0.1, **AVERAGED
+    ),
+    row(
+        "schedule_free",
+        "adam",
+        base_optimizer=row("adam", learning_rate=0.05, b1=0.0),
+        learning_rate=0.05,
+        b1=0.8,
+        weight_lr_power=1.0,
+        _bad={"base_optimizer": "adam", "state_dtype": "int8"},
+        **AVERAGED,
+    ),
+    row("schedule_free_sgd", learning_rate=0.2, b1=0.8, weight_decay=1e-3, **AVERAGED),
+    row(
+        "schedule_free_sgd",
+        "warmup",
+        learning_rate=0.2,
+        warmup_steps=5,
+        _in_optax=False,  # where the weights are one step ahead
+        _bad={"warmup_steps": -1},
+        **AVERAGED,
+    ),
+    row(
+        "schedule_free_adamw",
+        learning_rate=0.05,
+        weight_decay=1e-3,
+        _renamed={"b2": "decay"},
+        **AVERAGED,
+    ),
+    row(
+        "sophia",
+        learning_rate=0.02,
+        b2=0.5,
+        weight_decay=1e-3,
+        gamma=1.0,
+        update_interval=3,
+        hessian_diagonal_fn=row("scale", step_size=2.0),  # deterministic, as a reference needs it
+        _needs_params=True,
+        _complex=False,
+        _ranges=SOPHIA,
+        _temporaries=1,
+        _bad={"update_interval": 0, "print_win_rate_every_n_steps": 5},
+    ),
+    row(
+        "galore",
+        learning_rate=0.05,
+        rank=2,
+        update_proj_gap=25,
+        weight_decay=1e-3,
+        _needs_params=True,
+        _temporaries=1.5,  # of which a third in the steps that renew the projectors only
+        _bad={"rank": 0, "scale": -1.0, "update_proj_gap": 0.5, "base_optimizer": "adam"},
+    ),
+    row(  # Optax leaves the signs of renewed directions to chance
+        "galore",
+        "renewed",
+        learning_rate=0.05,
+        rank=2,
+        update_proj_gap=3,
+        _in_optax=False,
+        _temporaries=1.5,
+    ),
+    row(
+        "galore",
+        "shorter",
+        learning_rate=0.05,
+        rank=2,
+        update_proj_gap=25,
+        side="shorter",
+        _in_optax=False,
+        _temporaries=1.25,
+    ),
+    # With arbitrary gradients some steps are left out, which Optax uses; test_lbfgs.py compares.
+    row("lbfgs", learning_rate=0.05, **QUASI_NEWTON),
+    row("lbfgs", "short", learning_rate=0.7, memory_size=3, **QUASI_NEWTON),
+    row(
+        "lbfgs",
+        "unscaled",
+        learning_rate=0.2,
+        memory_size=5,
+        scale_init_precond=False,
+        **QUASI_NEWTON,
+    ),
 ]
 
 PIECES = [
@@ -175,6 +553,68 @@ PIECES = [
     row("scale_by_radam", b2=0.9, _ranges=RADAM),
     row("scale_by_belief"),
     row("scale_by_yogi", eps_root=1e-4),
+    row("scale_by_adan", eps_root=1e-4, _ranges=ADAN),
+    row("scale_by_acprop", _temporaries=1),
+    row("scale_by_adopt", b2=0.9),
+    row("scale_by_ademamix", b3=0.99, _ranges=TWO_MEMORIES, _whole_tree=True),
+    row("scale_by_simplified_ademamix", eps_root=1e-4, _ranges=MIX),
+    row(
+        "scale_by_optimistic_gradient",
+        alpha=0.5,
+        beta=2.0,
+        _ranges=OPTIMISTIC,
+        _whole_tree=True,
+        _temporaries=1,
+    ),
+    row("scale_by_rprop", learning_rate=0.1, _in_optax=False, _ranges=RPROP),
+    # Optax does not export the next two.
+    row("scale_by_dog", init_step=("distance", 0.1), _in_optax=False, **MEASURED),
+    row("scale_by_dowg", _in_optax=False, _needs_params=True, _bad={"eps": 0.0}),
+    row(
+        "scale_by_distance_over_gradients",
+        reps_rel=0.01,
+        global_scale=-1.0,
+        _in_optax=False,  # which gives a scalar another shape
+        _needs_params=True,
+        _ranges={"global_scale": hyper.ANY},
+        _bad={"reps_rel": 0.0, "param_dtype": int},
+    ),
+    row(
+        "scale_by_polyak",
+        f_min=0.5,
+        eps=0.1,
+        _value=2.0,
+        _whole_tree=True,
+        _ranges=POLYAK,
+        _bad={"variant": "sps-"},
+    ),
+    row(
+        "scale_by_polyak",
+        "sps+",
+        f_min=3.0,
+        variant="sps+",
+        _value=2.0,
+        _whole_tree=True,
+        _ranges=POLYAK,
+    ),
+    row(
+        "polyak_sgd",
+        max_learning_rate=0.1,
+        _value=2.0,
+        _whole_tree=True,
+        _ranges=POLYAK,
+    ),
+    row(
+        "polyak_sgd",
+        "scaled",
+        scaling=0.5,
+        _value=2.0,
+        _whole_tree=True,
+        _ranges=POLYAK,
+        _in_optax=False,  # where the scaling divides
+    ),
+    row("scale_by_madgrad", learning_rate=0.1, momentum=0.5, _needs_params=True),
+    row("scale_by_cocob", _needs_params=True, _ranges={"alpha": "[0, inf)"}, _bad={"eps": 0.0}),
     row("scale_by_rss", _bad={"initial_accumulator_value": -1.0}),
     row("scale_by_rms"),
     row("scale_by_stddev", eps=1e-3),
@@ -197,10 +637,153 @@ PIECES = [
     row("clip_by_global_norm", max_norm=1.0, _whole_tree=True),
     row("clip_by_block_rms", threshold=0.5),
     row("adaptive_grad_clip", clipping=0.1, _needs_params=True),
+    row("normalize"),
+    row(
+        "normalize_by_update_norm",
+        scale_factor=-0.5,
+        eps=1e-2,
+        _whole_tree=True,
+        _ranges={"scale_factor": hyper.ANY},
+    ),
+    row("scale_by_param_block_norm", _needs_params=True, _ranges={"min_scale": "[0, inf)"}),
+    row(
+        "scale_by_param_block_rms",
+        min_scale=1.0,
+        _needs_params=True,
+        _ranges={"min_scale": "[0, inf)"},
+    ),
+    row(
+        "scale_by_trust_ratio",
+        min_norm=0.5,
+        trust_coefficient=0.1,
+        eps=1e-2,
+        _needs_params=True,
+        _ranges={**TRUST, "min_norm": "[0, inf)"},
+    ),
+    row("scale_by_novograd", b2=0.9, eps_root=1e-4, weight_decay=0.1, _needs_params=True),
+    row(
+        "scale_by_factored_rms",
+        min_dim_size_to_factor=2,
+        decay_rate=0.5,
+        _ranges={**FACTORED, "epsilon": "(0, inf)"},
+        _bad={"step_offset": -1, "min_dim_size_to_factor": float("nan"), "decay_rate_fn": 0.8},
+    ),
+    row("scale_by_sm3", _ranges={"b2": "[0, 1]"}, _scalars_in_optax=False),
+    row(
+        "scale_by_sm3",
+        "average",
+        b1=0.6,
+        b2=0.9,
+        eps=1e-4,
+        _ranges={"b2": "[0, 1]"},
+        _scalars_in_optax=False,
+    ),
     row("centralize"),
+    row("keep_params_nonnegative", _needs_params=True, _complex=False),
+    row("apply_every", k=3, _bad={"k": 1.5}),
     row("zero_nans", _temporaries=0.25),
+    row(
+        "scale_by_sophia",
+        b2=0.5,
+        eps=1.0,
+        gamma=1.0,
+        clip_threshold=None,
+        update_interval=3,
+        hessian_diagonal_fn=row("scale", step_size=2.0),
+        _complex=False,
+        _ranges=SOPHIA,
+        _temporaries=1,
+        _in_optax=False,  # where only the alias is public
+    ),
+    row(
+        "scale_by_galore",
+        rank=2,
+        scale=0.5,
+        base_optimizer=row("trace", decay=0.9),
+        _temporaries=1.5,
+    ),
+]
+
+
+@gradx.registered
+def every_other(step: Any) -> Any:
+    return step % 2 == 0
+
+
+ADAM = row("adam", learning_rate=0.05)
+
+SAM = {"_needs_params": True, "_keeps_params": True}
+
+WRAPPERS = [
+    row("MultiSteps", opt=ADAM, every_k_schedule=3, _bad={"every_k_schedule": 0}),
+    row(
+        "MultiSteps",
+        "sum",
+        opt=row("sgd", learning_rate=0.1),
+        every_k_schedule=2,
+        use_grad_mean=False,
+    ),
+    row(
+        "apply_if_finite",
+        inner=ADAM,
+        max_consecutive_errors=2,
+        _temporaries=0.25,
+        _bad={"max_consecutive_errors": 1.5, "inner": "adam"},
+    ),
+    row("conditionally_transform", inner=ADAM, should_transform_fn=every_other),
+    row(
+        "mechanize",
+        base_optimizer=ADAM,
+        s_init=0.01,
+        _ranges=POSITIVE_EPS,
+        _bad={"num_betas": 0, "s_init": 0.0, "base_optimizer": 0.1},
+        **MEASURED,
+    ),
+    row(
+        "reduce_on_plateau",
+        factor=0.5,
+        patience=2,
+        atol=1e-3,
+        cooldown=3,
+        min_scale=0.2,
+        _value=1.0,
+        _whole_tree=True,
+        _ranges=PLATEAU,
+        _bad={"patience": 0, "cooldown": -1, "accumulation_size": 0},
+    ),
+    row("conditionally_mask", inner=ADAM, should_transform_fn=every_other),
+    row(
+        "sam",
+        "two",
+        optimizer=row("adamw", learning_rate=0.05, weight_decay=0.1),
+        adv_optimizer=row("normalize_by_update_norm", scale_factor=-0.1),
+        _bad={"sync_period": 0, "batch_axis_name": "i", "optimizer": None, "adv_optimizer": None},
+        **SAM,
+    ),
+    row(
+        "sam",
+        "three",
+        optimizer=row("sgd", learning_rate=0.1),
+        adv_optimizer=row("sgd", learning_rate=0.05, momentum=0.9),
+        sync_period=3,
+        **SAM,
+    ),
+    row(
+        "sam",
+        "kept",
+        optimizer=row("sgd", learning_rate=0.1),
+        adv_optimizer=row("adam", learning_rate=0.05),
+        sync_period=3,
+        reset_state=False,
+        **SAM,
+    ),
+    row("selective_transform", optimizer=ADAM, freeze_mask=False, _bad={"optimizer": None}),
+    row("flatten", inner=ADAM, _bad={"inner": "adam"}),
+    row("split_real_and_imaginary", inner=ADAM, _bad={"inner": "adam"}),
+    # The parameters go uphill here, so that the memory has nothing but steps to leave out.
+    row("scale_by_lbfgs", memory_size=3, **BAD_MEMORY),
 ]
 
 CASES = OPTIMIZERS + [
-    Case(**{**vars(case), "descends": False, "converges": False}) for case in PIECES
+    Case(**{**vars(case), "descends": False, "converges": False}) for case in PIECES + WRAPPERS
 ]

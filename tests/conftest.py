@@ -14,4 +14,4 @@ from hypothesis import settings  # noqa: E402  (after the flag, as it may import
 settings.register_profile("gradx", derandomize=True, deadline=None, max_examples=25)
 settings.load_profile("gradx")
 
-collect_ignore = ["trajectories/make_torch.py"]  # needs torch; run by hand
+collect_ignore = [f"trajectories/make_{of}.py" for of in ("torch", "others")]  # run by hand

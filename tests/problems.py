@@ -78,12 +78,15 @@ def distance(actual: Any, expected: Any) -> float:
     return max(float(np.max(np.abs(a - e)) / largest) for a, e in pairs)
 
 
-def assert_same(actual: Any, expected: Any) -> None:
-    """The same structure, dtypes and bits."""
+def assert_same(actual: Any, expected: Any, ulps: int = 0) -> None:
+    """The same structure, dtypes and bits, but for the last `ulps` units of a float."""
     assert jax.tree.structure(actual) == jax.tree.structure(expected)
     for a, e in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
         assert a.dtype == e.dtype
-        np.testing.assert_array_equal(np.asarray(a), np.asarray(e))
+        if ulps and jnp.issubdtype(a.dtype, jnp.floating):
+            np.testing.assert_array_max_ulp(np.asarray(a), np.asarray(e), maxulp=ulps)
+        else:
+            np.testing.assert_array_equal(np.asarray(a), np.asarray(e))
 
 
 def bowl(p: Any) -> Any:

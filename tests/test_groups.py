@@ -434,3 +434,26 @@ def test_a_state_that_optax_made_continues(make: Any) -> None:
     # And gradx's own continues what gradx began, equally.
     _, own = ours.update(tree(1), ours.init(params), params)
     assert_close(ours.update(tree(2), own, params)[0], expected, rtol=2e-5)
+
+
+# ---------------------------------------------------------------- Optax's other names
+
+
+@pytest.mark.parametrize("mask", [{"backbone": True, "head": False}, False, True])
+def test_selective_transform_is_freeze_with_an_optimizer(mask: Any) -> None:
+    ours, state = run(gradx.selective_transform(gradx.adam(0.1), freeze_mask=mask))
+    theirs, their_state = run(optax.selective_transform(optax.adam(0.1), freeze_mask=mask))
+    assert_close(ours, theirs, rtol=1e-5)
+    assert paths(state) == paths(their_state)
+
+
+def test_selective_transform_refuses_what_is_no_optimizer_or_mask() -> None:
+    with pytest.raises(ValueError, match="selective_transform: optimizer must be a transf"):
+        gradx.selective_transform(None, freeze_mask=True)
+    with pytest.raises(ValueError, match=r"selective_transform.*mask must be True or False"):
+        gradx.selective_transform(gradx.adam(0.1), freeze_mask=1.0).init(tree())
+
+
+def test_older_names() -> None:
+    assert gradx.multi_transform is gradx.partition
+    assert gradx.MultiTransformState is gradx.PartitionState

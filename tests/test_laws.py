@@ -7,6 +7,7 @@ import json
 import pickle
 from typing import Any
 
+import cases
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -104,11 +105,13 @@ def test_agrees_with_optax(case: Case) -> None:
 
     (Its bias corrections are: 1 - b2**t loses four digits of float32 in the first steps.)
     """
-    exact = reference_trajectory(case, np.float64)[-1]
-    ours = first(trajectory(case.ready(), params(), gradients()), STEPS - 1)
-    theirs = first(trajectory(case.ready(optax), params(), gradients()), STEPS - 1)
+    p, g, exact = params(), gradients(), reference_trajectory(case, np.float64)[-1]
+    if not case.scalars_in_optax:
+        p, g, exact = (tree["dense"] for tree in (p, g, exact))
+    ours = first(trajectory(case.ready(), p, g), STEPS - 1)
+    theirs = first(trajectory(case.ready(optax), p, g), STEPS - 1)
     assert_close(ours, theirs, rtol=2e-6 + distance(theirs, exact))
-    ours, theirs = case.ready().init(params()), case.ready(optax).init(params())
+    ours, theirs = case.ready().init(p), case.ready(optax).init(p)
     assert paths_and_types(ours) == paths_and_types(theirs)
 
 
@@ -156,7 +159,7 @@ def test_state_and_updates_keep_their_types(case: Case, dtype: Any) -> None:
     assert types(new) == types(state)
     assert {x.dtype for x in jax.tree.leaves(updates)} == {jnp.dtype(dtype)}
     floats = {x.dtype for x in jax.tree.leaves(state) if jnp.issubdtype(x.dtype, jnp.floating)}
-    assert floats <= {jnp.dtype(jnp.float32)}
+    assert floats <= {jnp.dtype(jnp.float32), *([jnp.dtype(dtype)] if case.keeps_params else [])}
 
 
 @every_case
@@ -296,7 +299,10 @@ def test_half_precision_is_only_storage(case: Case, dtype: Any) -> None:
     half, half_state = tx.update(g, tx.init(p), p)
     full, full_state = tx.update(wide(g), tx.init(wide(p)), wide(p))
     assert_same(half, jax.tree.map(lambda x: x.astype(dtype), full))
-    assert_same(half_state, full_state)
+    if case.keeps_params:
+        half_state = jax.tree.map(lambda x: wide(x) if x.dtype == dtype else x, half_state)
+    # Two programs: XLA may join a product and a sum, with one rounding, in only one of them.
+    assert_same(half_state, full_state, ulps=1)
 
 
 # ---------------------------------------------------------------- where numbers come from
@@ -337,6 +343,11 @@ def test_numbers_are_the_same_wherever_they_come_from(case: Case, kind: str) -> 
     assert_close(actual, trajectory(case.ready(), params(), g), rtol=5e-6)
 
 
+def how_many_numbers(case: Case) -> int:
+    inner = [v for v in case.kwargs.values() if isinstance(v, Case)]
+    return len(numbers_of(case)) + sum(map(how_many_numbers, inner))
+
+
 def sources_of(tx: Any) -> list[tuple[str, Any]]:
     """Every source in the rules of a transformation, whatever its factory's signature says."""
     if tx.parts is None:
@@ -349,12 +360,17 @@ def sources_of(tx: Any) -> list[tuple[str, Any]]:
 def test_every_number_can_be_made_live(case: Case) -> None:
     tx = gradx.tunable(case.make())
     values = gradx.hyperparams(tx.init(params()))
-    assert len(values) == len(numbers_of(case))
+    assert len(values) == how_many_numbers(case)
     taken = inspect.signature(getattr(gradx, case.factory)).parameters
-    constant = [n for n, source in sources_of(tx) if not isinstance(source, Tunable)]
-    assert not set(constant) & set(taken)  # an alias may keep to itself what its part takes
+    live, constant = set(), set()
+    for name, source in sources_of(tx):
+        is_live = any(isinstance(node, Tunable) for node in source.walk())
+        (live if is_live else constant).add(name)
+    assert not (constant - live) & set(taken)  # an alias may keep to itself what its parts take
     g = gradients(steps=3)
-    assert_close(trajectory(tx, params(), g), trajectory(case.ready(), params(), g), rtol=5e-6)
+    assert_close(
+        trajectory(case.bind(tx), params(), g), trajectory(case.ready(), params(), g), rtol=5e-6
+    )
 
 
 # ---------------------------------------------------------------- in other people's hands
@@ -419,7 +435,7 @@ def test_saved_and_restored_it_continues_bit_for_bit(case: Case) -> None:
 def test_repr_and_config_make_it_again(case: Case) -> None:
     tx = case.make()
     again = [
-        eval(repr(tx), dict(vars(gradx))),
+        eval(repr(tx), {**vars(cases), **vars(gradx)}),
         gradx.from_config(json.loads(json.dumps(gradx.to_config(tx)))),
         pickle.loads(pickle.dumps(tx)),
     ]

@@ -2,87 +2,17 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any
-
-import jax.numpy as jnp
 
 from gradx import core
 from gradx.combine import chain
 from gradx.core import Transform
 from gradx.decay import DecayKind, scale_and_decay
-from gradx.leafwise import leafwise
-from gradx.moments import (
-    ScaleByAdamState,
-    average,
-    bias_corrections,
-    storage,
-    unbiased_mu,
-    zero_moments,
-)
+from gradx.moments import scale_by_adam
 from gradx.scale import descend
-from gradx.sources import Array, Hyper
-from gradx.stage import Numbers, Slots
-from gradx.tree import abs_sq
+from gradx.sources import Hyper
 
-__all__ = ["adam", "adamw", "nadam", "nadamw", "scale_by_adam"]
-
-
-@core.recorded
-def scale_by_adam(
-    b1: Hyper = 0.9,
-    b2: Hyper = 0.999,
-    eps: Hyper = 1e-8,
-    eps_root: Hyper = 0.0,
-    mu_dtype: Any = None,
-    *,
-    nesterov: bool = False,
-) -> Transform:
-    r"""Rescales the updates by Adam's rule.
-
-    .. math::
-        \mu &\leftarrow \beta_1 \mu + (1 - \beta_1) g, \qquad
-        \nu \leftarrow \beta_2 \nu + (1 - \beta_2) |g|^2 \\
-        \hat\mu &= \mu / (1 - \beta_1^t), \qquad \hat\nu = \nu / (1 - \beta_2^t) \\
-        u &= \hat\mu / (\sqrt{\hat\nu + \epsilon_\mathrm{root}} + \epsilon)
-
-    With `nesterov`, \(\hat\mu = \beta_1 \mu / (1 - \beta_1^{t+1}) + (1 - \beta_1) g /
-    (1 - \beta_1^t)\).
-
-    Args:
-      b1: \(\beta_1\) in [0, 1).
-      b2: \(\beta_2\) in [0, 1).
-      eps: \(\epsilon\) in [0, inf). With 0 an element that has had no gradient yet gives NaN.
-      eps_root: in [0, inf); positive where one differentiates through the update.
-      mu_dtype: the dtype to keep \(\mu\) in; by default the parameter's, at least float32.
-      nesterov: look one step ahead.
-
-    Example:
-      >>> import gradx, jax.numpy as jnp
-      >>> tx = gradx.scale_by_adam()
-      >>> tx.update(jnp.array([-10.0]), tx.init(jnp.ones(1)))[0]
-      Array([-1.0], dtype=float32)
-
-    Reference: Kingma and Ba, *Adam*, https://arxiv.org/abs/1412.6980; Dozat, *Incorporating
-    Nesterov momentum into Adam*, 2016 (of which, like Optax, it does not take the further factor
-    \(\beta_2\) of \(\hat\nu\)).
-    """
-    return leafwise(
-        _adam,
-        init=partial(zero_moments, mu_dtype=storage("mu_dtype", mu_dtype)),
-        state=ScaleByAdamState,
-        hypers={"b1": b1, "b2": b2, "eps": eps, "eps_root": eps_root},
-        flags={"nesterov": nesterov},
-        per_step=bias_corrections,
-    )
-
-
-def _adam(g: Array, slots: Slots, p: None, h: Numbers) -> tuple[Array, Slots]:
-    mu, nu = slots
-    mu = average(mu, g, h.b1)
-    nu = average(nu, abs_sq(g), h.b2)
-    u = unbiased_mu(mu, g, h) / (jnp.sqrt(nu * h.correct_nu + h.eps_root) + h.eps)
-    return u, (mu, nu)
+__all__ = ["adam", "adamw", "nadam", "nadamw"]
 
 
 @core.recorded

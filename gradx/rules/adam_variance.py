@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import partial
-from typing import NamedTuple
 
 import jax.numpy as jnp
 
 from gradx import core, hyper
 from gradx.combine import chain
-from gradx.core import Count, Transform, Updates
+from gradx.core import Transform
 from gradx.leafwise import leafwise
 from gradx.moments import (
     ScaleByAdamState,
+    ScaleByBeliefState,
     average,
     bias_corrections,
     unbiased_mu,
@@ -26,7 +26,6 @@ from gradx.stage import Numbers, Slots
 from gradx.tree import abs_sq
 
 __all__ = [
-    "ScaleByBeliefState",
     "adabelief",
     "radam",
     "scale_by_belief",
@@ -145,20 +144,6 @@ def radam(
         scale_by_radam(b1, b2, eps, eps_root, threshold, nesterov=nesterov),
         descend(learning_rate),
     )
-
-
-class ScaleByBeliefState(NamedTuple):
-    """The state of AdaBelief.
-
-    Attributes:
-      count: the updates done so far, int32 ().
-      mu: the first moment, like the parameters.
-      nu: the second moment around the first, like the parameters, real.
-    """
-
-    count: Count
-    mu: Updates
-    nu: Updates
 
 
 @core.recorded

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax.numpy as jnp
 
@@ -12,7 +11,7 @@ from gradx import core, hyper
 from gradx.combine import chain, identity
 from gradx.core import Count, Transform, Updates
 from gradx.leafwise import leafwise
-from gradx.moments import average, full, trace, weight_so_far
+from gradx.moments import average, nu_correction, root, scale_by_rms, trace
 from gradx.scale import descend
 from gradx.sources import Array, Hyper, Number
 from gradx.stage import Numbers, Slots
@@ -21,86 +20,9 @@ from gradx.tree import abs_sq
 __all__ = [
     "ScaleByRStdDevState",
     "ScaleByRStdDevWithCountState",
-    "ScaleByRmsState",
-    "ScaleByRmsWithCountState",
     "rmsprop",
-    "scale_by_rms",
     "scale_by_stddev",
 ]
-
-
-class ScaleByRmsState(NamedTuple):
-    """The state of `scale_by_rms`.
-
-    Attributes:
-      nu: the average of squares, like the parameters, real.
-    """
-
-    nu: Updates
-
-
-class ScaleByRmsWithCountState(NamedTuple):
-    """The state of `scale_by_rms` with bias correction.
-
-    Attributes:
-      count: the updates done so far, int32 ().
-      nu: the average of squares, like the parameters, real.
-    """
-
-    count: Count
-    nu: Updates
-
-
-@core.recorded
-def scale_by_rms(
-    decay: Hyper = 0.9,
-    eps: Hyper = 1e-8,
-    initial_scale: float = 0.0,
-    eps_in_sqrt: bool = True,
-    bias_correction: bool = False,
-) -> Transform:
-    r"""Divides the updates by the root of an average of their squares.
-
-    .. math:: \nu \leftarrow \beta \nu + (1 - \beta) |g|^2, \qquad u = g / \sqrt{\nu + \epsilon}
-
-    Args:
-      decay: \(\beta\) in [0, 1).
-      eps: \(\epsilon\) in [0, inf).
-      initial_scale: where \(\nu\) begins, in [0, inf).
-      eps_in_sqrt: False for \(u = g / (\sqrt\nu + \epsilon)\).
-      bias_correction: replace \(\nu\) in \(u\) by \(\nu / (1 - \beta^t)\).
-
-    Example:
-      >>> import gradx, jax.numpy as jnp
-      >>> tx = gradx.scale_by_rms(0.75)
-      >>> tx.update(jnp.array([4.0]), tx.init(jnp.ones(1)))[0]
-      Array([2.], dtype=float32)
-
-    Reference: Tieleman and Hinton, *Lecture 6.5: rmsprop*, 2012; with `decay=b2,
-    eps_in_sqrt=False, bias_correction=True` it is Adam without momentum.
-    """
-    start = hyper.constant("initial_scale", initial_scale, "[0, inf)")
-    return leafwise(
-        _rms,
-        init=partial(full, value=start),
-        state=ScaleByRmsWithCountState if bias_correction else ScaleByRmsState,
-        hypers={"decay": decay, "eps": eps},
-        flags={"eps_in_sqrt": eps_in_sqrt, "bias_correction": bias_correction},
-        per_step=_correction,
-    )
-
-
-def _correction(h: Numbers, t: Array) -> Mapping[str, Any]:
-    return {"correct": 1 / weight_so_far(h.decay, t) if h.bias_correction else 1.0}
-
-
-def _root(variance: Array, h: Numbers) -> Array:
-    return jnp.sqrt(variance + h.eps) if h.eps_in_sqrt else jnp.sqrt(variance) + h.eps
-
-
-def _rms(g: Array, slots: Slots, p: None, h: Numbers) -> tuple[Array, Slots]:
-    nu = average(slots[0], abs_sq(g), h.decay)
-    return g / _root(nu * h.correct, h), (nu,)
 
 
 class ScaleByRStdDevState(NamedTuple):
@@ -170,7 +92,7 @@ def scale_by_stddev(
         state=ScaleByRStdDevWithCountState if bias_correction else ScaleByRStdDevState,
         hypers={"decay": decay, "eps": eps},
         flags={"eps_in_sqrt": eps_in_sqrt, "bias_correction": bias_correction},
-        per_step=_correction,
+        per_step=nu_correction,
     )
 
 
@@ -183,7 +105,7 @@ def _stddev(g: Array, slots: Slots, p: None, h: Numbers) -> tuple[Array, Slots]:
     mu = average(mu, g, h.decay)
     nu = average(nu, abs_sq(g), h.decay)
     variance = jnp.maximum(nu * h.correct - abs_sq(mu * h.correct), 0.0)
-    return g / _root(variance, h), (mu, nu)
+    return g / root(variance, h), (mu, nu)
 
 
 @core.recorded

@@ -383,6 +383,17 @@ _ADAPTIVE: dict[str, Row] = {
         {"lr": 0.01, "alpha": 0.9, "centered": True, "momentum": 0.8, "eps": 1e-2},
         why="see rmsprop_momentum",
     ),
+    "rprop": Row(
+        lambda lib: lib.rprop(0.01, max_step_size=0.05),
+        "Rprop",
+        {"lr": 0.01, "step_sizes": (1e-6, 0.05)},
+    ),
+    "rprop_steps": Row(
+        lambda lib: lib.rprop(0.01, 0.3, 1.5, min_step_size=0.005, max_step_size=1.0),
+        "Rprop",
+        {"lr": 0.01, "etas": (0.3, 1.5), "step_sizes": (0.005, 1.0)},
+        grads="dense",
+    ),
 }
 
 ROWS: dict[str, Row] = {**_SGD, **_SCHEDULES, **_ADAM, **_ADAPTIVE}

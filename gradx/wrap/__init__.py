@@ -1,0 +1,1 @@
+"""The rooms of transformations that wrap others: when they act, what they see, what they keep."""

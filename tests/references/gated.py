@@ -1,0 +1,48 @@
+"""Wrappers that act only in some steps; the inner rule counts those steps only."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from references.driver import Arrays, Rule, State
+
+
+def MultiSteps(opt: Rule, every_k_schedule: int, use_grad_mean: bool = True) -> Rule:
+    k = every_k_schedule
+
+    def rule(gs: Arrays, ps: Arrays, t: int, state: State) -> Arrays:
+        kept = state.setdefault("gs", [])
+        kept.append(gs)
+        if len(kept) < k:
+            return [np.zeros_like(g) for g in gs]
+        state["gs"] = []
+        sums = [np.sum(parts, axis=0) for parts in zip(*kept, strict=True)]
+        whole = [s / k for s in sums] if use_grad_mean else sums
+        return opt(whole, ps, t // k, state.setdefault("opt", {}))
+
+    return rule
+
+
+def _where(inner: Rule, condition: Callable[[int, Arrays], bool], rejected: Any) -> Rule:
+    def rule(gs: Arrays, ps: Arrays, t: int, state: State) -> Arrays:
+        if not condition(t, gs):
+            return [rejected(g) for g in gs]
+        done = state["done"] = state.get("done", -1) + 1
+        return inner(gs, ps, done, state.setdefault("inner", {}))
+
+    return rule
+
+
+def apply_if_finite(inner: Rule, max_consecutive_errors: int) -> Rule:
+    return _where(inner, lambda t, gs: all(np.isfinite(g).all() for g in gs), np.zeros_like)
+
+
+def conditionally_transform(inner: Rule, should_transform_fn: Callable[[Any], Any]) -> Rule:
+    return _where(inner, lambda t, gs: should_transform_fn(t), lambda g: g)
+
+
+def conditionally_mask(inner: Rule, should_transform_fn: Callable[[Any], Any]) -> Rule:
+    return _where(inner, lambda t, gs: should_transform_fn(t), np.zeros_like)

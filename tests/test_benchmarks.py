@@ -1,0 +1,43 @@
+"""The benchmark measures everything: no algorithm of the table is left out of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+import pytest
+from cases import CASES
+
+import gradx
+from benchmarks import cases, runners
+
+PARAMS = {"w": jnp.ones((4, 4))}
+
+
+def names(tx: Any) -> Iterator[str]:
+    """The factories that a transformation is made with, and its parts."""
+    if getattr(tx, "spec", None) is not None:
+        yield tx.spec.name
+    if getattr(tx, "parts", None) is not None:
+        for part in tx.parts(PARAMS, tx.init(PARAMS)):
+            yield from names(part.transform)
+
+
+def test_every_row_of_the_table_is_measured() -> None:
+    measured = {name for case in cases.CASES for name in names(case.make(gradx))}
+    assert not {case.factory for case in CASES} - measured
+    assert len({case.name for case in cases.CASES}) == len(cases.CASES)
+
+
+@pytest.mark.filterwarnings("ignore:.optimistic_adam. is deprecated")
+@pytest.mark.parametrize("case", cases.CASES, ids=lambda case: case.name)
+def test_every_row_can_be_traced_for_both_libraries(case: cases.Case) -> None:
+    for library in (gradx, optax):
+        tx = case.make(library)
+        params = jax.eval_shape(lambda: PARAMS)
+        state = jax.eval_shape(tx.init, params)
+        new, _ = jax.eval_shape(runners.step_of(library, case, tx), params, state, params)
+        assert jax.tree.structure(new) == jax.tree.structure(params)

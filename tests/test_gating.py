@@ -1,0 +1,342 @@
+"""Steps that do not count: nothing inside changes in them, and they cost next to nothing."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from cases import OPTIMIZERS, Case, every_other
+from problems import assert_close, assert_same, bowl, gradients, params, step, trajectory
+
+import gradx
+
+every_optimizer = pytest.mark.parametrize("case", OPTIMIZERS, ids=lambda case: case.id)
+
+
+def at(stacked: Any, i: int) -> Any:
+    return jax.tree.map(lambda x: jnp.asarray(x[i]), stacked)
+
+
+# ---------------------------------------------------------------- the inner state
+
+
+@every_optimizer
+def test_a_closed_gate_leaves_every_optimizer_as_it_is(case: Case) -> None:
+    """Bit for bit, with NaN gradients; and an open one does what the optimizer does."""
+    tx = case.ready()
+    wrapped = gradx.apply_if_finite(tx, 1)
+    g = gradients(steps=3)
+    jitted = jax.jit(lambda p, s, g: step(wrapped, p, s, g))
+    p, state = jitted(params(), wrapped.init(params()), at(g, 0))
+    broken = jax.tree.map(lambda x: jnp.full_like(x, jnp.nan), at(g, 1))
+    same_p, same = jitted(p, state, broken)
+    assert_same(same_p, p)
+    assert_same(same.inner_state, state.inner_state)
+    assert int(same.notfinite_count) == int(same.total_notfinite) == 1
+    assert not same.last_finite
+    p, state = jitted(same_p, same, at(g, 2))
+    alone_p, alone = params(), tx.init(params())
+    for i in (0, 2):
+        alone_p, alone = step(tx, alone_p, alone, at(g, i))
+    assert_close(p, alone_p, rtol=1e-6)
+    assert int(state.notfinite_count) == 0
+
+
+RAW_KEY = jax.random.PRNGKey(0)  # one that NumPy can compare
+FOREIGN = {
+    "leaf-wise": gradx.adam(0.1),
+    "after a norm": gradx.chain(gradx.clip_by_global_norm(0.5), gradx.adam(0.1)),
+    "before a norm": gradx.chain(gradx.adam(0.1), gradx.clip_by_global_norm(0.5)),
+    "groups": gradx.partition(
+        {"a": gradx.adam(0.1), "b": gradx.sgd(0.1, 0.9)}, gradx.by_path({"bias": "a"}, default="b")
+    ),
+    "live": gradx.tunable(gradx.sgd(0.1, 0.9)),
+    "optax": optax.adam(0.1),
+    "noise": gradx.chain(gradx.add_noise(0.1, 0.5, RAW_KEY), gradx.trace(0.9)),
+}
+WRAPPERS = {
+    "mask": lambda tx: gradx.conditionally_mask(tx, every_other),
+    "transform": lambda tx: gradx.conditionally_transform(tx, every_other),
+}
+
+
+@pytest.mark.parametrize("inner", FOREIGN.values(), ids=list(FOREIGN))
+@pytest.mark.parametrize("kind", WRAPPERS)
+def test_a_condition_does_what_the_inner_transformation_does_or_nothing(
+    inner: Any, kind: str
+) -> None:
+    tx = WRAPPERS[kind](inner)
+    state, alone = tx.init(params()), inner.init(params())
+    update = jax.jit(tx.update)
+    for i in range(4):
+        g = at(gradients(steps=4), i)
+        before = state.inner_state
+        updates, state = update(g, state, params())
+        assert int(state.step) == i + 1
+        if i % 2 == 0:
+            expected, alone = inner.update(g, alone, params())
+            assert_close(updates, expected, rtol=1e-6)
+        else:
+            zeros = jax.tree.map(jnp.zeros_like, g)
+            assert_same(updates, zeros if kind == "mask" else g)
+            assert_same(state.inner_state, before)
+
+
+def test_the_condition_is_given_the_extra_arguments_if_asked_for() -> None:
+    tx = gradx.conditionally_mask(
+        gradx.sgd(1.0), lambda step, *, loss: loss < 1.0, forward_extra_args=True
+    )
+    state = tx.init(jnp.ones(1))
+    assert tx.update(jnp.ones(1), state, loss=jnp.float32(0.5))[0] == -1
+    assert tx.update(jnp.ones(1), state, loss=jnp.float32(2.0))[0] == 0
+
+
+def test_a_condition_must_give_a_bool() -> None:
+    for answer in (1, jnp.ones(2, bool)):
+        tx = gradx.conditionally_mask(gradx.sgd(1.0), lambda step, a=answer: a)
+        with pytest.raises(ValueError, match=r"conditionally_mask: should_transform_fn.*one bool"):
+            tx.update(jnp.ones(1), tx.init(jnp.ones(1)))
+    with pytest.raises(ValueError, match="conditionally_transform: should_transform_fn"):
+        gradx.conditionally_transform(gradx.sgd(1.0), True)
+
+
+# ---------------------------------------------------------------- what is not finite
+
+
+@pytest.mark.parametrize("after_limit", ["skip", "apply"])
+def test_after_the_limit_of_failures(after_limit: Any) -> None:
+    """Optax applies the NaNs then; gradx goes on to skip, unless told otherwise."""
+    tx = gradx.apply_if_finite(gradx.sgd(1.0), 2, after_limit=after_limit)
+    theirs = optax.apply_if_finite(optax.sgd(1.0), 2)
+    state, their_state = tx.init(jnp.ones(1)), theirs.init(jnp.ones(1))
+    nan = jnp.array([jnp.nan])
+    for i in range(1, 5):
+        updates, state = tx.update(nan, state)
+        their_updates, their_state = theirs.update(nan, their_state)
+        assert int(state.notfinite_count) == int(their_state.notfinite_count) == i
+        assert bool(jnp.isnan(updates[0])) == (after_limit == "apply" and i > 2)
+        assert bool(jnp.isnan(their_updates[0])) == (i > 2)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.float16])
+def test_large_sums_are_no_failures(dtype: Any) -> None:
+    """A sum may overflow where every term is finite."""
+    g = jnp.full(8, jnp.finfo(dtype).max, dtype)
+    tx = gradx.apply_if_finite(gradx.sign_sgd(1.0), 2)
+    updates, state = tx.update(g, tx.init(g))
+    assert state.last_finite
+    np.testing.assert_array_equal(updates, -1)
+    for bad in (jnp.inf, -jnp.inf, jnp.nan):
+        assert not tx.update(g.at[3].set(bad), state)[1].last_finite
+
+
+def test_one_device_makes_all_of_them_skip() -> None:
+    tx = gradx.apply_if_finite(gradx.sgd(1.0), 2, axis_name="d")
+    g = jnp.array([[1.0], [jnp.nan]])
+    updates, state = jax.vmap(lambda g: tx.update(g, tx.init(g)), axis_name="d")(g)
+    np.testing.assert_array_equal(updates, 0)
+    np.testing.assert_array_equal(state.total_notfinite, 1)
+
+
+# ---------------------------------------------------------------- accumulation
+
+MULTI = {
+    "k=1": {"every_k_schedule": 1},
+    "k=4": {"every_k_schedule": 4},
+    "sum": {"every_k_schedule": 3, "use_grad_mean": False},
+    "growing": {"every_k_schedule": lambda step: jnp.where(step < 2, 2, 3)},
+    "skipping": {"every_k_schedule": 2, "should_skip_update_fn": "skip_not_finite"},
+    "skipping large": {"every_k_schedule": 2, "should_skip_update_fn": "skip_large_updates"},
+}
+
+
+@pytest.mark.parametrize("kind", MULTI)
+@pytest.mark.parametrize("inner", ["adamw", "chain"])
+def test_accumulation_agrees_with_optax(kind: str, inner: str) -> None:
+    def make(lib: Any) -> Any:
+        kwargs = dict(MULTI[kind])
+        if skip := kwargs.get("should_skip_update_fn"):
+            bound = {"max_squared_norm": 40.0} if "large" in skip else {}
+            kwargs["should_skip_update_fn"] = functools.partial(getattr(lib, skip), **bound)
+        opt = lib.adamw(lambda t: 0.1 / (1 + t), weight_decay=0.1)
+        if inner == "chain":
+            opt = lib.chain(lib.clip_by_global_norm(1.0), lib.adam(0.1), lib.scale(0.5))
+        return lib.MultiSteps(opt, **kwargs)
+
+    g = gradients(steps=12)
+    if kind == "skipping":
+        g["scale"][5] = np.nan
+    ours, theirs = make(gradx), make(optax)
+    assert_close(trajectory(ours, params(), g), trajectory(theirs, params(), g), rtol=3e-6)
+    s, t = ours.init(params()), theirs.init(params())
+    for i in range(12):
+        _, s = ours.update(at(g, i), s, params())
+        _, t = theirs.update(at(g, i), t, params())
+        assert bool(ours.has_updated(s)) == bool(theirs.has_updated(t))
+        assert int(s.mini_step) == int(t.mini_step)
+        assert int(s.gradient_step) == int(t.gradient_step)
+        assert_same(s.skip_state, jax.tree.map(jnp.asarray, t.skip_state))
+
+
+def test_between_updates_the_inner_state_is_untouched() -> None:
+    tx = gradx.MultiSteps(gradx.adam(0.1), 3)
+    state = tx.init(params())
+    update = jax.jit(tx.update)
+    for i in range(6):
+        before = state
+        updates, state = update(at(gradients(steps=6), i), state, params())
+        if not tx.has_updated(state):
+            assert_same(state.inner_opt_state, before.inner_opt_state)
+            assert all(not x.any() for x in jax.tree.leaves(updates))
+    assert int(state.inner_opt_state[0].count) == 2
+
+
+def test_weights_give_the_gradient_of_the_whole_batch() -> None:
+    """Means over 3, 1 and 0 tokens: the mean of means would weigh the tokens differently."""
+    tokens = [jnp.array([1.0, 2.0, 3.0]), jnp.array([10.0]), jnp.zeros(0)]
+    tx = gradx.MultiSteps(gradx.sgd(1.0), 3, weight=gradx.from_call("tokens"))
+    state = tx.init(jnp.zeros(1))
+    for batch in tokens:
+        mean = jnp.sum(batch, keepdims=True) / max(batch.size, 1)
+        updates, state = tx.update(mean, state, tokens=batch.size)
+    np.testing.assert_allclose(updates, [-16.0 / 4], rtol=1e-6)
+    total = gradx.MultiSteps(
+        gradx.sgd(1.0), 2, use_grad_mean=False, weight=gradx.from_call("tokens")
+    )
+    state = total.init(jnp.zeros(1))
+    for w in (3, 1):
+        updates, state = total.update(jnp.ones(1), state, tokens=w)
+    np.testing.assert_allclose(updates, [-4.0], rtol=1e-6)
+    assert float(state.weight_sum) == 4
+    with pytest.raises(ValueError, match=r"'tokens'.*Did you mean"):
+        tx.update(jnp.ones(1), tx.init(jnp.zeros(1)), token=3)
+
+
+def test_weights_of_zero_only_do_nothing_harmful() -> None:
+    tx = gradx.MultiSteps(gradx.sgd(1.0), 2, weight=gradx.from_call("tokens"))
+    state = tx.init(jnp.zeros(1))
+    for _ in range(2):
+        updates, state = tx.update(jnp.ones(1), state, tokens=0)
+    np.testing.assert_array_equal(updates, 0)
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float32])
+def test_the_sum_is_kept_in_the_dtype_of_choice(dtype: Any) -> None:
+    tx = gradx.MultiSteps(gradx.sgd(1.0), 256, accumulator_dtype=dtype)
+    p = jnp.ones(4, jnp.bfloat16)
+    state = tx.init(p)
+    assert state.acc_grads.dtype == dtype
+
+    def body(state: Any, _: Any) -> Any:
+        updates, state = tx.update(jnp.full(4, 1 / 256, jnp.bfloat16), state)
+        return state, updates
+
+    _, updates = jax.lax.scan(body, state, length=256)
+    assert updates.dtype == jnp.bfloat16
+    np.testing.assert_allclose(np.float32(updates[-1]), -1 / 256, rtol=1e-2)
+
+
+def test_float64_and_complex_parameters_are_accumulated_as_such() -> None:
+    with jax.enable_x64(True):
+        tx = gradx.MultiSteps(gradx.sgd(1.0), 2)
+        assert tx.init(jnp.ones(1)).acc_grads.dtype == jnp.float64
+    assert tx.init(jnp.ones(1, jnp.complex64)).acc_grads.dtype == jnp.complex64
+
+
+def bytes_of(tx: Any) -> tuple[float, float]:
+    """Temporaries of a step, and what it touches, in arrays like a parameter."""
+    p = {"w": jax.ShapeDtypeStruct((64, 256), jnp.float32)}
+    s = jax.eval_shape(tx.init, p)
+    jitted = jax.jit(lambda p, s, g: step(tx, p, s, g), donate_argnums=(0, 1))
+    compiled = jitted.lower(p, s, p).compile()
+    touched = compiled.cost_analysis()["bytes accessed"]
+    return compiled.memory_analysis().temp_size_in_bytes / 2**16, touched / 2**16
+
+
+def test_accumulation_takes_no_temporaries_and_one_step_nothing_at_all() -> None:
+    inner = gradx.adamw(1e-3)
+    assert bytes_of(gradx.MultiSteps(inner, 1)) == pytest.approx(bytes_of(inner), abs=0.01)
+    temporaries, touched = bytes_of(gradx.MultiSteps(inner, 4))
+    assert temporaries < 0.01
+    assert touched < bytes_of(inner)[1] + 3.1  # the sum: read and written, and the gradient
+    assert gradx.state_bytes(gradx.MultiSteps(inner, 1).init(jnp.ones(100))) < 900
+
+
+def test_an_expensive_inner_transformation_is_run_once_in_k_calls() -> None:
+    runs = []
+
+    def update(updates: Any, state: Any, params: Any = None) -> Any:
+        jax.debug.callback(lambda: runs.append(1))
+        return updates, state
+
+    expensive = optax.GradientTransformation(lambda p: (), update)
+    tx = gradx.MultiSteps(expensive, 4)
+    state = tx.init(jnp.ones(2))
+    jitted = jax.jit(tx.update)
+    for _ in range(8):
+        updates, state = jitted(jnp.ones(2), state)
+    jax.block_until_ready(updates)
+    jax.effects_barrier()
+    assert len(runs) == 2
+
+
+@pytest.mark.parametrize("conditional", [True, False, None])
+def test_the_three_ways_to_keep_it_from_acting_agree(conditional: Any) -> None:
+    g = gradients(steps=4)
+    for inner in (gradx.adam(0.1), optax.adam(0.1)):
+        tx = gradx.MultiSteps(inner, 2, conditional=conditional)
+        plain = gradx.MultiSteps(gradx.adam(0.1), 2)
+        assert_close(trajectory(tx, params(), g), trajectory(plain, params(), g), rtol=2e-6)
+
+
+def test_it_is_a_transformation_that_describes_itself() -> None:
+    tx = gradx.MultiSteps(gradx.adam(0.1), 2, use_grad_mean=False)
+    assert repr(tx) == "MultiSteps(adam(0.1), 2, use_grad_mean=False)"
+    assert tx == gradx.MultiSteps(gradx.adam(0.1), every_k_schedule=2, use_grad_mean=False)
+    assert tx.gradient_transformation() is tx
+    assert tx.inner_opt == gradx.adam(0.1)
+    assert isinstance(gradx.from_config(gradx.to_config(tx)), gradx.MultiSteps)
+    assert "adam" in str(gradx.describe(tx, params()))
+    chained = gradx.chain(gradx.clip(1.0), tx)
+    assert len(chained.init(params())) == 2
+
+
+def test_accumulation_in_a_training_loop_under_scan() -> None:
+    tx = gradx.MultiSteps(gradx.adam(gradx.cosine_decay_schedule(0.1, 100)), 2)
+
+    def body(carry: Any, _: Any) -> Any:
+        p, s = carry
+        return step(tx, p, s, jax.grad(bowl)(p)), None
+
+    start = jax.tree.map(lambda x: jnp.asarray(x) * 0.5, params())
+    (p, _), _ = jax.jit(lambda c: jax.lax.scan(body, c, length=200))((start, tx.init(start)))
+    assert bowl(p) < 1e-2 * bowl(start)
+
+
+BAD = {
+    "opt": lambda: gradx.MultiSteps("adam", 2),
+    "every_k_schedule": lambda: gradx.MultiSteps(gradx.sgd(0.1), 0),
+    "whole number": lambda: gradx.MultiSteps(gradx.sgd(0.1), 1.5),
+    "should_skip_update_fn": lambda: gradx.MultiSteps(gradx.sgd(0.1), 2, True, True),
+    "accumulator_dtype": lambda: gradx.MultiSteps(gradx.sgd(0.1), 2, accumulator_dtype=jnp.int32),
+    "weight": lambda: gradx.MultiSteps(gradx.sgd(0.1), 2, weight=gradx.tunable(1.0)),
+    "max_consecutive_errors": lambda: gradx.apply_if_finite(gradx.sgd(0.1), -1),
+    "after_limit": lambda: gradx.apply_if_finite(gradx.sgd(0.1), 1, after_limit="stop"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_arguments_are_refused(name: str) -> None:
+    with pytest.raises(ValueError, match=name):
+        BAD[name]()
+
+
+def test_a_gradient_of_another_shape_is_refused_by_path() -> None:
+    tx = gradx.MultiSteps(gradx.sgd(0.1), 2)
+    with pytest.raises(ValueError, match=r"MultiSteps: at 'w' the update has shape \(3,\)"):
+        tx.update({"w": jnp.ones(3)}, tx.init({"w": jnp.ones(2)}))
