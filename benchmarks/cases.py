@@ -247,6 +247,8 @@ CASES = [
         group="wrapper",
         extra=lambda params, grads: {"value": 1.0},
     ),
+    # ------------------------------------------------------------ quasi-Newton
+    Case("lbfgs", lambda lib: lib.lbfgs(1e-3, memory_size=4, linesearch=None)),
     # ------------------------------------------------------------ chains
     Case(
         "adam + clip_by_block_rms",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -96,7 +97,7 @@ def scale_by_factored_rms(
             f"{core.where()}: decay_rate_fn must be a function (count, decay_rate) -> beta, got "
             f"{core.show(decay_rate_fn)}."
         )
-    least = hyper.constant("min_dim_size_to_factor", min_dim_size_to_factor, "[1, inf)")
+    least = math.ceil(hyper.constant("min_dim_size_to_factor", min_dim_size_to_factor, "[1, inf)"))
     offset = counting.steps("step_offset", step_offset, 0)
     return leafwise(
         _divide_by_rms,
@@ -110,7 +111,7 @@ def scale_by_factored_rms(
     )
 
 
-def _axes(shape: Sequence[int], factored: bool, least: Number) -> tuple[int, int] | None:
+def _axes(shape: Sequence[int], factored: bool, least: int) -> tuple[int, int] | None:
     """The second longest axis and the longest; `None` for a leaf that is not factored."""
     axes = sorted(range(len(shape)), key=lambda axis: shape[axis])[-2:]
     if not factored or len(shape) < 2 or shape[axes[0]] < least:
@@ -118,7 +119,7 @@ def _axes(shape: Sequence[int], factored: bool, least: Number) -> tuple[int, int
     return axes[0], axes[1]
 
 
-def _start(p: Array, *, factored: bool, least: Number) -> Slots:
+def _start(p: Array, *, factored: bool, least: int) -> Slots:
     axes = _axes(p.shape, factored, least)
     nothing = jnp.zeros((1,), p.real.dtype)
     if axes is None:

@@ -283,25 +283,31 @@ def _true(read: Array) -> Array:
 
 
 def _in_turn(dot: Any, xs: Arrays, ys: Arrays, i: Array, zero: Array) -> Array:
-    """The inner product of two lists, at index `i` of memories, one leaf after the other.
-
-    XLA on CPU puts the part at `i` aside before a reduction, and if it can, those of all leaves at
-    once. So the index of each leaf seems to depend on the leaves before.
-    """
+    """The inner product of two lists, at index `i` of memories, one leaf after the other."""
     total = zero
     for x, y in zip(xs, ys, strict=True):
-        total = dot(total, x, y, jnp.where(_true(total), i, 0))
+        total = dot(total, x, y, i)
     return total
 
 
 @jax.jit
 def _dot_in(total: Array, x: Array, y: Array, i: Array) -> Array:
+    i = _after(total, i)
     return total + gtree.dot(_at(x, i), _at(y, i)).astype(total.dtype)
 
 
 @jax.jit
 def _dot_with(total: Array, x: Array, y: Array, i: Array) -> Array:
-    return total + gtree.dot(_at(x, i), y).astype(total.dtype)
+    return total + gtree.dot(_at(x, _after(total, i)), y).astype(total.dtype)
+
+
+def _after(total: Array, i: Array) -> Array:
+    """The index, which seems to depend on the leaves before.
+
+    XLA on CPU puts the part of a memory at `i` aside before a reduction, and if it can, those of
+    all leaves at once.
+    """
+    return jnp.where(_true(total), i, 0)
 
 
 @jax.jit

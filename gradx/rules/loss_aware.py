@@ -260,8 +260,8 @@ def momo(
       Array([0.5, 1. ], dtype=float32)
 
     Reference: Schaipp et al., *MoMo: momentum models for adaptive learning rates*,
-    https://arxiv.org/abs/2305.07583, 2023. With decay, the authors' code divides \(\tau m\), too, by
-    \(1 + \eta \lambda\); Optax does not.
+    https://arxiv.org/abs/2305.07583, 2023. With decay, the authors' code divides \(\tau m\) by
+    \(1 + \eta \lambda\), too; Optax does not.
     """
     return _with_loss(
         _momo,
