@@ -26,9 +26,9 @@ class Settings:
     rows: str = ""
     sections: tuple[str, ...] = ("yardstick", "steps", "compile")
     quick: bool = False
-    repeats: int = 25
+    repeats: int = 9
     compile_repeats: int = 5
-    trace_repeats: int = 3
+    trace_repeats: int = 1
     warmup: int = 3
     torch: bool = True
     pause: float = 0.006

@@ -110,7 +110,9 @@ def _hashable(value: Any) -> Any:
     if is_dtype(value):
         return jnp.dtype(value)
     if isinstance(value, np.ndarray | np.generic | jax.Array) and np.ndim(value) == 0:
-        return value if isinstance(value, jax.core.Tracer) else value.item()
+        return value if isinstance(value, jax.core.Tracer) else _hashable(value.item())
+    if isinstance(value, float) and value == 0:
+        return str(value)  # -0.0 equals 0.0, but makes another program
     if isinstance(value, Mapping):
         return tuple((k, _hashable(v)) for k, v in value.items())
     if isinstance(value, list | tuple) and not isinstance(value, Transform):

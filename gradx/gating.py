@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from gradx import core
 from gradx.combine import Contract, stage_of
 from gradx.core import Params, Part, State, Updates
-from gradx.live import HyperparamsState
+from gradx.live import is_node
 from gradx.sources import Array
 from gradx.stage import Call, Leaves, Numbers, Results, Rows, Slots, Stage, is_array, run
 
@@ -76,6 +76,11 @@ def gated_update(
 
     def accept() -> tuple[Updates, State]:
         made, new = wrapped.update(updates, state, params, **extra)
+        if _structure(made) != _structure(updates):
+            raise ValueError(
+                f"{where}: the inner transformation {core.show(tx)} must give a tree like that of "
+                f"the updates, not one of its own ({type(made).__name__})."
+            )
         # The two branches must agree in dtypes, and the next step with this one.
         return jax.tree.map(_like, made, updates), jax.tree.map(_like, new, state)
 
@@ -86,7 +91,8 @@ def gated_update(
     if conditional is False:
         outcome = jax.tree.map(functools.partial(choose, gate), accept(), reject())
     else:
-        outcome = either(gate, accept, reject, (updates, state, params))
+        arrays = [x for x in jax.tree.leaves(dict(extra)) if isinstance(x, jax.Array)]
+        outcome = either(gate, accept, reject, (updates, state, params, arrays))
     return outcome
 
 
@@ -114,6 +120,10 @@ def _any_of_batch(gate: Array) -> Array:
 def _(size: int, batched: Any, gate: Array) -> tuple[Array, bool]:
     any_open: Array = _any_of_batch(jnp.any(gate, axis=0))
     return any_open, False
+
+
+def _structure(tree: Any) -> Any:
+    return jax.tree.structure(tree)
 
 
 def _like(new: Any, old: Any) -> Array:
@@ -166,6 +176,16 @@ def check_inner(inner: Any, where: str, name: str = "inner") -> None:
         raise ValueError(f"{where}: {name} must be a transformation, got {core.show(inner)}.")
 
 
+def check_state(state: Any, expected: Any, where: str) -> None:
+    """Raises ValueError for the state of another part; one of Optax's own class is welcome."""
+    found = type(state).__name__, getattr(state, "_fields", None)
+    if found != (expected.__name__, expected._fields):
+        raise ValueError(
+            f"{where}: got a state of type {type(state).__name__} instead of {expected.__name__}. "
+            f"Was it made by another chain's init?"
+        )
+
+
 def parts_of(inner: Contract, field: str) -> Callable[[Params, State], list[Part]]:
     """The one part of a wrapper, for `describe`: its state stands in this field."""
     return lambda params, state: [Part("", inner, params, getattr(state, field))]
@@ -175,14 +195,15 @@ def afresh(tx: Contract, params: Params, state: State, *, when: Array) -> State:
     """The state, or where `when` says so the one that `tx` begins with; live values stay."""
 
     def chosen(first: Any, now: Any) -> Any:
-        if isinstance(now, HyperparamsState):
-            inner, count = chosen_tree(*((x.inner_state, x.count) for x in (first, now)))
-            return now._replace(count=count, inner_state=inner)
-        return choose(when, first, now)
+        if not is_node(now):
+            return choose(when, first, now)
+        rest = [field for field in now._fields if field != "hyperparams"]
+        return now._replace(
+            **chosen_tree(*({field: getattr(x, field) for field in rest} for x in (first, now)))
+        )
 
     def chosen_tree(first: Any, now: Any) -> Any:
-        is_live = lambda x: isinstance(x, HyperparamsState)  # noqa: E731
-        return jax.tree.map(chosen, first, now, is_leaf=is_live)
+        return jax.tree.map(chosen, first, now, is_leaf=is_node)
 
     return chosen_tree(tx.init(params), state)
 

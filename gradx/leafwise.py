@@ -40,6 +40,7 @@ from gradx.stage import (
     Slots,
     Sums,
     check_array,
+    check_leaf,
     is_array,
     measured,
     staged,
@@ -234,6 +235,7 @@ class Rule:
             g = leaves.updates[i]
             check_array(g, leaves.flat, i, self.where, "update")
             p = leaves.params[i] if self.needs_params and leaves.params is not None else None
+            check_leaf(leaves.flat, i, self.where, g, p, [call])
             parts.append(measured(self.measure, call.static, g, p, call.traced, call.slots))
         sums = {name: sum(part[name] for part in parts) for name in parts[0]}
         if self.axis_name is None:

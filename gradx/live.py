@@ -235,14 +235,14 @@ def _renewed(state: Any, new: Mapping[_Path, Array], above: _Path) -> Any:
     """The state with the values of `new` at their paths."""
 
     def renew(path: _Path, node: Any) -> Any:
-        if not _is_node(node):
+        if not is_node(node):
             return node
         path = (*above, *path)
         live = {k: _like(v, new.get((*path, k))) for k, v in node.hyperparams.items()}
         inner = _renewed(node.inner_state, new, (*path, *_INNER))
         return node._replace(hyperparams=live, inner_state=inner)
 
-    return jax.tree_util.tree_map_with_path(renew, state, is_leaf=_is_node)
+    return jax.tree_util.tree_map_with_path(renew, state, is_leaf=is_node)
 
 
 def _array(value: Any) -> Array:
@@ -262,15 +262,16 @@ _NODES = (HyperparamsState, InjectStatefulHyperparamsState, InjectHyperparamsSta
 _KINDS = {(node.__name__, node._fields) for node in _NODES}
 
 
-def _is_node(x: Any) -> bool:
+def is_node(x: Any) -> bool:
+    """Whether this part of a state has live values."""
     # By name and fields, not by class: a state of Optax's own class is welcome.
     return (type(x).__name__, getattr(x, "_fields", None)) in _KINDS
 
 
 def _nodes(state: Any, above: _Path = ()) -> Iterator[tuple[_Path, Any]]:
     """Every node with live values, those inside others too, with its path."""
-    for path, node in jax.tree_util.tree_flatten_with_path(state, is_leaf=_is_node)[0]:
-        if _is_node(node):
+    for path, node in jax.tree_util.tree_flatten_with_path(state, is_leaf=is_node)[0]:
+        if is_node(node):
             yield (*above, *path), node
             yield from _nodes(node.inner_state, (*above, *path, *_INNER))
 

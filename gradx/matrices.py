@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+import operator
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
+import numpy as np
 
 from gradx import core
 from gradx import tree as gtree
@@ -78,7 +80,10 @@ def _matrix(flat: gtree.Flat, i: int, numbers: Any, what: str) -> Matrix:
             f"leaf; at {flat.paths[i]!r} it is {core.show(numbers)}."
         )
     shape = jnp.shape(flat.values[i])
-    given = [(n,) if isinstance(n, int) else tuple(n) for n in numbers]
+    given = [
+        (int(n),) if isinstance(n, int | np.integer) else tuple(map(operator.index, n))
+        for n in numbers
+    ]
     all_axes = [n for axes in given for n in axes]
     in_range = all(isinstance(n, int) and -len(shape) <= n < len(shape) for n in all_axes)
     rows, columns = [tuple(n % len(shape) for n in axes) for axes in given] if in_range else given

@@ -61,7 +61,8 @@ def normalize(*, axis_name: Any = None) -> Transform:
     .. math:: u \leftarrow u / \lVert u \rVert, \qquad
               \lVert u \rVert = \sqrt{\textstyle\sum_i |u_i|^2}
 
-    Updates that are all zero stay zero; in Optax they become NaN.
+    Updates that are all zero stay zero; in Optax they become NaN. The squares are added in float32
+    (or wider): norms above 1.8e19 count as infinite, and give zeros.
 
     Args:
       axis_name: the mapped axis over which the updates are sharded, inside `shard_map` or `pmap`.

@@ -88,7 +88,10 @@ class Stage(Protocol):
     def begin(
         self, leaves: Leaves, state: State, extra: Mapping[str, Any], rows: Rows
     ) -> Callable[[Results], State]:
-        """Adds a call to the row of each leaf it acts on; returns what makes the new state."""
+        """Adds a call to the row of each leaf it acts on; returns what makes the new state.
+
+        With a closed `leaves.gate` that state must be the old one; the calls see to their slots.
+        """
         ...
 
 
@@ -136,16 +139,7 @@ def run(
             g, p = flat.values[i], None if flat_params is None else flat_params[i]
             check_array(g, flat, i, where, "update")
             reads = any(call.needs_params for call in row)
-            if any(x is None for call in row for x in call.slots) or (reads and p is None):
-                raise ValueError(
-                    f"{where}: at {flat.paths[i]!r} there is a gradient, but the parameter or the "
-                    f"state is None."
-                )
-            if p is not None and jnp.shape(p) != jnp.shape(g):
-                raise ValueError(
-                    f"{where}: at {flat.paths[i]!r} the update has shape {jnp.shape(g)} and the "
-                    f"parameter {jnp.shape(p)}."
-                )
+            check_leaf(flat, i, where, g, p, row)
             program = tuple((call.rule, call.static, call.per_leaf) for call in row)
             traced, slots = tuple(c.traced for c in row), tuple(c.slots for c in row)
             gates = tuple(c.gate for c in row)
@@ -257,6 +251,21 @@ def namespace(static: Sequence[tuple[str, Any, str]], traced: Mapping[str, Array
 def widen(x: Array) -> Array:
     x = jnp.asarray(x)
     return x.astype(gtree.wide(x.dtype)) if jnp.issubdtype(x.dtype, jnp.inexact) else x
+
+
+def check_leaf(flat: gtree.Flat, i: int, where: str, g: Any, p: Any, calls: Sequence[Call]) -> None:
+    """Raises ValueError, with the path, where calls lack an array or the shapes differ."""
+    reads = any(call.needs_params for call in calls)
+    if any(x is None for call in calls for x in call.slots) or (reads and p is None):
+        raise ValueError(
+            f"{where}: at {flat.paths[i]!r} there is a gradient, but the parameter or the state is "
+            f"None."
+        )
+    if p is not None and jnp.shape(p) != jnp.shape(g):
+        raise ValueError(
+            f"{where}: at {flat.paths[i]!r} the update has shape {jnp.shape(g)} and the parameter "
+            f"{jnp.shape(p)}."
+        )
 
 
 def check_array(x: Any, flat: gtree.Flat, i: int, where: str, what: str) -> None:

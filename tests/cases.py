@@ -18,7 +18,7 @@ import gradx
 from gradx import hyper
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Case:
     """One algorithm with hyperparameters, and what the laws have to know about it.
 

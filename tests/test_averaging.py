@@ -566,3 +566,23 @@ def test_complex_numbers_as_two() -> None:
     assert updates["none"] is None
     state = gradx.split_real_and_imaginary(gradx.adam(0.1)).init(g)
     assert isinstance(state.inner_state[0].mu["z"], gradx.SplitRealAndImaginaryArrays)
+
+
+def test_a_reset_leaves_injected_numbers_alone() -> None:
+    tx = gradx.lookahead(gradx.inject_hyperparams(gradx.sgd)(0.1), 2, 0.5, reset_state=True)
+    params = gradx.LookaheadParams.init_synced(jnp.ones(1))
+    state = gradx.set_hyperparams(tx.init(params), learning_rate=0.5)
+    for _ in range(3):
+        updates, state = tx.update(jnp.ones(1), state, params)
+    np.testing.assert_array_equal(updates.fast, -0.5)
+
+
+def test_shapes_that_differ_are_refused_by_path() -> None:
+    flat = gradx.flatten(gradx.adam(0.1))
+    params = {"a": jnp.ones(2), "b": jnp.ones(3)}
+    with pytest.raises(ValueError, match=r"flatten: at 'a' the update has shape \(3,\)"):
+        flat.update({"a": jnp.ones(3), "b": jnp.ones(2)}, flat.init(params), params)
+    ahead = gradx.lookahead(gradx.sgd(0.1), 2, 0.5)
+    mixed = gradx.LookaheadParams(fast=jnp.ones(3), slow=jnp.ones(1))
+    with pytest.raises(ValueError, match="lookahead: at '' the update has shape"):
+        ahead.update(jnp.ones(3), ahead.init(mixed), mixed)

@@ -217,12 +217,50 @@ def test_weights_give_the_gradient_of_the_whole_batch() -> None:
         tx.update(jnp.ones(1), tx.init(jnp.zeros(1)), token=3)
 
 
-def test_weights_of_zero_only_do_nothing_harmful() -> None:
-    tx = gradx.MultiSteps(gradx.sgd(1.0), 2, weight=gradx.from_call("tokens"))
+@pytest.mark.parametrize("k", [1, 2])
+def test_a_weight_of_zero_leaves_a_gradient_out(k: int) -> None:
+    """Also one that is NaN, as the mean over no tokens is."""
+    tx = gradx.MultiSteps(gradx.sgd(1.0), k, weight=gradx.from_call("tokens"))
     state = tx.init(jnp.zeros(1))
-    for _ in range(2):
-        updates, state = tx.update(jnp.ones(1), state, tokens=0)
+    for _ in range(k):
+        updates, state = tx.update(jnp.array([jnp.nan]), state, tokens=0)
     np.testing.assert_array_equal(updates, 0)
+    total = gradx.MultiSteps(gradx.sgd(1.0), k, False, weight=gradx.from_call("tokens"))
+    state = total.init(jnp.zeros(1))
+    for tokens in (3, 0)[:k]:
+        updates, state = total.update(jnp.ones(1), state, tokens=tokens)
+    np.testing.assert_array_equal(updates, -3)
+    with pytest.raises(ValueError, match=r"MultiSteps: weight must be in \[0, inf\)"):
+        total.update(jnp.ones(1), state, tokens=-1)
+
+
+def test_the_sum_of_weights_keeps_its_type() -> None:
+    tx = gradx.MultiSteps(gradx.sgd(1.0), 2, weight=gradx.from_call("w"))
+    with jax.enable_x64(True):
+        state = tx.init(jnp.ones(1))
+        new = tx.update(jnp.ones(1), state, w=jnp.ones(()))[1]
+        assert new.weight_sum.dtype == state.weight_sum.dtype
+
+
+def test_states_of_other_kinds() -> None:
+    """That of another chain is refused by name; that of Optax's class stays what it is."""
+    for tx in (
+        gradx.MultiSteps(gradx.sgd(1.0), 2),
+        gradx.apply_if_finite(gradx.sgd(1.0), 2),
+        gradx.conditionally_mask(gradx.sgd(1.0), every_other),
+    ):
+        with pytest.raises(ValueError, match="another chain's init"):
+            tx.update(jnp.ones(1), gradx.adam(1.0).init(jnp.ones(1)))
+    theirs = optax.conditionally_mask(optax.sgd(1.0), every_other).init(jnp.ones(1))
+    tx = gradx.conditionally_mask(gradx.sgd(1.0), every_other)
+    assert type(tx.update(jnp.ones(1), theirs)[1]) is type(theirs)
+
+
+def test_an_inner_transformation_must_keep_the_tree() -> None:
+    tx = gradx.apply_if_finite(gradx.lookahead(gradx.sgd(1.0), 2, 0.5), 2)
+    params = gradx.LookaheadParams.init_synced(jnp.ones(1))
+    with pytest.raises(ValueError, match="apply_if_finite: the inner transformation lookahead"):
+        tx.update(jnp.ones(1), tx.init(params), params)
 
 
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float32])

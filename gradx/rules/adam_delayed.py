@@ -214,7 +214,7 @@ def scale_by_adopt(
 def _bounds(h: Numbers, t: Array, *, clip_value_fn: Callable[[Array], Array]) -> Mapping[str, Any]:
     first = t == 1
     return {
-        # The first step divides by infinity: it averages a zero, and so leaves mu alone.
+        # The first step divides by infinity: it averages a zero, which leaves mu at 0.
         "floor": jnp.where(first, jnp.inf, h.eps),
         "new": jnp.where(first, 1.0, 1 - h.b2),
         "bound": clip_value_fn(t - 1) if h.bounded else None,

@@ -15,11 +15,11 @@ from gradx import tree as gtree
 from gradx.combine import Contract, chain, identity
 from gradx.core import Count, Params, State, Transform, Updates
 from gradx.counting import steps
+from gradx.gating import check_state
 from gradx.scale import scale, scale_by_learning_rate
 from gradx.search.line import (
     check_params,
     check_shape,
-    check_state,
     inner,
     nothing,
     real_dtype,
@@ -98,7 +98,7 @@ def scale_by_lbfgs(memory_size: int = 10, scale_init_precond: bool = True) -> Tr
       >>> bool(jnp.all(jnp.abs(x) < 1e-3))
       True
 
-    Reference: Nocedal and Wright, *Numerical Optimization*, 1999, Algorithm 7.4; Liu and Nocedal,
+    Reference: Nocedal and Wright, *Numerical Optimization*, 2006, Algorithm 7.4; Liu and Nocedal,
     *On the limited memory BFGS method for large scale optimization*, 1989,
     https://doi.org/10.1007/BF01589116. A step along which the gradient did not grow, with
     \(\langle s, y \rangle \le 0\), is not used: it would make \(P\) indefinite, and the way down a

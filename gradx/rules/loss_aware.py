@@ -156,7 +156,7 @@ def polyak_sgd(
 def _with_loss(
     rule: Any, *, hypers: Mapping[str, Hyper], bound: tuple[float, bool], **lifted: Any
 ) -> Transform:
-    first = hyper.constant("lower_bound", bound[0])
+    first = hyper.constant("lower_bound", bound[0], "[-inf, inf)")
     return leafwise(
         rule,
         hypers={**hypers, "value": from_call("value")},

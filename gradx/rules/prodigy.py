@@ -24,6 +24,8 @@ __all__ = ["DAdaptAdamWState", "ProdigyState", "dadapt_adamw", "prodigy"]
 
 def _two_betas(betas: Any) -> dict[str, Hyper]:
     """The two decays of a pair, checked under the name that the user gave them."""
+    if getattr(betas, "shape", None) == (2,):
+        betas = tuple(betas)
     if not isinstance(betas, tuple | list) or len(betas) != 2:
         raise ValueError(
             f"{core.where()}: betas must be a pair of numbers, got {core.show(betas)}."

@@ -74,6 +74,11 @@ def scale_by_rprop(
     the improved Rprop learning algorithms*, 2003, and PyTorch's. Deviation from Optax, which makes
     each update one step late. The two parts of a complex number have a step size each.
     """
+    low, high = min_step_size, max_step_size
+    if isinstance(low, int | float) and isinstance(high, int | float) and low > high:
+        raise ValueError(
+            f"{core.where()}: min_step_size must be at most max_step_size, got {low!r} > {high!r}."
+        )
     return leafwise(
         _rprop,
         init=partial(_start, size=hyper.constant("learning_rate", learning_rate, "(0, inf)")),

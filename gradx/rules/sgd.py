@@ -1,4 +1,4 @@
-"""Gradient descent, with and without momentum: the smallest room, and the one to read first."""
+"""Gradient descent, with momentum or noise: the shortest example of an optimizer."""
 
 from __future__ import annotations
 

@@ -140,7 +140,7 @@ def scale_by_sophia(
             averaged.stage,
             core.with_extra_args(hessian_diagonal_fn),
             interval,
-            report if verbose else 0,
+            max(report, 1) if verbose else 0,
             where,
         ),
         where,

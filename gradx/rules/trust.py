@@ -141,7 +141,7 @@ def lamb(
 
 @core.recorded
 def fromage(learning_rate: Hyper, min_norm: Hyper = 1e-6) -> Transform:
-    r"""Fromage: steps of a given size relative to each layer, which do not let its norm grow.
+    r"""Fromage: steps of a given size relative to each layer, undone where they make it grow.
 
     .. math:: u = \frac{1}{\sqrt{1 + \eta^2}}
               \left(\theta - \eta\, \frac{\lVert \theta \rVert}{\lVert g \rVert}\, g\right) - \theta

@@ -12,7 +12,8 @@ import jax.numpy as jnp
 from gradx import core, hyper
 from gradx.core import Count, Params, State, Transform, Updates
 from gradx.counting import steps
-from gradx.search.line import check_params, check_state, line_search, real_dtype
+from gradx.gating import check_state
+from gradx.search.line import check_params, line_search, real_dtype
 from gradx.sources import Array
 from gradx.stage import widen
 from gradx.step import safe_increment
@@ -121,7 +122,7 @@ def scale_by_backtracking_linesearch(
     `max_learning_rate`. For complex parameters `grad` is the conjugate of what `jax.grad` gives,
     like the updates that every transformation is given.
 
-    Reference: Nocedal and Wright, *Numerical Optimization*, 1999, Algorithm 3.1; Vaswani et al.,
+    Reference: Nocedal and Wright, *Numerical Optimization*, 2006, Algorithm 3.1; Vaswani et al.,
     *Painless stochastic gradient*, https://arxiv.org/abs/1905.09997.
     """
     where = core.where()

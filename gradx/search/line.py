@@ -29,16 +29,6 @@ __all__ = ["value_and_grad_from_state"]
 # ---------------------------------------------------------------- what a search is given
 
 
-def check_state(state: Any, expected: Any, where: str) -> None:
-    """Raises ValueError for the state of another part; one of Optax's own class is welcome."""
-    found = type(state).__name__, getattr(state, "_fields", None)
-    if found != (expected.__name__, expected._fields):
-        raise ValueError(
-            f"{where}: got a state of type {type(state).__name__} instead of {expected.__name__}. "
-            f"Was it made by another chain's init?"
-        )
-
-
 def check_params(params: Params, where: str) -> None:
     """Raises ValueError, with the path, for a leaf that cannot be optimized."""
     flat = gtree.flatten(params)

@@ -7,7 +7,6 @@ interval must hold a good one; then the interval shrinks, by cubic and quadratic
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -46,9 +45,10 @@ class Conditions:
 
     def curvature_error(self, at: Point, start: Point) -> Array:
         """By how much the slope is still too steep; 0 if it is not, inf for NaN."""
-        if isinstance(self.curv_rtol, float) and math.isinf(self.curv_rtol):
-            return jnp.zeros_like(at.slope)  # not inf * 0, where the search begins at a minimum
-        return _violation(jnp.abs(at.slope) - self.curv_rtol * jnp.abs(start.slope))
+        limit = self.curv_rtol * jnp.abs(start.slope)
+        # Not inf * 0, where the search begins at a minimum.
+        limit = jnp.where(jnp.isinf(self.curv_rtol), jnp.inf, limit)
+        return _violation(jnp.abs(at.slope) - limit)
 
 
 def _violation(error: Array) -> Array:

@@ -11,8 +11,9 @@ import jax.numpy as jnp
 from gradx import core, hyper
 from gradx.core import Params, State, Transform, Updates
 from gradx.counting import steps
+from gradx.gating import check_state
 from gradx.search import wolfe
-from gradx.search.line import Line, Point, check_params, check_state, line_search, real_dtype
+from gradx.search.line import Line, Point, check_params, line_search, real_dtype
 from gradx.sources import Array
 from gradx.stage import widen
 
@@ -113,7 +114,7 @@ def scale_by_zoom_linesearch(
     For complex parameters `grad` is the conjugate of what `jax.grad` gives, like the updates that
     every transformation is given.
 
-    Reference: Nocedal and Wright, *Numerical Optimization*, 1999, Algorithms 3.5 and 3.6; Hager and
+    Reference: Nocedal and Wright, *Numerical Optimization*, 2006, Algorithms 3.5 and 3.6; Hager and
     Zhang, *Algorithm 851: CG_DESCENT*, 2006, https://doi.org/10.1145/1132973.1132979.
     """
     where = core.where()

@@ -14,7 +14,7 @@ from gradx import tree as gtree
 from gradx.combine import Contract
 from gradx.core import Params, State, Transform, Updates
 from gradx.counting import steps
-from gradx.gating import as_gate, check_inner, count_not_finite, gated_update, parts_of
+from gradx.gating import as_gate, check_inner, check_state, count_not_finite, gated_update, parts_of
 from gradx.moments import storage
 from gradx.sources import Array, FromCall, Step
 from gradx.stage import check_array, is_array, widen
@@ -98,7 +98,7 @@ class MultiStepsState(NamedTuple):
       gradient_step: the updates so far, int32 ().
       inner_opt_state: the inner state, which only an update changes.
       acc_grads: the mean (or sum) of the gradients so far, like the parameters; after an update,
-        that of its gradients until the next call. `()` for a constant k of 1.
+        that of its gradients until the next call. `()` where nothing is gathered.
       skip_state: what `should_skip_update_fn` said about the last call.
     """
 
@@ -146,8 +146,8 @@ class MultiSteps(Transform):
 
     Args:
       opt: the inner transformation.
-      every_k_schedule: \(k \ge 1\), or a function of the updates done so far. A constant 1 costs
-        nothing, and has no accumulator.
+      every_k_schedule: \(k \ge 1\), or a function of the updates done so far. A constant 1
+        without weights costs nothing, and has no accumulator.
       use_grad_mean: the mean of the gradients; False: their sum.
       should_skip_update_fn: `(updates, gradient_step, params) -> (skip, skip_state)`, such as
         `skip_not_finite`. What is skipped is not accumulated, and does not count as a call.
@@ -231,7 +231,11 @@ class MultiSteps(Transform):
         return self._accumulation.opt
 
     def has_updated(self, state: Any) -> Array:
-        """Whether the call that made this state was one that updates, bool ()."""
+        """Whether nothing has been gathered since the last update, bool ().
+
+        So it is True after a call that updates, and still after calls right behind it that
+        `should_skip_update_fn` leaves out: `state.skip_state` tells them apart.
+        """
         return jnp.logical_and(state.mini_step == 0, state.gradient_step > 0)
 
     def gradient_transformation(self) -> MultiSteps:
@@ -263,7 +267,7 @@ class _Accumulation:
     ) -> None:
         self.opt, self.every_k, self.mean, self.should_skip = opt, every_k, mean, should_skip
         self.dtype, self.weights, self.conditional, self.where = dtype, weights, conditional, where
-        self.at_once = not callable(every_k) and every_k == 1
+        self.at_once = not callable(every_k) and every_k == 1 and not weights.sources
 
     def init(self, params: Params) -> MultiStepsState | WeightedMultiStepsState:
         zero = jnp.zeros((), jnp.int32)
@@ -287,25 +291,30 @@ class _Accumulation:
     def update(
         self, updates: Updates, state: State, params: Params | None = None, **extra: Any
     ) -> tuple[Updates, State]:
+        weighs = bool(self.weights.sources)
+        check_state(state, WeightedMultiStepsState if weighs else MultiStepsState, self.where)
         skip_state: Any = ()
         counts: Any = True  # unless the call is skipped
         if self.should_skip is not None:
             skip, skip_state = self.should_skip(updates, state.gradient_step, params)
             counts = ~as_gate(skip, f"{self.where}: should_skip_update_fn")
         step = Step(state.gradient_step, {}, extra, self.where)
-        weight = hyper.resolve(self.weights.sources, step).get("weight", 1.0)
+        weight: Any = hyper.resolve(self.weights.sources, step).get("weight", 1.0)
+        if not isinstance(weight, jax.core.Tracer):
+            hyper.check_number(float(weight), WEIGHT["weight"], "weight", self.where)
 
         k = self.every_k(state.gradient_step) if callable(self.every_k) else self.every_k
         first = state.mini_step == 0
         emits = counts & (state.mini_step >= k - 1)
         changed: dict[str, Any] = {}
         if self.at_once:
-            acc, means = (), updates
+            acc, means = state.acc_grads, updates
         else:
             total, share = weight, weight
             if self.weights.sources:
+                kept = state.weight_sum.dtype
                 total = jnp.where(first, 0.0, state.weight_sum) + weight
-                changed["weight_sum"] = jnp.where(counts, total, state.weight_sum)
+                changed["weight_sum"] = jnp.where(counts, total, state.weight_sum).astype(kept)
                 share = weight / jnp.where(total > 0, total, 1.0) if self.mean else weight
             elif self.mean:
                 share = 1.0 / (state.mini_step + 1)
@@ -359,5 +368,6 @@ class _Accumulation:
 def _add(mean: bool, g: Array, acc: Array, share: Any, first: Any, counts: Any) -> Array:
     # What an update has used is dropped here: to empty it there would take a buffer more.
     old = jnp.where(first, 0, widen(acc))
-    new = (1 - share) * old + share * widen(g) if mean else old + share * widen(g)
+    part = jnp.where(share == 0, 0, share * widen(g))  # the mean of no tokens may be NaN
+    new = (1 - share) * old + part if mean else old + part
     return jnp.where(counts, new.astype(acc.dtype), acc)

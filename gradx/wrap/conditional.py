@@ -16,7 +16,7 @@ from gradx import core
 from gradx.combine import Contract
 from gradx.core import Params, State, Transform, Updates
 from gradx.counting import steps
-from gradx.gating import all_finite, as_gate, check_inner, gated_update, parts_of
+from gradx.gating import all_finite, as_gate, check_inner, check_state, gated_update, parts_of
 from gradx.sources import Array
 from gradx.step import safe_increment
 from gradx.tree import mapped
@@ -152,12 +152,14 @@ def _conditionally(
     def update(
         updates: Updates, state: State, params: Params | None = None, **extra: Any
     ) -> tuple[Updates, State]:
+        check_state(state, state_type, where)
         given = condition(state.step, **(extra if forward_extra_args else {}))
         gate = as_gate(given, f"{where}: should_transform_fn")
         updates, inner_state = gated_update(
             inner, where, gate, updates, state.inner_state, params, extra, rejected=rejected
         )
-        return updates, state_type(inner_state=inner_state, step=safe_increment(state.step))
+        step = safe_increment(state.step)
+        return updates, type(state)(inner_state=inner_state, step=step)
 
     return Transform(init, update, parts=parts_of(inner, "inner_state"))
 
@@ -235,6 +237,7 @@ def apply_if_finite(
     def update(
         updates: Updates, state: State, params: Params | None = None, **extra: Any
     ) -> tuple[Updates, ApplyIfFiniteState]:
+        check_state(state, ApplyIfFiniteState, where)
         finite = all_finite(updates)
         if axis_name is not None:
             with mapped(axis_name, where):

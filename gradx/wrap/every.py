@@ -7,8 +7,9 @@ from typing import NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from gradx import core, hyper
+from gradx import core
 from gradx.core import Count, Transform, Updates
+from gradx.counting import steps
 from gradx.leafwise import leafwise
 from gradx.moments import zeros
 from gradx.sources import Array
@@ -57,14 +58,11 @@ def apply_every(k: int = 1) -> Transform:
       [3.]
       [0.]
     """
-    hyper.constant("k", k, "[1, inf)")
-    if int(k) != k:
-        raise ValueError(f"{core.where()}: k must be a whole number, got {k!r}.")
     return leafwise(
         _gather,
         init=zeros,
         state=ApplyEvery,
-        flags={"k": int(k)},
+        flags={"k": steps("k", k, 1)},
         per_tree=_place,
         # It goes round, so it is none of the lift's counts.
         scalars={"count": np.int32(0)},

@@ -130,6 +130,12 @@ def lookahead(
             gtree.flatten_like(flat, tree, f"{where}: the {name} parameters")
             for name, tree in (("fast", params.fast), ("slow", params.slow))
         ]
+        for i, (u, f, s) in enumerate(zip(flat.values, *columns, strict=True)):
+            if u is not None and not jnp.shape(u) == jnp.shape(f) == jnp.shape(s):
+                raise ValueError(
+                    f"{where}: at {flat.paths[i]!r} the update has shape {jnp.shape(u)}, the fast "
+                    f"parameter {jnp.shape(f)} and the slow one {jnp.shape(s)}."
+                )
         sync = done == period - 1
         pairs = [
             (u, u) if u is None else _both(u, f, s, sync, step_size)
@@ -156,6 +162,6 @@ def _both(
     meet = s + step_size * (f + wide - s)
     fast_update = jnp.where(sync, meet - f, wide)
     # Through the new fast parameters, which are stored anyway: the fast optimizer's update has one
-    # consumer, and the two come out equal.
+    # consumer, and the two come out equal, up to rounding.
     slow_update = jnp.where(sync, f + fast_update - s, 0)
     return fast_update.astype(u.dtype), slow_update.astype(u.dtype)

@@ -13,6 +13,7 @@ from gradx import core, hyper
 from gradx import tree as gtree
 from gradx.combine import Contract, stage_of
 from gradx.core import Count, Params, Part, State, Transform, Updates
+from gradx.counting import steps
 from gradx.gating import check_inner
 from gradx.leafwise import leafwise
 from gradx.live import HyperparamsState
@@ -124,8 +125,7 @@ def mechanize(
     """
     where = core.where()
     check_inner(base_optimizer, where, "base_optimizer")
-    if isinstance(num_betas, bool) or not isinstance(num_betas, int) or num_betas < 1:
-        raise ValueError(f"{where}: num_betas must be an int of at least 1, got {num_betas!r}.")
+    num_betas = steps("num_betas", num_betas, 1)
     first = hyper.constant("s_init", s_init, "(0, inf)")
     nothing = np.zeros(num_betas)
     tuner = leafwise(

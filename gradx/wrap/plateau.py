@@ -131,7 +131,7 @@ def _reduce(h: Numbers, sums: Sums) -> Decided:
     better = mean < bound
     worse = jnp.where(better, 0, h.plateau_count + 1)
     cooling = h.cooldown_count > 0
-    reduces = ~cooling & (worse == h.patience)
+    reduces = ~cooling & (worse >= h.patience)
     scale = jnp.where(reduces, jnp.maximum(h.scale * h.factor, h.min_scale), h.scale)
     cooldown = jnp.where(cooling, h.cooldown_count - 1, jnp.where(reduces, h.cooldown, 0))
     new = {

@@ -154,10 +154,10 @@ def sam(
         extra: dict[str, Any],
         grad_fn: Callable[[Params, int], Updates] | None,
     ) -> tuple[Updates, SAMState]:
-        if grad_fn is None:
+        if not callable(grad_fn):
             raise ValueError(
                 f"{where}: opaque_mode needs a function (params, i) -> gradients: call "
-                f"update(grads, state, params, grad_fn=…)."
+                f"update(grads, state, params, grad_fn=…); got {core.show(grad_fn)}."
             )
         adversary = core.with_extra_args(adv_optimizer)
         there, adv_state = params, state.adv_state

@@ -54,7 +54,8 @@ def flatten(inner: Contract) -> Transform:
       Array([2.], dtype=float32)
 
     A leaf without a gradient (`None`) counts as one of zeros where `update` is given its parameter,
-    and is left out where there is none. Deviation from Optax: each update has its gradient's dtype,
+    and is left out where there is none, which a T with a state for each element cannot take.
+    Deviation from Optax: each update has its gradient's dtype,
     not the vector's.
     """
     where = core.where()
@@ -72,7 +73,13 @@ def flatten(inner: Contract) -> Transform:
         seen, vector = list(flat.values), None
         if params is not None:
             values = gtree.flatten_like(flat, params, f"{where}: params")
-            pairs = zip(flat.values, values, strict=True)
+            pairs = list(zip(flat.values, values, strict=True))
+            for i, (g, p) in enumerate(pairs):
+                if g is not None and p is not None and jnp.shape(g) != jnp.shape(p):
+                    raise ValueError(
+                        f"{where}: at {flat.paths[i]!r} the update has shape {jnp.shape(g)} and "
+                        f"the parameter {jnp.shape(p)}."
+                    )
             seen = [jnp.zeros_like(p) if g is None and p is not None else g for g, p in pairs]
             vector = _vector(flat, values, where, "parameter")
         made, state = wrapped.update(_vector(flat, seen, where, "update"), state, vector, **extra)
