@@ -293,9 +293,9 @@ CASES = [
 ]
 
 
-def chosen(pattern: str) -> list[Case]:
-    """The rows whose name the pattern is found in."""
+def chosen(pattern: str, within: str = "") -> list[Case]:
+    """The rows in whose name both patterns are found."""
     found = [case for case in CASES if re.search(pattern, case.name)]
     if not found:
         raise SystemExit(f"no row matches {pattern!r}; there are {[c.name for c in CASES]}")
-    return found
+    return [case for case in found if re.search(within, case.name)]

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from benchmarks import cases
 from benchmarks.settings import Settings
 
 
@@ -27,6 +28,7 @@ class Process:
       xla_flags: added to the environment's.
       platforms: where it makes sense, as `jax.default_backend()` calls them; None: everywhere.
       torch: whether torch takes part; once is enough.
+      rows: which of the rows that were asked for it measures, a regular expression.
     """
 
     name: str
@@ -35,7 +37,11 @@ class Process:
     xla_flags: str = ""
     platforms: tuple[str, ...] | None = None
     torch: bool = True
+    rows: str = ""
 
+
+# Where fusion matters, or has been seen to turn a ratio round.
+FUSION = r"^(adamw?|lion|adadelta|adabelief|adan|lamb|schedule_free|MultiSteps.*|clip_by.*)$"
 
 # The first one says what platform this is, and is the one that targets are about.
 PROCESSES = [
@@ -47,6 +53,7 @@ PROCESSES = [
         xla_flags="--xla_backend_extra_options=xla_cpu_use_multi_output_fusion",
         platforms=("cpu",),  # XLA's other backends have it on
         torch=False,
+        rows=FUSION,
     ),
 ]
 
@@ -59,9 +66,14 @@ def run_all(settings: Settings, processes: Sequence[Process] = PROCESSES) -> dic
         if machine and process.platforms and machine["platform"] not in process.platforms:
             continue
         sections = tuple(s for s in settings.sections if s in process.sections)
-        if machine and not sections:
+        if machine and not (sections and cases.chosen(settings.rows, process.rows)):
             continue
-        asked = replace(settings, sections=sections, torch=settings.torch and process.torch)
+        asked = replace(
+            settings,
+            sections=sections,
+            torch=settings.torch and process.torch,
+            within=process.rows,
+        )
         print(f"[{process.title}]", file=sys.stderr, flush=True)
         answer = _run(process, asked)
         machine = machine or answer["machine"]

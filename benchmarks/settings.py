@@ -12,6 +12,7 @@ class Settings:
 
     Attributes:
       rows: a regular expression, searched in the names of `cases.CASES`.
+      within: another one that has to be found as well, which a process sets.
       sections: names from `sections.SECTIONS`.
       quick: small trees; only to see that everything runs.
       repeats: samples of each step time.
@@ -24,10 +25,11 @@ class Settings:
     """
 
     rows: str = ""
+    within: str = ""
     sections: tuple[str, ...] = ("yardstick", "steps", "compile")
     quick: bool = False
     repeats: int = 9
-    compile_repeats: int = 5
+    compile_repeats: int = 3
     trace_repeats: int = 1
     warmup: int = 3
     torch: bool = True

@@ -20,7 +20,7 @@ MODULES = {"gradx": gradx, "optax": optax}
 
 
 def measure(settings: Settings) -> dict[str, Any]:
-    chosen = cases.chosen(settings.rows)
+    chosen = cases.chosen(settings.rows, settings.within)
     check(chosen, MODULES)
     works = {tree: Work(tree, settings.quick) for tree in {case.tree for case in chosen}}
     rows = []
@@ -86,7 +86,7 @@ def render(results: dict[str, dict[str, Any]]) -> str:
             *_times(row),
             markdown.ratio(row["bandwidth"]),
             *(markdown.milliseconds(row["competitors"].get(mode)) for mode in torch),
-            *(cell for _, other in others for cell in _times(other[name])[1:]),
+            *(cell for _, other in others for cell in _times(other.get(name))[1:]),
         ]
         for name, row in rows.items()
     ]
@@ -103,7 +103,10 @@ def render(results: dict[str, dict[str, Any]]) -> str:
             *(
                 cell
                 for _, other in others
-                for cell in (_both(other[name], "temporaries", 2), _both(other[name], "touched"))
+                for cell in (
+                    _both(other.get(name), "temporaries", 2),
+                    _both(other.get(name), "touched"),
+                )
             ),
         ]
         for name, row in rows.items()
@@ -125,7 +128,9 @@ def render(results: dict[str, dict[str, Any]]) -> str:
     )
 
 
-def _times(row: dict[str, Any]) -> list[str]:
+def _times(row: dict[str, Any] | None) -> list[str]:
+    if row is None:  # this process does not measure it
+        return [""] * 4
     mine = row["competitors"]
     return [
         row["name"],
@@ -135,6 +140,8 @@ def _times(row: dict[str, Any]) -> list[str]:
     ]
 
 
-def _both(row: dict[str, Any], fact: str, digits: int = 1) -> str:
+def _both(row: dict[str, Any] | None, fact: str, digits: int = 1) -> str:
+    if row is None:
+        return ""
     mine = row["competitors"]
     return markdown.pair(mine["gradx"][fact], mine.get("optax", {}).get(fact), digits)

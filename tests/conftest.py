@@ -5,9 +5,6 @@ import os
 FLAG = "--xla_force_host_platform_device_count"
 if FLAG not in os.environ.get("XLA_FLAGS", ""):
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {FLAG}=8".strip()
-# Tests compile thousands of tiny programs and run each once: LLVM need not do its best.
-if "optimization_level" not in os.environ["XLA_FLAGS"]:
-    os.environ["XLA_FLAGS"] += " --xla_backend_optimization_level=1"
 # XLA's thread pool: with fewer threads than devices, a collective can wait for itself for ever.
 os.environ.setdefault("NPROC", "16")
 
