@@ -11,7 +11,7 @@ from gradx import core
 from gradx import tree as gtree
 from gradx.core import Transform
 from gradx.leafwise import leafwise
-from gradx.norms import rms, squares
+from gradx.norms import by_factor, rms, squares
 from gradx.sources import Array, Hyper
 from gradx.stage import Decided, Numbers, Slots, Sums
 
@@ -80,7 +80,7 @@ def clip_by_global_norm(max_norm: Hyper, *, axis_name: Any = None) -> Transform:
     are multiplied by, where Optax divides every element; the norm is summed in float32 or wider.
     """
     return leafwise(
-        _shrink,
+        by_factor,
         measure=squares,
         per_tree=_factor,
         hypers={"max_norm": max_norm},
@@ -92,10 +92,6 @@ def _factor(h: Numbers, sums: Sums) -> Decided:
     norm = jnp.sqrt(sums["squares"])
     # Not min(1, c / norm): that is NaN for a zero norm and an infinite bound.
     return {"factor": jnp.where(norm < h.max_norm, 1.0, h.max_norm / norm)}, {}
-
-
-def _shrink(g: Array, slots: Slots, p: None, h: Numbers) -> tuple[Array, Slots]:
-    return g * h.factor, slots
 
 
 @core.recorded
@@ -115,7 +111,7 @@ def clip_by_block_rms(threshold: Hyper) -> Transform:
 
     Reference: Shazeer and Stern, *Adafactor*, https://arxiv.org/abs/1804.04235, section 6.
     """
-    return leafwise(_shrink, per_leaf=_rms_factor, hypers={"threshold": threshold})
+    return leafwise(by_factor, per_leaf=_rms_factor, hypers={"threshold": threshold})
 
 
 def _rms_factor(g: Any, slots: Any, p: Any, h: Numbers) -> Mapping[str, Array]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import jax
@@ -15,36 +14,7 @@ from gradx.combine import Contract, stage_of
 from gradx.core import Params, Part, State, Updates
 from gradx.live import is_node
 from gradx.sources import Array
-from gradx.stage import Call, Leaves, Numbers, Results, Rows, Slots, Stage, is_array, run
-
-
-@dataclass(frozen=True, eq=False)
-class _Gated:
-    """A stage of which nothing remains where the gate is closed."""
-
-    inner: Stage
-    gate: Array
-    zero: bool  # also the updates
-
-    @property
-    def sees_tree(self) -> bool:
-        return self.inner.sees_tree
-
-    def init(self, params: Params) -> State:
-        return self.inner.init(params)
-
-    def begin(
-        self, leaves: Leaves, state: State, extra: Mapping[str, Any], rows: Rows
-    ) -> Callable[[Results], State]:
-        finish = self.inner.begin(replace(leaves, gate=self.gate), state, extra, rows)
-        for row, u in zip(rows, leaves.updates, strict=True):
-            if self.zero and is_array(u):
-                row.append(Call(_or_zero, (), {"gate": self.gate}, (), False))
-        return finish
-
-
-def _or_zero(u: Array, slots: Slots, p: None, h: Numbers) -> tuple[Array, Slots]:
-    return jnp.where(h.gate, u, 0), slots
+from gradx.stage import run
 
 
 def gated_update(
@@ -67,8 +37,7 @@ def gated_update(
     """
     stage = stage_of(tx)
     if stage is not None and not conditional:
-        closed = _Gated(stage, gate, zero=rejected == "zero")
-        made, new_state = run(closed, where, updates, state, params, extra)
+        made, new_state = run(stage, where, updates, state, params, extra, gate)
         if rejected == "pass":
             made = jax.tree.map(functools.partial(choose, gate), made, updates)
         return made, new_state
@@ -174,16 +143,6 @@ def check_inner(inner: Any, where: str, name: str = "inner") -> None:
     """Raises ValueError for what is no transformation."""
     if not core.is_transform(inner):
         raise ValueError(f"{where}: {name} must be a transformation, got {core.show(inner)}.")
-
-
-def check_state(state: Any, expected: Any, where: str) -> None:
-    """Raises ValueError for the state of another part; one of Optax's own class is welcome."""
-    found = type(state).__name__, getattr(state, "_fields", None)
-    if found != (expected.__name__, expected._fields):
-        raise ValueError(
-            f"{where}: got a state of type {type(state).__name__} instead of {expected.__name__}. "
-            f"Was it made by another chain's init?"
-        )
 
 
 def parts_of(inner: Contract, field: str) -> Callable[[Params, State], list[Part]]:

@@ -21,7 +21,7 @@ from gradx.combine import Contract, stage_of
 from gradx.core import Count, Params, Part, State, Transform, Updates
 from gradx.gating import check_inner
 from gradx.leafwise import leafwise
-from gradx.live import HyperparamsState
+from gradx.live import own_state, with_own
 from gradx.moments import storage
 from gradx.sources import Array, Hyper
 from gradx.stage import (
@@ -33,6 +33,7 @@ from gradx.stage import (
     Slots,
     Stage,
     Sums,
+    check_state,
     is_array,
     staged,
     widen,
@@ -138,27 +139,21 @@ def _interpolate(g: Array, slots: Slots, p: Array, h: Numbers) -> tuple[Array, S
 
 def _opened(state: State, where: str) -> tuple[State, State]:
     """The base optimizer's state, and that of the rule."""
-    outer = state if isinstance(state, HyperparamsState) else None
-    inner = state if outer is None else outer.inner_state
-    if not _is_ours(inner):
-        raise ValueError(
-            f"{where}: got a state of type {type(inner).__name__} instead of ScheduleFreeState. "
-            f"Was it made by another chain's init?"
-        )
+    inner = own_state(state)
+    check_state(inner, ScheduleFreeState, where)
     own = _Averaging(inner.b1, inner.weight_sum, inner.step_count, inner.max_lr, inner.z)
-    return inner.base_optimizer_state, own if outer is None else outer._replace(inner_state=own)
+    return inner.base_optimizer_state, with_own(state, own)
 
 
 def _closed(kind: Any, base: State, own: State) -> State:
-    outer = own if isinstance(own, HyperparamsState) else None
-    inner = own if outer is None else outer.inner_state
+    inner = own_state(own)
     made = kind(inner.last_b1, inner.weight_sum, inner.step_count, inner.max_lr, base, inner.z)
-    return made if outer is None else outer._replace(inner_state=made)
+    return with_own(own, made)
 
 
 def _kind(state: State) -> Any:
     """The state's own class, which may be Optax's."""
-    return type(state.inner_state if isinstance(state, HyperparamsState) else state)
+    return type(own_state(state))
 
 
 def _is_ours(state: Any) -> bool:

@@ -41,6 +41,7 @@ from gradx.stage import (
     Sums,
     check_array,
     check_leaf,
+    check_state,
     is_array,
     measured,
     staged,
@@ -138,12 +139,7 @@ class Rule:
             )
         outer = state if isinstance(state, HyperparamsState) else None
         inner = state if outer is None else outer.inner_state
-        # By name and fields, not by class: a state of Optax's own class is welcome.
-        if _kind(inner) != _kind(self.state):
-            raise ValueError(
-                f"{self.where}: got a state of type {type(inner).__name__} instead of "
-                f"{self.state.__name__}. Was it made by another chain's init?"
-            )
+        check_state(inner, self.state, self.where)
         columns = [
             gtree.flatten_like(leaves.flat, getattr(inner, f), f"{self.where}: the state's {f}")
             for f in self.fields
@@ -242,11 +238,6 @@ class Rule:
             return sums
         with gtree.mapped(self.axis_name, self.where):
             return jax.lax.psum(sums, self.axis_name)
-
-
-def _kind(state: Any) -> tuple[str, Any]:
-    cls = state if isinstance(state, type) else type(state)
-    return cls.__name__, getattr(cls, "_fields", None)
 
 
 def leafwise(

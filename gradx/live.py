@@ -41,6 +41,16 @@ class HyperparamsState(NamedTuple):
     inner_state: Any
 
 
+def own_state(state: Any) -> Any:
+    """A rule's own state, out of the wrapping of its live numbers if it has any."""
+    return state.inner_state if isinstance(state, HyperparamsState) else state
+
+
+def with_own(state: Any, own: Any) -> Any:
+    """The state with another state of the rule in the same wrapping."""
+    return state._replace(inner_state=own) if isinstance(state, HyperparamsState) else own
+
+
 class InjectStatefulHyperparamsState(NamedTuple):
     """The state of `inject_hyperparams`.
 

@@ -35,6 +35,11 @@ ScaleByTrustRatioState = optax.EmptyState
 # ---------------------------------------------------------------- of the whole tree
 
 
+def by_factor(g: Array, slots: Slots, p: Any, h: Numbers) -> tuple[Array, Slots]:
+    """The rule that multiplies by what was decided for the leaf or the tree: ``h.factor``."""
+    return g * h.factor, slots
+
+
 def squares(g: Array, slots: Slots, p: Any, h: Numbers) -> Mapping[str, Array]:
     """What a rule measures that needs the norm of all updates: ``sums["squares"]``."""
     return {"squares": jnp.sum(abs_sq(g))}
@@ -76,7 +81,7 @@ def normalize(*, axis_name: Any = None) -> Transform:
     Reference: the ascent step of Foret et al., *Sharpness-aware minimization*,
     https://arxiv.org/abs/2010.01412.
     """
-    return leafwise(_shrink, measure=squares, per_tree=_by_norm, axis_name=axis_name)
+    return leafwise(by_factor, measure=squares, per_tree=_by_norm, axis_name=axis_name)
 
 
 def _by_norm(h: Numbers, sums: Sums) -> Decided:
@@ -107,7 +112,7 @@ def normalize_by_update_norm(
     https://arxiv.org/abs/1507.02030.
     """
     return leafwise(
-        _shrink,
+        by_factor,
         measure=squares,
         per_tree=_to_norm,
         hypers={"scale_factor": scale_factor, "eps": eps},
@@ -119,10 +124,6 @@ def normalize_by_update_norm(
 def _to_norm(h: Numbers, sums: Sums) -> Decided:
     norm = jnp.sqrt(sums["squares"]) + h.eps
     return {"factor": jnp.where(norm > 0, h.scale_factor / norm, 0.0)}, {}
-
-
-def _shrink(g: Array, slots: Slots, p: None, h: Numbers) -> tuple[Array, Slots]:
-    return g * h.factor, slots
 
 
 # ---------------------------------------------------------------- of a parameter
@@ -194,7 +195,7 @@ def scale_by_param_block_rms(min_scale: Hyper = 1e-3) -> Transform:
 
 def _by_param(size: Any, min_scale: Hyper) -> Transform:
     return leafwise(
-        _shrink,
+        by_factor,
         per_leaf=size,
         hypers={"min_scale": min_scale},
         ranges={"min_scale": "[0, inf)"},
@@ -243,7 +244,7 @@ def scale_by_trust_ratio(
     https://arxiv.org/abs/1708.03888.
     """
     return leafwise(
-        _shrink,
+        by_factor,
         per_leaf=_trust,
         hypers={"min_norm": min_norm, "trust_coefficient": trust_coefficient, "eps": eps},
         ranges={"min_norm": "[0, inf)", "trust_coefficient": "(0, inf)"},

@@ -122,7 +122,10 @@ def run(
     extra: Mapping[str, Any],
     gate: Array | None = None,
 ) -> tuple[Updates, State]:
-    """Collects what is to be done at each leaf, does it in one call a leaf, rebuilds the trees."""
+    """Collects what is to be done at each leaf, does it in one call a leaf, rebuilds the trees.
+
+    If there is a gate and it is closed, the updates are zero and the state stays as it is.
+    """
     flat = gtree.flatten(updates)
     flat_params = None
     if params is not None:
@@ -130,6 +133,10 @@ def run(
     leaves = Leaves(flat, flat.values, flat_params, gate)
     rows: Rows = [[] for _ in flat.values]
     finish = stage.begin(leaves, state, extra, rows)
+    if gate is not None:
+        for row, u in zip(rows, flat.values, strict=True):
+            if is_array(u):
+                row.append(Call(_or_zero, (), {"gate": gate}, (), False))
     if not any(rows):
         return updates, finish([])
     new: list[Any] = list(flat.values)
@@ -156,6 +163,10 @@ def run(
                     f"gradient of the parameter's shape, and does the rule keep shapes?"
                 )
     return flat.unflatten(new), finish(results)
+
+
+def _or_zero(u: Array, slots: Slots, p: None, h: Numbers) -> tuple[Array, Slots]:
+    return jnp.where(h.gate, u, 0), slots
 
 
 def _shapes(tree: Any) -> list[tuple[int, ...]]:
@@ -251,6 +262,16 @@ def namespace(static: Sequence[tuple[str, Any, str]], traced: Mapping[str, Array
 def widen(x: Array) -> Array:
     x = jnp.asarray(x)
     return x.astype(gtree.wide(x.dtype)) if jnp.issubdtype(x.dtype, jnp.inexact) else x
+
+
+def check_state(state: Any, expected: Any, where: str) -> None:
+    """Raises ValueError for the state of another part; one of Optax's own class is welcome."""
+    found = type(state).__name__, getattr(state, "_fields", None)
+    if found != (expected.__name__, expected._fields):
+        raise ValueError(
+            f"{where}: got a state of type {type(state).__name__} instead of {expected.__name__}. "
+            f"Was it made by another chain's init?"
+        )
 
 
 def check_leaf(flat: gtree.Flat, i: int, where: str, g: Any, p: Any, calls: Sequence[Call]) -> None:

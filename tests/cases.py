@@ -31,6 +31,7 @@ class Case:
       constant_rate: its learning rate is where something begins, and cannot follow a schedule.
       in_optax: Optax has it, under the same name and with the same arguments.
       scalars_in_optax: where Optax takes leaves of rank 0, too.
+      narrow_in_optax: Optax calculates a part in float32, also where all else is float64.
       complex: it accepts complex parameters.
       whole_tree: it takes its number for the whole tree, so not by path.
       ranges: of the numbers for which it has another range than the field's names have.
@@ -52,6 +53,7 @@ class Case:
     constant_rate: bool = False
     in_optax: bool = True
     scalars_in_optax: bool = True
+    narrow_in_optax: bool = False
     complex: bool = True
     whole_tree: bool = False
     ranges: Mapping[str, str] = field(default_factory=dict)
@@ -262,12 +264,12 @@ OPTIMIZERS = [
     ),
     row(
         "rprop",
-        learning_rate=0.01,
-        max_step_size=0.05,
+        learning_rate=4.0,
+        max_step_size=5.0,  # which is reached
         _constant_rate=True,
         _in_optax=False,
         _ranges=RPROP,
-        _bad={"learning_rate": 0.0},
+        _bad={"learning_rate": 0.0, "min_step_size": 6.0},
     ),
     row(
         "noisy_sgd",
@@ -350,7 +352,7 @@ OPTIMIZERS = [
         _ranges=POSITIVE_EPS,
         **MEASURED,
     ),
-    row("madgrad", learning_rate=0.1, weight_decay=1e-4, _needs_params=True),
+    row("madgrad", learning_rate=0.1, weight_decay=1e-4, _needs_params=True, _narrow_in_optax=True),
     row(
         "cocob",
         learning_rate=1.0,
@@ -425,6 +427,7 @@ OPTIMIZERS = [
         "adafactor",
         learning_rate=0.3,
         min_dim_size_to_factor=2,
+        _narrow_in_optax=True,
         _needs_params=True,
         _ranges=ADAFACTOR,
         _renamed=OF_ADAFACTOR,
@@ -452,6 +455,7 @@ OPTIMIZERS = [
         clipping_threshold=None,
         momentum=0.6,
         weight_decay_rate=1e-4,
+        _narrow_in_optax=True,
         factored=False,
         _needs_params=True,
         _ranges=ADAFACTOR,
@@ -507,6 +511,7 @@ OPTIMIZERS = [
         learning_rate=0.05,
         rank=2,
         update_proj_gap=25,
+        _narrow_in_optax=True,
         weight_decay=1e-3,
         _needs_params=True,
         _temporaries=1.5,  # of which a third in the steps that renew the projectors only
@@ -613,7 +618,13 @@ PIECES = [
         _ranges=POLYAK,
         _in_optax=False,  # where the scaling divides
     ),
-    row("scale_by_madgrad", learning_rate=0.1, momentum=0.5, _needs_params=True),
+    row(
+        "scale_by_madgrad",
+        learning_rate=0.1,
+        momentum=0.5,
+        _needs_params=True,
+        _narrow_in_optax=True,
+    ),
     row("scale_by_cocob", _needs_params=True, _ranges={"alpha": "[0, inf)"}, _bad={"eps": 0.0}),
     row("scale_by_rss", _bad={"initial_accumulator_value": -1.0}),
     row("scale_by_rms"),
@@ -665,6 +676,7 @@ PIECES = [
         "scale_by_factored_rms",
         min_dim_size_to_factor=2,
         decay_rate=0.5,
+        _narrow_in_optax=True,
         _ranges={**FACTORED, "epsilon": "(0, inf)"},
         _bad={"step_offset": -1, "min_dim_size_to_factor": float("nan"), "decay_rate_fn": 0.8},
     ),
@@ -698,6 +710,7 @@ PIECES = [
     row(
         "scale_by_galore",
         rank=2,
+        _narrow_in_optax=True,
         scale=0.5,
         base_optimizer=row("trace", decay=0.9),
         _temporaries=1.5,
@@ -715,13 +728,20 @@ ADAM = row("adam", learning_rate=0.05)
 SAM = {"_needs_params": True, "_keeps_params": True}
 
 WRAPPERS = [
-    row("MultiSteps", opt=ADAM, every_k_schedule=3, _bad={"every_k_schedule": 0}),
+    row(
+        "MultiSteps",
+        opt=ADAM,
+        every_k_schedule=3,
+        _narrow_in_optax=True,
+        _bad={"every_k_schedule": 0},
+    ),
     row(
         "MultiSteps",
         "sum",
         opt=row("sgd", learning_rate=0.1),
         every_k_schedule=2,
         use_grad_mean=False,
+        _narrow_in_optax=True,
     ),
     row(
         "apply_if_finite",

@@ -19,13 +19,16 @@ def params(dtype: Any = np.float32) -> Any:
 
 
 def gradients(dtype: Any = np.float32, steps: int = STEPS) -> Any:
-    """A gradient for each step, stacked; their size changes from step to step by up to ten."""
+    """A gradient for each step, stacked; their size changes from step to step by up to ten.
+
+    Fewer steps are the first of the twenty.
+    """
     rng = np.random.default_rng(1)
-    size = np.exp(rng.uniform(-1.2, 1.2, size=steps))
+    size = np.exp(rng.uniform(-1.2, 1.2, size=STEPS))
 
     def some(shape: Any) -> Any:
-        made = np.stack([_numbers(rng, shape, np.complex128) for _ in range(steps)])
-        made = made * size.reshape((steps,) + (1,) * len(shape))
+        made = np.stack([_numbers(rng, shape, np.complex128) for _ in range(STEPS)])
+        made = (made * size.reshape((STEPS,) + (1,) * len(shape)))[:steps]
         return (made if np.issubdtype(dtype, np.complexfloating) else made.real).astype(dtype)
 
     return jax.tree.map(some, jax.tree.map(np.shape, params()), is_leaf=_is_shape)

@@ -442,7 +442,7 @@ def test_what_an_opaque_adversary_sees_on_all_devices() -> None:
     tx = gradx.sam(gradx.sgd(1.0), gradx.sgd(1.0), opaque_mode=True, batch_axis_name="batch")
 
     def update(g: Any) -> Any:
-        grad_fn = lambda p, i: p * g  # noqa: E731
+        grad_fn = lambda p, i: p * g
         return tx.update(P2 * g, tx.init(P2), P2, grad_fn=grad_fn)[0]
 
     g = jnp.array([1.0, 3.0])

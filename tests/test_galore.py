@@ -19,7 +19,7 @@ GaLore = gradx.GaLoreDimensionNumbers
 
 def some(shapes: Any, seed: int = 0) -> Any:
     rng = np.random.default_rng(seed)
-    make = lambda s: jnp.asarray(rng.normal(size=s), jnp.float32)  # noqa: E731
+    make = lambda s: jnp.asarray(rng.normal(size=s), jnp.float32)
     return jax.tree.map(make, shapes, is_leaf=lambda s: isinstance(s, tuple))
 
 
@@ -95,7 +95,7 @@ def test_leaves_are_chosen(choice: str, hidden: str | None) -> None:
     state = tx.init(p)
     g = {**p, "conv": None} if hidden == "missing" else p
     updates, state = jax.jit(tx.update)(g, state)
-    is_ours = lambda x: isinstance(x, gradx.GaLoreState)  # noqa: E731
+    is_ours = lambda x: isinstance(x, gradx.GaLoreState)
     (kept,) = (x for x in jax.tree.leaves(state, is_leaf=is_ours) if is_ours(x))
     assert kept.projector["conv"].shape == (4, 1)
     if hidden == "missing":

@@ -172,15 +172,18 @@ def test_accumulation_agrees_with_optax(kind: str, inner: str) -> None:
     if kind == "skipping":
         g["scale"][5] = np.nan
     ours, theirs = make(gradx), make(optax)
-    assert_close(trajectory(ours, params(), g), trajectory(theirs, params(), g), rtol=3e-6)
-    s, t = ours.init(params()), theirs.init(params())
-    for i in range(12):
-        _, s = ours.update(at(g, i), s, params())
-        _, t = theirs.update(at(g, i), t, params())
-        assert bool(ours.has_updated(s)) == bool(theirs.has_updated(t))
-        assert int(s.mini_step) == int(t.mini_step)
-        assert int(s.gradient_step) == int(t.gradient_step)
-        assert_same(s.skip_state, jax.tree.map(jnp.asarray, t.skip_state))
+
+    def run(tx: Any) -> Any:
+        def body(carry: Any, g: Any) -> Any:
+            p, state = step(tx, *carry, g)
+            seen = tx.has_updated(state), state.mini_step, state.gradient_step, state.skip_state
+            return (p, state), (p, seen)
+
+        return jax.jit(lambda p, g: jax.lax.scan(body, (p, tx.init(p)), g)[1])(params(), g)
+
+    (p, ours_seen), (q, theirs_seen) = run(ours), run(theirs)
+    assert_close(p, q, rtol=3e-6)
+    assert_same(ours_seen, theirs_seen, ulps=1)  # a norm may be summed in another order
 
 
 def test_between_updates_the_inner_state_is_untouched() -> None:

@@ -186,7 +186,7 @@ def test_frozen_leaves_have_no_update_no_state_and_no_share_in_a_norm(inner: Any
     """As if the tree had the other leaves only."""
     updates, state = run(gradx.freeze(BACKBONE, inner(gradx)))
     tx = inner(gradx)
-    head = lambda t: {"head": t["head"]}  # noqa: E731
+    head = lambda t: {"head": t["head"]}
     alone_state = tx.init(head(tree()))
     for i, updated in enumerate(updates):
         alone, alone_state = tx.update(head(tree(i + 1)), alone_state, head(tree()))

@@ -36,7 +36,7 @@ def learning_rate(state: Any) -> float:
 
 @pytest.mark.parametrize("name", ["sgd", "adam", "adamw", "rmsprop", "lion", "radam"])
 def test_same_structure_and_numbers_as_optaxs(name: str) -> None:
-    schedule = lambda count: 0.01 / (1.0 + count)  # noqa: E731
+    schedule = lambda count: 0.01 / (1.0 + count)
     ours = inject_hyperparams(getattr(gradx, name))(schedule)
     theirs = optax.inject_hyperparams(getattr(optax, name))(schedule)
     assert paths_and_types(ours.init(params())) == paths_and_types(theirs.init(params()))
@@ -236,7 +236,7 @@ def test_numbers_are_as_wide_as_the_parameters() -> None:
 @pytest.mark.parametrize("factory", [gradx.adamw, optax.adamw])
 def test_a_mask_is_no_schedule(factory: Any) -> None:
     """Optax calls it with the count, gets False, and weight decay is off without a word."""
-    mask = lambda tree: jax.tree.map(lambda x: x.ndim > 1, tree)  # noqa: E731
+    mask = lambda tree: jax.tree.map(lambda x: x.ndim > 1, tree)
     given = {"weight_decay": 0.5, "mask": mask, "mu_dtype": jnp.bfloat16}
     tx = inject_hyperparams(factory)(0.1, **given)
     state = tx.init(P)

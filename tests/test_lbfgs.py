@@ -243,7 +243,7 @@ def test_it_minimises_on_each_device_for_itself() -> None:
     def run(x: Any) -> Any:
         state = tx.init(x[0])
         x, state = one_step(tx, rosenbrock, x[0], state)  # now all of it varies
-        body = lambda _, carry: one_step(tx, rosenbrock, *carry)  # noqa: E731
+        body = lambda _, carry: one_step(tx, rosenbrock, *carry)
         return jax.lax.fori_loop(0, 3, body, (x, state))[0][None]
 
     x = jnp.array([[-1.2, 1.0], [2.0, -1.0]])
@@ -257,7 +257,7 @@ def test_it_minimises_on_each_device_for_itself() -> None:
 def test_none_and_empty_trees_and_a_zero_gradient() -> None:
     tx = gradx.lbfgs(memory_size=2)
     x = {"w": jnp.zeros(2), "none": None, "empty": jnp.zeros((0, 3))}
-    f = lambda p: jnp.sum(p["w"] ** 2)  # noqa: E731
+    f = lambda p: jnp.sum(p["w"] ** 2)
     state = tx.init(x)
     step = quickly(lambda x, state: one_step(tx, f, x, state))
     for _ in range(2):
@@ -273,7 +273,7 @@ def test_a_tree_is_one_vector_and_a_complex_plane_two_real_ones() -> None:
 
     def after(f: Any, x: Any) -> Any:
         def run(x: Any) -> Any:
-            body = lambda _, carry: one_step(tx, f, *carry)  # noqa: E731
+            body = lambda _, carry: one_step(tx, f, *carry)
             return jax.lax.fori_loop(0, 6, body, (x, tx.init(x)))[0]
 
         return quickly(run)(x)
@@ -282,9 +282,9 @@ def test_a_tree_is_one_vector_and_a_complex_plane_two_real_ones() -> None:
         x = jnp.array([-1.2, 1.0, 0.5, 2.0])
         expected = after(rosenbrock, x)
         tree = {"a": x[:1], "b": (x[1], x[2:].reshape(2, 1))}
-        joined = lambda t: jnp.concatenate([jnp.ravel(a) for a in jax.tree.leaves(t)])  # noqa: E731
+        joined = lambda t: jnp.concatenate([jnp.ravel(a) for a in jax.tree.leaves(t)])
         np.testing.assert_allclose(joined(after(lambda t: rosenbrock(joined(t)), tree)), expected)
-        parts = lambda z: jnp.concatenate([z.real, z.imag])  # noqa: E731
+        parts = lambda z: jnp.concatenate([z.real, z.imag])
         z = after(lambda z: rosenbrock(parts(z)), x[:2] + 1j * x[2:])
         np.testing.assert_allclose(parts(z), expected)
 
@@ -305,7 +305,7 @@ def test_it_works_on_a_part_of_the_parameters() -> None:
     x = {"body": jnp.array([3.0]), "head": jnp.array([-1.2, 1.0])}
     frozen = gradx.freeze(gradx.by_path({"body": True}, default=False), gradx.scale_by_lbfgs())
     tx = gradx.chain(frozen, gradx.scale(-1.0), gradx.scale_by_zoom_linesearch(10))
-    f = lambda p: rosenbrock(p["head"]) + jnp.sum(p["body"])  # noqa: E731
+    f = lambda p: rosenbrock(p["head"]) + jnp.sum(p["body"])
     state = tx.init(x)
     memory = state[0].inner_states["train"].inner_state
     assert [m.shape for m in jax.tree.leaves(memory.diff_params_memory)] == [(10, 2)]

@@ -276,7 +276,7 @@ def test_after_a_search_that_failed_the_next_one_can_move(search: Any) -> None:
         @quickly
         def step(state: Any, good: Any) -> Any:
             given = {"value": square(x), "grad": 2 * x}
-            f = lambda x: jnp.where(good, square(x), jnp.nan)  # noqa: E731
+            f = lambda x: jnp.where(good, square(x), jnp.nan)
             return tx.update(direction, state, x, value_fn=f, **given)
 
         updates, state = step(tx.init(x), False)
@@ -413,7 +413,7 @@ def test_verbose_says_why_a_search_failed(capfd: pytest.CaptureFixture[str]) -> 
 
         @quickly
         def run(direction: Any, which: Any) -> Any:
-            f = lambda x: jax.lax.switch(which, [square, kinked, lambda x: jnp.nan * x[0]], x)  # noqa: E731
+            f = lambda x: jax.lax.switch(which, [square, kinked, lambda x: jnp.nan * x[0]], x)
             given = {"value": square(x), "grad": 2 * x, "value_fn": f}
             return tx.update(direction, tx.init(x), x, **given)
 

@@ -53,7 +53,7 @@ def replicated_training(tx: Any, batches: Any) -> Any:
         updates, state = tx.update(jax.grad(loss)(params, batch), state, params)
         return gradx.apply_updates(params, updates), state
 
-    copies = lambda tree: jax.tree.map(lambda x: jnp.stack([x] * N), tree)  # noqa: E731
+    copies = lambda tree: jax.tree.map(lambda x: jnp.stack([x] * N), tree)
     params, state = copies(PARAMS), copies(tx.init(PARAMS))
     mapped = jax.pmap(step, axis_name="batch")
     for x, y in batches:

@@ -140,7 +140,7 @@ def test_setting_changes_what_is_set_in_a_new_state() -> None:
     expected = dict(zip(NAMES, [0.25, 0.999, 2.0, 0.1], strict=True))
     assert_close(gradx.hyperparams(new), expected, rtol=1e-7)
     assert_same(state, before)
-    types = lambda tree: [(x.shape, x.dtype, x.weak_type) for x in jax.tree.leaves(tree)]  # noqa: E731
+    types = lambda tree: [(x.shape, x.dtype, x.weak_type) for x in jax.tree.leaves(tree)]
     assert types(new) == types(state)
     assert_same(gradx.set_hyperparams(state), state)
     for value in (0.25, np.float64(0.25), jnp.bfloat16(0.25), np.float16(0.25), jnp.array(0.25)):

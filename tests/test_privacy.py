@@ -159,7 +159,7 @@ def test_examples_may_be_shared_by_devices() -> None:
     expected, state = whole.update(g, whole.init(PARAMS))
     shared = gradx.differentially_private_aggregate(1.5, 0.7, key=0, axis_name="d")
     shares = jax.tree.map(lambda x: x.reshape(3, 2, *x.shape[1:]), g)
-    update = lambda g: shared.update(g, shared.init(PARAMS))  # noqa: E731
+    update = lambda g: shared.update(g, shared.init(PARAMS))
     made, states = jax.pmap(update, axis_name="d")(shares)
     for i in range(3):
         assert_close(jax.tree.map(lambda x, i=i: x[i], made), expected, rtol=1e-6)

@@ -55,7 +55,7 @@ def test_a_seed_is_the_key_of_that_seed() -> None:
 def test_it_estimates_a_diagonal_hessian_exactly() -> None:
     p = {"a": jnp.array([1.0, 2.0]), "none": None, "b": jnp.ones(3, jnp.bfloat16)}
     tx = gradx.hutchinson_estimator_diag_hessian()
-    obj_fn = lambda p: jnp.sum(p["a"] ** 3) + jnp.sum(p["b"].astype(float) ** 2)  # noqa: E731
+    obj_fn = lambda p: jnp.sum(p["a"] ** 3) + jnp.sum(p["b"].astype(float) ** 2)
     made, _ = tx.update(p, tx.init(p), p, obj_fn=obj_fn)
     assert made["none"] is None
     np.testing.assert_array_equal(made["a"], [6.0, 12.0])
@@ -64,7 +64,7 @@ def test_it_estimates_a_diagonal_hessian_exactly() -> None:
 
 def test_shares_of_the_batch_are_averaged_over_a_mapped_axis() -> None:
     data = jnp.arange(12.0).reshape(4, 3)
-    estimate = lambda tx, obj_fn: tx.update(p, tx.init(p), p, obj_fn=obj_fn)[0]  # noqa: E731
+    estimate = lambda tx, obj_fn: tx.update(p, tx.init(p), p, obj_fn=obj_fn)[0]
     p = jnp.ones(3)
     tx = gradx.hutchinson_estimator_diag_hessian(axis_name="batch")
     made = jax.vmap(lambda x: estimate(tx, lambda p: jnp.sum((p * x) ** 2)), axis_name="batch")(
@@ -116,7 +116,7 @@ def test_the_estimate_is_made_in_few_steps(vmapped: bool) -> None:
     """For a sweep too, where `lax.cond` would make it in every step."""
     calls: list[int] = []
     tx = gradx.sophia(gradx.tunable(0.1), update_interval=3, hessian_diagonal_fn=noted(calls))
-    update = lambda s: tx.update(PARAMS, s, PARAMS)[1]  # noqa: E731
+    update = lambda s: tx.update(PARAMS, s, PARAMS)[1]
     state = tx.init(PARAMS)
     if vmapped:
         rates = jnp.array([0.1, 0.2])
@@ -155,7 +155,7 @@ def test_the_loss_is_given_whole_parameters_inside_groups(frozen: bool) -> None:
         else gradx.partition({"sophia": sophia, "other": gradx.sgd(0.0)}, choice)
     )
     (p, state) = run(tx, 3)
-    alone_of = lambda p: loss({"w": PARAMS["w"], "x": p["x"]})  # noqa: E731
+    alone_of = lambda p: loss({"w": PARAMS["w"], "x": p["x"]})
     (alone, alone_state) = run(sophia, 3, {"x": PARAMS["x"]}, alone_of)
     assert_close(p, {"w": PARAMS["w"], "x": alone["x"]}, rtol=1e-6)
     nu = [x for x in jax.tree.leaves(state) if x.shape == (3,)]

@@ -48,7 +48,7 @@ def test_tree_map_params_finds_what_belongs_to_a_parameter(name: str) -> None:
         assert kinds[id(x)] == ("params" if x.shape in ((2, 2), (2,)) else "other")
     assert "params" in kinds.values()
     assert_same(gradx.tree_map_params(tx.init, lambda x: x, state), state)
-    hidden = lambda x: isinstance(x, gradx.MaskedNode)  # noqa: E731
+    hidden = lambda x: isinstance(x, gradx.MaskedNode)
     theirs = optax.tree_map_params(
         tx,
         lambda x, size: x if hidden(x) else check(x, size),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import jax
@@ -134,7 +135,7 @@ def test_one_may_differentiate_through_steps(name: str) -> None:
         p, _ = moved(SHARDED[name](), [g, g], p, [3.0, 2.0])
         return sum(jnp.sum(x**2) for x in p.values())
 
-    assert all_finite(jax.grad(after, (0, 1))(TREE, GRADS[0]))
+    assert all_finite(jax.jit(jax.grad(after, (0, 1)))(TREE, GRADS[0]))
 
 
 def test_the_loss_and_the_wrapped_optimizers_converge() -> None:
@@ -354,11 +355,12 @@ def test_mechanize_refuses_another_state() -> None:
 def scales(library: Any, values: Any, dtype: Any = jnp.float32, **kwargs: Any) -> list[float]:
     tx = getattr(library, "contrib", library).reduce_on_plateau(**kwargs)
     one = jnp.ones((), dtype)
-    state, seen = tx.init(one), []
-    for value in values:
+
+    def body(state: Any, value: Any) -> Any:
         _, state = tx.update(one, state, value=value)
-        seen.append(float(state.scale))
-    return seen
+        return state, state.scale
+
+    return jax.jit(partial(jax.lax.scan, body))(tx.init(one), jnp.asarray(values))[1].tolist()
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from gradx.combine import chain, identity
 from gradx.core import Params, Transform
 from gradx.decay import add_decayed_weights
 from gradx.leafwise import leafwise
-from gradx.norms import norm_at_init, quotient, root
+from gradx.norms import by_factor, norm_at_init, quotient, root
 from gradx.scale import descend
 from gradx.sources import Array, Hyper
 from gradx.stage import Decided, Numbers, Slots, Sums
@@ -39,10 +39,6 @@ def _start(p: Array) -> Slots:
 def _squares(g: Array, slots: Slots, p: Array, h: Numbers) -> Mapping[str, Array]:
     (p0,) = slots
     return {"gradient": jnp.sum(abs_sq(g)), "distance": jnp.sum(abs_sq(p - p0))}
-
-
-def _at_rate(g: Array, slots: Slots, p: Array, h: Numbers) -> tuple[Array, Slots]:
-    return h.rate * g, slots
 
 
 def _decayed(weight_decay: Hyper | None, mask: Any) -> Transform:
@@ -110,7 +106,7 @@ def scale_by_dog(init_step: InitStep, eps: Hyper = 1e-8, *, axis_name: Any = Non
     """
     kind, value = _checked(init_step)
     return leafwise(
-        _at_rate,
+        by_factor,
         init=_start,
         state=DoGState,
         hypers={"eps": eps},
@@ -151,7 +147,7 @@ def _dog(h: Numbers, sums: Sums) -> Decided:
     if h.first_rate is not None:
         rate = jnp.where(distance > 0, rate, h.first_rate)
     new = {"is_init_step": False, "max_dist": distance, "sum_sq_norm_grads": total}
-    return {"rate": rate}, new
+    return {"factor": rate}, new
 
 
 @core.recorded
@@ -251,7 +247,7 @@ def scale_by_dowg(
     if init_estim_sq_dist is not None:
         first = hyper.constant("init_estim_sq_dist", init_estim_sq_dist, "(0, inf)")
     return leafwise(
-        _at_rate,
+        by_factor,
         init=_start,
         state=DoWGState,
         flags={"eps": small},
@@ -267,7 +263,7 @@ def _dowg(h: Numbers, sums: Sums) -> Decided:
     distance = jnp.maximum(h.estim_sq_dist, sums["distance"])
     total = h.weighted_sq_norm_grads + distance * sums["gradient"]
     new = {"weighted_sq_norm_grads": total, "estim_sq_dist": distance}
-    return {"rate": distance / (jnp.sqrt(total) + h.eps)}, new
+    return {"factor": distance / (jnp.sqrt(total) + h.eps)}, new
 
 
 @core.recorded

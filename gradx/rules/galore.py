@@ -21,7 +21,18 @@ from gradx.gating import check_inner, gated_update, rarely
 from gradx.matrices import Matrix, check_paths, matrices
 from gradx.moments import scale_by_adam
 from gradx.sources import Array, Hyper
-from gradx.stage import Call, Leaves, Numbers, Results, Rows, Slots, check_array, staged, widen
+from gradx.stage import (
+    Call,
+    Leaves,
+    Numbers,
+    Results,
+    Rows,
+    Slots,
+    check_array,
+    check_state,
+    staged,
+    widen,
+)
 from gradx.step import safe_increment
 
 __all__ = ["GaLoreDimensionNumbers", "GaLoreState", "galore", "scale_by_galore"]
@@ -256,11 +267,7 @@ class _GaLore:
     def begin(
         self, leaves: Leaves, state: State, extra: Mapping[str, Any], rows: Rows
     ) -> Callable[[Results], State]:
-        if getattr(state, "_fields", None) != GaLoreState._fields:
-            raise ValueError(
-                f"{self.where}: got a state of type {type(state).__name__} instead of GaLoreState. "
-                f"Was it made by another chain's init?"
-            )
+        check_state(state, GaLoreState, self.where)
         flat, gate = gtree.flatten(leaves.tree), leaves.gate
         what = f"{self.where}: the state's projector"
         projectors = gtree.flatten_like(flat, state.projector, what)

@@ -15,7 +15,6 @@ from gradx import tree as gtree
 from gradx.combine import Contract, chain, identity
 from gradx.core import Count, Params, State, Transform, Updates
 from gradx.counting import steps
-from gradx.gating import check_state
 from gradx.scale import scale, scale_by_learning_rate
 from gradx.search.line import (
     check_params,
@@ -34,6 +33,7 @@ from gradx.stage import (
     Rows,
     Slots,
     check_array,
+    check_state,
     is_array,
     staged,
     widen,

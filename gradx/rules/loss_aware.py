@@ -15,7 +15,7 @@ from gradx.combine import chain
 from gradx.core import Count, Transform, Updates
 from gradx.leafwise import leafwise
 from gradx.moments import average, weight_so_far, zero_moments, zeros
-from gradx.norms import squares
+from gradx.norms import by_factor, squares
 from gradx.scale import descend
 from gradx.sources import Array, Hyper, from_call
 from gradx.stage import Decided, Numbers, Slots, Sums
@@ -71,7 +71,7 @@ def scale_by_polyak(
     if variant not in ("sps", "sps+"):
         raise ValueError(f"{core.where()}: variant must be 'sps' or 'sps+', got {variant!r}.")
     return leafwise(
-        _at_rate,
+        by_factor,
         measure=squares,
         per_tree=_polyak,
         hypers={
@@ -90,16 +90,12 @@ def _polyak(h: Numbers, sums: Sums) -> Decided:
     gap = h.value - h.f_min
     gap = jnp.maximum(gap, 0.0) if h.positive else gap
     rate = jnp.minimum(_over(gap, sums["squares"] + h.eps), h.max_learning_rate)
-    return {"rate": rate.astype(sums["squares"].dtype)}, {}
+    return {"factor": rate.astype(sums["squares"].dtype)}, {}
 
 
 def _over(gap: Array, norm: Array) -> Array:
     some = norm > NOTHING
     return jnp.where(some, gap / jnp.where(some, norm, 1.0), 0.0)
-
-
-def _at_rate(g: Array, slots: Slots, p: None, h: Numbers) -> tuple[Array, Slots]:
-    return h.rate * g, slots
 
 
 @core.recorded

@@ -20,10 +20,21 @@ from gradx.curvature import hutchinson_estimator_diag_hessian
 from gradx.decay import DecayKind, scale_and_decay
 from gradx.gating import check_inner, rarely
 from gradx.leafwise import leafwise
-from gradx.live import HyperparamsState
+from gradx.live import own_state, with_own
 from gradx.moments import ScaleByAdamState, average, storage, weight_so_far, zero_moments
 from gradx.sources import Array, Hyper
-from gradx.stage import Leaves, Numbers, Results, Rows, Slots, is_array, measured, run, staged
+from gradx.stage import (
+    Leaves,
+    Numbers,
+    Results,
+    Rows,
+    Slots,
+    check_state,
+    is_array,
+    measured,
+    run,
+    staged,
+)
 from gradx.step import safe_increment
 
 __all__ = ["SophiaState", "scale_by_sophia", "sophia"]
@@ -198,18 +209,14 @@ class _Sophia:
     def init(self, params: Params) -> State:
         made = self.moved.init(params)
         kept = self.hessian.init(params)
-        moments = _inner(made)
-        return _with(made, SophiaState(moments.count, moments.mu, moments.nu, kept))
+        moments = own_state(made)
+        return with_own(made, SophiaState(moments.count, moments.mu, moments.nu, kept))
 
     def begin(
         self, leaves: Leaves, state: State, extra: Mapping[str, Any], rows: Rows
     ) -> Callable[[Results], State]:
-        inner = _inner(state)
-        if getattr(inner, "_fields", None) != SophiaState._fields:
-            raise ValueError(
-                f"{self.where}: got a state of type {type(inner).__name__} instead of SophiaState. "
-                f"Was it made by another chain's init?"
-            )
+        inner = own_state(state)
+        check_state(inner, SophiaState, self.where)
         for i, u in enumerate(leaves.updates):
             if is_array(u) and jnp.iscomplexobj(u):
                 raise ValueError(
@@ -217,7 +224,7 @@ class _Sophia:
                     f"no order and cannot be clipped."
                 )
         moments = ScaleByAdamState(inner.count, inner.mu, inner.nu)
-        finish = self.moved.begin(leaves, _with(state, moments), extra, rows)
+        finish = self.moved.begin(leaves, with_own(state, moments), extra, rows)
         if self.report:
             self._print(leaves, inner.count, rows)
         params = _seen(leaves)
@@ -240,8 +247,8 @@ class _Sophia:
 
         def finished(results: Results) -> State:
             made = finish(results)
-            new = _inner(made)
-            return _with(made, type(inner)(new.count, new.mu, nu, kept))
+            new = own_state(made)
+            return with_own(made, type(inner)(new.count, new.mu, nu, kept))
 
         return finished
 
@@ -254,7 +261,7 @@ class _Sophia:
         gate: Array,
     ) -> tuple[State, Updates]:
         """The state of what makes an estimate, and the average with a new one in it."""
-        inner = _inner(state)
+        inner = own_state(state)
         if "obj_fn" in extra:
             extra = {**extra, "obj_fn": _of_visible(leaves, extra["obj_fn"])}
         made, kept = self.hessian.update(leaves.tree, inner.hessian_fn_state, params, **extra)
@@ -262,10 +269,10 @@ class _Sophia:
         diagonal = gtree.flatten_like(flat, made, f"{self.where}: the Hessian's diagonal")
         pairs = zip(flat.values, diagonal, strict=True)
         only = flat.unflatten([None if g is None else d for g, d in pairs])
-        before = _with(state, _Curvature(inner.count, inner.nu))
+        before = with_own(state, _Curvature(inner.count, inner.nu))
         _, after = run(self.averaged, self.where, only, before, None, extra, gate)
         chosen = jax.tree.map(partial(_chosen, gate), kept, inner.hessian_fn_state)
-        return chosen, _inner(after).nu
+        return chosen, own_state(after).nu
 
     def _print(self, leaves: Leaves, count: Array, rows: Rows) -> None:
         active = [i for i, u in enumerate(leaves.updates) if is_array(u)]
@@ -281,15 +288,6 @@ class _Sophia:
             lambda: jax.debug.print("sophia: win rate {rate} in step {t}", rate=rate, t=t),
             lambda: None,
         )
-
-
-def _inner(state: State) -> Any:
-    return state.inner_state if isinstance(state, HyperparamsState) else state
-
-
-def _with(state: State, inner: Any) -> State:
-    """The state with other contents, in the wrapping of its live numbers, if it has any."""
-    return state._replace(inner_state=inner) if isinstance(state, HyperparamsState) else inner
 
 
 def _seen(leaves: Leaves) -> Params | None:

@@ -12,10 +12,9 @@ import jax.numpy as jnp
 from gradx import core, hyper
 from gradx.core import Count, Params, State, Transform, Updates
 from gradx.counting import steps
-from gradx.gating import check_state
-from gradx.search.line import check_params, line_search, real_dtype
+from gradx.search.line import check_params, like, line_search, real_dtype
 from gradx.sources import Array
-from gradx.stage import widen
+from gradx.stage import check_state, widen
 from gradx.step import safe_increment
 
 __all__ = [
@@ -207,9 +206,6 @@ def scale_by_backtracking_linesearch(
         step = jnp.where(nowhere, 0.0, end.step)
         if verbose:
             jax.debug.callback(_report, end.error > absolute, end[:4], start, where=where)
-
-        def like(new: Array, old: Any) -> Array:
-            return new.astype(jnp.result_type(old))
 
         info = state.info._replace(
             num_linesearch_steps=like(end.count, state.info.num_linesearch_steps),

@@ -47,6 +47,11 @@ def check_shape(flat: gtree.Flat, i: int, x: Any, where: str, what: str) -> None
         )
 
 
+def like(new: Array, old: Any) -> Array:
+    """The new array in the dtype of the old one, so that a state keeps its types."""
+    return new.astype(jnp.result_type(old))
+
+
 def real_dtype(params: Params) -> Any:
     """The dtype of the numbers of a search: the widest of the parameters', float32 at least."""
     dtypes = [gtree.wide(jnp.result_type(p)) for p in jax.tree.leaves(params)]

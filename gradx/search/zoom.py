@@ -11,11 +11,10 @@ import jax.numpy as jnp
 from gradx import core, hyper
 from gradx.core import Params, State, Transform, Updates
 from gradx.counting import steps
-from gradx.gating import check_state
 from gradx.search import wolfe
-from gradx.search.line import Line, Point, check_params, line_search, real_dtype
+from gradx.search.line import Line, Point, check_params, like, line_search, real_dtype
 from gradx.sources import Array
-from gradx.stage import widen
+from gradx.stage import check_state, widen
 
 __all__ = ["ScaleByZoomLinesearchState", "ZoomLinesearchInfo", "scale_by_zoom_linesearch"]
 
@@ -170,9 +169,6 @@ def scale_by_zoom_linesearch(
         if verbose:
             tol, precision = conditions.tol, conditions.precision
             jax.debug.callback(_report, end, line.start, tol, precision, where=where)
-
-        def like(new: Array, old: Any) -> Array:
-            return new.astype(jnp.result_type(old))
 
         info = state.info._replace(
             num_linesearch_steps=like(end.count, state.info.num_linesearch_steps),

@@ -14,10 +14,10 @@ from gradx import tree as gtree
 from gradx.combine import Contract
 from gradx.core import Params, State, Transform, Updates
 from gradx.counting import steps
-from gradx.gating import as_gate, check_inner, check_state, count_not_finite, gated_update, parts_of
+from gradx.gating import as_gate, check_inner, count_not_finite, gated_update, parts_of
 from gradx.moments import storage
 from gradx.sources import Array, FromCall, Step
-from gradx.stage import check_array, is_array, widen
+from gradx.stage import check_array, check_state, is_array, widen
 from gradx.step import safe_increment
 
 __all__ = [

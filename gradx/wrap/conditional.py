@@ -16,8 +16,9 @@ from gradx import core
 from gradx.combine import Contract
 from gradx.core import Params, State, Transform, Updates
 from gradx.counting import steps
-from gradx.gating import all_finite, as_gate, check_inner, check_state, gated_update, parts_of
+from gradx.gating import all_finite, as_gate, check_inner, gated_update, parts_of
 from gradx.sources import Array
+from gradx.stage import check_state
 from gradx.step import safe_increment
 from gradx.tree import mapped
 

@@ -24,6 +24,7 @@ from gradx.core import Count, Params, Part, State, Transform, Updates
 from gradx.live import InjectStatefulHyperparamsState
 from gradx.moments import storage
 from gradx.sources import Array
+from gradx.stage import check_state
 from gradx.step import safe_increment
 
 __all__ = [
@@ -157,11 +158,7 @@ class _Injection:
 
     def _check(self, state: State) -> None:
         names = list(self.given)
-        if getattr(state, "_fields", None) != InjectStatefulHyperparamsState._fields:
-            raise ValueError(
-                f"inject_hyperparams: got a state of type {type(state).__name__} instead of "
-                f"InjectStatefulHyperparamsState. Was it made by another chain's init?"
-            )
+        check_state(state, InjectStatefulHyperparamsState, "inject_hyperparams")
         for name in state.hyperparams:
             if name not in names:
                 near = difflib.get_close_matches(name, names, n=1)

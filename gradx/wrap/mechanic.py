@@ -16,7 +16,7 @@ from gradx.core import Count, Params, Part, State, Transform, Updates
 from gradx.counting import steps
 from gradx.gating import check_inner
 from gradx.leafwise import leafwise
-from gradx.live import HyperparamsState
+from gradx.live import own_state, with_own
 from gradx.sources import Array, Hyper
 from gradx.stage import (
     Call,
@@ -28,6 +28,7 @@ from gradx.stage import (
     Slots,
     Stage,
     Sums,
+    check_state,
     is_array,
     run,
     staged,
@@ -259,20 +260,12 @@ def _take(g: Array, slots: Slots, p: Any, h: Numbers) -> tuple[Array, Slots]:
 
 def _split(state: State, where: str) -> tuple[Any, State, State]:
     """The class of the state, that of the base optimizer, and that of the tuner."""
-    live = isinstance(state, HyperparamsState)
-    inner = state.inner_state if live else state
-    if getattr(inner, "_fields", None) != MechanicState._fields:
-        raise ValueError(
-            f"{where}: got a state of type {type(inner).__name__} instead of MechanicState. Was it "
-            f"made by another chain's init?"
-        )
+    inner = own_state(state)
+    check_state(inner, MechanicState, where)
     own = _Tuner(*(getattr(inner, field) for field in _Tuner._fields))
-    tuner = state._replace(inner_state=own) if live else own
-    return type(inner), inner.base_optimizer_state, tuner
+    return type(inner), inner.base_optimizer_state, with_own(state, own)
 
 
 def _join(kind: Any, base_state: State, tuner_state: State) -> State:
-    live = isinstance(tuner_state, HyperparamsState)
-    own = tuner_state.inner_state if live else tuner_state
-    joined = kind(base_optimizer_state=base_state, **own._asdict())
-    return tuner_state._replace(inner_state=joined) if live else joined
+    joined = kind(base_optimizer_state=base_state, **own_state(tuner_state)._asdict())
+    return with_own(tuner_state, joined)
