@@ -10,7 +10,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import jax
 import optax
+import optax.contrib
 
 
 @dataclass(frozen=True)
@@ -20,6 +22,7 @@ class Torch:
     name: str
     arguments: Mapping[str, Any] = field(default_factory=dict)
     clip: float | None = None  # clip_grad_norm_ before the step
+    others: str | None = None  # the class for leaves that are no matrices, if it takes only these
 
 
 @dataclass(frozen=True)
@@ -53,6 +56,12 @@ class Case:
 def contrib(library: Any) -> Any:
     """Where Optax keeps what its users contribute; gradx has one drawer."""
     return getattr(library, "contrib", library)
+
+
+def two_axes(params: Any) -> Any:
+    """Optax's choice of matrices, for both."""
+    numbers = optax.contrib.MuonDimensionNumbers()
+    return jax.tree.map(lambda p: numbers if p.ndim == 2 else None, params)
 
 
 CASES = [
@@ -282,6 +291,51 @@ CASES = [
             ("scale_by_param_block_norm", ()),
         ]
     ],
+    # ------------------------------------------------------------ matrices
+    Case(
+        "muon",
+        lambda lib: contrib(lib).muon(0.02, muon_weight_dimension_numbers=two_axes),
+        Torch("Muon", {"lr": 0.02}, others="AdamW"),
+        group="matrix",
+        compile_cost=True,
+    ),
+    *[
+        Case(name, make, group="matrix", libraries=("gradx",), calls=calls)
+        for name, make, calls in [
+            ("normuon", lambda lib: lib.normuon(0.02), 1),
+            ("adamuon", lambda lib: lib.adamuon(0.02), 1),
+            ("scion", lambda lib: lib.scion(0.02), 1),
+            ("soap", lambda lib: lib.soap(3e-3), 10),
+            ("soap staggered", lambda lib: lib.soap(3e-3, staggered=True), 10),
+            ("kl_soap", lambda lib: lib.kl_soap(3e-3), 10),
+            ("kl_shampoo", lambda lib: lib.kl_shampoo(3e-3), 10),
+            ("shampoo", lambda lib: lib.shampoo(3e-3), 10),
+            ("psgd_kron", lambda lib: lib.psgd_kron(3e-3), 1),
+        ]
+    ],
+    # ------------------------------------------------------------ what goes with any of them
+    *[
+        Case(name, make, group="modifier", libraries=("gradx",))
+        for name, make in [
+            ("mars", lambda lib: lib.mars(1e-3)),
+            ("correct_by_mars + sgd", lambda lib: lib.chain(lib.correct_by_mars(), lib.sgd(1e-3))),
+            ("cautious adamw", lambda lib: lib.cautious(lib.adamw(1e-3))),
+            (
+                "adam + add_cautious_decay",
+                lambda lib: lib.chain(
+                    lib.scale_by_adam(), lib.add_cautious_decay(1e-2), lib.scale(-1e-3)
+                ),
+            ),
+            ("hyperball", lambda lib: lib.hyperball(lib.scale_by_adam(), 1e-2)),
+        ]
+    ],
+    Case(
+        "adamw + qk_clip",
+        lambda lib: lib.chain(lib.adamw(1e-3), lib.qk_clip()),
+        group="modifier",
+        libraries=("gradx",),
+        extra=lambda params, grads: {"max_logits": 4.0},
+    ),
     Case(
         "selective_transform",
         # Optax takes no function for a mask, and would freeze everything.

@@ -18,7 +18,12 @@ from benchmarks.runners import Tree, check, step_of
 from benchmarks.settings import Settings
 
 MODULES = {"gradx": gradx, "optax": optax}
-KINDS = {"trace": "trace + lower", "compile": "compile", "compile_cpu": "compile, CPU time"}
+KINDS = {
+    "trace": "trace + lower",
+    "compile": "compile",
+    "compile_cpu": "compile, CPU time",
+    "all": "trace + lower + compile",
+}
 
 
 def measure(settings: Settings) -> dict[str, Any]:
@@ -63,6 +68,7 @@ def _cost(case: cases.Case, name: str, params: Tree) -> dict[str, float]:
         "trace": middle - begin,
         "compile": time.perf_counter() - middle,
         "compile_cpu": time.process_time() - cpu,  # of all threads
+        "all": time.perf_counter() - begin,
     }
 
 

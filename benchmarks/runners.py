@@ -139,14 +139,19 @@ class TorchRunner:
         self.torch, self.device, self.clip = torch, device, peer.clip
         self.params = tensors(work.host_params)
         self.grads = [tensors(g) for g in work.host_grads]
-        self.optimizer = getattr(torch.optim, peer.name)(self.params, **peer.arguments, **how)
+        matrices = [p for p in self.params if peer.others is None or p.ndim == 2]
+        self.optimizers = [getattr(torch.optim, peer.name)(matrices, **peer.arguments, **how)]
+        if peer.others is not None:
+            rest = [p for p in self.params if p.ndim != 2]
+            self.optimizers.append(getattr(torch.optim, peer.others)(rest))
 
     def run(self, repeat: int) -> None:
         for p, g in zip(self.params, self.grads[repeat % 2], strict=True):
             p.grad = g
         if self.clip is not None:
             self.torch.nn.utils.clip_grad_norm_(self.params, self.clip, foreach=True)
-        self.optimizer.step()
+        for optimizer in self.optimizers:
+            optimizer.step()
         if self.device == "cuda":
             self.torch.cuda.synchronize()
 
@@ -154,7 +159,7 @@ class TorchRunner:
         return {}
 
     def free(self) -> None:
-        del self.params, self.grads, self.optimizer
+        del self.params, self.grads, self.optimizers
 
 
 def torch_modes(peer: Torch) -> dict[str, dict[str, bool]]:

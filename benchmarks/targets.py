@@ -24,6 +24,10 @@ MEASURES: dict[str, Callable[[Row], float]] = {
     "temporaries - Optax's / 2, B/param": lambda row: (
         row["competitors"]["gradx"]["temporaries"] - row["competitors"]["optax"]["temporaries"] / 2
     ),
+    "temporaries / Optax's": lambda row: (
+        row["competitors"]["gradx"]["temporaries"] / row["competitors"]["optax"]["temporaries"]
+    ),
+    "trace + lower + compile / Optax's": lambda row: row["ratios"]["optax"]["all"]["median"],
     "trace + lower / Optax's": lambda row: row["ratios"]["optax"]["trace"]["median"],
     "compile / Optax's": lambda row: row["ratios"]["optax"]["compile"]["median"],
 }
@@ -50,9 +54,13 @@ CLIPPED = r"chain/clip_by_global_norm \+ adamw"
 COMPILED = rf"alias/adamw|{CLIPPED}"
 
 EVERY = r".*"
+MUON = r"matrix/muon"
 
 TARGETS = [
     Target("step time / Optax's", 1.05, EVERY),
+    Target("step time / Optax's", 0.5, MUON),
+    Target("temporaries / Optax's", 0.5, MUON),
+    Target("trace + lower + compile / Optax's", 0.2, MUON, section="compile"),
     Target("temporaries - Optax's, B/param", SCALARS, EVERY),
     Target("temporaries - Optax's / 2, B/param", SCALARS, EVERY),
     Target("step time / Optax's", 0.6, r"wrapper/MultiSteps\(4\)"),
@@ -94,6 +102,7 @@ def judge(sections: dict[str, dict[str, Any]]) -> list[Outcome]:
                 row["name"]: MEASURES[target.measure](row)
                 for row in sections.get(target.section, {}).get("rows", [])
                 if re.fullmatch(target.rows, f"{row['group']}/{row['name']}")
+                and ("Optax" not in target.measure or "optax" in row["ratios"])
             },
         )
         for target in TARGETS

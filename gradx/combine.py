@@ -11,12 +11,15 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
+import jax
+import jax.numpy as jnp
 import optax
 
 from gradx import core
 from gradx import tree as gtree
 from gradx.core import Params, Part, State, Transform, Updates
-from gradx.stage import Leaves, Results, Rows, Stage, run, staged
+from gradx.live import HyperparamsState, own_state
+from gradx.stage import Leaves, Results, Rows, Stage, check_state, run, staged, widen
 
 __all__ = ["chain", "identity", "named_chain", "stateless", "stateless_with_tree_map"]
 
@@ -307,3 +310,71 @@ def named_chain(*args: tuple[str, Contract]) -> Transform:
         return OrderedDict(zip(names, states, strict=True))
 
     return _in_sequence(args, pack, unpack)
+
+
+# ---------------------------------------------------------------- with one state
+
+
+def joined(kind: Any, *parts: Transform) -> Transform:
+    """Lifted rules one after the other, whose states are the fields of one named tuple.
+
+    Each part has a named tuple with some of the fields of `kind`. Live numbers of all of them stand
+    in one wrapping.
+    """
+    where = core.where()
+    inner = chain(*parts)
+    rules = [stage_of(tx) for tx in parts]
+
+    def opened(state: State) -> State:
+        own = own_state(state)
+        check_state(own, kind, where)
+        return tuple(
+            rule.wrapped(
+                rule.state(*(getattr(own, field) for field in rule.state._fields)),
+                getattr(state, "count", None),
+                getattr(state, "hyperparams", {}),
+            )
+            for rule in rules
+        )
+
+    def closed(states: Sequence[State], made: Any) -> State:
+        fields = {k: v for state in states for k, v in own_state(state)._asdict().items()}
+        live = [state for state in states if isinstance(state, HyperparamsState)]
+        own = made(**fields)
+        if not live:
+            return own
+        counts = [state.count for state in live if state.count is not None]
+        numbers = {k: v for state in live for k, v in state.hyperparams.items()}
+        return HyperparamsState(counts[0] if counts else None, numbers, own)
+
+    def init(params: Params) -> State:
+        return closed(inner.init(params), kind)
+
+    def update(
+        updates: Updates, state: State, params: Params | None = None, **extra: Any
+    ) -> tuple[Updates, State]:
+        updates, states = inner.update(updates, opened(state), params, **extra)
+        return updates, closed(states, type(own_state(state)))
+
+    return wide_throughout(Transform(init, update))
+
+
+def wide_throughout(tx: Transform) -> Transform:
+    """The same with updates in float32 or wider from end to end, also where one pass ends and the
+    next begins: those in half precision are rounded once, when all is done."""
+
+    def update(
+        updates: Updates, state: State, params: Params | None = None, **extra: Any
+    ) -> tuple[Updates, State]:
+        wide = jax.tree.map(lambda g: widen(g) if _narrow(g) else g, updates)
+        new, state = tx.update(wide, state, params, **extra)
+        return jax.tree.map(
+            lambda u, g: u.astype(g.dtype) if _narrow(g) else u, new, updates
+        ), state
+
+    return Transform(tx.init, update, parts=tx.parts)
+
+
+def _narrow(x: Any) -> bool:
+    dtype = getattr(x, "dtype", None)
+    return dtype is not None and jnp.issubdtype(dtype, jnp.inexact) and gtree.wide(dtype) != dtype

@@ -91,7 +91,7 @@ class Rule:
                 check_array(p, flat, i, self.where, "parameter")
         if jax.tree.leaves(params):
             self.hypers.check_paths(gtree.array_paths(flat))
-        made = [self._own_slots(p) if is_array(p) else None for p in flat.values]
+        made = self._first_slots(flat)
         pairs = list(zip(flat.values, made, strict=True))
         trees = {
             name: flat.unflatten([p if slots is None else slots[i] for p, slots in pairs])
@@ -101,10 +101,17 @@ class Rule:
         state = self.state(
             **trees, **self._first_scalars(flat), **({self.count: zero} if self.counts else {})
         )
-        own_count = zero if self.hypers.scheduled and not self.counts else None
-        if own_count is None and not self.hypers.tunables:
+        return self.wrapped(state, zero, self.hypers.initial())
+
+    def wrapped(self, state: State, count: Any, values: Mapping[str, Array]) -> State:
+        """The rule's own state with the live values and the count that it needs beside it."""
+        count = count if self.hypers.scheduled and not self.counts else None
+        if count is None and not self.hypers.tunables:
             return state
-        return HyperparamsState(own_count, self.hypers.initial(), state)
+        return HyperparamsState(count, {name: values[name] for name in self.hypers.tunables}, state)
+
+    def _first_slots(self, flat: gtree.Flat) -> list[Slots | None]:
+        return [self._own_slots(p) if is_array(p) else None for p in flat.values]
 
     def _own_slots(self, p: Any) -> Slots:
         """The slots of one leaf, in buffers of their own: donating the state must not free `p`."""
@@ -151,10 +158,11 @@ class Rule:
         group_of, groups = self.hypers.groups(leaves.flat, active)
         old_scalars = {name: getattr(inner, name) for name in self.scalars}
         numbers = [self._numbers(group, step, old_scalars) for group in groups]
+        programs = [self._split(h) for h in numbers]
         calls = {
             i: Call(
                 self.update,
-                *self._split(numbers[group_of[i]]),
+                *programs[group_of[i]],
                 tuple(column[i] for column in columns),
                 self.needs_params,
                 leaves.gate,

@@ -41,6 +41,7 @@ class Call(NamedTuple):
     needs_params: bool
     gate: Array | None = None  # False: the slots stay as they are, and the update means nothing
     per_leaf: PerLeaf | None = None
+    since: int | None = None  # a place in the row: `h.before` is the update before that call
 
 
 Rows = list[list[Call]]
@@ -147,7 +148,7 @@ def run(
             check_array(g, flat, i, where, "update")
             reads = any(call.needs_params for call in row)
             check_leaf(flat, i, where, g, p, row)
-            program = tuple((call.rule, call.static, call.per_leaf) for call in row)
+            program = tuple((c.rule, c.static, c.per_leaf, c.since) for c in row)
             traced, slots = tuple(c.traced for c in row), tuple(c.slots for c in row)
             gates = tuple(c.gate for c in row)
             p = p if reads else None
@@ -175,7 +176,7 @@ def _shapes(tree: Any) -> list[tuple[int, ...]]:
 
 @functools.partial(jax.jit, static_argnums=0)
 def _apply(
-    program: tuple[tuple[Any, tuple[tuple[str, Any, str], ...], Any], ...],
+    program: tuple[tuple[Any, tuple[tuple[str, Any, str], ...], Any, int | None], ...],
     g: Array,
     p: Array | None,
     traced: tuple[dict[str, Array], ...],
@@ -188,16 +189,19 @@ def _apply(
     ten times. XLA inlines the calls before it fuses.
     """
     u = widen(g)
-    anew = _Anew(g, p, u, [])
+    anew = _Anew(g, p, [u], [])
     p = None if p is None else widen(p)
     new_slots = []
     for part, numbers, old, gate in zip(program, traced, slots, gates, strict=True):
-        rule, static, per_leaf = part
-        h = namespace(static, numbers)
+        rule, static, per_leaf, since = part
+        compared = {} if since is None else {"before": anew.made[since]}
+        h = namespace(static, {**numbers, **compared})
         wide = jax.tree.map(widen, old)
         if per_leaf is not None:
+            if since is not None:
+                h.before = functools.partial(anew.update, since)  # anew, too
             decided = per_leaf(anew.update, functools.partial(anew.hidden, wide), anew.params, h)
-            h = namespace(static, {**numbers, **decided})
+            h = namespace(static, {**numbers, **compared, **decided})
         given = u, wide, p, h
         u, new = rule(*given) if gate is None else gated(rule, gate, *given)
         structure: Any = jax.tree.structure(old)
@@ -207,7 +211,7 @@ def _apply(
                 f"{len(old)} slots like the one it was given, also for one slot."
             )
         new_slots.append(jax.tree.map(lambda n, o: n.astype(o.dtype), new, old))
-        anew.made = u
+        anew.made.append(u)
         anew.done.append(Done(rule, *given, new))
     return u.astype(g.dtype), tuple(new_slots)
 
@@ -218,8 +222,8 @@ class _Anew:
 
     g: Array
     p: Array | None
-    made: Array
-    done: list[Done]  # the rules that made it of g
+    made: list[Array]  # g, and what each rule made of it
+    done: list[Done]  # these rules
     readings: int = 0
 
     def hidden(self, tree: Any) -> Any:
@@ -229,10 +233,11 @@ class _Anew:
     def params(self) -> Array:
         return widen(self.hidden(self.p))
 
-    def update(self) -> Array:
-        """What the rules so far have made of the gradient."""
+    def update(self, first: int | None = None) -> Array:
+        """What the rules so far, or the first ones, have made of the gradient."""
         self.readings += 1
-        return again(self.done, self.made, self.g, self.p, widen, self.readings)
+        count = len(self.done) if first is None else first
+        return again(self.done[:count], self.made[count], self.g, self.p, widen, self.readings)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))

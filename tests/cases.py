@@ -6,13 +6,14 @@ the float64 reference in `references`. To add an algorithm, add its row, and its
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
+import pytest
 
 import gradx
 from gradx import hyper
@@ -36,6 +37,8 @@ class Case:
       whole_tree: it takes its number for the whole tree, so not by path.
       ranges: of the numbers for which it has another range than the field's names have.
       renamed: names of arguments to the names that its parts have for them.
+      copies: the live values that there are beside its numbers, where two parts are given the same
+        number.
       needs_params: `update` has to be given the parameters.
       keeps_params: its state has copies of the parameters, in their dtypes.
       random_key: its state has a random key, which the laws see as plain numbers.
@@ -58,6 +61,7 @@ class Case:
     whole_tree: bool = False
     ranges: Mapping[str, str] = field(default_factory=dict)
     renamed: Mapping[str, str] = field(default_factory=dict)
+    copies: int = 0
     needs_params: bool = False
     keeps_params: bool = False
     random_key: bool = False
@@ -181,6 +185,8 @@ OF_ADAFACTOR = {
     "weight_decay_rate": "weight_decay",
 }
 
+MARS = {"_in_optax": False, "_ranges": {"gamma": "[0, inf)"}}
+
 BAD_MEMORY = {
     "_in_optax": False,
     "_needs_params": True,
@@ -188,6 +194,81 @@ BAD_MEMORY = {
     "_bad": {"memory_size": 0},
 }
 QUASI_NEWTON = {"linesearch": None, **BAD_MEMORY}
+
+OF_ADAM = {f"adam_{x}": x for x in ("learning_rate", "b1", "b2", "eps", "eps_root", "weight_decay")}
+BY_ADAM = {name: hyper.RANGES[of_adam] for name, of_adam in OF_ADAM.items()}
+MUON = {
+    "_ranges": {"beta": "[0, 1)", **BY_ADAM},
+    "_renamed": OF_ADAM,
+    "_copies": 2,  # of eps and the learning rate
+    "_temporaries": 3.05,
+    "_bad": {"ns_steps": 0, "ns_coeffs": "jordan", "preconditioning": "l2", "convention": "torch"},
+}
+
+SHAMPOO = {
+    "_in_optax": False,
+    "_ranges": {
+        "b2": "[0, 1]",
+        "eps": "(0, inf)",
+        "exponent": "(0, 1]",
+        "graft_b2": "[0, 1)",
+        "graft_eps": "(0, inf)",
+        **BY_ADAM,
+    },
+    "_renamed": OF_ADAM,
+    "_copies": 1,  # of the learning rate
+    "_temporaries": 22.5,
+    "_bad": {"block_size": 0, "precondition_frequency": 0, "graft": "adamw", "mu_dtype": "int8"},
+}
+
+PSGD = {
+    "probe": "expected",  # noise is no reference
+    "_in_optax": False,
+    "_whole_tree": True,
+    "_random_key": True,
+    "_ranges": {
+        "preconditioner_lr": "[0, 1)",
+        "preconditioner_update_probability": "[0, 1]",
+        **BY_ADAM,
+    },
+    "_renamed": OF_ADAM,
+    "_copies": 1,  # of the learning rate
+    "_temporaries": 32,
+    "_bad": {"memory_save_mode": "diag", "probe": "sign", "max_size_triangular": -1, "key": 0.5},
+}
+
+SOAP = {
+    "_in_optax": False,
+    "_ranges": {"shampoo_beta": "[0, 1)", **BY_ADAM},
+    "_renamed": OF_ADAM,
+    "_needs_params": True,
+    "_temporaries": 20,
+    "_bad": {"precondition_frequency": 0, "max_precond_dim": -1, "chunk": 0, "mu_dtype": "int8"},
+}
+KL = {**SOAP, "_bad": {**SOAP["_bad"], "init_factor": 0.0, "max_clamp_value": -1.0}}
+HYPERBALL = {
+    "_in_optax": False,
+    "_needs_params": True,
+    "_ranges": BY_ADAM,
+    "_renamed": OF_ADAM,
+    "_copies": 1,  # of the learning rate
+}
+NORMUON = {
+    "_in_optax": False,
+    "_needs_params": True,
+    "_ranges": {"consistent_rms": "(0, inf)", **BY_ADAM},
+    "_renamed": OF_ADAM,
+    "_copies": 1,  # of the learning rate
+    "_temporaries": 3.05,
+    "_bad": {"ns_steps": 0, "ns_coeffs": "jordan", "preconditioning": "l2"},
+}
+SCION = {
+    "_in_optax": False,
+    "_ranges": {"momentum": "(0, 1]", "radius": "[0, inf)", "head_radius": "[0, inf)"},
+    "_copies": 1,  # of eps
+    "_temporaries": 3.05,
+    "_bad": {"ns_steps": 0, "ns_coeffs": "jordan", "preconditioning": "l2"},
+}
 
 OPTIMIZERS = [
     row("sgd", learning_rate=0.1),
@@ -361,6 +442,18 @@ OPTIMIZERS = [
         _needs_params=True,
         _ranges={"alpha": "[0, inf)"},
         _bad={"eps": 0.0},
+    ),
+    row("mars", learning_rate=0.05, **MARS),
+    row(
+        "mars",
+        "decay",
+        learning_rate=0.05,
+        b1=0.9,
+        gamma=0.1,
+        max_norm=2.0,
+        weight_decay=1e-3,
+        _needs_params=True,
+        **MARS,
     ),
     row("adagrad", learning_rate=0.5),
     row("adadelta", learning_rate=1.0, eps=1e-2, _ranges=ADADELTA),
@@ -536,6 +629,219 @@ OPTIMIZERS = [
         _in_optax=False,
         _temporaries=1.25,
     ),
+    row("muon", learning_rate=0.05, nesterov=False, **MUON),
+    # Optax hands its Nesterov flag on to Adam.
+    row("muon", "nesterov", learning_rate=0.05, _in_optax=False, **MUON),
+    row(
+        "muon",
+        "dion",
+        learning_rate=0.05,
+        ns_coeffs="dion",
+        bias_correction=False,
+        convention="spectral",
+        _in_optax=False,
+        **MUON,
+    ),
+    row(
+        "muon",
+        "aol",
+        learning_rate=0.05,
+        ns_steps=4,
+        nesterov=False,
+        preconditioning="aol",
+        adam_b2=0.95,
+        adam_learning_rate=0.05,
+        adam_weight_decay=1e-3,
+        _needs_params=True,
+        **{**MUON, "_copies": 1},
+    ),
+    row(
+        "muon",
+        "schatten",
+        learning_rate=0.05,
+        nesterov=False,
+        preconditioning="schatten",
+        **MUON,
+    ),
+    row(
+        "muon",
+        "decay",
+        learning_rate=0.1,
+        weight_decay=1e-3,
+        nesterov=False,
+        consistent_rms=0.2,
+        preconditioning="spectral",
+        _needs_params=True,
+        **{**MUON, "_temporaries": 5.3},
+    ),
+    row(
+        "muon",
+        "exact",
+        learning_rate=0.05,
+        ns_coeffs="exact",
+        weight_decay=1e-3,
+        _in_optax=False,
+        _needs_params=True,
+        **MUON,
+    ),
+    row("soap", learning_rate=0.05, _copies=1, **SOAP),
+    row(
+        "soap",
+        "frequent",
+        learning_rate=0.05,
+        b1=0.9,
+        eps=1e-3,
+        precondition_frequency=3,
+        shampoo_beta=0.8,
+        staggered=True,
+        _copies=1,
+        **SOAP,
+    ),
+    row(
+        "soap",
+        "one-sided",
+        learning_rate=0.05,
+        precondition_frequency=4,
+        max_precond_dim=3,
+        bias_correction=False,
+        adam_learning_rate=0.02,
+        adam_weight_decay=1e-3,
+        **SOAP,
+    ),
+    row("psgd_kron", learning_rate=0.05, preconditioner_update_probability=1.0, **PSGD),
+    row(
+        "psgd_kron",
+        "rare",
+        learning_rate=0.05,
+        b1=0.8,
+        preconditioner_update_probability=0.4,
+        preconditioner_lr=0.3,
+        preconditioner_init_scale=0.5,
+        weight_decay=1e-3,
+        _needs_params=True,
+        **PSGD,
+    ),
+    row(
+        "psgd_kron",
+        "one-diagonal",
+        learning_rate=0.05,
+        preconditioner_update_probability=0.5,
+        memory_save_mode="one_diag",
+        **PSGD,
+    ),
+    row(
+        "psgd_kron",
+        "diagonals",
+        learning_rate=0.05,
+        preconditioner_update_probability=0.3,
+        max_size_triangular=2,
+        adam_learning_rate=0.02,
+        adam_weight_decay=1e-3,
+        _needs_params=True,
+        **{**PSGD, "_copies": 0},
+    ),
+    row("shampoo", learning_rate=0.05, eps=1e-2, weight_decay=1e-3, _needs_params=True, **SHAMPOO),
+    row(
+        "shampoo",
+        "blocks",
+        learning_rate=0.05,
+        b2=0.9,
+        eps=1e-2,
+        block_size=3,
+        precondition_frequency=3,
+        graft="rmsprop",
+        graft_b2=0.95,
+        **SHAMPOO,
+    ),
+    row(
+        "shampoo",
+        "sgd",
+        learning_rate=0.2,
+        b2=0.9,
+        eps=1e-2,
+        block_size=3,
+        precondition_frequency=2,
+        staggered=True,
+        graft="sgd",
+        bias_correction=False,
+        **SHAMPOO,
+    ),
+    row(
+        "shampoo",
+        "no-graft",
+        learning_rate=0.1,
+        b2=0.9,
+        eps=1e-2,
+        graft="none",
+        exponent=0.5,
+        adam_learning_rate=0.05,
+        adam_weight_decay=1e-3,
+        _needs_params=True,
+        **{**SHAMPOO, "_copies": 0},
+    ),
+    row("shampoo", "adagrad", learning_rate=0.1, eps=1e-2, graft="adagrad", **SHAMPOO),
+    row("normuon", learning_rate=0.1, weight_decay=1e-3, **NORMUON),
+    row(
+        "normuon",
+        "dion",
+        learning_rate=0.05,
+        weight_decay=0.0,
+        ns_coeffs="dion",
+        b2=0.8,
+        nesterov=True,
+        consistent_rms=None,
+        **{**NORMUON, "_needs_params": False},
+    ),
+    row("adamuon", learning_rate=0.1, weight_decay=1e-3, **NORMUON),
+    row(
+        "adamuon",
+        "paper",
+        learning_rate=0.1,
+        eps=1e-3,
+        weight_decay=0.0,
+        nesterov=False,
+        adam_learning_rate=0.05,
+        **{**NORMUON, "_needs_params": False, "_copies": 0},
+    ),
+    row("scion", learning_rate=0.05, radius=10.0, _needs_params=True, **SCION),
+    row(
+        "scion",
+        "unconstrained",
+        learning_rate=0.1,
+        momentum=0.3,
+        ns_coeffs="dion",
+        radius=1.0,
+        unconstrained=True,
+        **SCION,
+    ),
+    row("kl_soap", learning_rate=0.05, precondition_frequency=4, _copies=1, **KL),
+    row(
+        "kl_soap",
+        "staggered",
+        learning_rate=0.05,
+        b2=0.9,
+        max_precond_dim=3,
+        precondition_frequency=3,
+        shampoo_beta=0.8,
+        staggered=True,
+        adam_learning_rate=0.02,
+        adam_weight_decay=1e-3,
+        **KL,
+    ),
+    row("kl_shampoo", learning_rate=0.05, precondition_frequency=4, _copies=1, **KL),
+    row(
+        "kl_shampoo",
+        "clamped",
+        learning_rate=0.05,
+        b2=0.8,
+        eps=1e-2,
+        init_factor=1.0,
+        max_clamp_value=2.0,
+        max_precond_dim=3,
+        precondition_frequency=3,
+        _copies=1,
+        **KL,
+    ),
     # With arbitrary gradients some steps are left out, which Optax uses; test_lbfgs.py compares.
     row("lbfgs", learning_rate=0.05, **QUASI_NEWTON),
     row("lbfgs", "short", learning_rate=0.7, memory_size=3, **QUASI_NEWTON),
@@ -626,6 +932,8 @@ PIECES = [
         _narrow_in_optax=True,
     ),
     row("scale_by_cocob", _needs_params=True, _ranges={"alpha": "[0, inf)"}, _bad={"eps": 0.0}),
+    row("correct_by_mars", gamma=0.1, **MARS, _temporaries=1),
+    row("scale_by_mars", gamma=0.1, **MARS),
     row("scale_by_rss", _bad={"initial_accumulator_value": -1.0}),
     row("scale_by_rms"),
     row("scale_by_stddev", eps=1e-3),
@@ -690,6 +998,15 @@ PIECES = [
         _ranges={"b2": "[0, 1]"},
         _scalars_in_optax=False,
     ),
+    row("add_cautious_decay", weight_decay=0.1, _in_optax=False, _needs_params=True),
+    row(
+        "add_cautious_decay",
+        "of-steps",
+        weight_decay=0.1,
+        flip_sign=True,
+        _in_optax=False,
+        _needs_params=True,
+    ),
     row("centralize"),
     row("keep_params_nonnegative", _needs_params=True, _complex=False),
     row("apply_every", k=3, _bad={"k": 1.5}),
@@ -716,6 +1033,11 @@ PIECES = [
         _temporaries=1.5,
     ),
 ]
+
+
+@gradx.registered
+def all_are_queries(params: Any) -> Any:
+    return jax.tree.map(lambda x: gradx.HeadAxis(()), params)
 
 
 @gradx.registered
@@ -800,6 +1122,37 @@ WRAPPERS = [
     row("selective_transform", optimizer=ADAM, freeze_mask=False, _bad={"optimizer": None}),
     row("flatten", inner=ADAM, _bad={"inner": "adam"}),
     row("split_real_and_imaginary", inner=ADAM, _bad={"inner": "adam"}),
+    row(  # one number for all heads; test_modifiers.py has the others
+        "qk_clip",
+        threshold=1.0,
+        heads=all_are_queries,
+        _in_optax=False,
+        _needs_params=True,
+        _extra={"max_logits": 4.0},
+    ),
+    row(
+        "hyperball",
+        inner=row("scale_by_adam", b2=0.95),
+        learning_rate=0.1,
+        adam_weight_decay=1e-3,
+        _bad={"inner": "muon"},
+        **HYPERBALL,
+    ),
+    row("hyperball", "trace", inner=row("trace", decay=0.9), learning_rate=0.3, **HYPERBALL),
+    row(
+        "cautious",
+        inner=ADAM,
+        _in_optax=False,
+        _bad={"inner": "adam", "direction": "down", "min_share": 0.0},
+    ),
+    row(
+        "cautious",
+        "ascent",
+        inner=row("scale_by_adam", b2=0.95),
+        direction="ascent",
+        min_share=0.7,
+        _in_optax=False,
+    ),
     # The parameters go uphill here, so that the memory has nothing but steps to leave out.
     row("scale_by_lbfgs", memory_size=3, **BAD_MEMORY),
 ]
@@ -807,3 +1160,8 @@ WRAPPERS = [
 CASES = OPTIMIZERS + [
     Case(**{**vars(case), "descends": False, "converges": False}) for case in PIECES + WRAPPERS
 ]
+
+
+def each(rows: Iterable[Case]) -> Any:
+    """Marks a test to run over these rows."""
+    return pytest.mark.parametrize("case", list(rows), ids=lambda row: row.id)

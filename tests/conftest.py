@@ -8,20 +8,10 @@ if FLAG not in os.environ.get("XLA_FLAGS", ""):
 # XLA's thread pool: with fewer threads than devices, a collective can wait for itself for ever.
 os.environ.setdefault("NPROC", "16")
 
-import pytest  # noqa: E402  (after the flag, as these may import numpy)
-from hypothesis import settings  # noqa: E402
+from hypothesis import settings  # noqa: E402  (after the flag, as it may import numpy)
 
 # The same examples in every run, and no deadline on a noisy machine.
 settings.register_profile("gradx", derandomize=True, deadline=None, max_examples=25)
 settings.load_profile("gradx")
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """All laws of one row run in one process, which then compiles the row's programs once."""
-    for item in items:
-        case = getattr(item, "callspec", None) and item.callspec.params.get("case")
-        if case is not None:
-            item.add_marker(pytest.mark.xdist_group(getattr(case, "id", None) or case.name))
-
 
 collect_ignore = [f"trajectories/make_{of}.py" for of in ("torch", "others")]  # run by hand

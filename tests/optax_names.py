@@ -47,9 +47,6 @@ LEFT_OUT = {
         "bias_correction update_infinity_moment update_moment update_moment_per_elem_norm"
     ),
     "calls a loss in parts": "microbatch",
-    "needs a rule for one matrix, which gradx does not have yet": (
-        "muon scale_by_muon MuonDimensionNumbers MuonState"
-    ),
 }
 REASONS = {name: reason for reason, names in LEFT_OUT.items() for name in names.split()}
 

@@ -14,7 +14,7 @@ from cases import CASES
 import gradx
 from benchmarks import cases, runners
 
-PARAMS = {"w": jnp.ones((4, 4))}
+PARAMS = {"query": jnp.ones((4, 4))}  # by a name that qk_clip knows
 
 
 def names(tx: Any) -> Iterator[str]:
@@ -36,6 +36,8 @@ def test_every_row_of_the_table_is_measured() -> None:
 @pytest.mark.parametrize("case", cases.CASES, ids=lambda case: case.name)
 def test_every_row_can_be_traced_for_both_libraries(case: cases.Case) -> None:
     for library in (gradx, optax):
+        if library.__name__ not in case.libraries:
+            continue
         tx = case.make(library)
         params = jax.eval_shape(lambda: PARAMS)
         state = jax.eval_shape(tx.init, params)

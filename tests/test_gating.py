@@ -10,12 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from cases import OPTIMIZERS, Case, every_other
+from cases import OPTIMIZERS, Case, each, every_other
 from problems import assert_close, assert_same, bowl, gradients, params, step, trajectory
 
 import gradx
 
-every_optimizer = pytest.mark.parametrize("case", OPTIMIZERS, ids=lambda case: case.id)
+every_optimizer = each(OPTIMIZERS)
 
 
 def at(stacked: Any, i: int) -> Any:

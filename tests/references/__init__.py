@@ -6,7 +6,12 @@ from references.classic import *
 from references.curvature import *
 from references.driver import *
 from references.gated import *
+from references.kronecker import *
 from references.layerwise import *
+from references.modifiers import *
+from references.orthogonal import *
+from references.psgd import *
 from references.quasi_newton import *
 from references.selective import *
+from references.shampoo import *
 from references.tuning_free import *

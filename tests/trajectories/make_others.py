@@ -14,6 +14,7 @@ from __future__ import annotations
 import importlib
 import importlib.metadata
 import importlib.util
+import os
 import subprocess
 import sys
 import types
@@ -21,6 +22,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+os.environ.setdefault("TORCH_COMPILE_DISABLE", "1")  # which would round in an order of its own
 
 import numpy as np
 import torch
@@ -193,20 +196,24 @@ def hessian(row: Row, problem: Problem) -> Steps:
 
 @contextmanager
 def full_precision() -> Iterator[None]:
-    """Leaves Tensor.bfloat16 without effect."""
-    original = torch.Tensor.bfloat16
-    torch.Tensor.bfloat16 = lambda tensor: tensor.clone()
+    """Leaves Tensor.bfloat16 and Tensor.float without effect."""
+    originals = {name: getattr(torch.Tensor, name) for name in ("bfloat16", "float")}
+    for name in originals:
+        setattr(torch.Tensor, name, lambda tensor: tensor.clone())
     try:
         yield
     finally:
-        torch.Tensor.bfloat16 = original
+        for name, original in originals.items():
+            setattr(torch.Tensor, name, original)
 
 
 def matrices(row: Row, problem: Problem) -> Steps:
     """The matrix, transposed, to the row's optimizer; the vector to the inner one."""
     w, b = problem.params["w"], problem.params["b"]
     transposed = torch.nn.Parameter(w.detach().T.clone())
-    optimizer, other = find(row)([transposed], **row.kwargs), inner(row, [b])
+    # Dtypes are written as strings in a table that is read without torch.
+    kwargs = {k: torch.float64 if v == "float64" else v for k, v in row.kwargs.items()}
+    optimizer, other = find(row)([transposed], **kwargs), inner(row, [b])
     for t in range(STEPS):
         problem.set(t)
         assert w.grad is not None

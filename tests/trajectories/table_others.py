@@ -454,6 +454,10 @@ _MUON_WHY = (
     "Nesterov's momentum for its bias"
 )
 
+_SOAP = {"learning_rate": 0.01, "eps": 0.0, "weight_decay": 0.0}
+_ADAM = {"adam_b1": 0.9, "adam_b2": 0.999, "adam_eps": 0.0}
+_KL = {"lr": 0.01, "weight_decay": 0.0, "precondition_frequency": 4, "cast_dtype": "float64"}
+
 _MATRICES: dict[str, Row] = {
     "muon": _torch(
         lambda lib: lib.muon(0.01, beta=0.9, eps=0.0, nesterov=False),
@@ -461,7 +465,6 @@ _MATRICES: dict[str, Row] = {
         _MUON,
         how="matrices",
         inner=("Adam", {"lr": 0.01, "eps": 0.0}),
-        ahead=True,
         why=_MUON_WHY,
     ),
     "muon_decay": _torch(
@@ -472,8 +475,61 @@ _MATRICES: dict[str, Row] = {
         {**_MUON, "weight_decay": 0.5, "adjust_lr_fn": "match_rms_adamw"},
         how="matrices",
         inner=("Adam", {"lr": 0.01, "eps": 0.0}),
-        ahead=True,
         why=_MUON_WHY,
+    ),
+    "soap": Row(
+        lambda lib: lib.soap(precondition_frequency=4, **_SOAP, **_ADAM),
+        "github.com/nikhilvyas/SOAP",
+        "soap.py:SOAP",
+        {"lr": 0.01, "eps": 0.0, "weight_decay": 0.0, "precondition_frequency": 4},
+        how="matrices",
+        inner=("Adam", {"lr": 0.01, "eps": 0.0}),
+        why="theirs adds eps to the root before it corrects it, and decays what it has updated",
+    ),
+    "soap_betas": Row(
+        lambda lib: lib.soap(
+            b1=0.8,
+            b2=0.9,
+            shampoo_beta=0.7,
+            max_precond_dim=3,
+            bias_correction=False,
+            **_SOAP,
+            **_ADAM,
+        ),
+        "github.com/nikhilvyas/SOAP",
+        "soap.py:SOAP",
+        {
+            "lr": 0.01,
+            "eps": 0.0,
+            "weight_decay": 0.0,
+            "betas": (0.8, 0.9),
+            "shampoo_beta": 0.7,
+            "max_precond_dim": 3,
+            "correct_bias": False,
+        },
+        how="matrices",
+        inner=("Adam", {"lr": 0.01, "eps": 0.0}),
+        why="see soap",
+    ),
+    "kl_soap": Row(
+        lambda lib: lib.kl_soap(precondition_frequency=4, **_SOAP, **_ADAM),
+        "github.com/yorkerlin/KL-Methods",
+        "optim/kl_opt.py:KLOpt",
+        {**_KL, "eps": 0.0, "using_klsoap": True},
+        how="matrices",
+        inner=("Adam", {"lr": 0.01, "eps": 0.0}),
+        why="theirs decays what it has updated",
+    ),
+    "kl_shampoo": Row(
+        lambda lib: lib.kl_shampoo(
+            precondition_frequency=4, init_factor=2.0, **{**_SOAP, "eps": 0.1}, **_ADAM
+        ),
+        "github.com/yorkerlin/KL-Methods",
+        "optim/kl_opt.py:KLOpt",
+        {**_KL, "eps": 0.1, "init_factor": 2.0},
+        how="matrices",
+        inner=("Adam", {"lr": 0.01, "eps": 0.0}),
+        why="theirs decays what it has updated",
     ),
     "galore": Row(
         lambda lib: lib.galore(0.01, rank=2, scale=0.5),

@@ -1,0 +1,271 @@
+"""A rule for one matrix, lifted to a transformation of pytrees.
+
+What `leafwise` does for a rule on one array, `matrixwise` does for one that takes a matrix as a
+whole: a polar factor, a product with a preconditioner. A leaf may hold a matrix in any of its axes,
+or many. Matrices of one shape, from whichever leaves, are stacked and worked on together, so that a
+thousand of them cost one trace and one compilation; devices may share them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from gradx import core, hyper
+from gradx import tree as gtree
+from gradx.core import State, Transform
+from gradx.counting import steps
+from gradx.gating import rarely
+from gradx.leafwise import Rule
+from gradx.live import own_state
+from gradx.matrices import Matrix, check_paths, matrices
+from gradx.sources import Array
+from gradx.stacked import How, Share, check_share, together
+from gradx.stage import (
+    Call,
+    Decided,
+    Leaves,
+    Numbers,
+    Results,
+    Rows,
+    Slots,
+    Sums,
+    check_array,
+    check_leaf,
+    is_array,
+    staged,
+    widen,
+)
+
+__all__ = ["matrixwise"]
+
+
+@dataclass(frozen=True, eq=False)
+class MatrixRule(Rule):
+    """A rule for one matrix, and what the lift has to know about it (see `matrixwise`)."""
+
+    choice: Any
+    name: str
+    like_leaf: Mapping[str, Any]  # fields in the leaf's own shape, with their dtypes
+    either_way: bool
+    how: How
+    sees_tree = True
+
+    def seen(self, flat: gtree.Flat) -> list[Matrix | None]:
+        """Each leaf as matrices; None for what is not for this rule."""
+        found = matrices(self.choice, flat, self.where, self.name, stacked=True)
+        for path, x, m in zip(flat.paths, flat.values, found, strict=True):
+            if x is not None and m is None:
+                raise ValueError(
+                    f"{self.where}: the leaf {path!r} of shape {jnp.shape(x)} is no matrix. Leave "
+                    f"it out with masked or partition, or say in {self.name} which of its axes are "
+                    f"the rows and the columns."
+                )
+        return [m.turned() if m is not None and self.either_way else m for m in found]
+
+    def _first_slots(self, flat: gtree.Flat) -> list[Slots | None]:
+        check_paths(self.choice, flat, self.where)
+        visible = gtree.flatten(flat.tree)  # without what a mask hides
+        layouts = iter(self.seen(visible))
+        return [self._slots_of(p, next(layouts)) if is_array(p) else None for p in flat.values]
+
+    def _slots_of(self, p: Any, m: Matrix | None) -> Slots:
+        if m is None:
+            return tuple(None for _ in self.fields)  # type: ignore[misc]
+        wide = widen(p)
+        own = iter(() if self.slots is None else jax.vmap(self.slots)(m.stack(wide)))
+        return tuple(
+            _zeros(wide, self.like_leaf[name]) if name in self.like_leaf else m.kept(next(own))
+            for name in self.fields
+        )
+
+    def step_of(self, state: State) -> Any:
+        """The updates done before this one, if something is done in some steps only."""
+        return None if self.how.renew is None else getattr(own_state(state), self.count)
+
+    def begin(
+        self, leaves: Leaves, state: State, extra: Mapping[str, Any], rows: Rows
+    ) -> Callable[[Results], State]:
+        own: Rows = [[] for _ in leaves.updates]
+        finish = super().begin(leaves, state, extra, own)
+        layouts = iter(self.seen(gtree.flatten(leaves.tree)))
+        seen = [next(layouts) if is_array(u) or u is None else None for u in leaves.updates]
+        calls = {i: row[0] for i, row in enumerate(own) if row}
+        made = self._made(leaves, calls, seen, self.step_of(state))
+        for i, (u, _) in made.items():
+            rows[i].append(Call(_given, (), {"made": u}, (), False))
+        new = finish([(made[i][1],) if i in made else () for i in range(len(own))])
+        return lambda results: new
+
+    def _made(
+        self, leaves: Leaves, calls: Mapping[int, Call], seen: Sequence[Matrix | None], t: Any
+    ) -> dict[int, tuple[Array, Slots]]:
+        """The update and the new slots of each leaf."""
+        groups: dict[Any, list[int]] = {}
+        for i, call in calls.items():
+            g, p = leaves.updates[i], leaves.params[i] if leaves.params is not None else None
+            check_array(g, leaves.flat, i, self.where, "update")
+            check_leaf(leaves.flat, i, self.where, g, p, [call])
+            m: Any = seen[i]
+            kinds = tuple(jnp.result_type(x) for x in (g, p, *call.slots) if x is not None)
+            groups.setdefault((id(call.traced), m.rows, m.columns, kinds), []).append(i)
+
+        def work() -> list[list[tuple[Array, Slots]]]:
+            return [self._group(leaves, calls, seen, members, t) for members in groups.values()]
+
+        def keep() -> list[list[tuple[Array, Slots]]]:
+            return [
+                [(leaves.updates[i], calls[i].slots) for i in members]
+                for members in groups.values()
+            ]
+
+        given = (leaves.updates, leaves.params, [call.slots for call in calls.values()])
+        done = work() if leaves.gate is None else rarely(leaves.gate, work, keep, given)
+        pairs = zip(groups.values(), done, strict=True)
+        return {i: one for members, made in pairs for i, one in zip(members, made, strict=True)}
+
+    def _group(
+        self,
+        leaves: Leaves,
+        calls: Mapping[int, Call],
+        seen: Sequence[Matrix | None],
+        members: Sequence[int],
+        t: Any,
+    ) -> list[tuple[Array, Slots]]:
+        call = calls[members[0]]
+        layouts = tuple((seen[i], jnp.shape(leaves.updates[i])) for i in members)
+        flags = tuple(name in self.like_leaf for name in self.fields)
+        ps = None
+        if self.needs_params and leaves.params is not None:
+            ps = [leaves.params[i] for i in members]
+        try:
+            made = together(
+                (self.update, call.static, layouts, flags, self.how),
+                (call.traced, t),
+                [leaves.updates[i] for i in members],
+                ps,
+                [calls[i].slots for i in members],
+            )
+        except Exception as error:
+            paths = gtree.listed([leaves.flat.paths[i] for i in members], 3)
+            error.add_note(f"This was in {self.where}, at {paths}.")
+            raise
+        return list(made)
+
+
+def _zeros(p: Array, kind: Any) -> Array:
+    return jnp.zeros_like(p.real) if kind == "real" else jnp.zeros_like(p, dtype=kind)
+
+
+def _given(u: Array, slots: Slots, p: None, h: Numbers) -> tuple[Array, Slots]:
+    return widen(h.made), slots
+
+
+def matrixwise(
+    update: Callable[[Array, Slots, Any, Numbers], tuple[Array, Slots]],
+    *,
+    init: Callable[[Array], Slots] | None = None,
+    state: type[NamedTuple] | Any = optax.EmptyState,
+    like_leaf: Mapping[str, Any] | None = None,
+    hypers: Mapping[str, Any] | None = None,
+    ranges: Mapping[str, str] | None = None,
+    flags: Mapping[str, Any] | None = None,
+    per_step: Callable[[Numbers, Array], Mapping[str, Any]] | None = None,
+    per_tree: Callable[[Numbers, Sums], Decided] | None = None,
+    scalars: Mapping[str, Any] | None = None,
+    count: str = "count",
+    needs_params: bool = False,
+    axes: Any = None,
+    axes_name: str = "axes",
+    either_way: bool = False,
+    renew: Callable[[Slots, Numbers], Slots] | None = None,
+    start: Callable[[Slots, Numbers], Slots] | None = None,
+    gather: Callable[[Array, Slots, Any, Numbers], Slots] | None = None,
+    every: int = 1,
+    staggered: bool = False,
+    chunk: int | None = None,
+    share: Share | None = None,
+) -> Transform:
+    r"""Lifts a rule for one matrix to a transformation of trees of them.
+
+    Args:
+      update: `(g, slots, p, h) -> (u, slots)`, the rule. `g` and `p` are matrices (rows, columns)
+        in float32 or wider; `p` is `None` unless `needs_params`. `h` has every hyperparameter, flag
+        and number of the step. Write it as a function of the module, not a closure.
+      init: `p -> slots`, the state arrays of one matrix, of any shapes, in the order of the fields
+        of `state` that are not in `like_leaf`. The state of a leaf that is a stack of matrices has
+        an axis in front that counts them.
+      state: the named tuple of the public state, as for `leafwise`.
+      like_leaf: fields that have the shape of the leaf, seen as matrices by the rule like the leaf
+        itself, and begin at zero; with their dtypes, or None for the leaf's, at least float32, or
+        ``"real"`` for that without an imaginary part.
+      hypers, ranges, flags, per_step, per_tree, scalars, count, needs_params: as for `leafwise`.
+      axes: which leaves are matrices, in which axes: a `MatrixAxes` for all leaves, a tree of them,
+        a function that makes one from the parameters, or `by_path`. Without it every leaf must have
+        two axes.
+      axes_name: the name that errors give this argument.
+      either_way: the rule gives for a transposed matrix the transposed update. It is then only
+        given matrices with at least as many columns as rows, and more of them in one stack.
+      renew: `(slots, h) -> slots`, what is expensive and done in some steps only, after `update`
+        and under a real conditional: in the steps \(t = k, 2k, \ldots\) where the first is 0.
+      start: `(slots, h) -> slots`, what is done after `update` in step 0 instead; by default
+        `renew`.
+      gather: `(g, slots, p, h) -> slots`, what is done before `renew` where `update` has to read
+        what this has made: with it the order is `gather`, `renew`, `update`.
+      every: \(k\), from 1 on.
+      staggered: renew a \(k\)-th part of the matrices of each shape in every step, instead of all
+        of them in every \(k\)-th, so that no step takes longer than others.
+      chunk: how many matrices to work on at a time, which bounds the memory; None: all of a shape.
+      share: the devices that share the matrices, if any.
+
+    Returns:
+      The transformation. Its updates come back in the gradients' dtypes.
+
+    Raises:
+      ValueError: for a number out of range, a chunk or mesh that cannot be; at `init`, for a leaf
+        that is no matrix, with its path.
+
+    Example:
+      >>> import gradx, jax.numpy as jnp
+      >>> def rule(g, slots, p, h):  # divides a matrix by its largest singular value
+      ...     return g / jnp.linalg.norm(g, ord=2), slots
+      >>> tx = gradx.matrixwise(rule)
+      >>> g = {"w": 2 * jnp.eye(2)}
+      >>> tx.update(g, tx.init(g))[0]["w"]
+      Array([[1., 0.],
+             [0., 1.]], dtype=float32)
+    """
+    where = core.where()
+    if chunk is not None and (not isinstance(chunk, int) or isinstance(chunk, bool) or chunk < 1):
+        raise ValueError(f"{where}: chunk must be a whole number from 1 on, got {chunk!r}.")
+    check_share(share, where)
+    numbers = hyper.Hypers(hypers or {}, where, ranges)
+    if per_tree is not None and numbers.varies_by_path:
+        raise ValueError(f"{where}: takes one number for the whole tree, not by_path(…).")
+    rule = MatrixRule(
+        update,
+        init,
+        state,
+        numbers,
+        per_step,
+        None,
+        per_tree,
+        None,
+        scalars or {},
+        count,
+        flags or {},
+        None,
+        needs_params,
+        where,
+        axes,
+        axes_name,
+        like_leaf or {},
+        either_way,
+        How(chunk, share, renew, start, steps("every", every, 1), bool(staggered), gather),
+    )
+    return staged(rule, where)

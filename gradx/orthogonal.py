@@ -1,0 +1,324 @@
+"""What optimizers share that orthogonalise: a momentum, its polar factor, a scale by shape."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Hashable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from gradx import core, hyper, polar
+from gradx import tree as gtree
+from gradx.combine import Contract, chain, wide_throughout
+from gradx.core import Count, Params, State, Transform, Updates
+from gradx.counting import steps
+from gradx.decay import DecayKind, scale_and_decay
+from gradx.groups import partition
+from gradx.leafwise import leafwise
+from gradx.matrices import check_paths, matrices, matrices_by_name
+from gradx.matrixwise import matrixwise
+from gradx.moments import average, scale_by_adam, storage, weight_so_far, zeros
+from gradx.norms import by_factor
+from gradx.sources import Array, ByPath, Hyper
+from gradx.stacked import Share
+from gradx.stage import Call, Leaves, Numbers, Results, Rows, Slots, staged
+
+__all__ = ["scale_by_shape"]
+
+# Three numbers for every step, three for each step, or the name of a preset.
+NSCoefficients = Any
+Normalisation = Literal["frobenius", "spectral", "aol", "schatten"]
+Convention = Literal["keller", "moonlight", "spectral", "none"]
+
+
+# ---------------------------------------------------------------- the momentum
+
+
+class Momentum(NamedTuple):
+    count: Count
+    mu: Updates
+
+
+def momentum(
+    beta: Hyper, mu_dtype: Any, nesterov: bool, bias_correction: bool, name: str = "beta"
+) -> Transform:
+    """An average of the gradients; with `nesterov`, what it will be after a step like this one."""
+    return leafwise(
+        _momentum,
+        init=partial(zeros, dtype=storage("mu_dtype", mu_dtype)),
+        state=Momentum,
+        hypers={name: beta},
+        ranges={name: "[0, 1)"},
+        flags={"name": name, "nesterov": bool(nesterov), "corrects": bool(bias_correction)},
+        per_step=_corrections,
+    )
+
+
+def _corrections(h: Numbers, t: Array) -> Mapping[str, Any]:
+    beta = getattr(h, h.name)
+    now = 1 / weight_so_far(beta, t) if h.corrects else 1.0
+    if not h.nesterov:
+        return {"beta": beta, "of_mu": now, "of_g": 0.0}
+    then = 1 / weight_so_far(beta, t + 1) if h.corrects else 1.0
+    return {"beta": beta, "of_mu": beta * then, "of_g": (1 - beta) * now}
+
+
+def _momentum(g: Array, slots: Slots, p: None, h: Numbers) -> tuple[Array, Slots]:
+    mu = average(slots[0], g, h.beta)
+    return (h.of_mu * mu + h.of_g * g if h.nesterov else h.of_mu * mu), (mu,)
+
+
+# ---------------------------------------------------------------- its polar factor
+
+
+class Orthogonalised(NamedTuple):
+    ns_coeffs: Array
+
+
+def orthogonalise(
+    ns_coeffs: NSCoefficients,
+    ns_steps: int,
+    eps: Hyper,
+    preconditioning: Normalisation = "frobenius",
+    *,
+    adaptive: bool = False,
+    axes: Any = None,
+    axes_name: str = "weight_dimension_numbers",
+    dtype: Any = None,
+    gram: bool | None = None,
+    chunk: int | None = None,
+    share: Share | None = None,
+) -> Transform:
+    """The polar factor of each matrix, nearly. The coefficients stand in the state, as in Optax."""
+    where = core.where()
+    if preconditioning not in polar.NORMALISATIONS:
+        raise ValueError(
+            f"{where}: preconditioning must be one of {list(polar.NORMALISATIONS)}, got "
+            f"{preconditioning!r}."
+        )
+    kept, count = coefficients(ns_coeffs, ns_steps, where)
+    return matrixwise(
+        _orthogonal,
+        state=Orthogonalised,
+        hypers={"eps": eps},
+        flags={
+            "steps": count,
+            "preconditioning": preconditioning,
+            "adaptive": bool(adaptive),
+            "dtype": storage("dtype", dtype),
+            "gram": gram,
+        },
+        scalars={"ns_coeffs": kept},
+        axes=axes,
+        axes_name=axes_name,
+        either_way=True,
+        chunk=chunk,
+        share=share,
+    )
+
+
+def coefficients(ns_coeffs: NSCoefficients, ns_steps: int, where: str) -> tuple[np.ndarray, int]:
+    """As the state keeps them, (3,) or (n, 3), and the number of steps; 0 for the exact factor."""
+    count = steps("ns_steps", ns_steps, 1)
+    if isinstance(ns_coeffs, str):
+        if ns_coeffs == "exact":
+            return np.zeros((0, 3)), 0
+        if ns_coeffs not in polar.NS_PRESETS:
+            raise ValueError(
+                f"{where}: ns_coeffs must be three numbers, a sequence of three numbers for each "
+                f"step, 'exact', or one of {list(polar.NS_PRESETS)}; got {ns_coeffs!r}."
+            )
+        preset = polar.NS_PRESETS[ns_coeffs]
+        if ns_coeffs == "standard":
+            return np.asarray(preset[0]), count
+        if ns_coeffs == "dion":
+            ns_coeffs = preset
+        else:
+            return np.asarray(preset), len(preset)
+    kept: Any
+    try:
+        kept = np.asarray(ns_coeffs, np.float64)
+    except (TypeError, ValueError):
+        kept = np.zeros(0)
+    if kept.ndim not in (1, 2) or kept.shape[-1] != 3 or not np.isfinite(kept).all():
+        raise ValueError(
+            f"{where}: ns_coeffs must be three finite numbers, or three for each step; got "
+            f"{core.show(ns_coeffs)}."
+        )
+    if kept.ndim == 1:
+        return kept, count
+    if len(kept) < count:
+        raise ValueError(
+            f"{where}: ns_steps is {count}, and ns_coeffs are for {len(kept)} steps only."
+        )
+    return kept[-count:], count
+
+
+def _orthogonal(g: Array, slots: Slots, p: None, h: Numbers) -> tuple[Array, Slots]:
+    if g.shape[0] > g.shape[1]:  # of a leaf with several parts, which is not turned
+        return _orthogonal(g.T, slots, p, h)[0].T, slots
+    if not h.steps:
+        made = polar.exact(g)
+    else:
+        coeffs = h.ns_coeffs.astype(g.real.dtype)
+        every = jnp.broadcast_to(coeffs, (h.steps, 3))
+        x, square = polar.normalised(g, h.preconditioning, h.eps, h.dtype)
+        made = polar.newton_schulz(x, every, square, dtype=h.dtype, gram=h.gram)
+    # The dual norm of g, for a step whose size follows the gradient's.
+    return (jnp.sum(g.conj() * made) * made if h.adaptive else made), slots
+
+
+# ---------------------------------------------------------------- a scale for each shape
+
+
+@dataclass(frozen=True, eq=False)
+class _ByShape:
+    axes: Any
+    axes_name: str
+    factor: Callable[[int, int], float]
+    where: str
+    sees_tree = False
+
+    def init(self, params: Params) -> State:
+        return optax.EmptyState()
+
+    def begin(
+        self, leaves: Leaves, state: State, extra: Mapping[str, Any], rows: Rows
+    ) -> Callable[[Results], State]:
+        visible = gtree.flatten(leaves.tree)
+        found = iter(matrices(self.axes, visible, self.where, self.axes_name, stacked=True))
+        for row, u in zip(rows, leaves.updates, strict=True):
+            m = None if isinstance(u, optax.MaskedNode) else next(found)
+            if m is not None:
+                factor = float(self.factor(m.rows, m.columns))
+                row.append(Call(by_factor, (("factor", factor, str(factor)),), {}, (), False))
+        return lambda _: state
+
+
+@core.recorded
+def scale_by_shape(
+    weight_dimension_numbers: Any = None,
+    consistent_rms: float | None = None,
+    *,
+    convention: Convention = "keller",
+) -> Transform:
+    r"""Multiplies each matrix by a number that follows from its shape.
+
+    .. math::
+        \text{keller:} \ \sqrt{\max(1, n / m)} \qquad
+        \text{spectral:} \ \sqrt{n / m} \qquad
+        \text{moonlight:} \ 0.2 \sqrt{\max(m, n)}
+
+    for \(m\) rows (inputs) and \(n\) columns (outputs).
+
+    Args:
+      weight_dimension_numbers: which leaves are matrices (see `muon`); others stay as they are.
+        Without it, those with two axes.
+      consistent_rms: \(c\) in (0, inf), for \(c \sqrt{\max(m, n)}\), with which the updates of an
+        orthogonal matrix have the root mean square \(c\).
+      convention: ``"keller"``, ``"moonlight"``, ``"spectral"`` or ``"none"``, where
+        `consistent_rms` is None.
+
+    Raises:
+      ValueError: an argument that is none of these.
+
+    Example:
+      >>> import gradx, jax.numpy as jnp
+      >>> tx = gradx.scale_by_shape(convention="spectral")
+      >>> tx.update(jnp.ones((1, 4)), tx.init(None))[0]
+      Array([[2., 2., 2., 2.]], dtype=float32)
+
+    Reference: https://github.com/KellerJordan/Muon; Liu et al., *Muon is scalable for LLM
+    training*, https://arxiv.org/abs/2502.16982; Pethick et al., *Training deep learning models with
+    norm-constrained LMOs*, https://arxiv.org/abs/2502.07529.
+    """
+    where = core.where()
+    factors: dict[str, Callable[[int, int], float]] = {
+        "keller": lambda m, n: math.sqrt(max(1.0, n / max(m, 1))),
+        "spectral": lambda m, n: math.sqrt(n / max(m, 1)),
+        "moonlight": lambda m, n: 0.2 * math.sqrt(max(m, n)),
+        "none": lambda m, n: 1.0,
+    }
+    if convention not in factors:
+        raise ValueError(
+            f"{where}: convention must be one of {list(factors)}, got {core.show(convention)}."
+        )
+    if consistent_rms is not None:
+        size: Any = hyper.constant("consistent_rms", consistent_rms, "(0, inf)")
+        factors[convention] = lambda m, n: size * math.sqrt(max(m, n))
+    return staged(
+        _ByShape(weight_dimension_numbers, "weight_dimension_numbers", factors[convention], where),
+        where,
+    )
+
+
+# ---------------------------------------------------------------- matrices and the others
+
+
+def with_fallback(
+    label: str,
+    tx: Contract,
+    other_label: str,
+    other: Contract,
+    axes: Any,
+    name: str = "axes",
+) -> Transform:
+    """`tx` for the leaves that are matrices, `other` for those that are none.
+
+    `axes`, the argument `name`, says which are; without it, `matrices_by_name`.
+    """
+    where = core.where()
+    chosen = matrices_by_name if axes is None else axes
+
+    def labels(params: Params) -> Any:
+        flat = gtree.flatten(params)
+        check_paths(chosen, flat, where)
+        found = matrices(chosen, flat, where, name, stacked=True)
+        return flat.unflatten([other_label if m is None else label for m in found])
+
+    groups: Mapping[Hashable, Contract] = {label: tx, other_label: other}
+    by_gradients = partition(groups, labels, optional=True)
+
+    def update(
+        updates: Updates, state: State, params: Params | None = None, **extra: Any
+    ) -> tuple[Updates, State]:
+        made = by_gradients
+        if params is not None and any(g is None for g in gtree.flatten(updates).values):
+            with core.inside(where):  # a missing gradient has no shape that tells its group
+                made = partition(groups, labels(params), optional=True)
+        return made.update(updates, state, params, **extra)
+
+    return wide_throughout(Transform(by_gradients.init, update, parts=by_gradients.parts))
+
+
+def decayed_adam(
+    learning_rate: Hyper,
+    b1: Hyper,
+    b2: Hyper,
+    eps: Hyper,
+    weight_decay: Hyper,
+    mu_dtype: Any = None,
+    *,
+    eps_root: Hyper = 0.0,
+    nesterov: bool = False,
+    decay: DecayKind = "learning_rate",
+) -> Transform:
+    """What leaves that are no matrices are given by default."""
+    return chain(
+        scale_by_adam(b1, b2, eps, eps_root, mu_dtype, nesterov=bool(nesterov)),
+        *scale_and_decay(learning_rate, weight_decay, None, decay),
+    )
+
+
+def inside(axes: Any) -> Any:
+    """The same choice for a transformation that sees the matrices only."""
+    if axes is None:
+        return matrices_by_name
+    if isinstance(axes, ByPath):  # whose patterns for other leaves match nothing there
+        return lambda tree: gtree.map_with_path(lambda path, _: axes.pick(path), tree)
+    return axes

@@ -1,0 +1,176 @@
+"""The polar factor of a matrix, U Vᵀ of U S Vᵀ: exactly, and by polynomials of odd powers.
+
+A step of Newton and Schulz maps each singular value s of a matrix to a s + b s³ + c s⁵ and leaves
+its singular vectors as they are. Coefficients that push small values up fast do not converge to 1,
+but into a band around it, which is all that an optimizer needs.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from gradx.sources import Array
+
+Coefficients = tuple[tuple[float, float, float], ...]
+
+_KELLER = (3.4445, -4.7750, 2.0315)
+_CUBIC = (1.5, -0.5, 0.0)
+
+_EXPRESS = (
+    (8.28721201814563, -23.595886519098837, 17.300387312530933),
+    (4.107059111542203, -2.9478499167379106, 0.5448431082926601),
+    (3.9486908534822946, -2.908902115962949, 0.5518191394370137),
+    (3.3184196573706015, -2.488488024314874, 0.51004894012372),
+    (2.300652019954817, -1.6689039845747493, 0.4188073119525673),
+)
+
+
+def _damped(steps: Coefficients, safety: float) -> Coefficients:
+    """For singular values that rounding makes up to `safety` times too large."""
+    return tuple((a / safety, b / safety**3, c / safety**5) for a, b, c in steps)
+
+
+def _chebyshev(lower: float, count: int) -> Coefficients:
+    """The cubic steps that are best in the largest error, each on the band that the last one left.
+
+    On [l, u] the best odd cubic is s (l² + lu + u² - s²) times a number that makes its extremes lie
+    as far above 1 as below.
+    """
+    steps, upper = [], 1.0
+    for _ in range(count):
+        middle = lower**2 + lower * upper + upper**2
+        highest, lowest = 2 * (middle / 3) ** 1.5, lower * upper * (lower + upper)
+        scale = 2 / (highest + lowest)
+        steps.append((scale * middle, -scale, 0.0))
+        lower, upper = scale * lowest, scale * highest
+    return tuple(steps)
+
+
+NS_PRESETS: dict[str, Coefficients] = {
+    "standard": (_KELLER,) * 5,
+    "dion": (
+        (4.0848, -6.8946, 2.9270),
+        (3.9505, -6.3029, 2.6377),
+        (3.7418, -5.5913, 2.3037),
+        (2.8769, -3.1427, 1.2046),
+        (2.8366, -3.0525, 1.2012),
+    ),
+    "polar_express": _damped(_EXPRESS, 1.01),
+    "polar_express_safe": _damped(_EXPRESS, 1.05),
+    "modded_nanogpt": (
+        *_damped(((8.156554524902461, -22.48329292557795, 15.878769915207462),), 1.02),
+        (4.042929935166739, -2.808917465908714, 0.5000178451051316),
+        (3.8916678022926607, -2.772484153217685, 0.5060648178503393),
+        (3.285753657755655, -2.3681294933425376, 0.46449024233003106),
+        (2.3465413258596377, -1.7097828382687081, 0.42323551169305323),
+    ),
+    "cans": _chebyshev(1e-3, 8),
+    "cubic": (_CUBIC,) * 5,
+    "deepseek": (_KELLER,) * 8 + ((2.0, -1.5, 0.5),) * 2,
+}
+
+
+def singular_values_after(steps: Any, values: Any) -> Any:
+    """What the steps make of singular values: their polynomials, one after the other."""
+    for a, b, c in steps:
+        values = a * values + b * values**3 + c * values**5
+    return values
+
+
+def newton_schulz(
+    x: Array, steps: Array, square: Array | None = None, *, dtype: Any = None, gram: Any = None
+) -> Array:
+    """The steps (n, 3) applied to a matrix with no more rows than columns, not normalised here.
+
+    `square` is x xᵀ, where it is known already. Products are taken in `dtype` and added up in
+    float32 or wider. With `gram` the steps work on x xᵀ, and touch x only after the second step,
+    after every third one from there, and at the end; None chooses what takes fewer operations.
+    """
+    times = partial(_times, dtype)
+    rows, columns = x.shape
+    count = steps.shape[0]
+    if gram is None:
+        plain, by_gram = operations(rows, columns, count)
+        gram = by_gram < plain
+    square = times(x, x.mT.conj()) if square is None else square
+    begin = 0
+    for end in _phases(count) if gram else range(1, count + 1):
+        square = times(x, x.mT.conj()) if begin else square
+        if gram:
+            x = times(_factor(square, steps[begin:end], times), x)
+        else:
+            a, b, c = steps[begin]
+            x = a * x + times(b * square + c * times(square, square), x)
+        begin = end
+    return x
+
+
+def _times(dtype: Any, a: Array, b: Array) -> Array:
+    if dtype is None or a.dtype == dtype:
+        return jnp.matmul(a, b, precision=jax.lax.Precision.HIGHEST)
+    return jnp.matmul(a.astype(dtype), b.astype(dtype), preferred_element_type=a.dtype)
+
+
+def _factor(square: Array, steps: Array, times: Any) -> Array:
+    """The symmetric matrix by which these steps multiply x, if `square` is x xᵀ."""
+    total: Any = None
+    for i, (a, b, c) in enumerate(steps):
+        most = b * square + c * times(square, square)
+        factor = most + a * jnp.eye(square.shape[0], dtype=square.dtype)
+        total = factor if total is None else a * total + times(most, total)
+        if i < len(steps) - 1:
+            square = times(times(factor, square), factor)
+    return total
+
+
+def _phases(count: int) -> list[int]:
+    """Before which steps x xᵀ is made anew, since it loses digits: at 2, and then each third."""
+    return [*range(2, count, 3), count]
+
+
+def operations(rows: int, columns: int, count: int) -> tuple[int, int]:
+    """The multiplications and additions of the plain steps, and of those by Gram's matrix."""
+    plain = count * (4 * rows**2 * columns + 2 * rows**3)
+    ends = _phases(count)
+    lengths = [end - begin for begin, end in zip([0, *ends], ends, strict=False)]
+    return plain, sum(4 * rows**2 * columns + (8 * k - 6) * rows**3 for k in lengths)
+
+
+def exact(x: Array) -> Array:
+    """The polar factor by singular values; of those that are zero nothing remains."""
+    u, s, vh = jnp.linalg.svd(x, full_matrices=False)
+    some = s > s[..., :1] * max(x.shape) * jnp.finfo(s.dtype).eps
+    return jnp.matmul(u * some[..., None, :], vh, precision=jax.lax.Precision.HIGHEST)
+
+
+def norm(x: Array) -> Array:
+    """Frobenius' norm, without overflow and underflow of the squares."""
+    largest = jnp.max(jnp.abs(x), initial=0.0)
+    scale = jnp.where((largest > 0) & jnp.isfinite(largest), largest, 1.0)
+    return scale * jnp.sqrt(jnp.sum(jnp.abs(x / scale) ** 2))
+
+
+def normalised(x: Array, kind: str, eps: Any, dtype: Any) -> tuple[Array, Array | None]:
+    """The matrix with singular values of at most 1, and x xᵀ if it had to be made for that.
+
+    `kind` is one of `NORMALISATIONS`.
+    """
+    if kind in ("frobenius", "spectral"):
+        size = norm(x) if kind == "frobenius" else jnp.linalg.norm(x, ord=2)
+        size = size + eps
+        return x / jnp.where(size > 0, size, 1.0), None
+    size = norm(x)  # else the squares of small gradients would be less than eps
+    x = x / jnp.where(size > 0, size, 1.0)
+    square = _times(dtype, x, x.mT.conj())
+    rows = jnp.sum(jnp.abs(square), axis=-1)
+    size = rows if kind == "aol" else jnp.linalg.norm(square)[None]
+    size = jnp.maximum(size, eps)
+    scale = jnp.where(size > 0, jax.lax.rsqrt(size), 0.0)[:, None]
+    return x * scale, square * scale * scale.mT
+
+
+NORMALISATIONS = ("frobenius", "spectral", "aol", "schatten")

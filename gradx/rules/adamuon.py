@@ -1,0 +1,253 @@
+"""AdaMuon: Adam's second moment on what Muon makes of the momentum's signs."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+
+from gradx import core, polar
+from gradx.combine import Contract, chain, joined
+from gradx.core import Count, Transform, Updates
+from gradx.decay import DecayKind, scale_and_decay
+from gradx.leafwise import leafwise
+from gradx.matrixwise import matrixwise
+from gradx.moments import average
+from gradx.orthogonal import (
+    Normalisation,
+    NSCoefficients,
+    decayed_adam,
+    inside,
+    momentum,
+    orthogonalise,
+    with_fallback,
+)
+from gradx.sources import Array, Hyper
+from gradx.stacked import Share
+from gradx.stage import Numbers, Slots
+from gradx.tree import abs_sq
+
+__all__ = ["AdaMuonState", "adamuon", "scale_by_adamuon"]
+
+
+class AdaMuonState(NamedTuple):
+    """The state of AdaMuon.
+
+    Attributes:
+      count: the updates done so far, int32 ().
+      mu: the average of gradients, like the parameters.
+      nu: the average of the squares of polar factors, like the parameters, real.
+      ns_coeffs: the coefficients of the polynomials, float32 (3,) or (steps, 3).
+    """
+
+    count: Count
+    mu: Updates
+    nu: Updates
+    ns_coeffs: Array
+
+
+class _Squares(NamedTuple):
+    nu: Updates
+
+
+@core.recorded
+def scale_by_adamuon(
+    ns_coeffs: NSCoefficients = "standard",
+    ns_steps: int = 5,
+    b1: Hyper = 0.95,
+    b2: Hyper = 0.95,
+    eps: Hyper = 1e-8,
+    mu_dtype: Any = None,
+    *,
+    nesterov: bool = True,
+    consistent_rms: Hyper = 0.2,
+    preconditioning: Normalisation = "frobenius",
+    axes: Any = None,
+    dtype: Any = None,
+    gram: bool | None = None,
+    chunk: int | None = None,
+    share: Share | None = None,
+) -> Transform:
+    r"""Replaces each matrix by the polar factor of its momentum's signs, rescaled by element.
+
+    .. math::
+        \mu &\leftarrow \beta_1 \mu + (1 - \beta_1) G, \qquad O \approx U V^\top, \qquad
+            \operatorname{sign}((1 - \beta_1) G + \beta_1 \mu) = U S V^\top \\
+        \nu &\leftarrow \beta_2 \nu + (1 - \beta_2) |O|^2, \qquad
+            \hat O = O / (\sqrt\nu + \epsilon) \\
+        u &= \rho \sqrt{mn}\; \hat O / \lVert \hat O \rVert_F
+
+    Args:
+      ns_coeffs, ns_steps, preconditioning, dtype, gram, chunk, share: see `scale_by_muon`.
+      b1: \(\beta_1\) in [0, 1).
+      b2: \(\beta_2\) in [0, 1).
+      eps: \(\epsilon\) in [0, inf), also that of `scale_by_muon`.
+      mu_dtype: the dtype to keep \(\mu\) in; by default the parameter's, at least float32.
+      nesterov: False for \(\operatorname{sign}(\mu)\).
+      consistent_rms: \(\rho\) in (0, inf), the root mean square of each matrix of the updates.
+      axes: which axes are the rows and columns (see `matrixwise`). Without it every leaf must have
+        two axes.
+
+    Raises:
+      ValueError: a number out of range, a preset that is not there; at `init`, a leaf that is no
+        matrix, with its path.
+
+    Example:
+      >>> import gradx, jax.numpy as jnp
+      >>> tx = gradx.scale_by_adamuon("exact")
+      >>> g = jnp.array([[3.0, 0.0], [4.0, 0.1]])
+      >>> tx.update(g, tx.init(g))[0].round(4)
+      Array([[ 0.2, -0.2],
+             [ 0.2,  0.2]], dtype=float32)
+
+    Reference: Si, Zhang and Shen, *AdaMuon: Adaptive Muon optimizer*,
+    https://arxiv.org/abs/2507.11005. The paper has one \(\beta\) for both averages and no look
+    ahead; its authors' code, https://github.com/Chongjie-Si/AdaMuon, looks ahead, which is the
+    default here. The averages are not corrected for their start at zero; of \(\mu\) only signs
+    remain, and the last line undoes a factor of \(\nu\).
+    """
+    return joined(
+        AdaMuonState,
+        momentum(b1, mu_dtype, nesterov, bias_correction=False, name="b1"),
+        leafwise(_signs),
+        orthogonalise(
+            ns_coeffs,
+            ns_steps,
+            eps,
+            preconditioning,
+            axes=axes,
+            axes_name="axes",
+            dtype=dtype,
+            gram=gram,
+            chunk=chunk,
+            share=share,
+        ),
+        leafwise(_by_element, init=_no_squares, state=_Squares, hypers={"b2": b2, "eps": eps}),
+        matrixwise(
+            _aligned,
+            hypers={"consistent_rms": consistent_rms},
+            ranges={"consistent_rms": "(0, inf)"},
+            axes=axes,
+            either_way=True,
+            chunk=chunk,
+        ),
+    )
+
+
+def _signs(g: Array, slots: Slots, p: None, h: Numbers) -> tuple[Array, Slots]:
+    return jnp.sign(g), slots
+
+
+def _no_squares(p: Array) -> Slots:
+    return (jnp.zeros_like(p.real),)
+
+
+def _by_element(o: Array, slots: Slots, p: None, h: Numbers) -> tuple[Array, Slots]:
+    nu = average(slots[0], abs_sq(o), h.b2)
+    root = jnp.sqrt(nu) + h.eps
+    return o / jnp.where(root > 0, root, 1.0), (nu,)
+
+
+def _aligned(o: Array, slots: Slots, p: None, h: Numbers) -> tuple[Array, Slots]:
+    size = polar.norm(o)
+    factor = h.consistent_rms * math.sqrt(o.size) / jnp.where(size > 0, size, 1.0)
+    return o * factor, slots
+
+
+@core.recorded
+def adamuon(
+    learning_rate: Hyper,
+    ns_coeffs: NSCoefficients = "standard",
+    ns_steps: int = 5,
+    b1: Hyper = 0.95,
+    b2: Hyper = 0.95,
+    eps: Hyper = 1e-8,
+    weight_decay: Hyper = 0.01,
+    weight_decay_mask: Any = None,
+    mu_dtype: Any = None,
+    *,
+    nesterov: bool = True,
+    consistent_rms: Hyper = 0.2,
+    preconditioning: Normalisation = "frobenius",
+    decay: DecayKind = "learning_rate",
+    axes: Any = None,
+    adam_learning_rate: Hyper | None = None,
+    adam_b1: Hyper = 0.9,
+    adam_b2: Hyper = 0.95,
+    adam_eps: Hyper = 1e-8,
+    adam_weight_decay: Hyper = 0.0,
+    fallback: Contract | None = None,
+    dtype: Any = None,
+    gram: bool | None = None,
+    chunk: int | None = None,
+    share: Share | None = None,
+) -> Transform:
+    r"""AdaMuon for the matrices, and Adam for all else.
+
+    .. math::
+        u = -\eta_t \left(\rho \sqrt{mn}\; \hat O / \lVert \hat O \rVert_F
+            + \lambda \theta\right)
+
+    with \(\hat O\) of `scale_by_adamuon`. As the size of a step is that of Adam's, a learning rate
+    and schedule that were found for Adam may be kept.
+
+    Args:
+      learning_rate: \(\eta\) in [0, inf).
+      ns_coeffs, ns_steps, preconditioning, dtype, gram, chunk, share: see `scale_by_muon`.
+      b1, b2, eps, mu_dtype, nesterov, consistent_rms: see `scale_by_adamuon`.
+      weight_decay: \(\lambda\) in [0, inf), for the matrices.
+      weight_decay_mask: which of them to decay (see `add_decayed_weights`).
+      decay: what \(\lambda\) is multiplied by (see `adamw`).
+      axes: which leaves are matrices, in which axes (see `matrixwise`), with None for a leaf that
+        is none. By default `matrices_by_name`: embeddings, heads, norms and biases are not.
+      adam_learning_rate: of Adam, in [0, inf); by default `learning_rate`.
+      adam_b1, adam_b2, adam_eps, adam_weight_decay: of Adam.
+      fallback: what the other leaves are given, instead of Adam with its decay and learning rate.
+
+    Raises:
+      ValueError: a number out of range, a preset that is not there; at `init`, axes that do not fit
+        a leaf, with its path.
+
+    Example:
+      >>> import gradx, jax.numpy as jnp
+      >>> tx = gradx.adamuon(0.1, weight_decay=0.0)
+      >>> params = {"mlp": jnp.eye(2), "bias": jnp.zeros(2)}
+      >>> grads = {"mlp": jnp.array([[3.0, 0.0], [4.0, 0.1]]), "bias": jnp.ones(2)}
+      >>> updates, state = tx.update(grads, tx.init(params), params)
+      >>> updates["mlp"]
+      Array([[-0.02,  0.02],
+             [-0.02, -0.02]], dtype=float32)
+
+    Reference: Si, Zhang and Shen, *AdaMuon: Adaptive Muon optimizer*,
+    https://arxiv.org/abs/2507.11005.
+    """
+    matrix = chain(
+        scale_by_adamuon(
+            ns_coeffs,
+            ns_steps,
+            b1,
+            b2,
+            eps,
+            mu_dtype,
+            nesterov=nesterov,
+            consistent_rms=consistent_rms,
+            preconditioning=preconditioning,
+            axes=inside(axes),
+            dtype=dtype,
+            gram=gram,
+            chunk=chunk,
+            share=share,
+        ),
+        *scale_and_decay(learning_rate, weight_decay, weight_decay_mask, decay),
+    )
+    adam = decayed_adam(
+        learning_rate if adam_learning_rate is None else adam_learning_rate,
+        adam_b1,
+        adam_b2,
+        adam_eps,
+        adam_weight_decay,
+        mu_dtype,
+        decay=decay,
+    )
+    return with_fallback("adamuon", matrix, "adam", adam if fallback is None else fallback, axes)

@@ -1,0 +1,257 @@
+"""Muon: the momentum of a matrix, orthogonalised."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from gradx import core
+from gradx.combine import Contract, chain, joined
+from gradx.core import Count, Transform, Updates
+from gradx.decay import DecayKind, scale_and_decay
+from gradx.orthogonal import (
+    Convention,
+    Normalisation,
+    NSCoefficients,
+    decayed_adam,
+    inside,
+    momentum,
+    orthogonalise,
+    scale_by_shape,
+    with_fallback,
+)
+from gradx.sources import Array, Hyper
+from gradx.stacked import Share
+
+__all__ = ["MuonDimensionNumbers", "MuonState", "muon", "scale_by_muon"]
+
+_KELLER = (3.4445, -4.7750, 2.0315)
+
+
+class MuonDimensionNumbers(NamedTuple):
+    """Which axes of a leaf are a matrix, in Optax's words; `MatrixAxes` says a little more.
+
+    Attributes:
+      reduction_axis: the axis or axes of the inputs.
+      output_axis: the axis or axes of the outputs. An axis that is in neither counts matrices.
+    """
+
+    reduction_axis: int | tuple[int, ...] = 0
+    output_axis: int | tuple[int, ...] = 1
+
+
+class MuonState(NamedTuple):
+    """The state of Muon.
+
+    Attributes:
+      count: the updates done so far, int32 ().
+      mu: the average of gradients, like the parameters.
+      ns_coeffs: the coefficients of the polynomials, float32 (3,) or (steps, 3).
+    """
+
+    count: Count
+    mu: Updates
+    ns_coeffs: Array
+
+
+@core.recorded
+def scale_by_muon(
+    ns_coeffs: NSCoefficients = _KELLER,
+    ns_steps: int = 5,
+    beta: Hyper = 0.95,
+    eps: Hyper = 1e-8,
+    mu_dtype: Any = None,
+    *,
+    nesterov: bool = True,
+    adaptive: bool = False,
+    preconditioning: Normalisation = "frobenius",
+    weight_dimension_numbers: Any = None,
+    bias_correction: bool = True,
+    dtype: Any = None,
+    gram: bool | None = None,
+    chunk: int | None = None,
+    share: Share | None = None,
+) -> Transform:
+    r"""Replaces each matrix by the polar factor of its momentum.
+
+    .. math::
+        M &\leftarrow \beta M + (1 - \beta) G \\
+        U V^\top &\approx p_k(\ldots p_1(N / (\lVert N \rVert_F + \epsilon))), \qquad
+            N = U S V^\top, \qquad p_i(X) = a_i X + (b_i X X^\top + c_i (X X^\top)^2) X
+
+    where \(N\) is \(M\), or \((1 - \beta) G + \beta M\) with `nesterov`, both corrected for the
+    start at zero.
+
+    Args:
+      ns_coeffs: \((a, b, c)\) for every step, a sequence of them for each step, or a name:
+        ``"standard"`` (Jordan's), ``"dion"`` (You's), ``"polar_express"``,
+        ``"polar_express_safe"``, ``"modded_nanogpt"``, ``"cans"``, ``"cubic"``, ``"deepseek"``, and
+        ``"exact"`` for singular values. `gradx.polar.NS_PRESETS` has their numbers.
+      ns_steps: how many steps, from 1 on. Of coefficients for each step, and of ``"dion"``, the
+        last `ns_steps` are taken; the other names know their steps.
+      beta: \(\beta\) in [0, 1).
+      eps: \(\epsilon\) in [0, inf).
+      mu_dtype: the dtype to keep \(M\) in; by default the parameter's, at least float32.
+      nesterov: look one step ahead.
+      adaptive: multiply by \(\langle N, U V^\top \rangle\), so that the step grows with the
+        gradient.
+      preconditioning: what \(N\) is divided by: its ``"frobenius"`` or ``"spectral"`` norm; or, in
+        the first step, the row sums of \(|N N^\top|\) (``"aol"``) or the Frobenius norm of
+        \(N N^\top\) (``"schatten"``), which leave larger singular values to begin with.
+      weight_dimension_numbers: which axes are the rows and columns: a `MatrixAxes` (or Optax's
+        `MuonDimensionNumbers`), a tree of them, a function that makes one from the parameters, or
+        `by_path`. Without it every leaf must have two axes.
+      bias_correction: False for Jordan's own form, \(N = (1 - \beta) G + \beta M\) as it is.
+      dtype: of the factors of the products, which are added up in float32 or wider; `bfloat16`
+        pays on hardware that is made for it. By default float32 or wider.
+      gram: whether the steps work on \(N N^\top\); by default where this takes less operations,
+        for five steps from about \(n = 1.5 m\) on.
+      chunk: how many matrices to work on at a time, which bounds the memory; None: all of a shape.
+      share: devices that share the matrices, as ``Share(mesh, axis)``.
+
+    Raises:
+      ValueError: a number out of range, a preset that is not there; at `init`, a leaf that is no
+        matrix, with its path.
+
+    Example:
+      >>> import gradx, jax.numpy as jnp
+      >>> tx = gradx.scale_by_muon("exact")
+      >>> g = jnp.array([[3.0, 0.0], [0.0, -0.1]])
+      >>> tx.update(g, tx.init(g))[0]
+      Array([[ 1.,  0.],
+             [ 0., -1.]], dtype=float32)
+
+    Reference: Jordan, *Muon*, https://kellerjordan.github.io/posts/muon/; Amsel et al., *The Polar
+    Express*, https://arxiv.org/abs/2505.16932; Grishina et al., *CANS*,
+    https://arxiv.org/abs/2506.10935; Boissin et al., *Turbo-Muon*,
+    https://arxiv.org/abs/2512.04632. As in Optax the average is corrected for its start, which
+    Jordan's is not. Deviations from Optax: products are taken in float32 or wider, where Optax
+    takes them in the gradient's dtype; with stacked matrices `adaptive` has one number for each.
+    """
+    return joined(
+        MuonState,
+        momentum(beta, mu_dtype, nesterov, bias_correction),
+        orthogonalise(
+            ns_coeffs,
+            ns_steps,
+            eps,
+            preconditioning,
+            adaptive=adaptive,
+            axes=weight_dimension_numbers,
+            dtype=dtype,
+            gram=gram,
+            chunk=chunk,
+            share=share,
+        ),
+    )
+
+
+@core.recorded
+def muon(
+    learning_rate: Hyper,
+    ns_coeffs: NSCoefficients = _KELLER,
+    ns_steps: int = 5,
+    beta: Hyper = 0.95,
+    eps: Hyper = 1e-8,
+    weight_decay: Hyper = 0.0,
+    weight_decay_mask: Any = None,
+    mu_dtype: Any = None,
+    *,
+    nesterov: bool = True,
+    adaptive: bool = False,
+    preconditioning: Normalisation = "frobenius",
+    adam_b1: Hyper = 0.9,
+    adam_b2: Hyper = 0.999,
+    adam_eps_root: Hyper = 0.0,
+    adam_weight_decay: Hyper = 0.0,
+    adam_learning_rate: Hyper | None = None,
+    muon_weight_dimension_numbers: Any = None,
+    consistent_rms: float | None = None,
+    adam_nesterov: bool = False,
+    convention: Convention = "keller",
+    decay: DecayKind = "learning_rate",
+    fallback: Contract | None = None,
+    bias_correction: bool = True,
+    dtype: Any = None,
+    gram: bool | None = None,
+    chunk: int | None = None,
+    share: Share | None = None,
+) -> Transform:
+    r"""Muon for the matrices, and Adam for all else.
+
+    .. math:: u = -\eta_t \left(s(m, n)\, U V^\top + \lambda \theta\right)
+
+    with the polar factor of `scale_by_muon` and the factor of `scale_by_shape`.
+
+    Args:
+      learning_rate: \(\eta\) in [0, inf).
+      ns_coeffs, ns_steps, beta, eps, mu_dtype, nesterov, adaptive, preconditioning,
+        bias_correction, dtype, gram, chunk, share: see `scale_by_muon`.
+      weight_decay: \(\lambda\) in [0, inf), for the matrices.
+      weight_decay_mask: which of them to decay (see `add_decayed_weights`).
+      adam_b1, adam_b2, adam_eps_root, adam_weight_decay: of Adam, with `eps` and `mu_dtype`.
+      adam_learning_rate: of Adam, in [0, inf); by default `learning_rate`.
+      muon_weight_dimension_numbers: which leaves are matrices, in which axes: as for
+        `scale_by_muon`, with None for a leaf that is none. By default `matrices_by_name`:
+        embeddings, heads, norms and biases are not.
+      consistent_rms: see `scale_by_shape`; 0.2 is Moonlight's.
+      adam_nesterov: whether Adam looks ahead.
+      convention: see `scale_by_shape`.
+      decay: what \(\lambda\) is multiplied by (see `adamw`).
+      fallback: what the other leaves are given, instead of Adam with its decay and learning rate.
+
+    Raises:
+      ValueError: a number out of range, a preset that is not there; at `init`, axes that do not fit
+        a leaf, with its path.
+
+    Example:
+      >>> import gradx, jax.numpy as jnp
+      >>> tx = gradx.muon(0.1, "exact")
+      >>> params = {"mlp": jnp.eye(2), "bias": jnp.zeros(2)}
+      >>> grads = {"mlp": 9 * jnp.eye(2), "bias": jnp.ones(2)}
+      >>> updates, state = tx.update(grads, tx.init(params), params)
+      >>> updates["mlp"]
+      Array([[-0.1, -0. ],
+             [-0. , -0.1]], dtype=float32)
+      >>> updates["bias"]
+      Array([-0.1, -0.1], dtype=float32)
+
+    Reference: Jordan, *Muon*, https://kellerjordan.github.io/posts/muon/. Deviations from Optax:
+    which leaves are matrices is said by their names too, where Optax takes all with two axes
+    (``muon_weight_dimension_numbers=gradx.MatrixAxes()``); Adam does not inherit `nesterov`
+    (``adam_nesterov=True``).
+    """
+    axes = muon_weight_dimension_numbers
+    inner = inside(axes)
+    matrix = chain(
+        scale_by_muon(
+            ns_coeffs,
+            ns_steps,
+            beta,
+            eps,
+            mu_dtype,
+            nesterov=nesterov,
+            adaptive=adaptive,
+            preconditioning=preconditioning,
+            weight_dimension_numbers=inner,
+            bias_correction=bias_correction,
+            dtype=dtype,
+            gram=gram,
+            chunk=chunk,
+            share=share,
+        ),
+        scale_by_shape(inner, consistent_rms, convention=convention),
+        *scale_and_decay(learning_rate, weight_decay, weight_decay_mask, decay),
+    )
+    adam = decayed_adam(
+        learning_rate if adam_learning_rate is None else adam_learning_rate,
+        adam_b1,
+        adam_b2,
+        eps,
+        adam_weight_decay,
+        mu_dtype,
+        eps_root=adam_eps_root,
+        nesterov=adam_nesterov,
+        decay=decay,
+    )
+    other = adam if fallback is None else fallback
+    return with_fallback("muon", matrix, "adam", other, axes, "muon_weight_dimension_numbers")

@@ -1,0 +1,236 @@
+"""Steps on a sphere: every matrix keeps the norm that it began with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from gradx import core, hyper
+from gradx import tree as gtree
+from gradx.combine import Contract, chain
+from gradx.core import State, Transform
+from gradx.gating import check_inner
+from gradx.leafwise import Rule
+from gradx.matrices import Matrix, check_paths, matrices
+from gradx.norms import quotient, root
+from gradx.orthogonal import decayed_adam, inside, with_fallback
+from gradx.sources import Array, Hyper
+from gradx.stage import Leaves, Numbers, Results, Rows, Slots, is_array, staged, widen
+from gradx.tree import abs_sq, unshared
+
+__all__ = ["ScaleByHyperballState", "hyperball", "scale_by_hyperball"]
+
+
+class ScaleByHyperballState(NamedTuple):
+    """The state of `scale_by_hyperball`.
+
+    Attributes:
+      radius: the norm that each matrix keeps, real: (), or (count,) for a leaf that is a stack.
+    """
+
+    radius: Any
+
+
+@dataclass(frozen=True, eq=False)
+class _SphereRule(Rule):
+    """A rule for a leaf that also gets `h.layout`, how the leaf is seen as matrices."""
+
+    choice: Any
+
+    def seen(self, flat: gtree.Flat) -> list[Matrix | None]:
+        found = matrices(self.choice, flat, self.where, "axes", stacked=True)
+        for path, x, m in zip(flat.paths, flat.values, found, strict=True):
+            if x is not None and m is None:
+                raise ValueError(
+                    f"{self.where}: the leaf {path!r} of shape {jnp.shape(x)} is no matrix. Leave "
+                    f"it out with masked or partition (hyperball does), or say in axes which of "
+                    f"its axes are the rows and the columns."
+                )
+        return found
+
+    def _first_slots(self, flat: gtree.Flat) -> list[Slots | None]:
+        check_paths(self.choice, flat, self.where)
+        layouts = iter(self.seen(gtree.flatten(flat.tree)))
+        made: list[Slots | None] = []
+        for i, p in enumerate(flat.values):
+            m = next(layouts) if is_array(p) or p is None else None
+            made.append(None if m is None else (self._radius(p, m, flat.paths[i]),))
+        return made
+
+    def _radius(self, p: Any, m: Matrix, path: str) -> Array:
+        radius = _norms(widen(p), m)
+        # What is traced, or a shape, has no value: a matrix of zeros stays where it is then.
+        if not isinstance(radius, jax.core.Tracer) and p.size and not bool(jnp.all(radius > 0)):
+            raise ValueError(
+                f"{self.where}: the matrix at {path!r} begins at zero (or is not finite), and has "
+                f"no norm to keep. Initialise it at random, or leave it to the fallback, by axes."
+            )
+        return m.kept(radius)
+
+    def begin(
+        self, leaves: Leaves, state: State, extra: Mapping[str, Any], rows: Rows
+    ) -> Callable[[Results], State]:
+        end = super().begin(leaves, state, extra, rows)
+        layouts = iter(self.seen(gtree.flatten(leaves.tree)))
+        for row, u in zip(rows, leaves.updates, strict=True):
+            m = next(layouts) if is_array(u) or u is None else None
+            if is_array(u):
+                row[-1] = row[-1]._replace(static=(*row[-1].static, ("layout", m, str(m))))
+        return end
+
+
+@core.recorded
+def scale_by_hyperball(learning_rate: Hyper, axes: Any = None) -> Transform:
+    r"""Turns the updates into steps, downhill, that keep the norm of each matrix.
+
+    .. math::
+        W' &= W - \eta R\, U / \lVert U \rVert_F, \qquad R = \lVert W_0 \rVert_F \\
+        u &= R\, W' / \lVert W' \rVert_F - W
+
+    It stands at the end of a chain, in place of the learning rate and of weight decay: the size of
+    the updates does not matter, and \(\eta\) is the step in units of the matrix.
+
+    Args:
+      learning_rate: \(\eta\) in [0, inf).
+      axes: which leaves are matrices, in which axes (see `hyperball`). Without it every leaf must
+        have two axes; a stack of matrices has a norm for each.
+
+    Raises:
+      ValueError: at `init`, a matrix of zeros, or a leaf that is no matrix, with its path; `update`
+        is called without the parameters.
+
+    Example:
+      >>> import gradx, jax.numpy as jnp
+      >>> tx = gradx.chain(gradx.scale_by_muon("exact"), gradx.scale_by_hyperball(0.75))
+      >>> w = jnp.diag(jnp.array([3.0, 4.0]))
+      >>> updates, state = tx.update(jnp.array([[0.0, 2.0], [0.0, 0.0]]), tx.init(w), w)
+      >>> w + updates
+      Array([[ 2.4, -3. ],
+             [ 0. ,  3.2]], dtype=float32)
+
+    Reference: Wen et al., *Fantastic pretraining optimizers and where to find them II: hyperball
+    optimization*, https://arxiv.org/abs/2606.16899. The radius is kept in the state, so that
+    rounding (of parameters in bfloat16, say) does not add up. A matrix without an update keeps its
+    place; one that the parameters are loaded into later is brought back to the old norm.
+    """
+    where = core.where()
+    rule = _SphereRule(
+        _on_sphere,
+        None,
+        ScaleByHyperballState,
+        hyper.Hypers({"learning_rate": learning_rate}, where),
+        None,
+        None,
+        None,
+        _lengths,
+        {},
+        "count",
+        {},
+        None,
+        True,
+        where,
+        axes,
+    )
+    return staged(rule, where)
+
+
+def _norms(x: Array, m: Matrix) -> Array:
+    """The norm of each matrix of a leaf, (count,)."""
+    if m.shape[0] == 1:  # without a look at its axes
+        return root(jnp.sum(abs_sq(x)))[None]
+    return root(jnp.sum(abs_sq(m.stack(x)), axis=(1, 2)))
+
+
+def _spread(numbers: Array, m: Matrix, like: Array) -> Array:
+    """One number for each matrix, at each of its elements."""
+    if m.shape[0] == 1:
+        return numbers[0]
+    return m.unstack(jnp.broadcast_to(numbers[:, None, None], m.shape), like.shape)
+
+
+def _lengths(g: Any, slots: Any, p: Any, h: Numbers) -> Mapping[str, Array]:
+    m = h.layout
+    radius = m.opened(slots()[0])
+    u = g()
+    step = h.learning_rate * quotient(radius, _norms(u, m))
+    old, new = p(), g()
+    # What XLA does not see through, or it makes an array of a number for the sum.
+    moved = old - _spread(unshared(step, new), m, new) * new
+    length = _norms(moved, m)
+    return {
+        "grow": jnp.where(length > 0, quotient(radius, length) - 1, 0.0),
+        "step": step * quotient(radius, length),
+    }
+
+
+def _on_sphere(g: Array, slots: Slots, p: Array, h: Numbers) -> tuple[Array, Slots]:
+    return _spread(h.grow, h.layout, p) * p - _spread(h.step, h.layout, p) * g, slots
+
+
+@core.recorded
+def hyperball(
+    inner: Contract,
+    learning_rate: Hyper,
+    *,
+    axes: Any = None,
+    adam_learning_rate: Hyper | None = None,
+    adam_b1: Hyper = 0.9,
+    adam_b2: Hyper = 0.999,
+    adam_eps: Hyper = 1e-8,
+    adam_weight_decay: Hyper = 0.0,
+    fallback: Contract | None = None,
+) -> Transform:
+    r"""Gives the matrices the directions of any rule, at a fixed norm; the other leaves Adam.
+
+    .. math:: W \leftarrow R\, \frac{W'}{\lVert W' \rVert_F}, \qquad
+              W' = W - \eta R\, \frac{T(G)}{\lVert T(G) \rVert_F}, \qquad
+              R = \lVert W_0 \rVert_F
+
+    with the steps of `scale_by_hyperball`. ``hyperball(scale_by_muon(), 0.01)`` is the authors'
+    MuonH, ``hyperball(scale_by_adam(), 0.01)`` their AdamH.
+
+    Args:
+      inner: \(T\), a rule before its learning rate, without weight decay: its updates go uphill, as
+        those of every ``scale_by_…`` do. It sees the matrices only.
+      learning_rate: \(\eta\) in [0, inf), the step in units of the matrix.
+      axes: which leaves are matrices, in which axes: a `MatrixAxes`, a tree of them with None for
+        other leaves, a function that makes one, or `by_path`. By default `matrices_by_name`:
+        embeddings, heads, norms and biases are none. (`inner` has to be told by itself of matrices
+        that have more than two axes.)
+      adam_learning_rate: of Adam, in [0, inf); by default `learning_rate`.
+      adam_b1: of Adam, in [0, 1).
+      adam_b2: of Adam, in [0, 1).
+      adam_eps: of Adam, in [0, inf).
+      adam_weight_decay: of Adam, in [0, inf), and of no matrix.
+      fallback: what the other leaves are given, instead of Adam with its decay and learning rate.
+
+    Raises:
+      ValueError: `inner` is no transformation; a number out of range; at `init`, a matrix of zeros,
+        with its path; `update` is called without the parameters.
+
+    Example:
+      >>> import gradx, jax.numpy as jnp
+      >>> tx = gradx.hyperball(gradx.scale_by_adam(), 0.75, adam_learning_rate=0.1)
+      >>> params = {"mlp": jnp.array([[2.0, 0.0]]), "bias": jnp.zeros(1)}
+      >>> grads = {"mlp": jnp.array([[0.0, 9.0]]), "bias": jnp.ones(1)}
+      >>> updates, state = tx.update(grads, tx.init(params), params)
+      >>> params["mlp"] + updates["mlp"]
+      Array([[ 1.6, -1.2]], dtype=float32)
+
+    Reference: Wen et al., *Fantastic pretraining optimizers and where to find them II: hyperball
+    optimization*, https://arxiv.org/abs/2606.16899.
+    """
+    check_inner(inner, core.where())
+    matrix = chain(inner, scale_by_hyperball(learning_rate, inside(axes)))
+    adam = decayed_adam(
+        learning_rate if adam_learning_rate is None else adam_learning_rate,
+        adam_b1,
+        adam_b2,
+        adam_eps,
+        adam_weight_decay,
+    )
+    return with_fallback("hyperball", matrix, "adam", adam if fallback is None else fallback, axes)

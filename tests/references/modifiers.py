@@ -1,0 +1,135 @@
+"""What changes the updates of any rule: caution, variance reduction, a sphere, bounded logits."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from references.classic import decoupled, scale_by_adam
+from references.driver import Array, Arrays, Number, Rule, State, at, chain, each, sq
+
+# Caution.
+
+
+def _product(x: Array, y: Array) -> Array:
+    return (np.conj(x) * y).real
+
+
+def cautious(inner: Rule, *, direction: str = "descent", min_share: float = 1e-3) -> Rule:
+    """Liang et al., arXiv:2411.16085, Alg. 1, with the authors' factor."""
+    turn = -1 if direction == "descent" else 1
+
+    def rule(gs: Arrays, ps: Arrays, t: int, state: State) -> Arrays:
+        kept = []
+        for g, u in zip(gs, inner(gs, ps, t, state), strict=True):
+            mask = _product(u, turn * g) > 0
+            kept.append(u * mask / max(np.mean(mask), min_share))
+        return kept
+
+    return rule
+
+
+def add_cautious_decay(
+    weight_decay: Number = 0.0,
+    mask: Sequence[bool] | None = None,
+    *,
+    flip_sign: bool = False,
+) -> Rule:
+    """Chen et al., arXiv:2510.12402, Alg. 1."""
+    turn = -1 if flip_sign else 1
+
+    def step(g: Array, p: Array, t: int, state: State) -> Array:
+        return g + turn * at(weight_decay, t) * p * (_product(turn * g, p) >= 0)
+
+    return each(step)
+
+
+# Variance reduction.
+
+
+def correct_by_mars(b1: float = 0.95, gamma: float = 0.025, max_norm: float = 1.0) -> Rule:
+    """Yuan et al., arXiv:2411.10438, Alg. 2, approximate; the gradient before the first is 0."""
+
+    def step(g: Array, p: Array, t: int, state: State) -> Array:
+        c = g + gamma * b1 / (1 - b1) * (g - state.get("g", 0.0))
+        state["g"] = g
+        norm = np.sqrt(np.sum(sq(c)))
+        return c * max_norm / norm if norm > max_norm else c
+
+    return each(step)
+
+
+def scale_by_mars(
+    b1: float = 0.95,
+    b2: float = 0.99,
+    eps: float = 1e-8,
+    gamma: float = 0.025,
+    max_norm: float = 1.0,
+) -> Rule:
+    """Yuan et al., arXiv:2411.10438, Alg. 3."""
+    return chain(correct_by_mars(b1, gamma, max_norm), scale_by_adam(b1, b2, eps))
+
+
+def mars(
+    learning_rate: Number,
+    *args: float,
+    weight_decay: Number = 0.0,
+    mask: Sequence[bool] | None = None,
+    decay: Any = "learning_rate",
+    **kwargs: float,
+) -> Rule:
+    """Yuan et al., arXiv:2411.10438, Alg. 3."""
+    direction = scale_by_mars(*args, **kwargs)
+    return decoupled(direction, learning_rate, weight_decay, mask, decay=decay)
+
+
+# A sphere.
+
+
+def hyperball(
+    inner: Rule,
+    learning_rate: Number,
+    *,
+    adam_b1: float = 0.9,
+    adam_b2: float = 0.999,
+    adam_eps: float = 1e-8,
+    adam_weight_decay: Number = 0.0,
+) -> Rule:
+    """Wen et al., arXiv:2606.16899, Alg. 1; what has not two axes goes to AdamW."""
+    adam = decoupled(scale_by_adam(adam_b1, adam_b2, adam_eps), learning_rate, adam_weight_decay)
+
+    def normalized(x: Array) -> Array:
+        return x / np.sqrt(np.sum(sq(x)))
+
+    def rule(gs: Arrays, ps: Arrays, t: int, state: State) -> Arrays:
+        groups: dict[bool, list[int]] = {True: [], False: []}
+        for i, p in enumerate(ps):
+            groups[p.ndim == 2].append(i)
+        made = dict.fromkeys(range(len(ps)), np.zeros(0))
+        for matrix, part in ((True, inner), (False, adam)):
+            chosen = groups[matrix]
+            us = part(
+                [gs[i] for i in chosen], [ps[i] for i in chosen], t, state.setdefault(matrix, {})
+            )
+            made |= dict(zip(chosen, us, strict=True))
+        for i in groups[True]:
+            radius = state.setdefault(("radius", i), np.sqrt(np.sum(sq(ps[i]))))
+            moved = ps[i] - at(learning_rate, t) * radius * normalized(made[i])
+            made[i] = radius * normalized(moved) - ps[i]
+        return [made[i] for i in range(len(ps))]
+
+    return rule
+
+
+# Bounded logits.
+
+
+def qk_clip(threshold: Number = 100.0, heads: Any = None, max_logits: float = 4.0) -> Rule:
+    """Kimi Team, arXiv:2507.20534, Alg. 1, where every leaf is a query of one head."""
+
+    def step(g: Array, p: Array, t: int, state: State) -> Array:
+        return np.sqrt(min(1.0, at(threshold, t) / max_logits)) * (p + g) - p
+
+    return each(step)

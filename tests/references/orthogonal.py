@@ -1,0 +1,257 @@
+"""Matrices whose momentum is orthogonalised; all other arrays have Adam or a norm of their own.
+
+An array with two axes is a matrix (inputs, outputs), the transpose of the papers' and of torch's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from references.classic import add_decayed_weights, scale_by_adam, scale_by_learning_rate
+from references.driver import Array, Arrays, Number, Rule, State, average, chain, each, sign, sq
+
+JORDAN = (3.4445, -4.7750, 2.0315)
+YOU = [
+    (4.0848, -6.8946, 2.9270),
+    (3.9505, -6.3029, 2.6377),
+    (3.7418, -5.5913, 2.3037),
+    (2.8769, -3.1427, 1.2046),
+    (2.8366, -3.0525, 1.2012),
+]
+
+Coefficients = str | tuple[float, float, float]
+
+
+def newton_schulz(x: Array, steps: Sequence[tuple[float, float, float]]) -> Array:
+    """X ← aX + (bA + cA²)X with A = XXᴴ. Jordan 2024."""
+    for a, b, c in steps:
+        square = x @ x.conj().T
+        x = a * x + (b * square + c * square @ square) @ x
+    return x
+
+
+def polar(
+    g: Array,
+    ns_coeffs: Coefficients = JORDAN,
+    ns_steps: int = 5,
+    eps: float = 1e-8,
+    preconditioning: str = "frobenius",
+) -> Array:
+    """U Vᴴ of G = U S Vᴴ, nearly; "exact" by singular values.
+
+    "aol": Boissin et al. 2025, arXiv:2512.04632, §3; "schatten": Grishina et al. 2025,
+    arXiv:2506.10935, §4.
+    """
+    if g.shape[0] > g.shape[1]:
+        return polar(g.conj().T, ns_coeffs, ns_steps, eps, preconditioning).conj().T
+    if ns_coeffs == "exact":
+        u, s, vh = np.linalg.svd(g, full_matrices=False)
+        return (u * (s > 1e-12 * s.max())) @ vh
+    steps = [ns_coeffs] * ns_steps if isinstance(ns_coeffs, tuple) else YOU[-ns_steps:]
+    square = g @ g.conj().T
+    if preconditioning in ("frobenius", "spectral"):
+        size = np.linalg.norm(g, ord="fro" if preconditioning == "frobenius" else 2) + eps
+    elif preconditioning == "aol":
+        size = np.sqrt(np.abs(square).sum(axis=1, keepdims=True))
+    else:
+        size = np.sqrt(np.linalg.norm(square))
+    return newton_schulz(g / np.where(size > 0, size, 1.0), steps)
+
+
+def averaged(g: Array, t: int, state: State, b: float, nesterov: bool, corrected: bool) -> Array:
+    """The momentum, or what it will be after one more step like this one."""
+    m = average(g, state, "m", b)
+    now, then = (1 - b ** (t + 1), 1 - b ** (t + 2)) if corrected else (1.0, 1.0)
+    return b * m / then + (1 - b) * g / now if nesterov else m / now
+
+
+def by_shape(m: int, n: int, consistent_rms: float | None, convention: str) -> float:
+    """Jordan 2024; Liu et al. 2025, arXiv:2502.16982, §2.2; Pethick et al. 2025, Table 3."""
+    if consistent_rms is not None:
+        return consistent_rms * np.sqrt(max(m, n))
+    return {
+        "keller": np.sqrt(max(1.0, n / m)),
+        "moonlight": 0.2 * np.sqrt(max(m, n)),
+        "spectral": np.sqrt(n / m),
+        "none": 1.0,
+    }[convention]
+
+
+def _split(
+    for_matrices: Callable[[Array, int, State], Array], matrices: Rule, others: Rule
+) -> Rule:
+    """One rule for the matrices, after which `matrices` runs; another one for all else."""
+
+    def rule(gs: Arrays, ps: Arrays, t: int, state: State) -> Arrays:
+        of = [i for i, g in enumerate(gs) if g.ndim == 2]
+        rest = [i for i, g in enumerate(gs) if g.ndim != 2]
+        us = [for_matrices(gs[i], t, state.setdefault(i, {})) for i in of]
+        us = matrices(us, [ps[i] for i in of], t, state.setdefault("matrices", {}))
+        vs = others([gs[i] for i in rest], [ps[i] for i in rest], t, state.setdefault("others", {}))
+        made = dict(zip(of + rest, us + vs, strict=True))
+        return [made[i] for i in range(len(gs))]
+
+    return rule
+
+
+def _adamw(
+    learning_rate: Number,
+    b1: float,
+    b2: float,
+    eps: float,
+    weight_decay: float,
+    eps_root: float = 0.0,
+    nesterov: bool = False,
+) -> Rule:
+    return chain(
+        scale_by_adam(b1, b2, eps, eps_root, nesterov=nesterov),
+        add_decayed_weights(weight_decay),
+        scale_by_learning_rate(learning_rate),
+    )
+
+
+def muon(
+    learning_rate: Number,
+    ns_coeffs: Coefficients = JORDAN,
+    ns_steps: int = 5,
+    beta: float = 0.95,
+    eps: float = 1e-8,
+    weight_decay: float = 0.0,
+    weight_decay_mask: Any = None,
+    mu_dtype: Any = None,
+    *,
+    nesterov: bool = True,
+    adaptive: bool = False,
+    preconditioning: str = "frobenius",
+    adam_b1: float = 0.9,
+    adam_b2: float = 0.999,
+    adam_eps_root: float = 0.0,
+    adam_weight_decay: float = 0.0,
+    adam_learning_rate: Number | None = None,
+    consistent_rms: float | None = None,
+    adam_nesterov: bool = False,
+    convention: str = "keller",
+    bias_correction: bool = True,
+) -> Rule:
+    """Jordan 2024, with Optax's arguments and its correction of the average for its start."""
+
+    def step(g: Array, t: int, state: State) -> Array:
+        m = averaged(g, t, state, beta, nesterov, bias_correction)
+        o = polar(m, ns_coeffs, ns_steps, eps, preconditioning)
+        if adaptive:
+            o = np.sum(m.conj() * o) * o
+        return by_shape(*g.shape, consistent_rms, convention) * o
+
+    adam_rate = learning_rate if adam_learning_rate is None else adam_learning_rate
+    return _split(
+        step,
+        chain(add_decayed_weights(weight_decay), scale_by_learning_rate(learning_rate)),
+        _adamw(adam_rate, adam_b1, adam_b2, eps, adam_weight_decay, adam_eps_root, adam_nesterov),
+    )
+
+
+def normuon(
+    learning_rate: Number,
+    ns_coeffs: Coefficients = JORDAN,
+    ns_steps: int = 5,
+    b1: float = 0.95,
+    b2: float = 0.95,
+    eps: float = 1e-8,
+    weight_decay: float = 0.01,
+    weight_decay_mask: Any = None,
+    mu_dtype: Any = None,
+    *,
+    nesterov: bool = False,
+    consistent_rms: float | None = 0.2,
+    convention: str = "spectral",
+    preconditioning: str = "frobenius",
+    adam_learning_rate: Number | None = None,
+    adam_b1: float = 0.9,
+    adam_b2: float = 0.95,
+    adam_eps: float = 1e-8,
+    adam_weight_decay: float = 0.0,
+) -> Rule:
+    """Li et al. 2025, arXiv:2510.05491, Alg. 1; without consistent_rms microsoft/dion's form."""
+
+    def step(g: Array, t: int, state: State) -> Array:
+        m = averaged(g, t, state, b1, nesterov, corrected=False)
+        o = polar(m, ns_coeffs, ns_steps, eps, preconditioning)
+        v = average(np.mean(sq(o), axis=0), state, "v", b2)
+        balanced = o / (np.sqrt(v) + eps)
+        if consistent_rms is not None:
+            return consistent_rms * np.sqrt(g.size) / np.linalg.norm(balanced) * balanced
+        kept = np.linalg.norm(o) / np.linalg.norm(balanced) * balanced
+        return by_shape(*g.shape, None, convention) * kept
+
+    adam_rate = learning_rate if adam_learning_rate is None else adam_learning_rate
+    return _split(
+        step,
+        chain(add_decayed_weights(weight_decay), scale_by_learning_rate(learning_rate)),
+        _adamw(adam_rate, adam_b1, adam_b2, adam_eps, adam_weight_decay),
+    )
+
+
+def adamuon(
+    learning_rate: Number,
+    ns_coeffs: Coefficients = JORDAN,
+    ns_steps: int = 5,
+    b1: float = 0.95,
+    b2: float = 0.95,
+    eps: float = 1e-8,
+    weight_decay: float = 0.01,
+    weight_decay_mask: Any = None,
+    mu_dtype: Any = None,
+    *,
+    nesterov: bool = True,
+    consistent_rms: float = 0.2,
+    preconditioning: str = "frobenius",
+    adam_learning_rate: Number | None = None,
+    adam_b1: float = 0.9,
+    adam_b2: float = 0.95,
+    adam_eps: float = 1e-8,
+    adam_weight_decay: float = 0.0,
+) -> Rule:
+    """Si et al. 2025, arXiv:2507.11005, Alg. 1; nesterov as in Chongjie-Si/AdaMuon."""
+
+    def step(g: Array, t: int, state: State) -> Array:
+        m = averaged(g, t, state, b1, nesterov, corrected=False)
+        o = polar(sign(m), ns_coeffs, ns_steps, eps, preconditioning)
+        u = o / (np.sqrt(average(sq(o), state, "v", b2)) + eps)
+        return consistent_rms * np.sqrt(g.size) / np.linalg.norm(u) * u
+
+    adam_rate = learning_rate if adam_learning_rate is None else adam_learning_rate
+    return _split(
+        step,
+        chain(add_decayed_weights(weight_decay), scale_by_learning_rate(learning_rate)),
+        _adamw(adam_rate, adam_b1, adam_b2, adam_eps, adam_weight_decay),
+    )
+
+
+def scion(
+    learning_rate: Number,
+    momentum: float = 0.1,
+    ns_coeffs: Coefficients = JORDAN,
+    ns_steps: int = 5,
+    eps: float = 1e-8,
+    mu_dtype: Any = None,
+    *,
+    radius: float = 50.0,
+    unconstrained: bool = False,
+    preconditioning: str = "frobenius",
+) -> Rule:
+    """Pethick et al. 2025, arXiv:2502.07529, Alg. 1 and 2, without a head."""
+
+    def matrix(g: Array, t: int, state: State) -> Array:
+        o = polar(average(g, state, "m", 1 - momentum), ns_coeffs, ns_steps, eps, preconditioning)
+        return radius * by_shape(*g.shape, None, "spectral") * o
+
+    def vector(g: Array, p: Array, t: int, state: State) -> Array:
+        m = average(g, state, "m", 1 - momentum)
+        return radius * m / (np.sqrt(np.mean(sq(m))) + eps)
+
+    shrink = add_decayed_weights(0.0 if unconstrained else 1.0)
+    descend = scale_by_learning_rate(learning_rate)
+    return chain(_split(matrix, chain(), each(vector)), shrink, descend)

@@ -1,0 +1,284 @@
+"""SOAP: what the laws do not see, on single matrices."""
+
+from __future__ import annotations
+
+import functools
+import re
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import references
+
+import gradx
+
+
+def normal(*shape: int, seed: int = 0, dtype: Any = np.float64) -> Any:
+    return np.random.default_rng(seed).normal(size=shape).astype(dtype)
+
+
+@functools.cache  # equal transformations, one program for each shape
+def program(tx: Any) -> Any:
+    def body(state: Any, g: Any) -> Any:
+        updates, state = tx.update(g, state)
+        return state, (updates, state)
+
+    return jax.jit(lambda state, grads: jax.lax.scan(body, state, grads)[1])
+
+
+def run(tx: Any, grads: Any, *, double: bool = True) -> tuple[Any, Any]:
+    """The updates of all steps, and the state after each, stacked; in float64."""
+    with jax.enable_x64(double):
+        first = tx.init(jax.tree.map(lambda g: jnp.zeros_like(g[0]), grads))
+        made: tuple[Any, Any] = jax.tree.map(np.asarray, program(tx)(first, grads))
+        return made
+
+
+def close(actual: Any, expected: Any, rtol: float = 1e-9) -> None:
+    largest = np.max(np.abs(expected))
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=rtol * largest)
+
+
+# ---------------------------------------------------------------- what stays the same
+
+
+@pytest.mark.parametrize("limit", [0, 10])
+def test_in_the_identity_basis_it_is_adam(limit: int) -> None:
+    """One step late. Diagonal gradients have the axes for eigenvectors, in some order."""
+    diagonals = normal(12, 3)
+    grads = normal(12, 3, 3) if limit == 0 else diagonals[:, :, None] * np.eye(3)
+    tx = gradx.scale_by_soap(precondition_frequency=3, max_precond_dim=limit)
+    updates, state = run(tx, grads)
+    adam, _ = run(gradx.scale_by_adam(0.95, 0.95), grads[1:])
+    assert not updates[0].any()
+    close(updates[1:], adam)
+    assert state.row_basis.shape == (12, *((0, 0) if limit == 0 else (3, 3)))
+
+
+def test_transposed_gradients_give_transposed_updates() -> None:
+    grads = normal(12, 4, 3)
+    tx = gradx.scale_by_soap(precondition_frequency=3)
+    updates, state = run(tx, grads)
+    transposed, of_transposed = run(tx, grads.mT)
+    close(transposed.mT, updates)
+    close(of_transposed.row_factor, state.column_factor)
+
+
+def test_turned_gradients_give_turned_updates() -> None:
+    grads = normal(12, 4, 3)
+    left, right = (np.linalg.qr(normal(n, n, seed=n))[0] for n in (4, 3))
+    tx = gradx.scale_by_soap(precondition_frequency=3)
+    close(run(tx, left @ grads @ right)[0], left @ run(tx, grads)[0] @ right)
+
+
+def test_the_scale_of_the_gradients_makes_no_difference() -> None:
+    grads = normal(9, 4, 3)
+    tx = gradx.scale_by_soap(eps=0.0, precondition_frequency=2)
+    close(run(tx, 1e-50 * grads)[0], run(tx, grads)[0])
+
+
+def test_stacked_matrices_and_convolutions_are_as_single_ones() -> None:
+    grads = normal(8, 2, 4, 3)
+    tx = gradx.scale_by_soap(precondition_frequency=3)
+    alone = np.stack([run(tx, grads[:, i])[0] for i in range(2)], axis=1)
+    axes = gradx.MatrixAxes(-2, -1)
+    stacked, state = run(gradx.scale_by_soap(precondition_frequency=3, axes=axes, chunk=1), grads)
+    close(stacked, alone)
+    assert state.row_basis.shape == (8, 2, 4, 4)
+    axes = gradx.MatrixAxes((0, 1), 2)
+    tx, flat = gradx.scale_by_soap(axes=axes), gradx.scale_by_soap()
+    close(run(tx, grads)[0], run(flat, grads.reshape(8, 8, 3))[0].reshape(grads.shape))
+
+
+def test_devices_may_share_the_matrices() -> None:
+    mesh = jax.make_mesh((jax.device_count(),), ("d",), axis_types=(jax.sharding.AxisType.Auto,))
+    grads = [normal(5, 4, 3, seed=i) for i in range(3)]
+    tx = gradx.scale_by_soap(precondition_frequency=2)
+    shared = gradx.scale_by_soap(precondition_frequency=2, share=gradx.Share(mesh, "d"))
+    for actual, expected in zip(
+        jax.tree.leaves(run(shared, grads)), jax.tree.leaves(run(tx, grads)), strict=True
+    ):
+        close(actual, expected)
+
+
+# ---------------------------------------------------------------- odd matrices
+
+
+@pytest.mark.parametrize("shape", [(1, 5), (5, 1), (1, 1)])
+def test_rows_and_columns(shape: tuple[int, int]) -> None:
+    grads = normal(10, *shape)
+    updates, state = run(gradx.scale_by_soap(precondition_frequency=3), grads)
+    assert np.isfinite(updates).all()
+    orthogonal(state.row_basis, 1e-12)
+    orthogonal(state.column_basis, 1e-12)
+    # Four of five directions had no gradient, so their basis is free: compare without it.
+    numbers = {"precondition_frequency": 3, "max_precond_dim": 1}
+    expected = references.updates(
+        references.scale_by_soap(**numbers), [np.zeros(shape)], [[g] for g in grads]
+    )
+    close(run(gradx.scale_by_soap(**numbers), grads)[0], np.stack([u for (u,) in expected]))
+
+
+def orthogonal(basis: Any, atol: float) -> None:
+    eye = np.broadcast_to(np.eye(basis.shape[-1]), basis.shape)
+    np.testing.assert_allclose(basis.mT @ basis, eye, atol=atol)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16])
+@pytest.mark.parametrize("kind", ["zero", "then zero", "late", "one rank", "tiny", "huge"])
+def test_poor_gradients_keep_the_bases_orthogonal(kind: str, dtype: Any) -> None:
+    grads = normal(12, 6, 4, dtype=np.float32)
+    match kind:
+        case "zero":
+            grads[:] = 0
+        case "then zero":
+            grads[3:] = 0
+        case "late":
+            grads[:5] = 0
+        case "one rank":
+            grads = grads[:, :, :1] * grads[:, :1]
+        case "tiny":
+            grads *= np.float32(1e-30 if dtype != jnp.float16 else 1e-7)
+        case "huge":
+            grads *= np.float32(1e15 if dtype != jnp.float16 else 1e4)
+    tx = gradx.scale_by_soap(precondition_frequency=2)
+    updates, state = run(tx, jnp.asarray(grads, dtype), double=False)
+    assert all(np.isfinite(x.astype(np.float32)).all() for x in jax.tree.leaves((updates, state)))
+    orthogonal(state.row_basis, 1e-5)
+    orthogonal(state.column_basis, 1e-5)
+    assert np.abs(updates.astype(np.float32)).max() <= (0 if kind == "zero" else 20)
+
+
+def test_bases_become_the_eigenvectors() -> None:
+    """Of a factor that stays the same; their eigenvalues fall."""
+    fixed = normal(5, 5) * 3.0 ** -np.arange(5)
+    signs = np.sign(normal(60, 5, 1, seed=1))
+    grads = np.linalg.qr(normal(5, 5, seed=2))[0] @ (signs * fixed)
+    _, state = run(gradx.scale_by_soap(precondition_frequency=1), grads)
+    q, factor = state.column_basis[-1], state.column_factor[-1]
+    values = np.diag(q.T @ factor @ q)
+    close(values, np.linalg.eigvalsh(factor)[::-1], rtol=1e-6)
+    assert (np.diff(values) < 0).all()
+
+
+def test_a_long_side_has_no_state() -> None:
+    state = gradx.scale_by_soap(max_precond_dim=4).init({"w": jnp.ones((8, 4))})
+    assert state.row_factor["w"].shape == state.row_basis["w"].shape == (0, 0)
+    assert state.column_factor["w"].shape == state.column_basis["w"].shape == (4, 4)
+    square = gradx.scale_by_soap().init(jnp.ones((8, 8)))
+    assert gradx.state_bytes(square) == 24 * 64 + 4
+
+
+def test_what_is_no_matrix_goes_to_the_fallback() -> None:
+    params = {"embed": jnp.ones((6, 2)), "mlp": jnp.ones((3, 2)), "bias": jnp.ones(2)}
+    tx = gradx.soap(0.1, weight_decay=0.0, fallback=gradx.sgd(1.0))
+    updates, _ = tx.update(params, tx.init(params), params)
+    assert {k: float(u.ravel()[0]) for k, u in updates.items()} == {
+        "embed": -1.0,
+        "mlp": 0.0,
+        "bias": -1.0,
+    }
+
+
+# ---------------------------------------------------------------- when the bases are renewed
+
+
+def renewed(tx: Any, count: int, steps: int) -> Any:
+    """In which steps after the first the basis of each of several matrices changes."""
+    grads = [normal(steps, 4, 3, seed=i) for i in range(count)]
+    _, state = run(tx, grads)
+    bases = np.stack(state.row_basis, axis=1)
+    return (bases[1:] != bases[:-1]).any(axis=(2, 3))
+
+
+def test_all_bases_are_renewed_in_every_kth_step() -> None:
+    changed = renewed(gradx.scale_by_soap(precondition_frequency=4), 2, 10)
+    np.testing.assert_array_equal(changed[:, 0], [t % 4 == 0 for t in range(1, 10)])
+    np.testing.assert_array_equal(changed[:, 1], changed[:, 0])
+
+
+@pytest.mark.parametrize("count", [1, 3, 4, 6, 9])
+def test_staggered_each_basis_is_renewed_once_in_k_steps(count: int) -> None:
+    changed = renewed(gradx.scale_by_soap(precondition_frequency=4, staggered=True), count, 13)
+    for begin in range(1, 9):
+        np.testing.assert_array_equal(changed[begin : begin + 4].sum(axis=0), np.ones(count))
+    assert changed.sum(axis=1).max() <= -(-count // 4)
+
+
+def test_staggered_a_matrix_does_what_it_does_alone_at_its_phase() -> None:
+    """The second of two is renewed in the steps 1, 3, 5, ...: as alone, but for the phase."""
+    grads = [normal(9, 4, 3, seed=i) for i in range(2)]
+    updates, state = run(gradx.scale_by_soap(precondition_frequency=2, staggered=True), grads)
+    first, of_first = run(gradx.scale_by_soap(precondition_frequency=2), grads[0])
+    close(updates[0], first)
+    close(state.row_basis[0], of_first.row_basis)
+    orthogonal(state.row_basis[1], 1e-12)
+
+
+def computations(text: str) -> dict[str, str]:
+    """The computations of an HLO module by name, the entry under "ENTRY"."""
+    blocks = re.split(r"\n\n", text)
+    found = {}
+    for block in blocks:
+        head = re.match(r"\s*(ENTRY )?%?([\w.\-]+) \(", block)
+        if head:
+            found["ENTRY" if head[1] else head[2]] = block
+    return found
+
+
+@pytest.mark.parametrize("staggered", [False, True])
+@pytest.mark.parametrize("many", [False, True])
+def test_what_is_expensive_stands_under_a_conditional(staggered: bool, many: bool) -> None:
+    """Also where several states are stepped at once, each with its count."""
+    tx = gradx.scale_by_soap(staggered=staggered)
+    p = {"a": jnp.ones((4, 3)), "b": jnp.ones((4, 3))}
+
+    state, step = tx.init(p), tx.update
+    if many:
+        p, state = jax.tree.map(lambda x: jnp.stack([x, x]), (p, state))
+        step = jax.vmap(step)
+    parts = computations(jax.jit(step).lower(p, state).compile().as_text())
+    expensive = {name for name, body in parts.items() if re.search("geqrf|syevd", body)}
+    conditionals = re.findall(r" conditional\(.*", "\n".join(parts.values()))
+    branches = set(re.findall(r"%([\w.\-]+)", "\n".join(conditionals)))
+    assert expensive
+    assert expensive <= branches - {"ENTRY"}
+
+
+def test_many_states_with_their_own_counts() -> None:
+    tx = gradx.scale_by_soap(precondition_frequency=3)
+    grads = normal(9, 4, 3)
+    _, states = run(tx, grads)
+    with jax.enable_x64(True):
+        some = jax.tree.map(lambda x: jnp.asarray(x[jnp.array([0, 1, 2, 4])]), states)
+        updates, new = jax.vmap(tx.update)(jnp.asarray(grads[jnp.array([1, 2, 3, 5])]), some)
+        for i, t in enumerate([1, 2, 3, 5]):
+            one, alone = tx.update(
+                jnp.asarray(grads[t]), jax.tree.map(lambda x, t=t: jnp.asarray(x[t - 1]), states)
+            )
+            close(updates[i], one)
+            close(new.row_basis[i], alone.row_basis)
+            close(new.nu[i], alone.nu)
+
+
+# ---------------------------------------------------------------- arguments
+
+
+def test_the_average_of_the_factors_has_a_number_of_its_own() -> None:
+    grads = normal(3, 4, 3)
+    _, state = run(gradx.scale_by_soap(shampoo_beta=0.5), grads)
+    close(state.row_factor[0], 0.5 * grads[0] @ grads[0].T)
+    _, state = run(gradx.scale_by_soap(b2=0.25), grads)
+    close(state.column_factor[0], 0.75 * grads[0].T @ grads[0])
+    with pytest.raises(ValueError, match=r"scale_by_soap: shampoo_beta must be in \[0, 1\)"):
+        gradx.scale_by_soap(shampoo_beta=1.0)
+
+
+def test_the_first_moment_may_be_short() -> None:
+    tx = gradx.scale_by_soap(mu_dtype=jnp.bfloat16, precondition_frequency=2)
+    grads = normal(6, 4, 3, dtype=np.float32)
+    updates, state = run(tx, grads, double=False)
+    assert state.mu.dtype == jnp.bfloat16
+    close(updates, run(gradx.scale_by_soap(precondition_frequency=2), grads, double=False)[0], 0.05)
