@@ -41,6 +41,13 @@ class Share(NamedTuple):
         return math.prod(self.mesh.shape[name] for name in axes)
 
 
+    def placed(self, tree: Any, spec: jax.sharding.PartitionSpec) -> Any:
+        """The arrays as `spec` says, where the mesh wants to be told; else XLA finds out."""
+        if jax.sharding.AxisType.Explicit not in self.mesh.axis_types:
+            return tree
+        return jax.sharding.reshard(tree, jax.sharding.NamedSharding(self.mesh, spec))
+
+
 class How(NamedTuple):
     """How the matrices of one shape are run through; it is part of a program."""
 
@@ -143,7 +150,8 @@ def _run(one: Callable[..., Any], h: Numbers, t: Any, how: How, stacks: tuple[An
     shared = jax.shard_map(
         some, mesh=how.share.mesh, in_specs=(whole, *[parts] * len(stacks)), out_specs=parts
     )
-    return jax.tree.map(lambda x: x[:count], shared(t, *padded))
+    made = shared(t, *how.share.placed(padded, parts))
+    return jax.tree.map(lambda x: x[:count], how.share.placed(made, whole))
 
 
 def _each(one: Callable[..., Any], chunk: int | None, stacks: Any) -> Any:

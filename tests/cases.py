@@ -746,7 +746,7 @@ OPTIMIZERS = [
         "blocks",
         learning_rate=0.05,
         b2=0.9,
-        eps=1e-2,
+        eps=0.1,
         block_size=3,
         precondition_frequency=3,
         graft="rmsprop",

@@ -153,9 +153,11 @@ def test_chunks_change_memory_only() -> None:
 # ---------------------------------------------------------------- shared by devices
 
 
-def test_devices_share_the_matrices() -> None:
+@pytest.mark.parametrize("kind", ["Auto", "Explicit"])
+def test_devices_share_the_matrices(kind: str) -> None:
     """Each does an eighth of the products; what is not a multiple of eight is filled up."""
-    mesh = jax.make_mesh((8,), ("d",), axis_types=(jax.sharding.AxisType.Auto,))
+    axis_type = getattr(jax.sharding.AxisType, kind)
+    mesh = jax.make_mesh((8,), ("d",), axis_types=(axis_type,))
     everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
     g = jax.device_put({f"w{i}": numbers(i, 32, 32) for i in range(15)}, everywhere)
     flops, results = [], []
