@@ -40,7 +40,6 @@ class Share(NamedTuple):
         axes = (self.axis,) if isinstance(self.axis, str) else self.axis
         return math.prod(self.mesh.shape[name] for name in axes)
 
-
     def placed(self, tree: Any, spec: jax.sharding.PartitionSpec) -> Any:
         """The arrays as `spec` says, where the mesh wants to be told; else XLA finds out."""
         if jax.sharding.AxisType.Explicit not in self.mesh.axis_types:
