@@ -116,7 +116,14 @@ class MatrixRule(Rule):
             groups.setdefault((id(call.traced), m.rows, m.columns, kinds), []).append(i)
 
         def work() -> list[list[tuple[Array, Slots]]]:
-            return [self._group(leaves, calls, seen, members, t) for members in groups.values()]
+            done: list[list[tuple[Array, Slots]]] = []
+            first = 0
+            for members in groups.values():
+                # One shape's turns begin where another's end, so that no step has all of them.
+                how = self.how._replace(first=first % self.how.every * self.how.staggered)
+                done.append(self._group(leaves, calls, seen, members, t, how))
+                first += sum(m.shape[0] for m in (seen[i] for i in members) if m is not None)
+            return done
 
         def keep() -> list[list[tuple[Array, Slots]]]:
             return [
@@ -136,6 +143,7 @@ class MatrixRule(Rule):
         seen: Sequence[Matrix | None],
         members: Sequence[int],
         t: Any,
+        how: How,
     ) -> list[tuple[Array, Slots]]:
         call = calls[members[0]]
         layouts = tuple((seen[i], jnp.shape(leaves.updates[i])) for i in members)
@@ -145,7 +153,7 @@ class MatrixRule(Rule):
             ps = [leaves.params[i] for i in members]
         try:
             made = together(
-                (self.update, call.static, layouts, flags, self.how),
+                (self.update, call.static, layouts, flags, how),
                 (call.traced, t),
                 [leaves.updates[i] for i in members],
                 ps,

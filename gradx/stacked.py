@@ -56,6 +56,7 @@ class How(NamedTuple):
     start: Callable[[Slots, Numbers], Slots] | None = None
     every: int = 1
     staggered: bool = False
+    first: int = 0  # in which step the first of these matrices is renewed, if they are staggered
     gather: Callable[[Array, Slots, Any, Numbers], Slots] | None = None
 
 
@@ -162,7 +163,7 @@ def _each(one: Callable[..., Any], chunk: int | None, stacks: Any) -> Any:
 def _renewed(slots: Slots, h: Numbers, t: Array, how: How) -> Slots:
     """What is done in the first step for all matrices, and then in every k-th for all of them, or
     in each step for a k-th part. Under a conditional of its own even if `t` is one of many."""
-    count, phase = slots[0].shape[0], t % how.every
+    count, phase = slots[0].shape[0], (t - how.first) % how.every
     staggered = how.staggered and how.every > 1
     now = phase < min(count, how.every) if staggered else phase == 0
 

@@ -207,6 +207,19 @@ def test_staggered_each_basis_is_renewed_once_in_k_steps(count: int) -> None:
     assert changed.sum(axis=1).max() <= -(-count // 4)
 
 
+def test_staggered_shapes_take_turns_too() -> None:
+    """In four steps four matrices are renewed, one in each, though each has a shape of its own."""
+    g = {f"w{n}": jnp.asarray(np.random.default_rng(n).normal(size=(n, n))) for n in (2, 3, 4, 5)}
+    tx = gradx.scale_by_soap(precondition_frequency=4, staggered=True)
+    update = jax.jit(tx.update)
+    _, state = update(g, tx.init(g), g)
+    for _ in range(5):
+        before = state.row_basis
+        _, state = update(g, state, g)
+        same = jax.tree.map(lambda x, y: bool((x == y).all()), before, state.row_basis)
+        assert sum(not s for s in same.values()) == 1
+
+
 def test_staggered_a_matrix_does_what_it_does_alone_at_its_phase() -> None:
     """The second of two is renewed in the steps 1, 3, 5, ...: as alone, but for the phase."""
     grads = [normal(9, 4, 3, seed=i) for i in range(2)]
