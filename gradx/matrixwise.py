@@ -274,6 +274,14 @@ def matrixwise(
         axes_name,
         like_leaf or {},
         either_way,
-        How(chunk, share, renew, start, steps("every", every, 1), bool(staggered), gather),
+        How(
+            chunk=chunk,
+            share=share,
+            renew=renew,
+            start=start,
+            gather=gather,
+            every=steps("every", every, 1),
+            staggered=bool(staggered),
+        ),
     )
     return staged(rule, where)
