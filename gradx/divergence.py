@@ -67,7 +67,7 @@ def lifted(
         like_leaf=like_leaf,
         hypers=hypers,
         ranges={"shampoo_beta": "[0, 1)"},
-        flags={"most": float(hyper.constant("max_clamp_value", max_clamp_value, "(0, inf)"))},
+        flags={"most": hyper.constant("max_clamp_value", max_clamp_value, "(0, inf)")},
         per_step=_of_the_step,
         start=_start,
         renew=_renew,
@@ -97,8 +97,8 @@ def gathered(g: Array, seen: Array, slots: Slots, h: Numbers) -> Slots:
     square = abs_sq(seen)
     new_high = average(high, jnp.sum(square * by_wide, axis=1) / max(n, 1), beta)
     new_wide = average(wide, jnp.sum(square * by_high[:, None], axis=0) / max(m, 1), beta)
-    new_high = jnp.maximum(new_high, 1 / max(10, min(m, h.most)) ** 2)
-    new_wide = jnp.maximum(new_wide, 1 / max(10, min(n, h.most)) ** 2)
+    new_high = jnp.maximum(new_high, 1 / jnp.maximum(10.0, jnp.minimum(m, h.most)) ** 2)
+    new_wide = jnp.maximum(new_wide, 1 / jnp.maximum(10.0, jnp.minimum(n, h.most)) ** 2)
     values = jnp.where(h.begun, new_high, high), jnp.where(h.begun, new_wide, wide)
     return left, right, rows, columns, *values
 

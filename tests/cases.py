@@ -844,7 +844,7 @@ OPTIMIZERS = [
     ),
     # With arbitrary gradients some steps are left out, which Optax uses; test_lbfgs.py compares.
     row("lbfgs", learning_rate=0.05, **QUASI_NEWTON),
-    row("lbfgs", "short", learning_rate=0.7, memory_size=3, **QUASI_NEWTON),
+    row("lbfgs", "short", learning_rate=0.9, memory_size=4, **QUASI_NEWTON),
     row(
         "lbfgs",
         "unscaled",

@@ -368,7 +368,7 @@ def sources_of(tx: Any, p: Any) -> list[tuple[str, Any]]:
     """Every source in the rules of a transformation, whatever its factory's signature says."""
     if tx.parts is None:
         return list(getattr(tx.stage, "hypers", hyper.Hypers({}, "")).sources.items())
-    parts = tx.parts(p, tx.init(p))
+    parts = tx.parts(p, jax.eval_shape(tx.init, p))
     return [source for part in parts for source in sources_of(part.transform, part.params)]
 
 
