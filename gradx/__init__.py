@@ -39,6 +39,8 @@ from gradx.rules.adam_variance import *
 from gradx.rules.adamuon import *
 from gradx.rules.adan import *
 from gradx.rules.cover import *
+from gradx.rules.dion import *
+from gradx.rules.dion2 import *
 from gradx.rules.distance import *
 from gradx.rules.distance_by_leaf import *
 from gradx.rules.dual_averaging import *
@@ -64,6 +66,7 @@ from gradx.rules.shampoo import *
 from gradx.rules.sign import *
 from gradx.rules.soap import *
 from gradx.rules.sophia import *
+from gradx.rules.splus import *
 from gradx.rules.trust import *
 from gradx.scale import *
 from gradx.schedules import *

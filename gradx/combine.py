@@ -18,8 +18,7 @@ import optax
 from gradx import core
 from gradx import tree as gtree
 from gradx.core import Params, Part, State, Transform, Updates
-from gradx.live import HyperparamsState, own_state
-from gradx.stage import Leaves, Results, Rows, Stage, check_state, run, staged, widen
+from gradx.stage import Leaves, Results, Rows, Stage, run, staged, widen
 
 __all__ = ["chain", "identity", "named_chain", "stateless", "stateless_with_tree_map"]
 
@@ -312,51 +311,7 @@ def named_chain(*args: tuple[str, Contract]) -> Transform:
     return _in_sequence(args, pack, unpack)
 
 
-# ---------------------------------------------------------------- with one state
-
-
-def joined(kind: Any, *parts: Transform) -> Transform:
-    """Lifted rules one after the other, whose states are the fields of one named tuple.
-
-    Each part has a named tuple with some of the fields of `kind`. Live numbers of all of them stand
-    in one wrapping.
-    """
-    where = core.where()
-    inner = chain(*parts)
-    rules = [stage_of(tx) for tx in parts]
-
-    def opened(state: State) -> State:
-        own = own_state(state)
-        check_state(own, kind, where)
-        return tuple(
-            rule.wrapped(
-                rule.state(*(getattr(own, field) for field in rule.state._fields)),
-                getattr(state, "count", None),
-                getattr(state, "hyperparams", {}),
-            )
-            for rule in rules
-        )
-
-    def closed(states: Sequence[State], made: Any) -> State:
-        fields = {k: v for state in states for k, v in own_state(state)._asdict().items()}
-        live = [state for state in states if isinstance(state, HyperparamsState)]
-        own = made(**fields)
-        if not live:
-            return own
-        counts = [state.count for state in live if state.count is not None]
-        numbers = {k: v for state in live for k, v in state.hyperparams.items()}
-        return HyperparamsState(counts[0] if counts else None, numbers, own)
-
-    def init(params: Params) -> State:
-        return closed(inner.init(params), kind)
-
-    def update(
-        updates: Updates, state: State, params: Params | None = None, **extra: Any
-    ) -> tuple[Updates, State]:
-        updates, states = inner.update(updates, opened(state), params, **extra)
-        return updates, closed(states, type(own_state(state)))
-
-    return wide_throughout(Transform(init, update))
+# ---------------------------------------------------------------- half precision
 
 
 def wide_throughout(tx: Transform) -> Transform:

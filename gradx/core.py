@@ -16,7 +16,7 @@ import functools
 import inspect
 from collections.abc import Callable, Iterator, Mapping
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ParamSpec, Self, TypeAlias, TypeVar
 
 import jax
@@ -381,12 +381,13 @@ class Transform(Described, optax.GradientTransformationExtraArgs):
 
 @dataclass(frozen=True)
 class Part:
-    """One of the transformations that a combinator is made of, with what it acts on."""
+    """One of the transformations that a combinator is made of, with what it acts on, and why."""
 
     label: str
     transform: optax.GradientTransformation
     params: Params
     state: State
+    why: Mapping[str, str] = field(default_factory=dict)  # path to reason, where there is a choice
 
 
 def is_transform(value: Any) -> bool:

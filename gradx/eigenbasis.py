@@ -9,6 +9,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
+from gradx import lapack
 from gradx.sources import Array
 
 
@@ -46,32 +47,38 @@ def out_of(x: Array, rows: Array, columns: Array) -> Array:
 
 def moved(x: Array, old: tuple[Array, Array], new: tuple[Array, Array]) -> Array:
     """A matrix in the old bases of its two sides, in the new ones."""
-    turns = [times(adjoint(n), o) if n.size else n for n, o in zip(new, old, strict=True)]
-    return into(x, adjoint(turns[0]), adjoint(turns[1]))
+    x = _moved(x.mT, old[0].conj(), new[0].conj()).mT
+    return _moved(x, old[1], new[1])
+
+
+def _moved(x: Array, old: Array, new: Array) -> Array:
+    if not new.size:
+        return x
+    if x.shape[0] < x.shape[1]:  # in the order that takes fewer operations
+        return times(times(x, adjoint(old)), new)
+    return times(x, times(adjoint(old), new))
 
 
 def first_basis(factor: Array) -> Array:
     """The eigenvectors of a factor."""
     if not factor.size:
         return factor
-    return jnp.linalg.eigh(_scaled(factor), symmetrize_input=False)[1][:, ::-1]
+    return lapack.eigh(_scaled(factor))[1][:, ::-1]
 
 
-def largest_first(factor: Array, basis: Array) -> Array:
-    """The order of the columns in which their eigenvalues, as far as they are known, fall."""
-    estimates = jnp.sum(basis.conj() * times(factor, basis), axis=0).real
-    return jnp.argsort(-estimates)
+def power(factor: Array, basis: Array) -> Array:
+    """What a step of the power method makes of the basis, but for a positive number."""
+    return times(_scaled(factor), basis)
 
 
-def next_basis(factor: Array, basis: Array) -> Array:
-    """One power iteration and Gram and Schmidt's method, which leaves the basis orthogonal.
+def largest_first(made: Array, basis: Array) -> Array:
+    """The order of the columns in which their eigenvalues, as far as `power` knows them, fall."""
+    return jnp.argsort(-jnp.sum(basis.conj() * made, axis=0).real)
 
-    It stays as it is where the factor is zero.
-    """
-    if not factor.size:
-        return basis
-    power = times(_scaled(factor), basis)
-    return jnp.where(jnp.any(power != 0), jnp.linalg.qr(power)[0], basis)
+
+def orthogonal(made: Array, basis: Array) -> Array:
+    """The basis that Gram and Schmidt's method makes of `power`'s; the old one where it is zero."""
+    return jnp.where(jnp.any(made != 0), lapack.qr(made)[0], basis)
 
 
 def _scaled(x: Array) -> Array:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import html
 import math
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,7 @@ import optax
 from gradx import core
 from gradx import tree as gtree
 from gradx.core import Params, State
+from gradx.joined import Joined
 from gradx.leafwise import Rule
 from gradx.sources import ByPath, Source
 from gradx.stage import check_array
@@ -117,7 +118,7 @@ def describe(tx: optax.GradientTransformation, params: Params) -> Description:
             check_array(x, flat, i, core.show(tx), "parameter")
     shapes = jax.eval_shape(lambda p: p, params)
     state = jax.eval_shape(tx.init, shapes)
-    rows = _rows(tx, shapes, state, "", "", "")
+    rows = _rows(core.Part("", tx, shapes, state), "", "")
     return Description(tuple(rows), len(_visible(shapes)))
 
 
@@ -135,15 +136,9 @@ def state_bytes(state: State) -> int:
     return sum(_kept(state).values())
 
 
-def _rows(
-    tx: optax.GradientTransformation,
-    params: Params,
-    state: State,
-    label: str,
-    first: str,
-    rest: str,
-) -> Iterator[Row]:
+def _rows(part: core.Part, first: str, rest: str) -> Iterator[Row]:
     """The row of a part, then those of its own parts; `first` and `rest` draw the tree."""
+    label, tx, params, state = part.label, part.transform, part.params, part.state
     parts = tx.parts(params, state) if isinstance(tx, core.Transform) and tx.parts else []
     inner = tx
     if len(parts) == 1 and getattr(parts[0].transform, "spec", None) is None:
@@ -156,37 +151,42 @@ def _rows(
     rule = getattr(inner, "stage", None)
     numbers = "" if parts else _numbers(rule, spec)
     yield Row(first, shown, numbers, paths, _kept(state))
-    if isinstance(rule, Rule) and not parts:
-        yield from _rows_by_path(rule, paths, rest)
-    for i, part in enumerate(parts):
+    below = rest + ("│    " if parts else "  ")
+    yield from _grouped(below, {path: part.why[path] for path in paths if path in part.why})
+    for one in [] if parts else _rules(rule):
+        for name, source in one.hypers.sources.items():
+            if _by_path(source):
+                yield from _grouped(below, {p: f"{name}={source.at(p)!r}" for p in paths})
+    for i, inner_part in enumerate(parts):
         last = i == len(parts) - 1
         yield from _rows(
-            part.transform,
-            part.params,
-            part.state,
-            part.label,
+            inner_part,
             rest + ("└─ " if last else "├─ "),
             rest + ("   " if last else "│  "),
         )
 
 
-def _numbers(rule: Any, spec: core.Spec | None) -> str:
-    if not isinstance(rule, Rule):
+def _rules(stage: Any) -> Sequence[Rule]:
+    return stage.rules if isinstance(stage, Joined) else [stage] * isinstance(stage, Rule)
+
+
+def _numbers(stage: Any, spec: core.Spec | None) -> str:
+    rules = _rules(stage)
+    if not rules:
         given = spec.arguments if spec is not None else ()
         return " ".join(f"{name}={core.show(value)}" for name, value in given)
-    sources = [f"{name}={_brief(source)}" for name, source in rule.hypers.sources.items()]
-    flags = [f"{name}={core.show(value)}" for name, value in rule.flags.items() if value]
+    sources = [f"{k}={_brief(source)}" for r in rules for k, source in r.hypers.sources.items()]
+    flags = [f"{k}={core.show(value)}" for r in rules for k, value in r.flags.items() if value]
     return " ".join([*sources, *flags])
 
 
-def _rows_by_path(rule: Rule, paths: Sequence[str], rest: str) -> Iterator[Row]:
-    for name, source in rule.hypers.sources.items():
-        if _by_path(source):
-            by_value: dict[str, list[str]] = {}
-            for path in paths:
-                by_value.setdefault(repr(source.at(path)), []).append(path)
-            for value, where in by_value.items():
-                yield Row(f"{rest}  ", f"{name}={value}", "", tuple(where), Counter())
+def _grouped(branch: str, said: Mapping[str, str]) -> Iterator[Row]:
+    """A row for each thing that is said of some leaves, with these."""
+    by_text: dict[str, list[str]] = {}
+    for path, text in said.items():
+        by_text.setdefault(text, []).append(path)
+    for text, paths in by_text.items():
+        yield Row(branch, text, "", tuple(paths), Counter())
 
 
 def _brief(source: Source) -> str:

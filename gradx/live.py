@@ -208,8 +208,9 @@ def set_hyperparams(state: Any, /, **values: Any) -> Any:
 
     Args:
       state: any state with live values (see `tunable`); it is not changed.
-      **values: name to new value, the names being those that `hyperparams(state)` lists. Values
-        are scalars, or arrays of the shape that the live value has (after a `vmap`, say).
+      **values: name to new value, the names being those that `hyperparams(state)` lists. A name
+        with ``*``, which stands for any letters, sets all that it matches. Values are scalars, or
+        arrays of the shape that the live value has (after a `vmap`, say).
 
     Returns:
       A state of the same structure and dtypes: a jitted step is not compiled again.
@@ -225,13 +226,22 @@ def set_hyperparams(state: Any, /, **values: Any) -> Any:
       >>> state = gradx.sgd(gradx.tunable(0.1)).init(jnp.ones(3))
       >>> gradx.set_hyperparams(state, learning_rate=0.01)[1].hyperparams
       {'learning_rate': Array(0.01, dtype=float32)}
+
+      A rate that matrices and other leaves share has two places in the state, and is set in both:
+
+      >>> params = {"mlp": jnp.ones((2, 2)), "bias": jnp.ones(2)}
+      >>> state = gradx.muon(gradx.tunable(0.1)).init(params)
+      >>> state = gradx.set_hyperparams(state, **{"*learning_rate": 0.01})
+      >>> list(gradx.hyperparams(state))
+      ['adam/learning_rate', 'muon/learning_rate']
     """
     places = _places(state)
     new: dict[_Path, Array] = {}
-    for name, value in values.items():
-        if name not in places:
-            raise ValueError(_unknown(name, list(places)))
+    wanted = [(name, value) for given, value in values.items() for name in _named(given, places)]
+    for name, value in wanted:
         path, old, scheduled = places[name]
+        if path in new:
+            raise ValueError(f"set_hyperparams: {name} is set twice, by {sorted(values)}.")
         if scheduled:
             raise ValueError(
                 f"set_hyperparams: {name} follows a schedule, which the next update asks again. To "
@@ -304,12 +314,20 @@ def _places(state: Any) -> dict[str, tuple[_Path, Any, bool]]:
     }
 
 
+def _named(given: str, places: Mapping[str, Any]) -> list[str]:
+    pattern = re.escape(given).replace(r"\*", ".*")
+    found = [given] if given in places else [n for n in places if re.fullmatch(pattern, n)]
+    if not found:
+        raise ValueError(_unknown(given, list(places)))
+    return found
+
+
 def _unknown(name: str, names: list[str]) -> str:
     ambiguous = [n for n in names if n.endswith(f"/{name}")]
     if ambiguous:
         return (
             f"set_hyperparams: {name!r} is ambiguous: it is one of {ambiguous}. Give the longer "
-            f"name: set_hyperparams(state, **{{{ambiguous[0]!r}: …}})."
+            f"name, set_hyperparams(state, **{{{ambiguous[0]!r}: …}}), or set all with '*/{name}'."
         )
     near = difflib.get_close_matches(name, names, n=1)
     hint = f" Did you mean {near[0]!r}?" if near else ""

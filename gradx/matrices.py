@@ -119,6 +119,20 @@ def check_paths(choice: Any, flat: gtree.Flat, where: str) -> None:
         choice.check(gtree.array_paths(flat), f"{where}: by_path")
 
 
+def reasons(choice: Any, flat: gtree.Flat, where: str, name: str) -> dict[str, str]:
+    """Path to why the leaf is a matrix, or none, and what matrices there are in it."""
+    said = {}
+    found = matrices(choice, flat, where, name, stacked=True)
+    for path, x, m in zip(flat.paths, flat.values, found, strict=True):
+        shape = jnp.shape(x)
+        why = axes_by_name(path, shape)[1] if choice is matrices_by_name else f"by {name}"
+        if m is not None:
+            count = f"{m.shape[0]} of " * (m.shape[0] > 1)
+            why = f"{why}: {count}{m.rows}×{m.columns}"
+        said[path] = why
+    return said
+
+
 def is_axes(x: Any) -> bool:
     # By its fields, not by its class: those of Optax and of several rules are welcome.
     return getattr(x, "_fields", None) in (_FIELDS, MatrixAxes._fields)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal, NamedTuple
@@ -14,17 +14,14 @@ import optax
 
 from gradx import core, hyper, polar
 from gradx import tree as gtree
-from gradx.combine import Contract, chain, wide_throughout
 from gradx.core import Count, Params, State, Transform, Updates
-from gradx.counting import steps
-from gradx.decay import DecayKind, scale_and_decay
-from gradx.groups import partition
+from gradx.counting import static, steps
 from gradx.leafwise import leafwise
-from gradx.matrices import check_paths, matrices, matrices_by_name
+from gradx.matrices import matrices
 from gradx.matrixwise import matrixwise
-from gradx.moments import average, scale_by_adam, storage, weight_so_far, zeros
+from gradx.moments import average, storage, weight_so_far, zeros
 from gradx.norms import by_factor
-from gradx.sources import Array, ByPath, Hyper
+from gradx.sources import Array, Hyper
 from gradx.stacked import Share
 from gradx.stage import Call, Leaves, Numbers, Results, Rows, Slots, staged
 
@@ -33,7 +30,7 @@ __all__ = ["scale_by_shape"]
 # Three numbers for every step, three for each step, or the name of a preset.
 NSCoefficients = Any
 Normalisation = Literal["frobenius", "spectral", "aol", "schatten"]
-Convention = Literal["keller", "moonlight", "spectral", "none"]
+Convention = Literal["keller", "moonlight", "spectral", "splus", "none"]
 
 
 # ---------------------------------------------------------------- the momentum
@@ -54,17 +51,17 @@ def momentum(
         state=Momentum,
         hypers={name: beta},
         ranges={name: "[0, 1)"},
-        flags={"name": name, "nesterov": bool(nesterov), "corrects": bool(bias_correction)},
-        per_step=_corrections,
+        flags={"nesterov": bool(nesterov)},
+        per_step=partial(_corrections, name=name, corrects=bool(bias_correction)),
     )
 
 
-def _corrections(h: Numbers, t: Array) -> Mapping[str, Any]:
-    beta = getattr(h, h.name)
-    now = 1 / weight_so_far(beta, t) if h.corrects else 1.0
+def _corrections(h: Numbers, t: Array, *, name: str, corrects: bool) -> Mapping[str, Any]:
+    beta = getattr(h, name)
+    now = 1 / weight_so_far(beta, t) if corrects else 1.0
     if not h.nesterov:
         return {"beta": beta, "of_mu": now, "of_g": 0.0}
-    then = 1 / weight_so_far(beta, t + 1) if h.corrects else 1.0
+    then = 1 / weight_so_far(beta, t + 1) if corrects else 1.0
     return {"beta": beta, "of_mu": beta * then, "of_g": (1 - beta) * now}
 
 
@@ -95,6 +92,25 @@ def orthogonalise(
     share: Share | None = None,
 ) -> Transform:
     """The polar factor of each matrix, nearly. The coefficients stand in the state, as in Optax."""
+    flags, scalars = polar_arguments(ns_coeffs, ns_steps, preconditioning, dtype, gram)
+    return matrixwise(
+        _orthogonal,
+        state=Orthogonalised,
+        hypers={"eps": eps},
+        flags={**flags, "adaptive": bool(adaptive)},
+        scalars=scalars,
+        axes=axes,
+        axes_name=axes_name,
+        either_way=True,
+        chunk=chunk,
+        share=share,
+    )
+
+
+def polar_arguments(
+    ns_coeffs: NSCoefficients, ns_steps: int, preconditioning: Normalisation, dtype: Any, gram: Any
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The flags and the scalars of a rule that takes a `polar_factor`; it needs `eps` besides."""
     where = core.where()
     if preconditioning not in polar.NORMALISATIONS:
         raise ValueError(
@@ -102,24 +118,13 @@ def orthogonalise(
             f"{preconditioning!r}."
         )
     kept, count = coefficients(ns_coeffs, ns_steps, where)
-    return matrixwise(
-        _orthogonal,
-        state=Orthogonalised,
-        hypers={"eps": eps},
-        flags={
-            "steps": count,
-            "preconditioning": preconditioning,
-            "adaptive": bool(adaptive),
-            "dtype": storage("dtype", dtype),
-            "gram": gram,
-        },
-        scalars={"ns_coeffs": kept},
-        axes=axes,
-        axes_name=axes_name,
-        either_way=True,
-        chunk=chunk,
-        share=share,
-    )
+    flags = {
+        "steps": count,
+        "preconditioning": preconditioning,
+        "dtype": storage("dtype", dtype),
+        "gram": gram,
+    }
+    return flags, {"ns_coeffs": kept}
 
 
 def coefficients(ns_coeffs: NSCoefficients, ns_steps: int, where: str) -> tuple[np.ndarray, int]:
@@ -160,17 +165,36 @@ def coefficients(ns_coeffs: NSCoefficients, ns_steps: int, where: str) -> tuple[
 
 
 def _orthogonal(g: Array, slots: Slots, p: None, h: Numbers) -> tuple[Array, Slots]:
-    if g.shape[0] > g.shape[1]:  # of a leaf with several parts, which is not turned
-        return _orthogonal(g.T, slots, p, h)[0].T, slots
-    if not h.steps:
-        made = polar.exact(g)
-    else:
-        coeffs = h.ns_coeffs.astype(g.real.dtype)
-        every = jnp.broadcast_to(coeffs, (h.steps, 3))
-        x, square = polar.normalised(g, h.preconditioning, h.eps, h.dtype)
-        made = polar.newton_schulz(x, every, square, dtype=h.dtype, gram=h.gram)
+    made = polar_factor(g, h)
     # The dual norm of g, for a step whose size follows the gradient's.
     return (jnp.sum(g.conj() * made) * made if h.adaptive else made), slots
+
+
+def polar_factor(g: Array, h: Numbers) -> Array:
+    """That of one matrix of any shape, nearly, as `polar_arguments` have said."""
+    if g.shape[0] > g.shape[1]:
+        return polar_factor(g.T, h).T
+    if not h.steps:
+        return polar.exact(g)
+    coeffs = h.ns_coeffs.astype(g.real.dtype)
+    every = jnp.broadcast_to(coeffs, (h.steps, 3))
+    x, square = polar.normalised(g, h.preconditioning, h.eps, h.dtype)
+    return polar.newton_schulz(x, every, square, dtype=h.dtype, gram=h.gram)
+
+
+# ---------------------------------------------------------------- a part of a matrix
+
+
+def part(name: str, fraction: float) -> float:
+    """Checks what part of a matrix an optimizer works on; it decides over shapes."""
+    static(name, fraction)
+    return float(hyper.constant(name, fraction, "(0, 1]"))
+
+
+def part_of(length: int, fraction: float, multiple: int = 1) -> int:
+    """That part of a length, rounded up to a multiple, but no more than there is."""
+    # A part in 10⁹ less, since 0.1 * 30 is a little more than 3 in floating point.
+    return min(multiple * math.ceil(fraction * length / multiple * (1 - 1e-9)), length)
 
 
 # ---------------------------------------------------------------- a scale for each shape
@@ -212,7 +236,8 @@ def scale_by_shape(
     .. math::
         \text{keller:} \ \sqrt{\max(1, n / m)} \qquad
         \text{spectral:} \ \sqrt{n / m} \qquad
-        \text{moonlight:} \ 0.2 \sqrt{\max(m, n)}
+        \text{moonlight:} \ 0.2 \sqrt{\max(m, n)} \qquad
+        \text{splus:} \ 2 / (m + n)
 
     for \(m\) rows (inputs) and \(n\) columns (outputs).
 
@@ -221,7 +246,7 @@ def scale_by_shape(
         Without it, those with two axes.
       consistent_rms: \(c\) in (0, inf), for \(c \sqrt{\max(m, n)}\), with which the updates of an
         orthogonal matrix have the root mean square \(c\).
-      convention: ``"keller"``, ``"moonlight"``, ``"spectral"`` or ``"none"``, where
+      convention: ``"keller"``, ``"moonlight"``, ``"spectral"``, ``"splus"`` or ``"none"``, where
         `consistent_rms` is None.
 
     Raises:
@@ -235,13 +260,15 @@ def scale_by_shape(
 
     Reference: https://github.com/KellerJordan/Muon; Liu et al., *Muon is scalable for LLM
     training*, https://arxiv.org/abs/2502.16982; Pethick et al., *Training deep learning models with
-    norm-constrained LMOs*, https://arxiv.org/abs/2502.07529.
+    norm-constrained LMOs*, https://arxiv.org/abs/2502.07529; Frans et al., *A stable whitening
+    optimizer*, https://arxiv.org/abs/2506.07254.
     """
     where = core.where()
     factors: dict[str, Callable[[int, int], float]] = {
         "keller": lambda m, n: math.sqrt(max(1.0, n / max(m, 1))),
         "spectral": lambda m, n: math.sqrt(n / max(m, 1)),
         "moonlight": lambda m, n: 0.2 * math.sqrt(max(m, n)),
+        "splus": lambda m, n: 2 / max(m + n, 1),
         "none": lambda m, n: 1.0,
     }
     if convention not in factors:
@@ -255,70 +282,3 @@ def scale_by_shape(
         _ByShape(weight_dimension_numbers, "weight_dimension_numbers", factors[convention], where),
         where,
     )
-
-
-# ---------------------------------------------------------------- matrices and the others
-
-
-def with_fallback(
-    label: str,
-    tx: Contract,
-    other_label: str,
-    other: Contract,
-    axes: Any,
-    name: str = "axes",
-) -> Transform:
-    """`tx` for the leaves that are matrices, `other` for those that are none.
-
-    `axes`, the argument `name`, says which are; without it, `matrices_by_name`.
-    """
-    where = core.where()
-    chosen = matrices_by_name if axes is None else axes
-
-    def labels(params: Params) -> Any:
-        flat = gtree.flatten(params)
-        check_paths(chosen, flat, where)
-        found = matrices(chosen, flat, where, name, stacked=True)
-        return flat.unflatten([other_label if m is None else label for m in found])
-
-    groups: Mapping[Hashable, Contract] = {label: tx, other_label: other}
-    by_gradients = partition(groups, labels, optional=True)
-
-    def update(
-        updates: Updates, state: State, params: Params | None = None, **extra: Any
-    ) -> tuple[Updates, State]:
-        made = by_gradients
-        if params is not None and any(g is None for g in gtree.flatten(updates).values):
-            with core.inside(where):  # a missing gradient has no shape that tells its group
-                made = partition(groups, labels(params), optional=True)
-        return made.update(updates, state, params, **extra)
-
-    return wide_throughout(Transform(by_gradients.init, update, parts=by_gradients.parts))
-
-
-def decayed_adam(
-    learning_rate: Hyper,
-    b1: Hyper,
-    b2: Hyper,
-    eps: Hyper,
-    weight_decay: Hyper,
-    mu_dtype: Any = None,
-    *,
-    eps_root: Hyper = 0.0,
-    nesterov: bool = False,
-    decay: DecayKind = "learning_rate",
-) -> Transform:
-    """What leaves that are no matrices are given by default."""
-    return chain(
-        scale_by_adam(b1, b2, eps, eps_root, mu_dtype, nesterov=bool(nesterov)),
-        *scale_and_decay(learning_rate, weight_decay, None, decay),
-    )
-
-
-def inside(axes: Any) -> Any:
-    """The same choice for a transformation that sees the matrices only."""
-    if axes is None:
-        return matrices_by_name
-    if isinstance(axes, ByPath):  # whose patterns for other leaves match nothing there
-        return lambda tree: gtree.map_with_path(lambda path, _: axes.pick(path), tree)
-    return axes

@@ -13,6 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from gradx import lapack
 from gradx.sources import Array
 
 Coefficients = tuple[tuple[float, float, float], ...]
@@ -100,11 +101,7 @@ def newton_schulz(
     begin = 0
     for end in _phases(count) if gram else range(1, count + 1):
         square = times(x, x.mT.conj()) if begin else square
-        if gram:
-            x = times(_factor(square, steps[begin:end], times), x)
-        else:
-            a, b, c = steps[begin]
-            x = a * x + times(b * square + c * times(square, square), x)
+        x = times(_factor(square, steps[begin:end], times), x)
         begin = end
     return x
 
@@ -142,7 +139,7 @@ def operations(rows: int, columns: int, count: int) -> tuple[int, int]:
 
 def exact(x: Array) -> Array:
     """The polar factor by singular values; of those that are zero nothing remains."""
-    u, s, vh = jnp.linalg.svd(x, full_matrices=False)
+    u, s, vh = lapack.svd(x)
     some = s > s[..., :1] * max(x.shape) * jnp.finfo(s.dtype).eps
     return jnp.matmul(u * some[..., None, :], vh, precision=jax.lax.Precision.HIGHEST)
 

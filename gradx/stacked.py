@@ -107,16 +107,36 @@ def together(
         return u, tuple(new)
 
     us, new = _run(one, h, t, how, (stacked_g, tuple(columns), stacked_p))
-    made, at = [], 0
-    for (m, shape), g, old in zip(layouts, gs, slots, strict=True):
-        part = slice(at, at + m.shape[0])
-        at = part.stop
+    made = []
+    places = _places([m.shape[0] for m, _ in layouts], [*jax.tree.leaves(numbers), *gs])
+    for (m, shape), at, g, old in zip(layouts, places, gs, slots, strict=True):
+        taken = functools.partial(
+            jax.lax.dynamic_slice_in_dim, start_index=at, slice_size=m.shape[0]
+        )
         mine = tuple(
-            (m.unstack(x[part], shape) if like else m.kept(x[part])).astype(o.dtype)
+            (m.unstack(taken(x), shape) if like else m.kept(taken(x))).astype(o.dtype)
             for like, x, o in zip(like_leaf, new, old, strict=True)
         )
-        made.append((_placed(m.unstack(us[part], shape).astype(g.dtype), g), mine))
+        made.append((_placed(m.unstack(taken(us), shape).astype(g.dtype), g), mine))
     return made
+
+
+def _places(counts: list[int], arrays: list[Array]) -> list[Any]:
+    """Where in the stack each leaf begins.
+
+    XLA compiles one kernel for all leaves of a shape if it does not know these numbers, and one for
+    each leaf if it does, which takes ten times as long. So they are what they are unless a value of
+    the run is larger than infinity.
+    """
+    places = [sum(counts[:i]) for i in range(len(counts))]
+    value = next((x for x in arrays if jnp.issubdtype(x.dtype, jnp.number)), None)
+    if len(counts) == 1 or value is None or not value.size:
+        return places
+    never = value.ravel()[0].real.astype(jnp.float32) > jnp.inf
+    chosen: list[Any] = rarely(
+        never, lambda: [jnp.int32(0)] * len(places), lambda: list(map(jnp.int32, places)), value
+    )
+    return chosen
 
 
 def _placed(u: Array, g: Array) -> Array:

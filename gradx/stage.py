@@ -62,6 +62,14 @@ class Leaves:
         """The updates that the stage may see; `MaskedNode` in place of the others."""
         return self.flat.unflatten(self.updates)
 
+    @functools.cached_property
+    def visible_params(self) -> Params | None:
+        """The parameters with the same leaves left out, if there are any parameters."""
+        if self.params is None:
+            return None
+        pairs = zip(self.updates, self.params, strict=True)
+        return self.flat.unflatten([u if isinstance(u, optax.MaskedNode) else p for u, p in pairs])
+
     def only(self, flags: Sequence[bool]) -> Leaves:
         """With one flag for each leaf of `tree`: hides those that have False."""
         flag = iter(flags)

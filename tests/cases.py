@@ -201,7 +201,6 @@ MUON = {
     "_ranges": {"beta": "[0, 1)", **BY_ADAM},
     "_renamed": OF_ADAM,
     "_copies": 2,  # of eps and the learning rate
-    "_temporaries": 3.05,
     "_bad": {"ns_steps": 0, "ns_coeffs": "jordan", "preconditioning": "l2", "convention": "torch"},
 }
 
@@ -213,11 +212,8 @@ SHAMPOO = {
         "exponent": "(0, 1]",
         "graft_b2": "[0, 1)",
         "graft_eps": "(0, inf)",
-        **BY_ADAM,
     },
-    "_renamed": OF_ADAM,
     "_copies": 1,  # of the learning rate
-    "_temporaries": 22.5,
     "_bad": {"block_size": 0, "precondition_frequency": 0, "graft": "adamw", "mu_dtype": "int8"},
 }
 
@@ -229,45 +225,52 @@ PSGD = {
     "_ranges": {
         "preconditioner_lr": "[0, 1)",
         "preconditioner_update_probability": "[0, 1]",
-        **BY_ADAM,
     },
-    "_renamed": OF_ADAM,
     "_copies": 1,  # of the learning rate
-    "_temporaries": 32,
     "_bad": {"memory_save_mode": "diag", "probe": "sign", "max_size_triangular": -1, "key": 0.5},
 }
 
 SOAP = {
     "_in_optax": False,
-    "_ranges": {"shampoo_beta": "[0, 1)", **BY_ADAM},
-    "_renamed": OF_ADAM,
+    "_ranges": {"shampoo_beta": "[0, 1)"},
     "_needs_params": True,
-    "_temporaries": 20,
     "_bad": {"precondition_frequency": 0, "max_precond_dim": -1, "chunk": 0, "mu_dtype": "int8"},
 }
 KL = {**SOAP, "_bad": {**SOAP["_bad"], "init_factor": 0.0, "max_clamp_value": -1.0}}
+SPLUS = {**SOAP, "_ranges": {}}
 HYPERBALL = {
     "_in_optax": False,
     "_needs_params": True,
-    "_ranges": BY_ADAM,
-    "_renamed": OF_ADAM,
     "_copies": 1,  # of the learning rate
 }
 NORMUON = {
     "_in_optax": False,
     "_needs_params": True,
-    "_ranges": {"consistent_rms": "(0, inf)", **BY_ADAM},
-    "_renamed": OF_ADAM,
+    "_ranges": {"consistent_rms": "(0, inf)"},
     "_copies": 1,  # of the learning rate
-    "_temporaries": 3.05,
     "_bad": {"ns_steps": 0, "ns_coeffs": "jordan", "preconditioning": "l2"},
 }
 SCION = {
     "_in_optax": False,
     "_ranges": {"momentum": "(0, 1]", "radius": "[0, inf)", "head_radius": "[0, inf)"},
     "_copies": 1,  # of eps
-    "_temporaries": 3.05,
     "_bad": {"ns_steps": 0, "ns_coeffs": "jordan", "preconditioning": "l2"},
+}
+
+DION = {
+    "_in_optax": False,
+    "_bad": {
+        "rank_fraction": 0.0,
+        "rank_multiple_of": 0,
+        "key": 0.5,
+        "mu_dtype": "int8",
+        "convention": "l2",
+    },
+}
+DION2 = {
+    "_in_optax": False,
+    "_ranges": {"ef_decay": "[0, 1)"},
+    "_bad": {"fraction": 1.5, "ns_steps": 0, "ns_coeffs": "jordan", "preconditioning": "l2"},
 }
 
 OPTIMIZERS = [
@@ -629,9 +632,9 @@ OPTIMIZERS = [
         _in_optax=False,
         _temporaries=1.25,
     ),
-    row("muon", learning_rate=0.05, nesterov=False, **MUON),
+    row("muon", learning_rate=0.05, nesterov=False, _temporaries=2.5, **MUON),
     # Optax hands its Nesterov flag on to Adam.
-    row("muon", "nesterov", learning_rate=0.05, _in_optax=False, **MUON),
+    row("muon", "nesterov", learning_rate=0.05, _in_optax=False, _temporaries=3, **MUON),
     row(
         "muon",
         "dion",
@@ -640,6 +643,7 @@ OPTIMIZERS = [
         bias_correction=False,
         convention="spectral",
         _in_optax=False,
+        _temporaries=3,
         **MUON,
     ),
     row(
@@ -653,6 +657,7 @@ OPTIMIZERS = [
         adam_learning_rate=0.05,
         adam_weight_decay=1e-3,
         _needs_params=True,
+        _temporaries=2.51,
         **{**MUON, "_copies": 1},
     ),
     row(
@@ -661,6 +666,7 @@ OPTIMIZERS = [
         learning_rate=0.05,
         nesterov=False,
         preconditioning="schatten",
+        _temporaries=2.5,
         **MUON,
     ),
     row(
@@ -672,7 +678,8 @@ OPTIMIZERS = [
         consistent_rms=0.2,
         preconditioning="spectral",
         _needs_params=True,
-        **{**MUON, "_temporaries": 5.3},
+        _temporaries=5.26,
+        **MUON,
     ),
     row(
         "muon",
@@ -682,9 +689,10 @@ OPTIMIZERS = [
         weight_decay=1e-3,
         _in_optax=False,
         _needs_params=True,
+        _temporaries=2.5,
         **MUON,
     ),
-    row("soap", learning_rate=0.05, _copies=1, **SOAP),
+    row("soap", learning_rate=0.05, _copies=1, _temporaries=20.89, **SOAP),
     row(
         "soap",
         "frequent",
@@ -695,6 +703,7 @@ OPTIMIZERS = [
         shampoo_beta=0.8,
         staggered=True,
         _copies=1,
+        _temporaries=20.89,
         **SOAP,
     ),
     row(
@@ -704,11 +713,17 @@ OPTIMIZERS = [
         precondition_frequency=4,
         max_precond_dim=3,
         bias_correction=False,
-        adam_learning_rate=0.02,
-        adam_weight_decay=1e-3,
+        fallback=row("adamw", learning_rate=0.02, weight_decay=1e-3),
+        _temporaries=2,
         **SOAP,
     ),
-    row("psgd_kron", learning_rate=0.05, preconditioner_update_probability=1.0, **PSGD),
+    row(
+        "psgd_kron",
+        learning_rate=0.05,
+        preconditioner_update_probability=1.0,
+        _temporaries=31.78,
+        **PSGD,
+    ),
     row(
         "psgd_kron",
         "rare",
@@ -719,6 +734,7 @@ OPTIMIZERS = [
         preconditioner_init_scale=0.5,
         weight_decay=1e-3,
         _needs_params=True,
+        _temporaries=31.78,
         **PSGD,
     ),
     row(
@@ -727,6 +743,7 @@ OPTIMIZERS = [
         learning_rate=0.05,
         preconditioner_update_probability=0.5,
         memory_save_mode="one_diag",
+        _temporaries=7.54,
         **PSGD,
     ),
     row(
@@ -735,12 +752,19 @@ OPTIMIZERS = [
         learning_rate=0.05,
         preconditioner_update_probability=0.3,
         max_size_triangular=2,
-        adam_learning_rate=0.02,
-        adam_weight_decay=1e-3,
-        _needs_params=True,
+        fallback=row("adam", learning_rate=0.02),
+        _temporaries=2.11,
         **{**PSGD, "_copies": 0},
     ),
-    row("shampoo", learning_rate=0.05, eps=1e-2, weight_decay=1e-3, _needs_params=True, **SHAMPOO),
+    row(
+        "shampoo",
+        learning_rate=0.05,
+        eps=1e-2,
+        weight_decay=1e-3,
+        _needs_params=True,
+        _temporaries=22.52,
+        **SHAMPOO,
+    ),
     row(
         "shampoo",
         "blocks",
@@ -751,6 +775,7 @@ OPTIMIZERS = [
         precondition_frequency=3,
         graft="rmsprop",
         graft_b2=0.95,
+        _temporaries=7.16,
         **SHAMPOO,
     ),
     row(
@@ -764,6 +789,7 @@ OPTIMIZERS = [
         staggered=True,
         graft="sgd",
         bias_correction=False,
+        _temporaries=7.18,
         **SHAMPOO,
     ),
     row(
@@ -774,13 +800,20 @@ OPTIMIZERS = [
         eps=1e-2,
         graft="none",
         exponent=0.5,
-        adam_learning_rate=0.05,
-        adam_weight_decay=1e-3,
-        _needs_params=True,
+        fallback=row("adam", learning_rate=0.05, b2=0.95),
+        _temporaries=21.76,
         **{**SHAMPOO, "_copies": 0},
     ),
-    row("shampoo", "adagrad", learning_rate=0.1, eps=1e-2, graft="adagrad", **SHAMPOO),
-    row("normuon", learning_rate=0.1, weight_decay=1e-3, **NORMUON),
+    row(
+        "shampoo",
+        "adagrad",
+        learning_rate=0.1,
+        eps=1e-2,
+        graft="adagrad",
+        _temporaries=22.51,
+        **SHAMPOO,
+    ),
+    row("normuon", learning_rate=0.1, weight_decay=1e-3, _temporaries=2.52, **NORMUON),
     row(
         "normuon",
         "dion",
@@ -790,9 +823,10 @@ OPTIMIZERS = [
         b2=0.8,
         nesterov=True,
         consistent_rms=None,
+        _temporaries=3.02,
         **{**NORMUON, "_needs_params": False},
     ),
-    row("adamuon", learning_rate=0.1, weight_decay=1e-3, **NORMUON),
+    row("adamuon", learning_rate=0.1, weight_decay=1e-3, _temporaries=2.5, **NORMUON),
     row(
         "adamuon",
         "paper",
@@ -800,10 +834,11 @@ OPTIMIZERS = [
         eps=1e-3,
         weight_decay=0.0,
         nesterov=False,
-        adam_learning_rate=0.05,
+        fallback=row("sgd", learning_rate=0.05, momentum=0.9),
+        _temporaries=2.5,
         **{**NORMUON, "_needs_params": False, "_copies": 0},
     ),
-    row("scion", learning_rate=0.05, radius=10.0, _needs_params=True, **SCION),
+    row("scion", learning_rate=0.05, radius=10.0, _needs_params=True, _temporaries=2.5, **SCION),
     row(
         "scion",
         "unconstrained",
@@ -812,9 +847,59 @@ OPTIMIZERS = [
         ns_coeffs="dion",
         radius=1.0,
         unconstrained=True,
+        _temporaries=2.5,
         **SCION,
     ),
-    row("kl_soap", learning_rate=0.05, precondition_frequency=4, _copies=1, **KL),
+    row(
+        "dion",
+        learning_rate=0.05,
+        weight_decay=1e-3,
+        _copies=1,
+        _needs_params=True,
+        _temporaries=4.01,
+        **DION,
+    ),
+    row(
+        "dion",
+        "low rank",
+        learning_rate=0.1,
+        rank_fraction=0.5,
+        b1=0.8,
+        eps=1e-3,
+        weight_decay=0.0,
+        key=3,
+        convention="moonlight",
+        fallback=row("sgd", learning_rate=0.05, momentum=0.9),
+        _temporaries=2.51,
+        **DION,
+    ),
+    row(
+        "dion2",
+        learning_rate=0.15,
+        weight_decay=1e-3,
+        ns_coeffs="exact",  # five steps from a singular value of 1 lose a digit of float32
+        _copies=1,
+        _needs_params=True,
+        _temporaries=2.53,
+        **DION2,
+    ),
+    row(
+        "dion2",
+        "two of three",
+        learning_rate=0.2,
+        fraction=0.5,
+        ns_coeffs="dion",
+        ef_decay=0.8,
+        eps=1e-3,
+        weight_decay=0.0,
+        consistent_rms=0.2,
+        fallback=row("sgd", learning_rate=0.05, momentum=0.9),
+        _temporaries=2.52,
+        **DION2,
+    ),
+    row(
+        "kl_soap", learning_rate=0.05, precondition_frequency=4, _copies=1, _temporaries=17.79, **KL
+    ),
     row(
         "kl_soap",
         "staggered",
@@ -824,11 +909,18 @@ OPTIMIZERS = [
         precondition_frequency=3,
         shampoo_beta=0.8,
         staggered=True,
-        adam_learning_rate=0.02,
-        adam_weight_decay=1e-3,
+        fallback=row("adamw", learning_rate=0.02, weight_decay=1e-3),
+        _temporaries=3.02,
         **KL,
     ),
-    row("kl_shampoo", learning_rate=0.05, precondition_frequency=4, _copies=1, **KL),
+    row(
+        "kl_shampoo",
+        learning_rate=0.05,
+        precondition_frequency=4,
+        _copies=1,
+        _temporaries=14.55,
+        **KL,
+    ),
     row(
         "kl_shampoo",
         "clamped",
@@ -840,7 +932,46 @@ OPTIMIZERS = [
         max_precond_dim=3,
         precondition_frequency=3,
         _copies=1,
+        _temporaries=2.04,
         **KL,
+    ),
+    row(
+        "splus",
+        learning_rate=0.2,
+        precondition_frequency=4,
+        fallback=row("adam", learning_rate=0.05),
+        _temporaries=18.76,
+        **SPLUS,
+    ),
+    row(
+        "splus",
+        "staggered",
+        learning_rate=0.2,
+        b1=0.8,
+        b2=0.9,
+        eps=1e-3,
+        weight_decay=1e-3,
+        precondition_frequency=3,
+        staggered=True,
+        fallback=row("adamw", learning_rate=0.05, weight_decay=1e-3),
+        _temporaries=18.76,
+        **SPLUS,
+    ),
+    row(
+        "splus",
+        "one-sided",
+        learning_rate=0.2,
+        weight_decay=1e-4,
+        precondition_frequency=1,
+        max_precond_dim=3,
+        decay="independent",
+        fallback=row("sgd", learning_rate=0.05, momentum=0.9),
+        _temporaries=2,
+        **SPLUS,
+    ),
+    # Without a fallback, leaves that are no matrix have a thousandth of the rate.
+    row(
+        "splus", "signs", learning_rate=20.0, max_precond_dim=0, _copies=1, _temporaries=2, **SPLUS
     ),
     # With arbitrary gradients some steps are left out, which Optax uses; test_lbfgs.py compares.
     row("lbfgs", learning_rate=0.05, **QUASI_NEWTON),
@@ -1134,9 +1265,9 @@ WRAPPERS = [
         "hyperball",
         inner=row("scale_by_adam", b2=0.95),
         learning_rate=0.1,
-        adam_weight_decay=1e-3,
-        _bad={"inner": "muon"},
-        **HYPERBALL,
+        fallback=row("adamw", learning_rate=0.05, weight_decay=1e-3),
+        _bad={"inner": "muon", "fallback": "adam"},
+        **{**HYPERBALL, "_copies": 0},
     ),
     row("hyperball", "trace", inner=row("trace", decay=0.9), learning_rate=0.3, **HYPERBALL),
     row(

@@ -125,6 +125,37 @@ def test_a_description_stays_true_when_its_arguments_change() -> None:
 # ---------------------------------------------------------------- describe
 
 
+def test_why_a_leaf_is_a_matrix_or_is_none() -> None:
+    shapes = {
+        "Conv_0": {"kernel": (3, 3, 2, 4), "bias": (4,)},
+        "attn": {"query": {"kernel": (8, 2, 4)}, "qkv": (8, 24)},
+        "layers": (5, 8, 8),
+        "lm_head": (8, 9),
+    }
+    params = jax.tree.map(jnp.zeros, shapes, is_leaf=lambda x: isinstance(x, tuple))
+
+    def said(tx: Any) -> dict[str, str]:
+        """The rows without branches of the two groups, path to text."""
+        texts = {}
+        for row in gradx.describe(tx, params).rows:
+            if row.branch.endswith("│    "):
+                texts |= dict.fromkeys(row.paths, row.name)
+        return texts
+
+    assert said(gradx.soap(0.1)) == {
+        "Conv_0/kernel": "a convolution: 18×4",
+        "attn/query/kernel": "heads side by side in the columns: 8×8",
+        "attn/qkv": "two axes: 8×24",
+        "layers": "a stack of matrices: 5 of 8×8",
+        "Conv_0/bias": "fewer than two axes",
+        "lm_head": "a head",
+    }
+    qkv = gradx.by_path({"qkv": gradx.MatrixAxes(parts=3)}, default=None)
+    chosen = said(gradx.soap(0.1, axes=qkv))
+    assert chosen.pop("attn/qkv") == "by axes: 3 of 8×8"
+    assert set(chosen.values()) == {"by axes"}
+
+
 def test_the_table_of_a_small_chain() -> None:
     tx = gradx.chain(
         gradx.clip_by_global_norm(gradx.tunable(1.0)),

@@ -367,7 +367,9 @@ def how_many_numbers(case: Case) -> int:
 def sources_of(tx: Any, p: Any) -> list[tuple[str, Any]]:
     """Every source in the rules of a transformation, whatever its factory's signature says."""
     if tx.parts is None:
-        return list(getattr(tx.stage, "hypers", hyper.Hypers({}, "")).sources.items())
+        rules = getattr(tx.stage, "rules", [tx.stage])
+        hypers = [rule.hypers for rule in rules if hasattr(rule, "hypers")]
+        return [source for numbers in hypers for source in numbers.sources.items()]
     parts = tx.parts(p, jax.eval_shape(tx.init, p))
     return [source for part in parts for source in sources_of(part.transform, part.params)]
 

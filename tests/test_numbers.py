@@ -158,6 +158,20 @@ def test_a_name_that_is_not_live_lists_those_that_are(name: str) -> None:
         gradx.set_hyperparams(gradx.sgd(ramp).init(PARAMS), **{name: 0.5})
 
 
+def test_a_pattern_sets_all_that_it_matches() -> None:
+    params = {"mlp": jnp.ones((2, 2)), "bias": jnp.ones(2)}
+    state = gradx.soap(gradx.tunable(0.1)).init(params)
+    with pytest.raises(ValueError, match=r"'learning_rate' is ambiguous.*'\*/learning_rate'"):
+        gradx.set_hyperparams(state, learning_rate=0.2)
+    new = gradx.set_hyperparams(state, **{"*/learning_rate": 0.2})
+    names = ["others/learning_rate", "soap/learning_rate"]
+    assert_close(gradx.hyperparams(new), dict.fromkeys(names, 0.2), rtol=1e-7)
+    with pytest.raises(ValueError, match="no live value '\\*/rate'; it has"):
+        gradx.set_hyperparams(state, **{"*/rate": 0.2})
+    with pytest.raises(ValueError, match="soap/learning_rate is set twice"):
+        gradx.set_hyperparams(state, **{"*/learning_rate": 0.2, "soap/learning_rate": 0.1})
+
+
 @pytest.mark.parametrize(
     ("name", "value", "match"),
     [

@@ -21,6 +21,9 @@ MAKERS = {
     "normuon": lambda **more: gradx.scale_by_normuon(**axes(more)),
     "adamuon": lambda **more: gradx.scale_by_adamuon(**axes(more)),
     "scion": lambda **more: gradx.scale_by_scion(radius=1.0, **axes(more)),
+    "dion": lambda **more: gradx.scale_by_dion(**axes(more)),
+    # Its own coefficients lose a digit for a single row.
+    "dion2": lambda **more: gradx.scale_by_dion2(ns_coeffs="standard", **axes(more)),
 }
 every_maker = pytest.mark.parametrize("name", MAKERS)
 
@@ -53,11 +56,11 @@ def test_the_size_of_the_gradient_does_not_matter(name: str) -> None:
     assert_close([small, large], [usual, usual], rtol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["muon", "aol", "adamuon"])
+@pytest.mark.parametrize("name", ["muon", "aol", "adamuon", "dion", "dion2"])
 def test_a_transposed_matrix_has_the_transposed_update(name: str) -> None:
     # Not with NorMuon, where a neuron is a column, and not with Scion, whose size follows m and n;
-    # and not a square matrix with AOL, which looks at rows.
-    g = [numbers(4, 6), numbers(1, 4)] + ([numbers(5, 5)] if name != "aol" else [])
+    # and not a square matrix with AOL, which looks at rows, and with Dion, which has to choose.
+    g = [numbers(4, 6), numbers(1, 4)] + ([numbers(5, 5)] if name in ("muon", "adamuon") else [])
     turned = twice(MAKERS[name](), [x.T for x in g])
     assert_close([x.T for x in turned], twice(MAKERS[name](), g), rtol=1e-4)
 
@@ -128,7 +131,7 @@ def test_stacked_layers_and_parts_are_updated_like_separate_matrices(name: str) 
     assert_close(together, np.concatenate(separate, axis=1), rtol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["muon", "normuon", "adamuon", "scion"])
+@pytest.mark.parametrize("name", ["muon", "normuon", "adamuon", "scion", "dion", "dion2"])
 def test_matrices_without_gradient_are_left_alone(name: str) -> None:
     p = {"a": numbers(3, 4), "b": numbers(3, 4, seed=1), "bias": numbers(4)}
     tx = getattr(gradx, name)(0.1)

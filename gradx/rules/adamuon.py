@@ -8,20 +8,19 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 
 from gradx import core, polar
-from gradx.combine import Contract, chain, joined
+from gradx.combine import Contract
 from gradx.core import Count, Transform, Updates
-from gradx.decay import DecayKind, scale_and_decay
+from gradx.decay import DecayKind
+from gradx.fallback import inside, matrix_optimizer
+from gradx.joined import joined
 from gradx.leafwise import leafwise
 from gradx.matrixwise import matrixwise
 from gradx.moments import average
 from gradx.orthogonal import (
     Normalisation,
     NSCoefficients,
-    decayed_adam,
-    inside,
     momentum,
     orthogonalise,
-    with_fallback,
 )
 from gradx.sources import Array, Hyper
 from gradx.stacked import Share
@@ -79,15 +78,17 @@ def scale_by_adamuon(
         u &= \rho \sqrt{mn}\; \hat O / \lVert \hat O \rVert_F
 
     Args:
-      ns_coeffs, ns_steps, preconditioning, dtype, gram, chunk, share: see `scale_by_muon`.
+      ns_coeffs, ns_steps: see `scale_by_muon`.
       b1: \(\beta_1\) in [0, 1).
       b2: \(\beta_2\) in [0, 1).
       eps: \(\epsilon\) in [0, inf), also that of `scale_by_muon`.
       mu_dtype: the dtype to keep \(\mu\) in; by default the parameter's, at least float32.
       nesterov: False for \(\operatorname{sign}(\mu)\).
       consistent_rms: \(\rho\) in (0, inf), the root mean square of each matrix of the updates.
+      preconditioning: see `scale_by_muon`.
       axes: which axes are the rows and columns (see `matrixwise`). Without it every leaf must have
         two axes.
+      dtype, gram, chunk, share: see `scale_by_muon`.
 
     Raises:
       ValueError: a number out of range, a preset that is not there; at `init`, a leaf that is no
@@ -172,11 +173,6 @@ def adamuon(
     preconditioning: Normalisation = "frobenius",
     decay: DecayKind = "learning_rate",
     axes: Any = None,
-    adam_learning_rate: Hyper | None = None,
-    adam_b1: Hyper = 0.9,
-    adam_b2: Hyper = 0.95,
-    adam_eps: Hyper = 1e-8,
-    adam_weight_decay: Hyper = 0.0,
     fallback: Contract | None = None,
     dtype: Any = None,
     gram: bool | None = None,
@@ -194,16 +190,18 @@ def adamuon(
 
     Args:
       learning_rate: \(\eta\) in [0, inf).
-      ns_coeffs, ns_steps, preconditioning, dtype, gram, chunk, share: see `scale_by_muon`.
-      b1, b2, eps, mu_dtype, nesterov, consistent_rms: see `scale_by_adamuon`.
+      ns_coeffs, ns_steps: see `scale_by_muon`.
+      b1, b2, eps: see `scale_by_adamuon`.
       weight_decay: \(\lambda\) in [0, inf), for the matrices.
       weight_decay_mask: which of them to decay (see `add_decayed_weights`).
+      mu_dtype, nesterov, consistent_rms: see `scale_by_adamuon`.
+      preconditioning: see `scale_by_muon`.
       decay: what \(\lambda\) is multiplied by (see `adamw`).
       axes: which leaves are matrices, in which axes (see `matrixwise`), with None for a leaf that
         is none. By default `matrices_by_name`: embeddings, heads, norms and biases are not.
-      adam_learning_rate: of Adam, in [0, inf); by default `learning_rate`.
-      adam_b1, adam_b2, adam_eps, adam_weight_decay: of Adam.
-      fallback: what the other leaves are given, instead of Adam with its decay and learning rate.
+      fallback: what the other leaves are given; by default Adam with `learning_rate` and the
+        betas (0.9, 0.95).
+      dtype, gram, chunk, share: see `scale_by_muon`.
 
     Raises:
       ValueError: a number out of range, a preset that is not there; at `init`, axes that do not fit
@@ -222,32 +220,32 @@ def adamuon(
     Reference: Si, Zhang and Shen, *AdaMuon: Adaptive Muon optimizer*,
     https://arxiv.org/abs/2507.11005.
     """
-    matrix = chain(
-        scale_by_adamuon(
-            ns_coeffs,
-            ns_steps,
-            b1,
-            b2,
-            eps,
-            mu_dtype,
-            nesterov=nesterov,
-            consistent_rms=consistent_rms,
-            preconditioning=preconditioning,
-            axes=inside(axes),
-            dtype=dtype,
-            gram=gram,
-            chunk=chunk,
-            share=share,
-        ),
-        *scale_and_decay(learning_rate, weight_decay, weight_decay_mask, decay),
-    )
-    adam = decayed_adam(
-        learning_rate if adam_learning_rate is None else adam_learning_rate,
-        adam_b1,
-        adam_b2,
-        adam_eps,
-        adam_weight_decay,
+    rule = scale_by_adamuon(
+        ns_coeffs,
+        ns_steps,
+        b1,
+        b2,
+        eps,
         mu_dtype,
-        decay=decay,
+        nesterov=nesterov,
+        consistent_rms=consistent_rms,
+        preconditioning=preconditioning,
+        axes=inside(axes),
+        dtype=dtype,
+        gram=gram,
+        chunk=chunk,
+        share=share,
     )
-    return with_fallback("adamuon", matrix, "adam", adam if fallback is None else fallback, axes)
+    return matrix_optimizer(
+        "adamuon",
+        rule,
+        learning_rate,
+        weight_decay,
+        weight_decay_mask,
+        decay,
+        axes,
+        fallback,
+        b1=0.9,
+        b2=0.95,
+        mu_dtype=mu_dtype,
+    )

@@ -7,13 +7,13 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 
 from gradx import core
-from gradx.combine import Contract, chain
+from gradx.combine import Contract
 from gradx.core import Count, Transform, Updates
-from gradx.decay import DecayKind, scale_and_decay
+from gradx.decay import DecayKind
 from gradx.divergence import gathered, lifted
 from gradx.eigenbasis import into, out_of
+from gradx.fallback import inside, matrix_optimizer
 from gradx.moments import average, storage
-from gradx.orthogonal import decayed_adam, inside, with_fallback
 from gradx.sources import Array, Hyper
 from gradx.stacked import Share
 from gradx.stage import Numbers, Slots
@@ -169,11 +169,6 @@ def kl_soap(
     decay: DecayKind = "learning_rate",
     staggered: bool = False,
     axes: Any = None,
-    adam_learning_rate: Hyper | None = None,
-    adam_b1: Hyper = 0.9,
-    adam_b2: Hyper = 0.98,
-    adam_eps: Hyper = 1e-8,
-    adam_weight_decay: Hyper = 0.0,
     fallback: Contract | None = None,
     chunk: int | None = None,
     share: Share | None = None,
@@ -205,12 +200,8 @@ def kl_soap(
       axes: which leaves are matrices, in which axes: as for `scale_by_kl_soap`, with None for a
         leaf that is none. By default `matrices_by_name`: embeddings, heads, norms and biases are
         not.
-      adam_learning_rate: of Adam, in [0, inf); by default `learning_rate`.
-      adam_b1: of Adam, in [0, 1).
-      adam_b2: of Adam, in [0, 1).
-      adam_eps: of Adam, in [0, inf).
-      adam_weight_decay: of Adam, in [0, inf).
-      fallback: what the other leaves are given, instead of Adam with its decay and learning rate.
+      fallback: what the other leaves are given; by default Adam with `learning_rate` and the
+        betas (0.9, 0.98).
       chunk: how many matrices to work on at a time (see `scale_by_kl_soap`).
       share: devices that share the matrices (see `scale_by_kl_soap`).
 
@@ -235,32 +226,31 @@ def kl_soap(
     parameters decay as in AdamW, in the first step too and not by what the step has made of them;
     what is no matrix has Adam.
     """
-    inner = inside(axes)
-    matrix = chain(
-        scale_by_kl_soap(
-            b1,
-            b2,
-            eps,
-            precondition_frequency,
-            max_precond_dim,
-            mu_dtype,
-            shampoo_beta=shampoo_beta,
-            init_factor=init_factor,
-            max_clamp_value=max_clamp_value,
-            staggered=staggered,
-            axes=inner,
-            chunk=chunk,
-            share=share,
-        ),
-        *scale_and_decay(learning_rate, weight_decay, weight_decay_mask, decay),
-    )
-    adam = decayed_adam(
-        learning_rate if adam_learning_rate is None else adam_learning_rate,
-        adam_b1,
-        adam_b2,
-        adam_eps,
-        adam_weight_decay,
+    rule = scale_by_kl_soap(
+        b1,
+        b2,
+        eps,
+        precondition_frequency,
+        max_precond_dim,
         mu_dtype,
-        decay=decay,
+        shampoo_beta=shampoo_beta,
+        init_factor=init_factor,
+        max_clamp_value=max_clamp_value,
+        staggered=staggered,
+        axes=inside(axes),
+        chunk=chunk,
+        share=share,
     )
-    return with_fallback("kl_soap", matrix, "adam", adam if fallback is None else fallback, axes)
+    return matrix_optimizer(
+        "kl_soap",
+        rule,
+        learning_rate,
+        weight_decay,
+        weight_decay_mask,
+        decay,
+        axes,
+        fallback,
+        b1=0.9,
+        b2=0.98,
+        mu_dtype=mu_dtype,
+    )

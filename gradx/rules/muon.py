@@ -5,19 +5,19 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from gradx import core
-from gradx.combine import Contract, chain, joined
+from gradx.combine import Contract, chain
 from gradx.core import Count, Transform, Updates
 from gradx.decay import DecayKind, scale_and_decay
+from gradx.fallback import inside, with_fallback
+from gradx.joined import joined
+from gradx.moments import scale_by_adam
 from gradx.orthogonal import (
     Convention,
     Normalisation,
     NSCoefficients,
-    decayed_adam,
-    inside,
     momentum,
     orthogonalise,
     scale_by_shape,
-    with_fallback,
 )
 from gradx.sources import Array, Hyper
 from gradx.stacked import Share
@@ -184,10 +184,10 @@ def muon(
 
     Args:
       learning_rate: \(\eta\) in [0, inf).
-      ns_coeffs, ns_steps, beta, eps, mu_dtype, nesterov, adaptive, preconditioning,
-        bias_correction, dtype, gram, chunk, share: see `scale_by_muon`.
+      ns_coeffs, ns_steps, beta, eps: see `scale_by_muon`.
       weight_decay: \(\lambda\) in [0, inf), for the matrices.
       weight_decay_mask: which of them to decay (see `add_decayed_weights`).
+      mu_dtype, nesterov, adaptive, preconditioning: see `scale_by_muon`.
       adam_b1, adam_b2, adam_eps_root, adam_weight_decay: of Adam, with `eps` and `mu_dtype`.
       adam_learning_rate: of Adam, in [0, inf); by default `learning_rate`.
       muon_weight_dimension_numbers: which leaves are matrices, in which axes: as for
@@ -198,6 +198,7 @@ def muon(
       convention: see `scale_by_shape`.
       decay: what \(\lambda\) is multiplied by (see `adamw`).
       fallback: what the other leaves are given, instead of Adam with its decay and learning rate.
+      bias_correction, dtype, gram, chunk, share: see `scale_by_muon`.
 
     Raises:
       ValueError: a number out of range, a preset that is not there; at `init`, axes that do not fit
@@ -242,16 +243,10 @@ def muon(
         scale_by_shape(inner, consistent_rms, convention=convention),
         *scale_and_decay(learning_rate, weight_decay, weight_decay_mask, decay),
     )
-    adam = decayed_adam(
-        learning_rate if adam_learning_rate is None else adam_learning_rate,
-        adam_b1,
-        adam_b2,
-        eps,
-        adam_weight_decay,
-        mu_dtype,
-        eps_root=adam_eps_root,
-        nesterov=adam_nesterov,
-        decay=decay,
+    rate = learning_rate if adam_learning_rate is None else adam_learning_rate
+    adam = chain(
+        scale_by_adam(adam_b1, adam_b2, eps, adam_eps_root, mu_dtype, nesterov=bool(adam_nesterov)),
+        *scale_and_decay(rate, adam_weight_decay, None, decay),
     )
     other = adam if fallback is None else fallback
     return with_fallback("muon", matrix, "adam", other, axes, "muon_weight_dimension_numbers")

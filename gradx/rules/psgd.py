@@ -11,14 +11,14 @@ import jax
 import jax.numpy as jnp
 
 from gradx import core, hyper, polar
-from gradx.combine import Contract, chain
+from gradx.combine import Contract
 from gradx.core import Count, Transform, Updates
 from gradx.counting import as_count, steps
-from gradx.decay import DecayKind, scale_and_decay
+from gradx.decay import DecayKind
+from gradx.fallback import inside, matrix_optimizer
 from gradx.gradients import as_key, check_key
 from gradx.matrixwise import matrixwise
-from gradx.moments import average, scale_by_adam, storage, weight_so_far
-from gradx.orthogonal import inside, with_fallback
+from gradx.moments import average, storage, weight_so_far
 from gradx.schedules import ScheduleFn
 from gradx.sources import Array, Hyper, as_float
 from gradx.stacked import Share
@@ -266,11 +266,6 @@ def psgd_kron(
     mu_dtype: Any = None,
     probe: Probe = "normal",
     key: Array | int = 0,
-    adam_learning_rate: Hyper | None = None,
-    adam_b1: Hyper = 0.9,
-    adam_b2: Hyper = 0.999,
-    adam_eps: Hyper = 1e-8,
-    adam_weight_decay: Hyper = 0.0,
     fallback: Contract | None = None,
     axes: Any = None,
     chunk: int | None = None,
@@ -298,12 +293,8 @@ def psgd_kron(
       mu_dtype: the dtype to keep averages of gradients in, Adam's too.
       probe: ``"normal"`` noise, or ``"expected"``, without any (see `scale_by_psgd_kron`).
       key: a random key, or the seed of one.
-      adam_learning_rate: of Adam, in [0, inf); by default `learning_rate`.
-      adam_b1: of Adam, in [0, 1).
-      adam_b2: of Adam, in [0, 1).
-      adam_eps: of Adam, in [0, inf).
-      adam_weight_decay: of Adam, in [0, inf).
-      fallback: what the other leaves are given, instead of Adam with its decay and learning rate.
+      fallback: what the other leaves are given; by default Adam with `learning_rate` and the
+        betas (0.9, 0.999).
       axes: which leaves are matrices, in which axes: a `MatrixAxes`, a tree of them with None for a
         leaf that is none, a function that makes one, or `by_path`. By default `matrices_by_name`:
         embeddings, heads, norms and biases are not.
@@ -329,26 +320,28 @@ def psgd_kron(
     https://github.com/evanatyourservice/psgd_jax, whose `kron` also takes vectors and tensors of
     more axes, with a factor for each.
     """
-    matrix = chain(
-        scale_by_psgd_kron(
-            b1,
-            preconditioner_update_probability,
-            max_size_triangular=max_size_triangular,
-            memory_save_mode=memory_save_mode,
-            preconditioner_lr=preconditioner_lr,
-            preconditioner_init_scale=preconditioner_init_scale,
-            mu_dtype=mu_dtype,
-            probe=probe,
-            key=key,
-            axes=inside(axes),
-            chunk=chunk,
-            share=share,
-        ),
-        *scale_and_decay(learning_rate, weight_decay, weight_decay_mask, decay),
+    rule = scale_by_psgd_kron(
+        b1,
+        preconditioner_update_probability,
+        max_size_triangular=max_size_triangular,
+        memory_save_mode=memory_save_mode,
+        preconditioner_lr=preconditioner_lr,
+        preconditioner_init_scale=preconditioner_init_scale,
+        mu_dtype=mu_dtype,
+        probe=probe,
+        key=key,
+        axes=inside(axes),
+        chunk=chunk,
+        share=share,
     )
-    rate = learning_rate if adam_learning_rate is None else adam_learning_rate
-    adam = chain(
-        scale_by_adam(adam_b1, adam_b2, adam_eps, mu_dtype=mu_dtype),
-        *scale_and_decay(rate, adam_weight_decay, None, decay),
+    return matrix_optimizer(
+        "psgd_kron",
+        rule,
+        learning_rate,
+        weight_decay,
+        weight_decay_mask,
+        decay,
+        axes,
+        fallback,
+        mu_dtype=mu_dtype,
     )
-    return with_fallback("psgd_kron", matrix, "adam", adam if fallback is None else fallback, axes)

@@ -185,7 +185,7 @@ def scale_by_scion(
 
     Args:
       momentum: \(\alpha\) in (0, 1], the weight of the newest gradient.
-      ns_coeffs, ns_steps, preconditioning, dtype, gram, chunk, share: see `scale_by_muon`.
+      ns_coeffs, ns_steps: see `scale_by_muon`.
       eps: in [0, inf), added to the norms that are divided by.
       mu_dtype: the dtype to keep \(\mu\) in; by default the parameter's, at least float32.
       norms: for each leaf ``"spectral"``, ``"spectral_max"`` (with \(\max(1, \sqrt{n / m})\), for
@@ -196,8 +196,10 @@ def scale_by_scion(
         embeddings, biases and norms ``"rms"``, matrices ``"spectral"``.
       radius: \(\rho\) in [0, inf) for all norms but ``"sign"``.
       head_radius: \(\rho\) in [0, inf) for ``"sign"``.
+      preconditioning: see `scale_by_muon`.
       axes: which axes are the rows and columns, as for `muon`; None at a leaf: by its name. A
         table that serves as embedding and head wants ``MatrixAxes(rows=1, columns=0)``.
+      dtype, gram, chunk, share: see `scale_by_muon`.
 
     Raises:
       ValueError: a number out of range, a name that is not there; at `init`, a leaf that does not
@@ -315,9 +317,10 @@ def scion(
 
     Args:
       learning_rate: \(\eta\) in [0, inf), of which more than 1 overshoots.
-      momentum, eps, mu_dtype, norms, radius, head_radius, axes: see `scale_by_scion`.
-      ns_coeffs, ns_steps, preconditioning, dtype, gram, chunk, share: see `scale_by_muon`.
+      momentum, ns_coeffs, ns_steps, eps, mu_dtype, norms, radius, head_radius: see
+        `scale_by_scion`.
       unconstrained: no decay towards zero.
+      preconditioning, axes, dtype, gram, chunk, share: see `scale_by_scion`.
 
     Raises:
       ValueError: a number out of range, a name that is not there; at `init`, a leaf that does not

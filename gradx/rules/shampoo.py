@@ -9,14 +9,14 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from gradx import blocks, core
-from gradx.combine import Contract, chain
+from gradx import blocks, core, lapack
+from gradx.combine import Contract
 from gradx.core import Count, Transform, Updates
 from gradx.counting import steps
-from gradx.decay import DecayKind, scale_and_decay
+from gradx.decay import DecayKind
+from gradx.fallback import inside, matrix_optimizer
 from gradx.matrixwise import matrixwise
 from gradx.moments import average, storage, weight_so_far
-from gradx.orthogonal import decayed_adam, inside, with_fallback
 from gradx.sources import Array, Hyper
 from gradx.stacked import Share
 from gradx.stage import Numbers, Slots
@@ -223,7 +223,7 @@ def _root(side: Array, old: Array, h: Numbers) -> Array:
     made = []
     for r in blocks.cuts(side.shape[0], h.block):
         factors = blocks.factors_of(side, r, h.block).swapaxes(1, 2)
-        values, vectors = jnp.linalg.eigh(h.of_sides * factors)
+        values, vectors = lapack.eigh(h.of_sides * factors)
         # Rounding moves the least ones below zero, and how far depends on the largest: as the
         # authors do, all are moved up, before and not after the small eps is added.
         values = values - jnp.minimum(values[..., :1], 0.0) + h.eps
@@ -276,11 +276,6 @@ def shampoo(
     exponent: Hyper = 0.25,
     bias_correction: bool = True,
     mu_dtype: Any = None,
-    adam_learning_rate: Hyper | None = None,
-    adam_b1: Hyper = 0.9,
-    adam_b2: Hyper = 0.999,
-    adam_eps: Hyper = 1e-8,
-    adam_weight_decay: Hyper = 0.0,
     fallback: Contract | None = None,
     axes: Any = None,
     chunk: int | None = None,
@@ -311,12 +306,8 @@ def shampoo(
       exponent: \(p\) in (0, 1].
       bias_correction: False for the averages as they are.
       mu_dtype: the dtype to keep averages of gradients in, Adam's too.
-      adam_learning_rate: of Adam, in [0, inf); by default `learning_rate`.
-      adam_b1: of Adam, in [0, 1).
-      adam_b2: of Adam, in [0, 1).
-      adam_eps: of Adam, in [0, inf).
-      adam_weight_decay: of Adam, in [0, inf).
-      fallback: what the other leaves are given, instead of Adam with its decay and learning rate.
+      fallback: what the other leaves are given; by default Adam with `learning_rate` and the
+        betas (0.9, 0.999).
       axes: which leaves are matrices, in which axes: a `MatrixAxes`, a tree of them with None for a
         leaf that is none, a function that makes one, or `by_path`. By default `matrices_by_name`:
         embeddings, heads, norms and biases are not.
@@ -343,33 +334,31 @@ def shampoo(
     https://arxiv.org/abs/2309.06497, whose defaults these are, but for the graft, which they do not
     set, and for vectors, which they give Shampoo with one side.
     """
-    matrix = chain(
-        scale_by_shampoo(
-            b1,
-            b2,
-            eps,
-            block_size=block_size,
-            precondition_frequency=precondition_frequency,
-            staggered=staggered,
-            graft=graft,
-            graft_b2=graft_b2,
-            graft_eps=graft_eps,
-            exponent=exponent,
-            bias_correction=bias_correction,
-            mu_dtype=mu_dtype,
-            axes=inside(axes),
-            chunk=chunk,
-            share=share,
-        ),
-        *scale_and_decay(learning_rate, weight_decay, weight_decay_mask, decay),
+    rule = scale_by_shampoo(
+        b1,
+        b2,
+        eps,
+        block_size=block_size,
+        precondition_frequency=precondition_frequency,
+        staggered=staggered,
+        graft=graft,
+        graft_b2=graft_b2,
+        graft_eps=graft_eps,
+        exponent=exponent,
+        bias_correction=bias_correction,
+        mu_dtype=mu_dtype,
+        axes=inside(axes),
+        chunk=chunk,
+        share=share,
     )
-    adam = decayed_adam(
-        learning_rate if adam_learning_rate is None else adam_learning_rate,
-        adam_b1,
-        adam_b2,
-        adam_eps,
-        adam_weight_decay,
-        mu_dtype,
-        decay=decay,
+    return matrix_optimizer(
+        "shampoo",
+        rule,
+        learning_rate,
+        weight_decay,
+        weight_decay_mask,
+        decay,
+        axes,
+        fallback,
+        mu_dtype=mu_dtype,
     )
-    return with_fallback("shampoo", matrix, "adam", adam if fallback is None else fallback, axes)

@@ -9,10 +9,10 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 
 from gradx import core
-from gradx.combine import Contract, chain
+from gradx.combine import Contract
 from gradx.core import Count, Transform, Updates
 from gradx.counting import steps
-from gradx.decay import DecayKind, scale_and_decay
+from gradx.decay import DecayKind
 from gradx.eigenbasis import (
     adjoint,
     empty_factor,
@@ -20,14 +20,15 @@ from gradx.eigenbasis import (
     into,
     largest_first,
     moved,
-    next_basis,
+    orthogonal,
     out_of,
     plain_basis,
+    power,
     times,
 )
+from gradx.fallback import inside, matrix_optimizer
 from gradx.matrixwise import matrixwise
 from gradx.moments import average, storage, weight_so_far
-from gradx.orthogonal import decayed_adam, inside, with_fallback
 from gradx.sources import Array, Hyper
 from gradx.stacked import Share
 from gradx.stage import Numbers, Slots
@@ -195,10 +196,11 @@ def _renew(slots: Slots, h: Numbers) -> Slots:
     made = []
     for axis, (factor, basis) in enumerate(zip((left, right), old, strict=True)):
         if factor.size:
-            order = largest_first(factor, basis)
+            next_one = power(factor, basis)
+            order = largest_first(next_one, basis)
             nu = jnp.take(nu, order, axis=axis)
-            basis = jnp.take(basis, order, axis=1)
-        made.append(next_basis(factor, basis))
+            basis = orthogonal(next_one[:, order], basis[:, order])
+        made.append(basis)
     rows, columns = made
     return moved(mu, (old[0], old[1]), (rows, columns)), nu, left, right, rows, columns
 
@@ -220,11 +222,6 @@ def soap(
     decay: DecayKind = "learning_rate",
     staggered: bool = False,
     axes: Any = None,
-    adam_learning_rate: Hyper | None = None,
-    adam_b1: Hyper = 0.95,
-    adam_b2: Hyper = 0.95,
-    adam_eps: Hyper = 1e-8,
-    adam_weight_decay: Hyper = 0.0,
     fallback: Contract | None = None,
     chunk: int | None = None,
     share: Share | None = None,
@@ -253,12 +250,8 @@ def soap(
       staggered: renew a part of the bases in every step (see `scale_by_soap`).
       axes: which leaves are matrices, in which axes: as for `scale_by_soap`, with None for a leaf
         that is none. By default `matrices_by_name`: embeddings, heads, norms and biases are not.
-      adam_learning_rate: of Adam, in [0, inf); by default `learning_rate`.
-      adam_b1: of Adam, in [0, 1).
-      adam_b2: of Adam, in [0, 1).
-      adam_eps: of Adam, in [0, inf).
-      adam_weight_decay: of Adam, in [0, inf).
-      fallback: what the other leaves are given, instead of Adam with its decay and learning rate.
+      fallback: what the other leaves are given; by default Adam with `learning_rate` and the
+        betas (0.95, 0.95).
       chunk: how many matrices to work on at a time (see `scale_by_soap`).
       share: devices that share the matrices (see `scale_by_soap`).
 
@@ -284,31 +277,30 @@ def soap(
     Adam from the first step on; embeddings and heads, up to a length of `max_precond_dim`, are
     matrices there (``axes=gradx.MatrixAxes()``).
     """
-    inner = inside(axes)
-    matrix = chain(
-        scale_by_soap(
-            b1,
-            b2,
-            eps,
-            precondition_frequency,
-            max_precond_dim,
-            mu_dtype,
-            shampoo_beta=shampoo_beta,
-            bias_correction=bias_correction,
-            staggered=staggered,
-            axes=inner,
-            chunk=chunk,
-            share=share,
-        ),
-        *scale_and_decay(learning_rate, weight_decay, weight_decay_mask, decay),
-    )
-    adam = decayed_adam(
-        learning_rate if adam_learning_rate is None else adam_learning_rate,
-        adam_b1,
-        adam_b2,
-        adam_eps,
-        adam_weight_decay,
+    rule = scale_by_soap(
+        b1,
+        b2,
+        eps,
+        precondition_frequency,
+        max_precond_dim,
         mu_dtype,
-        decay=decay,
+        shampoo_beta=shampoo_beta,
+        bias_correction=bias_correction,
+        staggered=staggered,
+        axes=inside(axes),
+        chunk=chunk,
+        share=share,
     )
-    return with_fallback("soap", matrix, "adam", adam if fallback is None else fallback, axes)
+    return matrix_optimizer(
+        "soap",
+        rule,
+        learning_rate,
+        weight_decay,
+        weight_decay_mask,
+        decay,
+        axes,
+        fallback,
+        b1=0.95,
+        b2=0.95,
+        mu_dtype=mu_dtype,
+    )

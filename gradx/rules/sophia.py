@@ -227,7 +227,7 @@ class _Sophia:
         finish = self.moved.begin(leaves, with_own(state, moments), extra, rows)
         if self.report:
             self._print(leaves, inner.count, rows)
-        params = _seen(leaves)
+        params = leaves.visible_params
 
         def renew() -> Array:  # also inside the conditional: what it is handed, XLA waits for
             now = inner.count % self.interval == 0
@@ -288,14 +288,6 @@ class _Sophia:
             lambda: jax.debug.print("sophia: win rate {rate} in step {t}", rate=rate, t=t),
             lambda: None,
         )
-
-
-def _seen(leaves: Leaves) -> Params | None:
-    """The parameters with the same leaves left out as in the updates."""
-    if leaves.params is None:
-        return None
-    pairs = zip(leaves.updates, leaves.params, strict=True)
-    return leaves.flat.unflatten([u if isinstance(u, MaskedNode) else p for u, p in pairs])
 
 
 def _of_visible(leaves: Leaves, obj_fn: Any) -> Any:

@@ -13,11 +13,11 @@ from gradx import core, hyper
 from gradx import tree as gtree
 from gradx.combine import Contract, chain
 from gradx.core import State, Transform
+from gradx.fallback import adam_for_others, inside, with_fallback
 from gradx.gating import check_inner
 from gradx.leafwise import Rule
 from gradx.matrices import Matrix, check_paths, matrices
 from gradx.norms import quotient, root
-from gradx.orthogonal import decayed_adam, inside, with_fallback
 from gradx.sources import Array, Hyper
 from gradx.stage import Leaves, Numbers, Results, Rows, Slots, is_array, staged, widen
 from gradx.tree import abs_sq, unshared
@@ -177,11 +177,6 @@ def hyperball(
     learning_rate: Hyper,
     *,
     axes: Any = None,
-    adam_learning_rate: Hyper | None = None,
-    adam_b1: Hyper = 0.9,
-    adam_b2: Hyper = 0.999,
-    adam_eps: Hyper = 1e-8,
-    adam_weight_decay: Hyper = 0.0,
     fallback: Contract | None = None,
 ) -> Transform:
     r"""Gives the matrices the directions of any rule, at a fixed norm; the other leaves Adam.
@@ -201,12 +196,7 @@ def hyperball(
         other leaves, a function that makes one, or `by_path`. By default `matrices_by_name`:
         embeddings, heads, norms and biases are none. (`inner` has to be told by itself of matrices
         that have more than two axes.)
-      adam_learning_rate: of Adam, in [0, inf); by default `learning_rate`.
-      adam_b1: of Adam, in [0, 1).
-      adam_b2: of Adam, in [0, 1).
-      adam_eps: of Adam, in [0, inf).
-      adam_weight_decay: of Adam, in [0, inf), and of no matrix.
-      fallback: what the other leaves are given, instead of Adam with its decay and learning rate.
+      fallback: what the other leaves are given; by default Adam with `learning_rate`.
 
     Raises:
       ValueError: `inner` is no transformation; a number out of range; at `init`, a matrix of zeros,
@@ -214,7 +204,7 @@ def hyperball(
 
     Example:
       >>> import gradx, jax.numpy as jnp
-      >>> tx = gradx.hyperball(gradx.scale_by_adam(), 0.75, adam_learning_rate=0.1)
+      >>> tx = gradx.hyperball(gradx.scale_by_adam(), 0.75)
       >>> params = {"mlp": jnp.array([[2.0, 0.0]]), "bias": jnp.zeros(1)}
       >>> grads = {"mlp": jnp.array([[0.0, 9.0]]), "bias": jnp.ones(1)}
       >>> updates, state = tx.update(grads, tx.init(params), params)
@@ -226,11 +216,5 @@ def hyperball(
     """
     check_inner(inner, core.where())
     matrix = chain(inner, scale_by_hyperball(learning_rate, inside(axes)))
-    adam = decayed_adam(
-        learning_rate if adam_learning_rate is None else adam_learning_rate,
-        adam_b1,
-        adam_b2,
-        adam_eps,
-        adam_weight_decay,
-    )
-    return with_fallback("hyperball", matrix, "adam", adam if fallback is None else fallback, axes)
+    other = adam_for_others(learning_rate) if fallback is None else fallback
+    return with_fallback("hyperball", matrix, "others", other, axes)

@@ -5,77 +5,14 @@ An array with two axes is a matrix. Its left factor is that of the first axis.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from references.classic import decoupled, scale_by_adam
 from references.driver import Array, Arrays, Number, Rule, State, average, each, sq
-
-
-def _for_matrices(matrices: Rule, others: Rule) -> Rule:
-    """One rule for the arrays with two axes, another one for all else."""
-
-    def rule(gs: Arrays, ps: Arrays, t: int, state: State) -> Arrays:
-        made: dict[int, Array] = {}
-        for name, part in (("matrices", matrices), ("others", others)):
-            mine = [i for i, g in enumerate(gs) if (g.ndim == 2) == (name == "matrices")]
-            us = part([gs[i] for i in mine], [ps[i] for i in mine], t, state.setdefault(name, {}))
-            made |= dict(zip(mine, us, strict=True))
-        return [made[i] for i in range(len(gs))]
-
-    return rule
-
-
-def _with_adam(
-    direction: Rule,
-    learning_rate: Number,
-    weight_decay: Number,
-    weight_decay_mask: Sequence[bool] | None,
-    decay: str,
-    adam_learning_rate: Number | None,
-    adam: tuple[float, float, float],
-    adam_weight_decay: Number,
-) -> Rule:
-    rate = learning_rate if adam_learning_rate is None else adam_learning_rate
-    return _for_matrices(
-        decoupled(direction, learning_rate, weight_decay, weight_decay_mask, decay),
-        decoupled(scale_by_adam(*adam), rate, adam_weight_decay, decay=decay),
-    )
-
-
-def _alias(
-    direction: Callable[..., Rule],
-    learning_rate: Number,
-    b1: float,
-    b2: float,
-    adam_betas: tuple[float, float],
-    eps: float = 1e-8,
-    weight_decay: Number = 0.01,
-    weight_decay_mask: Sequence[bool] | None = None,
-    *,
-    decay: str = "learning_rate",
-    adam_learning_rate: Number | None = None,
-    adam_b1: float | None = None,
-    adam_b2: float | None = None,
-    adam_eps: float = 1e-8,
-    adam_weight_decay: Number = 0.0,
-    **kwargs: Any,
-) -> Rule:
-    """Matrices go in this direction, with decoupled weight decay, and all else in Adam's."""
-    adam_b1 = adam_betas[0] if adam_b1 is None else adam_b1
-    adam_b2 = adam_betas[1] if adam_b2 is None else adam_b2
-    return _with_adam(
-        direction(b1, b2, eps, **kwargs),
-        learning_rate,
-        weight_decay,
-        weight_decay_mask,
-        decay,
-        adam_learning_rate,
-        (adam_b1, adam_b2, adam_eps),
-        adam_weight_decay,
-    )
+from references.matrices import matrices_and_others, with_others
 
 
 def _eigenvectors(factor: Array) -> Array:
@@ -140,9 +77,19 @@ def scale_by_soap(
     return each(step)
 
 
-def soap(learning_rate: Number, b1: float = 0.95, b2: float = 0.95, **kwargs: Any) -> Rule:
+def soap(
+    learning_rate: Number,
+    b1: float = 0.95,
+    b2: float = 0.95,
+    eps: float = 1e-8,
+    weight_decay: Number = 0.01,
+    *,
+    fallback: Rule | None = None,
+    **kwargs: Any,
+) -> Rule:
     """Vyas et al., ICLR 2025, arXiv:2409.11321, with decoupled weight decay."""
-    return _alias(scale_by_soap, learning_rate, b1, b2, (0.95, 0.95), **kwargs)
+    rule = scale_by_soap(b1, b2, eps, **kwargs)
+    return with_others(rule, learning_rate, weight_decay, fallback=fallback, betas=(0.95, 0.95))
 
 
 def _kl(
@@ -230,11 +177,85 @@ def scale_by_kl_soap(
     return _kl(direction, b2 if shampoo_beta is None else shampoo_beta, *args, **kwargs)
 
 
-def kl_shampoo(learning_rate: Number, b1: float = 0.9, b2: float = 0.98, **kwargs: Any) -> Rule:
+def kl_shampoo(
+    learning_rate: Number,
+    b1: float = 0.9,
+    b2: float = 0.98,
+    eps: float = 1e-8,
+    weight_decay: Number = 0.01,
+    *,
+    fallback: Rule | None = None,
+    **kwargs: Any,
+) -> Rule:
     """Lin et al., ICLR 2026, arXiv:2509.03378, with decoupled weight decay."""
-    return _alias(scale_by_kl_shampoo, learning_rate, b1, b2, (0.9, 0.98), **kwargs)
+    rule = scale_by_kl_shampoo(b1, b2, eps, **kwargs)
+    return with_others(rule, learning_rate, weight_decay, fallback=fallback, betas=(0.9, 0.98))
 
 
-def kl_soap(learning_rate: Number, b1: float = 0.9, b2: float = 0.98, **kwargs: Any) -> Rule:
+def kl_soap(
+    learning_rate: Number,
+    b1: float = 0.9,
+    b2: float = 0.98,
+    eps: float = 1e-8,
+    weight_decay: Number = 0.01,
+    *,
+    fallback: Rule | None = None,
+    **kwargs: Any,
+) -> Rule:
     """Lin et al., ICLR 2026, arXiv:2509.03378, with decoupled weight decay."""
-    return _alias(scale_by_kl_soap, learning_rate, b1, b2, (0.9, 0.98), **kwargs)
+    rule = scale_by_kl_soap(b1, b2, eps, **kwargs)
+    return with_others(rule, learning_rate, weight_decay, fallback=fallback, betas=(0.9, 0.98))
+
+
+def scale_by_splus(
+    b1: float = 0.9,
+    b2: float = 0.999,
+    eps: float = 0.0,
+    precondition_frequency: int = 100,
+    max_precond_dim: int = 10000,
+    *,
+    staggered: bool = False,
+) -> Rule:
+    """Frans et al., 2025, arXiv:2506.07254, Alg. 1. `eps` softens the sign where it is tiny."""
+
+    def step(g: Array, p: Array, t: int, state: State) -> Array:
+        q = state.setdefault("q", [np.eye(n) for n in g.shape])
+        x = _into(average(g, state, "m", b1), *q)
+        size = np.abs(x)
+        soft = size + eps * size.max()
+        u = _out_of(np.divide(x, soft, out=np.zeros_like(x), where=soft > 0), *q)
+        average(g @ g.conj().T, state, "l", b2)
+        average(g.conj().T @ g, state, "r", b2)
+        if t % precondition_frequency == 0:
+            for i, side in enumerate("lr"):
+                if g.shape[i] <= max_precond_dim:
+                    q[i] = _eigenvectors(state[side])
+        return u
+
+    return each(step)
+
+
+def splus(
+    learning_rate: float,
+    b1: float = 0.9,
+    b2: float = 0.999,
+    eps: float = 0.0,
+    weight_decay: float = 0.01,
+    *,
+    decay: str = "learning_rate",
+    fallback: Rule | None = None,
+    **kwargs: Any,
+) -> Rule:
+    """Frans et al., 2025, arXiv:2506.07254, with the learning rate 2η / (m + n) for a matrix."""
+    rule = scale_by_splus(b1, b2, eps, **kwargs)
+
+    def by_shape(gs: Arrays, ps: Arrays, t: int, state: State) -> Arrays:
+        made = []
+        for u, p in zip(rule(gs, ps, t, state), ps, strict=True):
+            rate = 2 * learning_rate / sum(p.shape)
+            shrink = weight_decay * (rate if decay == "learning_rate" else 1.0)
+            made.append(-rate * u - shrink * p)
+        return made
+
+    others = decoupled(scale_by_adam(), 0.001 * learning_rate, 0.0)
+    return matrices_and_others(by_shape, others if fallback is None else fallback)

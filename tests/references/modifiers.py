@@ -9,6 +9,7 @@ import numpy as np
 
 from references.classic import decoupled, scale_by_adam
 from references.driver import Array, Arrays, Number, Rule, State, at, chain, each, sq
+from references.matrices import matrices_and_others
 
 # Caution.
 
@@ -88,39 +89,21 @@ def mars(
 # A sphere.
 
 
-def hyperball(
-    inner: Rule,
-    learning_rate: Number,
-    *,
-    adam_b1: float = 0.9,
-    adam_b2: float = 0.999,
-    adam_eps: float = 1e-8,
-    adam_weight_decay: Number = 0.0,
-) -> Rule:
-    """Wen et al., arXiv:2606.16899, Alg. 1; what has not two axes goes to AdamW."""
-    adam = decoupled(scale_by_adam(adam_b1, adam_b2, adam_eps), learning_rate, adam_weight_decay)
+def hyperball(inner: Rule, learning_rate: Number, *, fallback: Rule | None = None) -> Rule:
+    """Wen et al., arXiv:2606.16899, Alg. 1; what has not two axes goes to Adam."""
 
     def normalized(x: Array) -> Array:
         return x / np.sqrt(np.sum(sq(x)))
 
-    def rule(gs: Arrays, ps: Arrays, t: int, state: State) -> Arrays:
-        groups: dict[bool, list[int]] = {True: [], False: []}
-        for i, p in enumerate(ps):
-            groups[p.ndim == 2].append(i)
-        made = dict.fromkeys(range(len(ps)), np.zeros(0))
-        for matrix, part in ((True, inner), (False, adam)):
-            chosen = groups[matrix]
-            us = part(
-                [gs[i] for i in chosen], [ps[i] for i in chosen], t, state.setdefault(matrix, {})
-            )
-            made |= dict(zip(chosen, us, strict=True))
-        for i in groups[True]:
-            radius = state.setdefault(("radius", i), np.sqrt(np.sum(sq(ps[i]))))
-            moved = ps[i] - at(learning_rate, t) * radius * normalized(made[i])
-            made[i] = radius * normalized(moved) - ps[i]
-        return [made[i] for i in range(len(ps))]
+    def on_spheres(gs: Arrays, ps: Arrays, t: int, state: State) -> Arrays:
+        radii = state.setdefault("radii", [np.sqrt(np.sum(sq(p))) for p in ps])
+        us = inner(gs, ps, t, state.setdefault("inner", {}))
+        rate = at(learning_rate, t)
+        moved = [p - rate * r * normalized(u) for p, r, u in zip(ps, radii, us, strict=True)]
+        return [r * normalized(w) - p for p, r, w in zip(ps, radii, moved, strict=True)]
 
-    return rule
+    others = decoupled(scale_by_adam(), learning_rate, 0.0) if fallback is None else fallback
+    return matrices_and_others(on_spheres, others)
 
 
 # Bounded logits.

@@ -5,13 +5,14 @@ An array with two axes is a matrix (inputs, outputs), the transpose of the paper
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from references.classic import add_decayed_weights, scale_by_adam, scale_by_learning_rate
-from references.driver import Array, Arrays, Number, Rule, State, average, chain, each, sign, sq
+from references.classic import decoupled, scale_by_adam
+from references.driver import Array, Number, Rule, State, average, each, sign, sq
+from references.matrices import matrices_and_others, with_others
 
 JORDAN = (3.4445, -4.7750, 2.0315)
 YOU = [
@@ -80,39 +81,6 @@ def by_shape(m: int, n: int, consistent_rms: float | None, convention: str) -> f
     }[convention]
 
 
-def _split(
-    for_matrices: Callable[[Array, int, State], Array], matrices: Rule, others: Rule
-) -> Rule:
-    """One rule for the matrices, after which `matrices` runs; another one for all else."""
-
-    def rule(gs: Arrays, ps: Arrays, t: int, state: State) -> Arrays:
-        of = [i for i, g in enumerate(gs) if g.ndim == 2]
-        rest = [i for i, g in enumerate(gs) if g.ndim != 2]
-        us = [for_matrices(gs[i], t, state.setdefault(i, {})) for i in of]
-        us = matrices(us, [ps[i] for i in of], t, state.setdefault("matrices", {}))
-        vs = others([gs[i] for i in rest], [ps[i] for i in rest], t, state.setdefault("others", {}))
-        made = dict(zip(of + rest, us + vs, strict=True))
-        return [made[i] for i in range(len(gs))]
-
-    return rule
-
-
-def _adamw(
-    learning_rate: Number,
-    b1: float,
-    b2: float,
-    eps: float,
-    weight_decay: float,
-    eps_root: float = 0.0,
-    nesterov: bool = False,
-) -> Rule:
-    return chain(
-        scale_by_adam(b1, b2, eps, eps_root, nesterov=nesterov),
-        add_decayed_weights(weight_decay),
-        scale_by_learning_rate(learning_rate),
-    )
-
-
 def muon(
     learning_rate: Number,
     ns_coeffs: Coefficients = JORDAN,
@@ -120,8 +88,6 @@ def muon(
     beta: float = 0.95,
     eps: float = 1e-8,
     weight_decay: float = 0.0,
-    weight_decay_mask: Any = None,
-    mu_dtype: Any = None,
     *,
     nesterov: bool = True,
     adaptive: bool = False,
@@ -138,19 +104,19 @@ def muon(
 ) -> Rule:
     """Jordan 2024, with Optax's arguments and its correction of the average for its start."""
 
-    def step(g: Array, t: int, state: State) -> Array:
+    def step(g: Array, p: Array, t: int, state: State) -> Array:
         m = averaged(g, t, state, beta, nesterov, bias_correction)
         o = polar(m, ns_coeffs, ns_steps, eps, preconditioning)
         if adaptive:
             o = np.sum(m.conj() * o) * o
         return by_shape(*g.shape, consistent_rms, convention) * o
 
-    adam_rate = learning_rate if adam_learning_rate is None else adam_learning_rate
-    return _split(
-        step,
-        chain(add_decayed_weights(weight_decay), scale_by_learning_rate(learning_rate)),
-        _adamw(adam_rate, adam_b1, adam_b2, eps, adam_weight_decay, adam_eps_root, adam_nesterov),
+    adam = decoupled(
+        scale_by_adam(adam_b1, adam_b2, eps, adam_eps_root, nesterov=adam_nesterov),
+        learning_rate if adam_learning_rate is None else adam_learning_rate,
+        adam_weight_decay,
     )
+    return with_others(each(step), learning_rate, weight_decay, fallback=adam)
 
 
 def normuon(
@@ -161,22 +127,16 @@ def normuon(
     b2: float = 0.95,
     eps: float = 1e-8,
     weight_decay: float = 0.01,
-    weight_decay_mask: Any = None,
-    mu_dtype: Any = None,
     *,
     nesterov: bool = False,
     consistent_rms: float | None = 0.2,
     convention: str = "spectral",
     preconditioning: str = "frobenius",
-    adam_learning_rate: Number | None = None,
-    adam_b1: float = 0.9,
-    adam_b2: float = 0.95,
-    adam_eps: float = 1e-8,
-    adam_weight_decay: float = 0.0,
+    fallback: Rule | None = None,
 ) -> Rule:
     """Li et al. 2025, arXiv:2510.05491, Alg. 1; without consistent_rms microsoft/dion's form."""
 
-    def step(g: Array, t: int, state: State) -> Array:
+    def step(g: Array, p: Array, t: int, state: State) -> Array:
         m = averaged(g, t, state, b1, nesterov, corrected=False)
         o = polar(m, ns_coeffs, ns_steps, eps, preconditioning)
         v = average(np.mean(sq(o), axis=0), state, "v", b2)
@@ -186,12 +146,8 @@ def normuon(
         kept = np.linalg.norm(o) / np.linalg.norm(balanced) * balanced
         return by_shape(*g.shape, None, convention) * kept
 
-    adam_rate = learning_rate if adam_learning_rate is None else adam_learning_rate
-    return _split(
-        step,
-        chain(add_decayed_weights(weight_decay), scale_by_learning_rate(learning_rate)),
-        _adamw(adam_rate, adam_b1, adam_b2, adam_eps, adam_weight_decay),
-    )
+    rule = each(step)
+    return with_others(rule, learning_rate, weight_decay, fallback=fallback, betas=(0.9, 0.95))
 
 
 def adamuon(
@@ -202,32 +158,22 @@ def adamuon(
     b2: float = 0.95,
     eps: float = 1e-8,
     weight_decay: float = 0.01,
-    weight_decay_mask: Any = None,
-    mu_dtype: Any = None,
     *,
     nesterov: bool = True,
     consistent_rms: float = 0.2,
     preconditioning: str = "frobenius",
-    adam_learning_rate: Number | None = None,
-    adam_b1: float = 0.9,
-    adam_b2: float = 0.95,
-    adam_eps: float = 1e-8,
-    adam_weight_decay: float = 0.0,
+    fallback: Rule | None = None,
 ) -> Rule:
     """Si et al. 2025, arXiv:2507.11005, Alg. 1; nesterov as in Chongjie-Si/AdaMuon."""
 
-    def step(g: Array, t: int, state: State) -> Array:
+    def step(g: Array, p: Array, t: int, state: State) -> Array:
         m = averaged(g, t, state, b1, nesterov, corrected=False)
         o = polar(sign(m), ns_coeffs, ns_steps, eps, preconditioning)
         u = o / (np.sqrt(average(sq(o), state, "v", b2)) + eps)
         return consistent_rms * np.sqrt(g.size) / np.linalg.norm(u) * u
 
-    adam_rate = learning_rate if adam_learning_rate is None else adam_learning_rate
-    return _split(
-        step,
-        chain(add_decayed_weights(weight_decay), scale_by_learning_rate(learning_rate)),
-        _adamw(adam_rate, adam_b1, adam_b2, adam_eps, adam_weight_decay),
-    )
+    rule = each(step)
+    return with_others(rule, learning_rate, weight_decay, fallback=fallback, betas=(0.9, 0.95))
 
 
 def scion(
@@ -244,7 +190,7 @@ def scion(
 ) -> Rule:
     """Pethick et al. 2025, arXiv:2502.07529, Alg. 1 and 2, without a head."""
 
-    def matrix(g: Array, t: int, state: State) -> Array:
+    def matrix(g: Array, p: Array, t: int, state: State) -> Array:
         o = polar(average(g, state, "m", 1 - momentum), ns_coeffs, ns_steps, eps, preconditioning)
         return radius * by_shape(*g.shape, None, "spectral") * o
 
@@ -252,6 +198,5 @@ def scion(
         m = average(g, state, "m", 1 - momentum)
         return radius * m / (np.sqrt(np.mean(sq(m))) + eps)
 
-    shrink = add_decayed_weights(0.0 if unconstrained else 1.0)
-    descend = scale_by_learning_rate(learning_rate)
-    return chain(_split(matrix, chain(), each(vector)), shrink, descend)
+    direction = matrices_and_others(each(matrix), each(vector))
+    return decoupled(direction, learning_rate, 0.0 if unconstrained else 1.0)

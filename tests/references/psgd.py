@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from references.driver import Array, Number, Rule, State, at, average, each
-from references.kronecker import _with_adam
+from references.matrices import with_others
 
 
 def precond_update_prob_schedule(
@@ -99,25 +99,11 @@ def psgd_kron(
     learning_rate: Number,
     b1: float = 0.9,
     weight_decay: Number = 0.0,
-    weight_decay_mask: Sequence[bool] | None = None,
     preconditioner_update_probability: Number | None = None,
     *,
-    decay: str = "learning_rate",
-    adam_learning_rate: Number | None = None,
-    adam_b1: float = 0.9,
-    adam_b2: float = 0.999,
-    adam_eps: float = 1e-8,
-    adam_weight_decay: Number = 0.0,
+    fallback: Rule | None = None,
     **kwargs: Any,
 ) -> Rule:
     """Li, arXiv:1512.04202, in the form of psgd_jax's `kron`; vectors have Adam."""
-    return _with_adam(
-        scale_by_psgd_kron(b1, preconditioner_update_probability, **kwargs),
-        learning_rate,
-        weight_decay,
-        weight_decay_mask,
-        decay,
-        adam_learning_rate,
-        (adam_b1, adam_b2, adam_eps),
-        adam_weight_decay,
-    )
+    rule = scale_by_psgd_kron(b1, preconditioner_update_probability, **kwargs)
+    return with_others(rule, learning_rate, weight_decay, fallback=fallback)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from references.driver import Array, Number, Rule, State, average, each, sq
-from references.kronecker import _with_adam
+from references.matrices import with_others
 
 
 def _inverse_root(a: Array, exponent: float, eps: float) -> Array:
@@ -79,24 +78,10 @@ def shampoo(
     b2: float = 1.0,
     eps: float = 1e-12,
     weight_decay: Number = 0.0,
-    weight_decay_mask: Sequence[bool] | None = None,
     *,
-    decay: str = "learning_rate",
-    adam_learning_rate: Number | None = None,
-    adam_b1: float = 0.9,
-    adam_b2: float = 0.999,
-    adam_eps: float = 1e-8,
-    adam_weight_decay: Number = 0.0,
+    fallback: Rule | None = None,
     **kwargs: Any,
 ) -> Rule:
     """Shi et al., arXiv:2309.06497, with decoupled weight decay; vectors have Adam."""
-    return _with_adam(
-        scale_by_shampoo(b1, b2, eps, **kwargs),
-        learning_rate,
-        weight_decay,
-        weight_decay_mask,
-        decay,
-        adam_learning_rate,
-        (adam_b1, adam_b2, adam_eps),
-        adam_weight_decay,
-    )
+    rule = scale_by_shampoo(b1, b2, eps, **kwargs)
+    return with_others(rule, learning_rate, weight_decay, fallback=fallback)

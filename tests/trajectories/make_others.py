@@ -2,6 +2,7 @@
 
     pip install --no-deps torch schedulefree ...      (the sources in table_others.py)
     pip install numpy scipy opt-einsum pytorch-ranger tabulate colorama     (what they import)
+    pip install jax optax                                   (for the rows that are written in them)
     git clone https://github.com/rka97/dowg CLONES/rka97__dowg ...          (those on GitHub)
     python tests/trajectories/make_others.py CLONES
 
@@ -20,6 +21,7 @@ import sys
 import types
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +31,7 @@ import numpy as np
 import torch
 from make_torch import schedule
 from table import KEPT, STEPS
-from table_others import ROWS, Row
+from table_others import ROWS, Row, directions
 
 Arrays = dict[str, np.ndarray[Any, Any]]
 Params = dict[str, torch.nn.Parameter]
@@ -66,6 +68,11 @@ def clone(source: str) -> Path:
 
 
 def from_file(path: Path) -> Any:
+    if (path.parent / "__init__.py").exists() and "from ." in path.read_text():
+        sys.path.insert(0, str(path.parent.parent))
+        # What asks for a whole graph is an error where compilation is switched off.
+        torch.compile = lambda function=None, **_: function or (lambda f: f)
+        return importlib.import_module(f"{path.parent.name}.{path.stem}")
     spec = importlib.util.spec_from_file_location(path.stem, path)
     assert spec is not None
     assert spec.loader is not None
@@ -207,18 +214,58 @@ def full_precision() -> Iterator[None]:
             setattr(torch.Tensor, name, original)
 
 
+@contextmanager
+def only_float64() -> Iterator[None]:
+    """Leaves the names of shorter dtypes without effect, and random numbers those of the table."""
+    names: dict[str, Any] = {"float32": torch.float64, "bfloat16": torch.float64}
+    names["randn"] = lambda shape, **_: torch.tensor(directions(*shape))
+    originals = {name: getattr(torch, name) for name in names}
+    for name, value in names.items():
+        setattr(torch, name, value)
+    try:
+        with full_precision():
+            yield
+    finally:
+        for name, original in originals.items():
+            setattr(torch, name, original)
+
+
+def in_jax(row: Row, problem: Problem) -> Steps:
+    """What is written for Optax; with "optax average" the parameters to evaluate with."""
+    import jax  # for these rows only
+
+    jax.config.update("jax_enable_x64", True)
+    jax.tree_map = jax.tree.map  # which JAX has no more
+    tx = find(row)(**row.kwargs)
+    params = {k: jax.numpy.asarray(p.detach().numpy()) for k, p in problem.params.items()}
+    state = tx.init(params)
+    for t in range(STEPS):
+        grads = {k: jax.numpy.asarray(g.numpy()) for k, g in problem.gradients(t).items()}
+        updates, state = tx.update(grads, state, params)
+        params = jax.tree.map(jax.numpy.add, params, updates)
+        shown = params
+        if row.how == "optax average":
+            shown = find(replace(row, call=f"{row.call}_get_eval_params"))(state[0])
+        for name, p in problem.params.items():
+            p.data.copy_(torch.tensor(np.asarray(shown[name])))
+        yield
+
+
 def matrices(row: Row, problem: Problem) -> Steps:
     """The matrix, transposed, to the row's optimizer; the vector to the inner one."""
     w, b = problem.params["w"], problem.params["b"]
     transposed = torch.nn.Parameter(w.detach().T.clone())
     # Dtypes are written as strings in a table that is read without torch.
     kwargs = {k: torch.float64 if v == "float64" else v for k, v in row.kwargs.items()}
-    optimizer, other = find(row)([transposed], **kwargs), inner(row, [b])
+    precision = only_float64 if row.how.endswith("float64") else full_precision
+    made = find(row)
+    with precision():
+        optimizer, other = made([transposed], **kwargs), inner(row, [b])
     for t in range(STEPS):
         problem.set(t)
         assert w.grad is not None
         transposed.grad = w.grad.T.clone()
-        with full_precision():
+        with precision():
             optimizer.step()
         other.step()
         w.data.copy_(transposed.detach().T)
@@ -289,7 +336,10 @@ LOOPS: dict[str, Callable[[Row, Problem], Steps]] = {
     "train and evaluate": schedule_free,
     "ascend and descend": ascend_and_descend,
     "hessian after step 1, 5, 9, ...": hessian,
+    "optax": in_jax,
+    "optax average": in_jax,
     "matrices": matrices,
+    "matrices, all in float64": matrices,
     "project": projected,
     "change": changed,
     "clip transposed": changed,

@@ -455,8 +455,68 @@ _MUON_WHY = (
 )
 
 _SOAP = {"learning_rate": 0.01, "eps": 0.0, "weight_decay": 0.0}
-_ADAM = {"adam_b1": 0.9, "adam_b2": 0.999, "adam_eps": 0.0}
+
+
+def _adam(lib: Any) -> Any:
+    return lib.adam(0.01, eps=0.0)
+
+
 _KL = {"lr": 0.01, "weight_decay": 0.0, "precondition_frequency": 4, "cast_dtype": "float64"}
+
+_SPLUS = ("github.com/kvfrans/splus", "optax/splus.py:splus")
+_SPLUS_NUMBERS = {
+    "learning_rate": 0.1,
+    "inverse_every": 1,
+    "weight_decay": 0.5,
+    "mask": {"w": True, "b": False},
+    "verbose": False,
+}
+
+
+def _splus_and_signs(lib: Any) -> Any:
+    others = lib.signum(0.1 * 0.001, beta=0.9)
+    return lib.splus(0.1, weight_decay=0.5, precondition_frequency=1, fallback=others)
+
+
+def _averaging(lib: Any, tx: Any, decay: float) -> Any:
+    """The same, with the averaged parameters at the end of the state."""
+    average = lib.ema(decay)
+
+    def init(params: Any) -> Any:
+        return tx.init(params), average.init(params), params
+
+    def update(updates: Any, state: Any, params: Any) -> Any:
+        averaged, kept = average.update(params, state[1])
+        updates, inner = tx.update(updates, state[0], params)
+        return updates, (inner, kept, averaged)
+
+    return lib.GradientTransformation(init, update)
+
+
+_DION = ("github.com/microsoft/dion", "dion/dion_reference.py:Dion")
+_DION2 = ("github.com/microsoft/dion", "dion/dion2.py:Dion2")
+
+
+def directions(length: int, count: int) -> Any:
+    """What Dion begins with, instead of the random numbers of either side."""
+    return np.random.default_rng(20240303).normal(size=(length, count))
+
+
+def _directed(lib: Any, tx: Any) -> Any:
+    """The same, from those directions."""
+    import jax
+
+    def init(params: Any) -> Any:
+        own = lambda x: isinstance(x, lib.DionState)
+        start = lambda basis: jax.numpy.asarray(directions(*basis.shape), basis.dtype)
+        return jax.tree.map(
+            lambda x: x._replace(basis=jax.tree.map(start, x.basis)) if own(x) else x,
+            tx.init(params),
+            is_leaf=own,
+        )
+
+    return lib.GradientTransformation(init, tx.update)
+
 
 _MATRICES: dict[str, Row] = {
     "muon": _torch(
@@ -478,7 +538,7 @@ _MATRICES: dict[str, Row] = {
         why=_MUON_WHY,
     ),
     "soap": Row(
-        lambda lib: lib.soap(precondition_frequency=4, **_SOAP, **_ADAM),
+        lambda lib: lib.soap(precondition_frequency=4, fallback=_adam(lib), **_SOAP),
         "github.com/nikhilvyas/SOAP",
         "soap.py:SOAP",
         {"lr": 0.01, "eps": 0.0, "weight_decay": 0.0, "precondition_frequency": 4},
@@ -494,7 +554,7 @@ _MATRICES: dict[str, Row] = {
             max_precond_dim=3,
             bias_correction=False,
             **_SOAP,
-            **_ADAM,
+            fallback=_adam(lib),
         ),
         "github.com/nikhilvyas/SOAP",
         "soap.py:SOAP",
@@ -512,7 +572,7 @@ _MATRICES: dict[str, Row] = {
         why="see soap",
     ),
     "kl_soap": Row(
-        lambda lib: lib.kl_soap(precondition_frequency=4, **_SOAP, **_ADAM),
+        lambda lib: lib.kl_soap(precondition_frequency=4, fallback=_adam(lib), **_SOAP),
         "github.com/yorkerlin/KL-Methods",
         "optim/kl_opt.py:KLOpt",
         {**_KL, "eps": 0.0, "using_klsoap": True},
@@ -522,7 +582,7 @@ _MATRICES: dict[str, Row] = {
     ),
     "kl_shampoo": Row(
         lambda lib: lib.kl_shampoo(
-            precondition_frequency=4, init_factor=2.0, **{**_SOAP, "eps": 0.1}, **_ADAM
+            precondition_frequency=4, init_factor=2.0, **{**_SOAP, "eps": 0.1}, fallback=_adam(lib)
         ),
         "github.com/yorkerlin/KL-Methods",
         "optim/kl_opt.py:KLOpt",
@@ -530,6 +590,94 @@ _MATRICES: dict[str, Row] = {
         how="matrices",
         inner=("Adam", {"lr": 0.01, "eps": 0.0}),
         why="theirs decays what it has updated",
+    ),
+    "dion": Row(
+        lambda lib: _directed(
+            lib, lib.dion(0.01, b1=0.8, eps=1e-3, weight_decay=0.5, fallback=_adam(lib))
+        ),
+        *_DION,
+        {"lr": 0.01, "mu": 0.8, "epsilon": 1e-3, "weight_decay": 0.5, "qr_method": "qr"},
+        how="matrices, all in float64",
+        inner=("Adam", {"lr": 0.01, "eps": 0.0}),
+        why="both begin with the same directions; theirs turns to float32 here and there",
+    ),
+    "dion_low_rank": Row(
+        lambda lib: _directed(
+            lib, lib.dion(0.01, rank_fraction=0.4, weight_decay=0.0, fallback=_adam(lib))
+        ),
+        *_DION,
+        {"lr": 0.01, "rank_fraction": 0.4, "weight_decay": 0.0},
+        how="matrices, all in float64",
+        inner=("Adam", {"lr": 0.01, "eps": 0.0}),
+        why="see dion; the orthogonal factor is by a random sketch and Cholesky's factor there",
+    ),
+    "dion2": Row(
+        lambda lib: lib.dion2(
+            0.01, fraction=0.5, ef_decay=0.8, eps=1e-3, weight_decay=0.5, fallback=_adam(lib)
+        ),
+        *_DION2,
+        {"lr": 0.01, "fraction": 0.5, "ef_decay": 0.8, "epsilon": 1.02e-3, "weight_decay": 0.5},
+        how="matrices, all in float64",
+        inner=("Adam", {"lr": 0.01, "eps": 0.0}),
+        why="theirs divides by 1.02 times the norm, plus eps, in bfloat16",
+    ),
+    "dion2_coefficients": Row(
+        lambda lib: lib.dion2(
+            0.01,
+            ns_coeffs="dion",
+            eps=1e-3,
+            weight_decay=0.0,
+            convention="moonlight",
+            fallback=_adam(lib),
+        ),
+        *_DION2,
+        {
+            "lr": 0.01,
+            "epsilon": 1e-3,
+            "weight_decay": 0.0,
+            "adjust_lr": "rms_norm",
+            "use_polar_express": False,
+        },
+        how="matrices, all in float64",
+        inner=("Adam", {"lr": 0.01, "eps": 0.0}),
+        why="theirs takes products in bfloat16",
+    ),
+    "splus": Row(
+        _splus_and_signs,
+        *_SPLUS,
+        _SPLUS_NUMBERS,
+        how="optax",
+        why="theirs renews the bases in the steps 1, k, 2k, ..., this library in 1, k + 1, ...",
+    ),
+    "splus_one_sided": Row(
+        lambda lib: lib.splus(
+            0.01,
+            b1=0.8,
+            b2=0.9,
+            weight_decay=0.0,
+            max_precond_dim=3,
+            fallback=lib.signum(0.01 * 2 / 7, beta=0.8),
+        ),
+        *_SPLUS,
+        {
+            "learning_rate": 0.01,
+            "b1": 0.8,
+            "b2": 0.9,
+            "weight_decay": 0.0,
+            "max_dim": 4,
+            "nonstandard_constant": 2 / 7,
+            "verbose": False,
+        },
+        how="optax",
+        why="this library scales by shape whatever has a basis on one side; theirs, 3 by 4, not",
+    ),
+    "splus_average": Row(
+        lambda lib: _averaging(lib, _splus_and_signs(lib), 0.9),
+        *_SPLUS,
+        {**_SPLUS_NUMBERS, "ema_rate": 0.9},
+        how="optax average",
+        read=lambda lib, params, state: state[2],
+        why="theirs averages the parameters that a step begins with",
     ),
     "galore": Row(
         lambda lib: lib.galore(0.01, rank=2, scale=0.5),

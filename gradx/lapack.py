@@ -1,0 +1,37 @@
+"""Decompositions of matrices which may be mapped over many of them, by `jax.vmap`.
+
+On CPUs jaxlib (0.10.2) shares a stack of matrices among the threads that run the program, and the
+thread that asks for it waits for the others. Where a program has as many stacks at a time as there
+are threads, two on two cores, all of them wait for ever. So there it is one matrix after the other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from gradx.sources import Array
+
+
+def _one_by_one(decompose: Callable[[Array], Any]) -> Callable[[Array], Any]:
+    alone = jax.custom_batching.sequential_vmap(decompose)
+
+    @jax.custom_jvp
+    def one(x: Array) -> Any:
+        return jax.lax.platform_dependent(x, cpu=alone, default=decompose)
+
+    # `sequential_vmap` has no gradients.
+    one.defjvp(lambda primals, tangents: jax.jvp(decompose, primals, tangents))
+
+    def each(x: Array) -> Any:
+        return one(x) if x.ndim == 2 else jax.vmap(each)(x)
+
+    return each
+
+
+eigh = _one_by_one(lambda x: tuple(jnp.linalg.eigh(x, symmetrize_input=False)))
+qr = _one_by_one(lambda x: tuple(jnp.linalg.qr(x)))
+svd = _one_by_one(lambda x: tuple(jnp.linalg.svd(x, full_matrices=False)))
