@@ -40,6 +40,7 @@ class Case:
         accumulation over k steps: k). Times are reported per step.
       compile_cost: whether the 1,000-leaf section compiles it too; about a minute a row.
       extra: `(params, grads)` to the extra arguments of `update`.
+      heavyball: the class in HeavyBall and its arguments, for the section on the matrix family.
     """
 
     name: str
@@ -51,6 +52,10 @@ class Case:
     calls: int = 1
     compile_cost: bool = False
     extra: Callable[[Any, Any], Mapping[str, Any]] | None = None
+    heavyball: tuple[str, Mapping[str, Any]] | None = None
+
+
+EVERY_TENTH = {"precondition_frequency": 10}
 
 
 def contrib(library: Any) -> Any:
@@ -300,20 +305,21 @@ CASES = [
         compile_cost=True,
     ),
     *[
-        Case(name, make, group="matrix", libraries=("gradx",), calls=calls)
-        for name, make, calls in [
-            ("normuon", lambda lib: lib.normuon(0.02), 1),
-            ("adamuon", lambda lib: lib.adamuon(0.02), 1),
-            ("scion", lambda lib: lib.scion(0.02), 1),
-            ("dion", lambda lib: lib.dion(0.02, rank_fraction=0.25), 1),
-            ("dion2", lambda lib: lib.dion2(0.02), 1),
-            ("soap", lambda lib: lib.soap(3e-3), 10),
-            ("soap staggered", lambda lib: lib.soap(3e-3, staggered=True), 10),
-            ("splus every 10", lambda lib: lib.splus(0.2, precondition_frequency=10), 10),
-            ("kl_soap", lambda lib: lib.kl_soap(3e-3), 10),
-            ("kl_shampoo", lambda lib: lib.kl_shampoo(3e-3), 10),
-            ("shampoo", lambda lib: lib.shampoo(3e-3), 10),
-            ("psgd_kron", lambda lib: lib.psgd_kron(3e-3), 1),
+        Case(name, make, group="family", libraries=("gradx",), calls=calls, heavyball=peer)
+        for name, make, calls, peer in [
+            ("polar express", lambda lib: lib.muon(0.02, "polar_express"), 1, ("Muon", {})),
+            ("normuon", lambda lib: lib.normuon(0.02), 1, None),
+            ("adamuon", lambda lib: lib.adamuon(0.02), 1, None),
+            ("scion", lambda lib: lib.scion(0.02), 1, None),
+            ("dion", lambda lib: lib.dion(0.02, rank_fraction=0.25), 1, None),
+            ("dion2", lambda lib: lib.dion2(0.02), 1, None),
+            ("soap", lambda lib: lib.soap(3e-3), 10, ("SOAP", EVERY_TENTH)),
+            ("soap staggered", lambda lib: lib.soap(3e-3, staggered=True), 10, None),
+            ("splus", lambda lib: lib.splus(0.2, precondition_frequency=10), 10, None),
+            ("kl_soap", lambda lib: lib.kl_soap(3e-3), 10, ("KLSOAP", EVERY_TENTH)),
+            ("kl_shampoo", lambda lib: lib.kl_shampoo(3e-3), 10, ("KLShampoo", EVERY_TENTH)),
+            ("shampoo", lambda lib: lib.shampoo(3e-3), 10, None),
+            ("psgd_kron", lambda lib: lib.psgd_kron(3e-3), 1, ("PSGDKron", {})),
         ]
     ],
     # ------------------------------------------------------------ what goes with any of them

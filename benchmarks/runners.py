@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import jax
@@ -160,6 +160,19 @@ class TorchRunner:
 
     def free(self) -> None:
         del self.params, self.grads, self.optimizers
+
+
+class HeavyBallRunner(TorchRunner):
+    """An optimizer of HeavyBall for the matrices, run as it is, and torch's AdamW for the rest."""
+
+    def __init__(self, peer: tuple[str, Mapping[str, Any]], work: Work) -> None:
+        import heavyball
+
+        heavyball.utils.compile_mode = None
+        super().__init__(Torch("AdamW", others="AdamW"), {}, work, "cpu")
+        name, arguments = peer
+        matrices = [p for p in self.params if p.ndim == 2]
+        self.optimizers[0] = getattr(heavyball, name)(matrices, lr=1e-3, **arguments)
 
 
 def torch_modes(peer: Torch) -> dict[str, dict[str, bool]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Protocol
 
-from benchmarks import compile_cost, steps, yardstick
+from benchmarks import compile_cost, family, steps, yardstick
 from benchmarks.settings import Settings
 
 
@@ -21,11 +21,13 @@ class Section(Protocol):
 SECTIONS: dict[str, Section] = {
     "yardstick": yardstick,
     "steps": steps,
+    "family": family,
     "compile": compile_cost,
 }
 
 TITLES = {
     "yardstick": "Yardstick: memory bandwidth",
     "steps": "Step time",
+    "family": "The matrix family",
     "compile": "Compile cost",
 }

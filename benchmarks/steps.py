@@ -11,7 +11,7 @@ import jax
 import optax
 
 import gradx
-from benchmarks import cases, markdown, yardstick
+from benchmarks import cases, family, markdown, yardstick
 from benchmarks.clock import forget_freed_memory, paired, rotation, seconds, spread
 from benchmarks.runners import Runner, Work, check, competitors
 from benchmarks.settings import Settings
@@ -20,7 +20,7 @@ MODULES = {"gradx": gradx, "optax": optax}
 
 
 def measure(settings: Settings) -> dict[str, Any]:
-    chosen = cases.chosen(settings.rows, settings.within)
+    chosen = [c for c in cases.chosen(settings.rows, settings.within) if c.group != family.GROUP]
     check(chosen, MODULES)
     works = {tree: Work(tree, settings.quick) for tree in {case.tree for case in chosen}}
     rows = []

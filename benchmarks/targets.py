@@ -27,6 +27,10 @@ MEASURES: dict[str, Callable[[Row], float]] = {
     "temporaries / Optax's": lambda row: (
         row["competitors"]["gradx"]["temporaries"] / row["competitors"]["optax"]["temporaries"]
     ),
+    "mean step / Muon's": lambda row: row["competitors"]["gradx"]["of_muon"],
+    "slowest step / mean": lambda row: (
+        row["competitors"]["gradx"]["slowest"] / row["competitors"]["gradx"]["mean"]
+    ),
     "trace + lower + compile / Optax's": lambda row: row["ratios"]["optax"]["all"]["median"],
     "trace + lower / Optax's": lambda row: row["ratios"]["optax"]["trace"]["median"],
     "compile / Optax's": lambda row: row["ratios"]["optax"]["compile"]["median"],
@@ -61,6 +65,8 @@ TARGETS = [
     Target("step time / Optax's", 0.5, MUON),
     Target("temporaries / Optax's", 0.5, MUON),
     Target("trace + lower + compile / Optax's", 0.2, MUON, section="compile"),
+    Target("mean step / Muon's", 2.5, r"family/soap.*", section="family"),
+    Target("slowest step / mean", 1.5, "family/soap staggered", section="family"),
     Target("temporaries - Optax's, B/param", SCALARS, EVERY),
     Target("temporaries - Optax's / 2, B/param", SCALARS, EVERY),
     Target("step time / Optax's", 0.6, r"wrapper/MultiSteps\(4\)"),

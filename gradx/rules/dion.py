@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from gradx import core, polar
+from gradx import core, lapack, polar
 from gradx.combine import Contract, chain
 from gradx.core import Count, Transform, Updates
 from gradx.counting import steps
@@ -145,7 +145,7 @@ def _dion(g: Array, slots: Slots, p: None, h: Numbers) -> tuple[Array, Slots]:
     size = polar.norm(b)
     size = jnp.where(size > 0, size, 1.0)
     b_scaled = b / size
-    q, triangle = jnp.linalg.qr(times(adjoint(b_scaled), basis))
+    q, triangle = lapack.qr(times(adjoint(b_scaled), basis))
     # The length of each column without what the ones before it span.
     new = jnp.abs(jnp.diagonal(triangle))
     known = new > max(b.shape) * jnp.finfo(b.dtype).eps * jnp.max(new)

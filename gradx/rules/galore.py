@@ -10,7 +10,7 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from gradx import core, hyper
+from gradx import core, hyper, lapack
 from gradx import tree as gtree
 from gradx.combine import Contract, chain
 from gradx.contract import MaskedNode
@@ -110,12 +110,12 @@ def _directions(x: Array, rank: int) -> Array:
     product = partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
     wide = x.shape[0] < x.shape[1]
     inner = product(x, _adjoint(x)) if wide else product(_adjoint(x), x)
-    _, vectors = jnp.linalg.eigh(inner, symmetrize_input=False)
+    _, vectors = lapack.eigh(inner)
     largest_first = vectors[:, ::-1][:, :rank]
     if wide:
         return largest_first
     # Orthonormal also where singular values are 0, which x @ vectors / values would not be.
-    directions: Array = jnp.linalg.qr(product(x, largest_first))[0]
+    directions: Array = lapack.qr(product(x, largest_first))[0]
     return directions
 
 
