@@ -44,7 +44,9 @@ class Transformer(nn.Module):
             attention = nn.MultiHeadDotProductAttention(HEADS)
             x = x + attention(nn.RMSNorm()(x), mask=nn.make_causal_mask(seen))
             x = x + nn.Dense(WIDTH)(nn.gelu(nn.Dense(4 * WIDTH)(nn.RMSNorm()(x))))
-        return nn.Dense(self.vocabulary, kernel_init=nn.initializers.zeros)(nn.RMSNorm()(x))
+        return nn.Dense(self.vocabulary, kernel_init=nn.initializers.zeros, name="head")(
+            nn.RMSNorm()(x)
+        )
 
 
 def corpus() -> tuple[np.ndarray, np.ndarray, int]:
@@ -132,7 +134,11 @@ def draw(rates: np.ndarray, losses: np.ndarray, valid: np.ndarray, path: Path) -
     right.scatter(rates, valid, c=colors, s=45, zorder=2)
     right.set(xlabel="learning rate", title=f"validation loss, best {np.nanmin(valid):.3f}")
     left.set_ylabel("nats a character")
-    for ax in (left, right):
+    save(figure, path)
+
+
+def save(figure: plt.Figure, path: Path) -> None:
+    for ax in figure.axes:
         ax.grid(alpha=0.3)
         ax.spines[["top", "right"]].set_visible(False)
     path.parent.mkdir(parents=True, exist_ok=True)

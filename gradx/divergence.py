@@ -18,12 +18,11 @@ from gradx.core import Transform
 from gradx.counting import steps
 from gradx.eigenbasis import (
     adjoint,
-    empty_factor,
     first_basis,
+    first_slots,
     into,
     moved,
     orthogonal,
-    plain_basis,
     power,
     times,
 )
@@ -35,10 +34,8 @@ from gradx.tree import abs_sq
 
 
 def _first_slots(p: Array, *, limit: int, value: Any) -> Slots:
-    lengths = p.shape
-    factors = [empty_factor(n, limit, p) for n in lengths]
-    bases = [plain_basis(n, limit, p) for n in lengths]
-    return *factors, *bases, *[jnp.full(n, value, p.real.dtype) for n in lengths]
+    values = [jnp.full(n, value, p.real.dtype) for n in p.shape]
+    return *first_slots(p, limit=limit), *values
 
 
 def lifted(

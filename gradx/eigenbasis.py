@@ -6,11 +6,15 @@ side that has none, since it is too long for one, has arrays of shape (0, 0) and
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
 from gradx import lapack
+from gradx.moments import average
 from gradx.sources import Array
+from gradx.stage import Slots
 
 
 def times(a: Array, b: Array) -> Array:
@@ -22,15 +26,20 @@ def adjoint(x: Array) -> Array:
     return x.mT.conj()
 
 
-def empty_factor(length: int, limit: int, like: Array) -> Array:
-    """A factor before the first gradient."""
-    kept = length if length <= limit else 0
-    return jnp.zeros((kept, kept), like.dtype)
+def first_slots(p: Array, *, limit: int) -> Slots:
+    """Before the first gradient: the factors of both sides, and bases in which nothing changes."""
+    kept = [length if length <= limit else 0 for length in p.shape]
+    factors = [jnp.zeros((n, n), p.dtype) for n in kept]
+    return *factors, *[jnp.eye(n, dtype=p.dtype) for n in kept]
 
 
-def plain_basis(length: int, limit: int, like: Array) -> Array:
-    """The basis in which a matrix is what it is."""
-    return jnp.eye(length if length <= limit else 0, dtype=like.dtype)
+def averaged(g: Array, left: Array, right: Array, decay: Any) -> tuple[Array, Array]:
+    """The factors with a further gradient."""
+    if left.size:
+        left = average(left, times(g, adjoint(g)), decay)
+    if right.size:
+        right = average(right, times(adjoint(g), g), decay)
+    return left, right
 
 
 def into(x: Array, rows: Array, columns: Array) -> Array:

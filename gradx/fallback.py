@@ -16,7 +16,7 @@ from gradx.groups import partition
 from gradx.matrices import check_paths, matrices, matrices_by_name, reasons
 from gradx.moments import scale_by_adam
 from gradx.scale import descend
-from gradx.sources import ByPath, Hyper
+from gradx.sources import Hyper, beside
 
 
 def matrix_optimizer(
@@ -56,44 +56,52 @@ def with_fallback(
 ) -> Transform:
     """`tx` for the leaves that are matrices, `other` for those that are none.
 
-    `axes`, the argument `name`, says which are; without it, `matrices_by_name`.
+    `axes`, the argument `name`, says which are; without it, `matrices_by_name`. Numbers by path may
+    name leaves of either.
     """
     where = core.where()
     check_inner(other, where, "fallback")
-    chosen = matrices_by_name if axes is None else axes
+    groups: Mapping[Hashable, Contract] = {label: tx, other_label: other}
 
-    def labels(params: Params) -> Any:
-        flat = gtree.flatten(params)
-        check_paths(chosen, flat, where)
-        found = matrices(chosen, flat, where, name, stacked=True)
-        return flat.unflatten([other_label if m is None else label for m in found])
+    def labels(tree: Any) -> Any:
+        found = matrices(or_by_name(axes), gtree.flatten(tree), where, name, stacked=True)
+        return gtree.flatten(tree).unflatten([other_label if m is None else label for m in found])
+
+    split = partition(groups, labels, optional=True)
 
     def described(params: Params, state: State) -> list[Part]:
-        parts = by_gradients.parts
-        if parts is None:
-            return []
-        why = reasons(chosen, gtree.flatten(params), where, name)
-        return [replace(part, why=why) for part in parts(params, state)]
+        why = reasons(or_by_name(axes), gtree.flatten(params), where, name)
+        parts = split.parts(params, state) if split.parts is not None else []
+        return [replace(part, why=why) for part in parts]
 
-    groups: Mapping[Hashable, Contract] = {label: tx, other_label: other}
-    by_gradients = partition(groups, labels, optional=True)
+    def init(params: Params) -> State:
+        flat = gtree.flatten(params)
+        check_paths(or_by_name(axes), flat, where)
+        with beside(flat.paths):
+            return split.init(params)
 
     def update(
         updates: Updates, state: State, params: Params | None = None, **extra: Any
     ) -> tuple[Updates, State]:
-        made = by_gradients
-        if params is not None and any(g is None for g in gtree.flatten(updates).values):
-            with core.inside(where):  # a missing gradient has no shape that tells its group
+        flat, made = gtree.flatten(updates), split
+        lost = [path for path, g in zip(flat.paths, flat.values, strict=True) if g is None]
+        if lost and params is not None:  # without a gradient there is no shape, either
+            with core.inside(where):
                 made = partition(groups, labels(params), optional=True)
-        return made.update(updates, state, params, **extra)
+        try:
+            with beside(flat.paths):
+                return made.update(updates, state, params, **extra)
+        except ValueError as error:
+            if lost and params is None:
+                error.add_note(
+                    f"{where}: at {lost[0]!r} there is no gradient. If there is a parameter, its "
+                    f"shape is needed: call update(updates, state, params)."
+                )
+            raise
 
-    return wide_throughout(Transform(by_gradients.init, update, parts=described))
+    return wide_throughout(Transform(init, update, parts=described))
 
 
-def inside(axes: Any) -> Any:
-    """The same choice for a transformation that sees the matrices only."""
-    if axes is None:
-        return matrices_by_name
-    if isinstance(axes, ByPath):  # whose patterns for other leaves match nothing there
-        return lambda tree: gtree.map_with_path(lambda path, _: axes.pick(path), tree)
-    return axes
+def or_by_name(axes: Any) -> Any:
+    """What was chosen, or else what names and shapes tell."""
+    return matrices_by_name if axes is None else axes

@@ -80,6 +80,36 @@ def rarely(gate: Array, accept: Callable[[], Any], reject: Callable[[], Any], gi
     return either(_any_of_batch(gate), accept, reject, given)
 
 
+@jax.custom_jvp
+def if_open(gate: Array, new: Any, old: Any) -> Any:
+    """`new`, where `rarely` has come because a gate is open: under `vmap` perhaps another's."""
+    return _if_open(gate, new, old)
+
+
+@if_open.defjvp
+def _(primals: Any, tangents: Any) -> Any:
+    gate, *primals = primals
+    return jax.jvp(functools.partial(_chosen, gate), primals, tangents[1:])
+
+
+@jax.custom_batching.custom_vmap
+def _if_open(gate: Array, new: Any, old: Any) -> Any:
+    return new
+
+
+@_if_open.def_vmap
+def _(size: int, batched: Any, gate: Array, new: Any, old: Any) -> tuple[Any, Any]:
+    if not batched[0]:
+        return _if_open(gate, new, old), batched[1]
+    axes = [jax.tree.map(lambda b: 0 if b else None, b) for b in batched]
+    made = jax.vmap(_chosen, in_axes=tuple(axes), axis_size=size)(gate, new, old)
+    return made, jax.tree.map(lambda _: True, made)
+
+
+def _chosen(gate: Array, new: Any, old: Any) -> Any:
+    return jax.tree.map(functools.partial(choose, gate), new, old)
+
+
 @jax.custom_batching.custom_vmap
 def _any_of_batch(gate: Array) -> Array:
     return gate

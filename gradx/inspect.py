@@ -172,12 +172,12 @@ def _rules(stage: Any) -> Sequence[Rule]:
 
 def _numbers(stage: Any, spec: core.Spec | None) -> str:
     rules = _rules(stage)
-    if not rules:
-        given = spec.arguments if spec is not None else ()
-        return " ".join(f"{name}={core.show(value)}" for name, value in given)
     sources = [f"{k}={_brief(source)}" for r in rules for k, source in r.hypers.sources.items()]
     flags = [f"{k}={core.show(value)}" for r in rules for k, value in r.flags.items() if value]
-    return " ".join([*sources, *flags])
+    shown = {name for r in rules for name in (*r.hypers.sources, *r.flags)}
+    given = spec.arguments if spec is not None else ()
+    others = [f"{name}={core.show(value)}" for name, value in given if name not in shown]
+    return " ".join([*sources, *flags, *others])
 
 
 def _grouped(branch: str, said: Mapping[str, str]) -> Iterator[Row]:

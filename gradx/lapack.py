@@ -35,3 +35,4 @@ def _one_by_one(decompose: Callable[[Array], Any]) -> Callable[[Array], Any]:
 eigh = _one_by_one(lambda x: tuple(jnp.linalg.eigh(x, symmetrize_input=False)))
 qr = _one_by_one(lambda x: tuple(jnp.linalg.qr(x)))
 svd = _one_by_one(lambda x: tuple(jnp.linalg.svd(x, full_matrices=False)))
+largest_singular_value = _one_by_one(lambda x: jnp.linalg.norm(x, ord=2))

@@ -209,17 +209,17 @@ def set_hyperparams(state: Any, /, **values: Any) -> Any:
     Args:
       state: any state with live values (see `tunable`); it is not changed.
       **values: name to new value, the names being those that `hyperparams(state)` lists. A name
-        with ``*``, which stands for any letters, sets all that it matches. Values are scalars, or
-        arrays of the shape that the live value has (after a `vmap`, say).
+        with ``*``, which stands for any letters (``*/`` also for none), sets all that it matches.
+        Values are scalars, or arrays of the shape that the live value has (after a `vmap`, say).
 
     Returns:
       A state of the same structure and dtypes: a jitted step is not compiled again.
 
     Raises:
-      ValueError: a name that is unknown, ambiguous, or belongs to a constant or a schedule; a
-        value that is not finite, of another shape, no whole number where the state has one, or out
-        of the range that arguments of this name have in general (a state does not know a rule's
-        own ranges). Traced values are not checked.
+      ValueError: a name that is unknown, ambiguous, given twice, or belongs to a constant or a
+        schedule; a value that is not finite, of another shape, no whole number where the state has
+        one, or out of the range that arguments of this name have in general (a state does not know
+        a rule's own ranges). Traced values are not checked.
 
     Example:
       >>> import gradx, jax.numpy as jnp
@@ -231,7 +231,7 @@ def set_hyperparams(state: Any, /, **values: Any) -> Any:
 
       >>> params = {"mlp": jnp.ones((2, 2)), "bias": jnp.ones(2)}
       >>> state = gradx.muon(gradx.tunable(0.1)).init(params)
-      >>> state = gradx.set_hyperparams(state, **{"*learning_rate": 0.01})
+      >>> state = gradx.set_hyperparams(state, **{"*/learning_rate": 0.01})
       >>> list(gradx.hyperparams(state))
       ['adam/learning_rate', 'muon/learning_rate']
     """
@@ -315,7 +315,7 @@ def _places(state: Any) -> dict[str, tuple[_Path, Any, bool]]:
 
 
 def _named(given: str, places: Mapping[str, Any]) -> list[str]:
-    pattern = re.escape(given).replace(r"\*", ".*")
+    pattern = re.escape(given).replace(r"\*/", "(.*/)?").replace(r"\*", ".*")
     found = [given] if given in places else [n for n in places if re.fullmatch(pattern, n)]
     if not found:
         raise ValueError(_unknown(given, list(places)))

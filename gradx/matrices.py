@@ -19,6 +19,7 @@ __all__ = ["MatrixAxes", "matrices_by_name"]
 _FIELDS = ("reduction_axis", "output_axis")
 
 
+@core.registered
 class MatrixAxes(NamedTuple):
     """How a leaf is seen as a matrix, or as a stack of them.
 
@@ -113,6 +114,23 @@ def matrices(
     ]
 
 
+def only_matrices(choice: Any, flat: gtree.Flat, where: str, name: str) -> list[Matrix | None]:
+    """As `matrices`, with stacks, for a rule that takes nothing else; None for None.
+
+    Raises:
+      ValueError: a leaf is none; the message names the path.
+    """
+    found = matrices(choice, flat, where, name, stacked=True)
+    for path, x, m in zip(flat.paths, flat.values, found, strict=True):
+        if x is not None and m is None:
+            raise ValueError(
+                f"{where}: the leaf {path!r} of shape {jnp.shape(x)} is no matrix. Leave it out "
+                f"with masked or partition, or say in {name} which of its axes are the rows and "
+                f"the columns."
+            )
+    return found
+
+
 def check_paths(choice: Any, flat: gtree.Flat, where: str) -> None:
     """Raises ValueError for a `by_path` that leaves a pattern or a leaf out; for `init`."""
     if isinstance(choice, ByPath) and gtree.array_paths(flat):
@@ -131,6 +149,18 @@ def reasons(choice: Any, flat: gtree.Flat, where: str, name: str) -> dict[str, s
             why = f"{why}: {count}{m.rows}×{m.columns}"
         said[path] = why
     return said
+
+
+def axis_numbers(given: Any) -> tuple[int, ...]:
+    """One axis, or several, as a tuple; raises TypeError for what is no whole number."""
+    return tuple(map(whole_number, given if np.iterable(given) else (given,)))
+
+
+def whole_number(n: Any) -> int:
+    """Also one of NumPy's, but no bool; raises TypeError for anything else."""
+    if isinstance(n, bool):
+        raise TypeError(f"{n} is no number")
+    return operator.index(n)
 
 
 def is_axes(x: Any) -> bool:
@@ -158,10 +188,14 @@ def _matrix(flat: gtree.Flat, i: int, axes: Any, what: str, stacked: bool) -> Ma
             f"leaf; at {flat.paths[i]!r} it is {core.show(axes)}."
         )
     shape = jnp.shape(flat.values[i])
-    given = [
-        (int(n),) if isinstance(n, int | np.integer) else tuple(map(operator.index, n))
-        for n in axes[:2]
-    ]
+    try:
+        given = [axis_numbers(group) for group in axes[:2]]
+        parts = whole_number(getattr(axes, "parts", 1))
+    except TypeError as error:
+        raise ValueError(
+            f"{what}: at {flat.paths[i]!r} the axes must be whole numbers or tuples of them, and "
+            f"parts must be a whole number; got {core.show(axes)}."
+        ) from error
     all_axes = [n for group in given for n in group]
     in_range = all(-len(shape) <= n < len(shape) for n in all_axes)
     rows, columns = [tuple(n % len(shape) for n in group) for group in given] if in_range else given
@@ -175,14 +209,8 @@ def _matrix(flat: gtree.Flat, i: int, axes: Any, what: str, stacked: bool) -> Ma
             f"{' and '.join(axes._fields[:2])}, and each of these must have an axis; got "
             f"{core.show(axes)}."
         )
-    parts = getattr(axes, "parts", 1)
     side_by_side = math.prod(shape[n] for n in columns)
-    if (
-        not isinstance(parts, int)
-        or parts < 1
-        or side_by_side % parts
-        or (parts > 1 and not stacked)
-    ):
+    if parts < 1 or side_by_side % parts or (parts > 1 and not stacked):
         raise ValueError(
             f"{what}: at {flat.paths[i]!r} parts must be a whole number that divides the "
             f"{side_by_side} columns; got {core.show(axes)}."
@@ -193,47 +221,87 @@ def _matrix(flat: gtree.Flat, i: int, axes: Any, what: str, stacked: bool) -> Ma
 
 # ---------------------------------------------------------------- by name
 
-# Whole words of a path: `lm_head` and `head_2` are a head, `heads` and `overhead` are not.
-_NAMES = {
-    "an embedding": r"embed|embedding|embeddings|embedder|wte|wpe|pos|position|vocab|token",
-    "a head": r"head|logits|unembed|unembedding|readout|classifier",
-    "a bias, a scale or a norm": r"bias|scale|norm|layernorm|rmsnorm|batchnorm|bn|ln",
+# What a segment of a path is if this is its last word: `lm_head` and `head_2` are a head; `heads`,
+# `overhead` and `head_mixer` are not.
+_LAST_WORDS = {
+    "an embedding": "embed embedding embeddings embedder emb wte wpe vocab token tokens "
+    "pos position positions",
+    "a head": "head logits unembed unembedding readout classifier",
+    "a bias, a scale or a norm": "bias scale norm layernorm rmsnorm batchnorm groupnorm bn ln",
 }
-_ATTENTION_IN = r"query|key|value|qkv|q|k|v|q_proj|k_proj|v_proj"
-_ATTENTION_OUT = r"out|o|o_proj"
+_KINDS = {word: kind for kind, words in _LAST_WORDS.items() for word in words.split()}
+_OF_EMBED = {"in", "out", "tokens", "table", "positions", "matrix", "weights"}  # `embed_in`
+_ATTENTION = ("attention", "attn", "mha")
+_INTO_HEADS = {"query", "key", "value", "qkv", "q", "k", "v"}
+_OUT_OF_HEADS = {"out", "o"}
+
+_WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+")  # of `RMSNorm_0`: RMS, Norm
 
 
-def _has(path: str, words: str) -> bool:
-    return re.search(rf"(?:^|[^a-zA-Z])(?:{words})(?:$|[^a-zA-Z])", path, re.IGNORECASE) is not None
+def _kind(words: list[str]) -> str | None:
+    """What a segment of these words is, if it is no matrix."""
+    words = [word for word in words if len(word) > 1]  # `ln_f` is a norm
+    if words[:1] in (["embed"], ["embedding"]) and _OF_EMBED.intersection(words[1:2]):
+        return "an embedding"
+    return _KINDS.get(words[-1]) if words else None
 
 
 def axes_by_name(path: str, shape: tuple[int, ...]) -> tuple[MatrixAxes | None, str]:
     """How one leaf is seen, and why."""
-    if len(shape) < 2:
+    rank = len(shape)
+    if rank < 2:
         return None, "fewer than two axes"
-    for kind, words in _NAMES.items():
-        if _has(path, words):
+    segments = [[word.lower() for word in _WORD.findall(name)] for name in path.split("/")]
+    every_word = [word for words in segments for word in words]
+    in_attention = any(word.endswith(_ATTENTION) for word in every_word)
+    found = {_kind(words) for words in segments}
+    for kind in _LAST_WORDS:
+        if kind in found and not (kind == "a head" and in_attention):
             return None, kind
-    if _has(path, r"conv\w*") and len(shape) > 2:
-        return MatrixAxes(tuple(range(len(shape) - 1)), len(shape) - 1), "a convolution"
-    if len(shape) == 2:
+    outputs_first = path.split("/")[-1] == "weight"
+    if rank > 2 and any(word.startswith("conv") for word in every_word):
+        if outputs_first:  # the window before the channels, as in other kernels
+            return MatrixAxes((*range(2, rank), 1), 0), "a convolution"
+        return MatrixAxes(tuple(range(rank - 1)), rank - 1), "a convolution"
+    if outputs_first:
+        if rank == 2:
+            return MatrixAxes(1, 0), "two axes, outputs first"
+        return MatrixAxes(-1, -2), "a stack of matrices, outputs first"
+    if rank == 2:
         return MatrixAxes(0, 1), "two axes"
-    if _has(path, r"\w*attention|\w*attn") or _has(path, _ATTENTION_IN):
-        if _has(path, _ATTENTION_IN):
-            return MatrixAxes(-3, (-2, -1)), "heads side by side in the columns"
-        if _has(path, _ATTENTION_OUT):
-            return MatrixAxes((-3, -2), -1), "heads side by side in the rows"
+    named = [[word for word in words if word not in ("proj", "kernel")] for words in segments]
+    last_words = {words[-1] for words in named if words}
+    if last_words & _INTO_HEADS:
+        return MatrixAxes(-3, (-2, -1)), "heads side by side in the columns"
+    if in_attention and last_words & _OUT_OF_HEADS:
+        return MatrixAxes((-3, -2), -1), "heads side by side in the rows"
     return MatrixAxes(-2, -1), "a stack of matrices"
 
 
+@core.registered
 def matrices_by_name(params: Any) -> Any:
     r"""Which leaves are matrices, as far as paths and shapes can tell: the default of `muon`.
 
-    No matrices, by whole words of their path, are embeddings, heads (``lm_head``, ``logits``,
-    ``classifier``), norms, scales and biases, and what has fewer than two axes. A leaf with two
-    axes is one; a convolution (``Conv_0``) is flattened to one; the kernels of an attention with
-    heads in an axis of their own are flattened over their heads; other leaves with more axes are
-    stacks of matrices, in their last two axes.
+    No matrices are leaves with fewer than two axes, and those with a segment in their path that is,
+    by its last word:
+
+    * an embedding: ``embed``, ``embedding(s)``, ``embedder``, ``emb``, ``wte``, ``wpe``, ``vocab``,
+      ``token(s)``, ``pos``, ``position(s)``; or by its first, ``embed`` or ``embedding``, if
+      ``in``, ``out``, ``tokens``, ``table``, ``positions``, ``matrix`` or ``weights`` follows;
+    * a head: ``head``, ``logits``, ``unembed``, ``unembedding``, ``readout``, ``classifier``;
+      inside an ``attention``, ``attn`` or ``mha`` none is;
+    * a bias, a scale or a norm: ``bias``, ``scale``, ``norm``, ``layernorm``, ``rmsnorm``,
+      ``batchnorm``, ``groupnorm``, ``bn``, ``ln``.
+
+    Words end at ``_``, at digits and where capitals begin (``LayerNorm_0``); digits and single
+    letters do not count (``head_2``, ``ln_f``). So ``lm_head`` is a head, and ``token_mixer``,
+    ``multi_head_attention`` and ``scale_net`` are nothing of all this.
+
+    Of the other leaves, those with two axes are matrices, (inputs, outputs). With more axes a leaf
+    is one matrix, (window, inputs, outputs), below a word that begins with ``conv``; flattened over
+    its heads in an attention that has them in an axis of their own; else a stack of matrices, in
+    its last two axes. A leaf called ``weight`` has its outputs first, as in Equinox and PyTorch:
+    (outputs, inputs), (outputs, inputs, window), and stacks of (outputs, inputs).
 
     Args:
       params: the parameters, or anything with their shapes.
@@ -248,7 +316,8 @@ def matrices_by_name(params: Any) -> Any:
       {'bias': None, 'embed': None, 'mlp': MatrixAxes(rows=0, columns=1, parts=1)}
 
     Deviation from Optax, whose `muon` takes every leaf with two axes for a matrix, embeddings and
-    heads as well: pass ``muon_weight_dimension_numbers=gradx.MatrixAxes()`` for that.
+    heads as well, and no leaf with more. For that pass a function: ``lambda params:
+    jax.tree.map(lambda x: gradx.MatrixAxes() if x.ndim == 2 else None, params)``.
     """
     flat = gtree.flatten(params)
     pairs = zip(flat.paths, flat.values, strict=True)

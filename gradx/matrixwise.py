@@ -19,13 +19,13 @@ import optax
 from gradx import core, hyper
 from gradx import tree as gtree
 from gradx.core import State, Transform
-from gradx.counting import steps
-from gradx.gating import rarely
+from gradx.counting import flag, steps
+from gradx.gating import if_open, rarely
 from gradx.leafwise import Rule
 from gradx.live import own_state
-from gradx.matrices import Matrix, check_paths, matrices
+from gradx.matrices import Matrix, check_paths, only_matrices
 from gradx.sources import Array
-from gradx.stacked import How, Share, check_share, together
+from gradx.stacked import How, Share, check_share, together, whole
 from gradx.stage import (
     Call,
     Decided,
@@ -37,7 +37,6 @@ from gradx.stage import (
     Sums,
     check_array,
     check_leaf,
-    is_array,
     staged,
     widen,
 )
@@ -58,29 +57,26 @@ class MatrixRule(Rule):
 
     def seen(self, flat: gtree.Flat) -> list[Matrix | None]:
         """Each leaf as matrices; None for what is not for this rule."""
-        found = matrices(self.choice, flat, self.where, self.name, stacked=True)
-        for path, x, m in zip(flat.paths, flat.values, found, strict=True):
-            if x is not None and m is None:
-                raise ValueError(
-                    f"{self.where}: the leaf {path!r} of shape {jnp.shape(x)} is no matrix. Leave "
-                    f"it out with masked or partition, or say in {self.name} which of its axes are "
-                    f"the rows and the columns."
-                )
+        found = only_matrices(self.choice, flat, self.where, self.name)
         return [m.turned() if m is not None and self.either_way else m for m in found]
 
     def _first_slots(self, flat: gtree.Flat) -> list[Slots | None]:
         check_paths(self.choice, flat, self.where)
-        visible = gtree.flatten(flat.tree)  # without what a mask hides
-        layouts = iter(self.seen(visible))
-        return [self._slots_of(p, next(layouts)) if is_array(p) else None for p in flat.values]
+        pairs = zip(flat.values, self.seen(flat), strict=True)
+        return [None if m is None else self._slots_of(p, m) for p, m in pairs]
 
-    def _slots_of(self, p: Any, m: Matrix | None) -> Slots:
-        if m is None:
-            return tuple(None for _ in self.fields)  # type: ignore[misc]
+    def _slots_of(self, p: Any, m: Matrix) -> Slots:
         wide = widen(p)
-        own = iter(() if self.slots is None else jax.vmap(self.slots)(m.stack(wide)))
+        own = () if self.slots is None else jax.vmap(self.slots)(m.stack(whole(wide)))
+        names = [name for name in self.fields if name not in self.like_leaf]
+        if not isinstance(own, tuple) or len(own) != len(names):
+            raise ValueError(
+                f"{self.where}: init must return a tuple of {len(names)} slots for the fields "
+                f"{names} of {self.state.__name__}, also for one field."
+            )
+        rest = iter(own)
         return tuple(
-            _zeros(wide, self.like_leaf[name]) if name in self.like_leaf else m.kept(next(own))
+            _zeros(wide, self.like_leaf[name]) if name in self.like_leaf else m.kept(next(rest))
             for name in self.fields
         )
 
@@ -93,8 +89,7 @@ class MatrixRule(Rule):
     ) -> Callable[[Results], State]:
         own: Rows = [[] for _ in leaves.updates]
         finish = super().begin(leaves, state, extra, own)
-        layouts = iter(self.seen(gtree.flatten(leaves.tree)))
-        seen = [next(layouts) if is_array(u) or u is None else None for u in leaves.updates]
+        seen = leaves.aligned(self.seen(gtree.flatten(leaves.tree)))
         calls = {i: row[0] for i, row in enumerate(own) if row}
         made = self._made(leaves, calls, seen, self.step_of(state))
         for i, (u, _) in made.items():
@@ -111,6 +106,7 @@ class MatrixRule(Rule):
             g, p = leaves.updates[i], leaves.params[i] if leaves.params is not None else None
             check_array(g, leaves.flat, i, self.where, "update")
             check_leaf(leaves.flat, i, self.where, g, p, [call])
+            self._check_slots(leaves.flat.paths[i], g, call.slots)
             m: Any = seen[i]
             kinds = tuple(jnp.result_type(x) for x in (g, p, *call.slots) if x is not None)
             groups.setdefault((id(call.traced), m.rows, m.columns, kinds), []).append(i)
@@ -121,13 +117,17 @@ class MatrixRule(Rule):
             for members in groups.values():
                 # One shape's turns begin where another's end, so that no step has all of them.
                 how = self.how._replace(first=first % self.how.every * self.how.staggered)
-                done.append(self._group(leaves, calls, seen, members, t, how))
+                made = self._group(leaves, calls, seen, members, t, how)
+                if leaves.gate is not None:
+                    pairs = zip(members, made, strict=True)
+                    made = [(u, if_open(leaves.gate, s, calls[i].slots)) for i, (u, s) in pairs]
+                done.append(made)
                 first += sum(m.shape[0] for m in (seen[i] for i in members) if m is not None)
             return done
 
         def keep() -> list[list[tuple[Array, Slots]]]:
             return [
-                [(leaves.updates[i], calls[i].slots) for i in members]
+                [(widen(leaves.updates[i]), calls[i].slots) for i in members]
                 for members in groups.values()
             ]
 
@@ -135,6 +135,14 @@ class MatrixRule(Rule):
         done = work() if leaves.gate is None else rarely(leaves.gate, work, keep, given)
         pairs = zip(groups.values(), done, strict=True)
         return {i: one for members, made in pairs for i, one in zip(members, made, strict=True)}
+
+    def _check_slots(self, path: str, g: Any, slots: Slots) -> None:
+        for name, slot in zip(self.fields, slots, strict=True):
+            if name in self.like_leaf and jnp.shape(slot) != jnp.shape(g):
+                raise ValueError(
+                    f"{self.where}: at {path!r} the update has shape {jnp.shape(g)} and the "
+                    f"state's {name} has shape {jnp.shape(slot)}. Was it made for other parameters?"
+                )
 
     def _group(
         self,
@@ -167,11 +175,13 @@ class MatrixRule(Rule):
 
 
 def _zeros(p: Array, kind: Any) -> Array:
-    return jnp.zeros_like(p.real) if kind == "real" else jnp.zeros_like(p, dtype=kind)
+    if kind == "real":
+        return jnp.zeros_like(p.real)
+    return jnp.zeros_like(p, dtype=None if jnp.iscomplexobj(p) else kind)
 
 
 def _given(u: Array, slots: Slots, p: None, h: Numbers) -> tuple[Array, Slots]:
-    return widen(h.made), slots
+    return h.made, slots
 
 
 def matrixwise(
@@ -232,11 +242,12 @@ def matrixwise(
       share: the devices that share the matrices, if any.
 
     Returns:
-      The transformation. Its updates come back in the gradients' dtypes.
+      The transformation. Its updates come back in the gradients' dtypes; what follows it in a chain
+      is given them in float32 or wider.
 
     Raises:
-      ValueError: for a number out of range, a chunk or mesh that cannot be; at `init`, for a leaf
-        that is no matrix, with its path.
+      ValueError: for a number out of range, a chunk or mesh that cannot be, fields that the state
+        has not; at `init`, for a leaf that is no matrix, with its path.
 
     Example:
       >>> import gradx, jax.numpy as jnp
@@ -252,6 +263,14 @@ def matrixwise(
     if chunk is not None and (not isinstance(chunk, int) or isinstance(chunk, bool) or chunk < 1):
         raise ValueError(f"{where}: chunk must be a whole number from 1 on, got {chunk!r}.")
     check_share(share, where)
+    if unknown := set(like_leaf or {}) - set(state._fields):
+        raise ValueError(f"{where}: like_leaf has {sorted(unknown)}, the state {state._fields}.")
+    if renew is None and (start, gather, every, staggered) != (None, None, 1, False):
+        raise ValueError(f"{where}: start, gather, every and staggered are about renew: give it.")
+    if renew is not None and count not in state._fields:
+        raise ValueError(
+            f"{where}: renew needs a state with the field {count!r}, to know the step."
+        )
     numbers = hyper.Hypers(hypers or {}, where, ranges)
     if per_tree is not None and numbers.varies_by_path:
         raise ValueError(f"{where}: takes one number for the whole tree, not by_path(…).")
@@ -281,7 +300,7 @@ def matrixwise(
             start=start,
             gather=gather,
             every=steps("every", every, 1),
-            staggered=bool(staggered),
+            staggered=flag("staggered", staggered),
         ),
     )
     return staged(rule, where)

@@ -15,9 +15,9 @@ import optax
 from gradx import core, hyper, polar
 from gradx import tree as gtree
 from gradx.core import Count, Params, State, Transform, Updates
-from gradx.counting import static, steps
+from gradx.counting import flag, static, steps
 from gradx.leafwise import leafwise
-from gradx.matrices import matrices
+from gradx.matrices import check_paths, matrices
 from gradx.matrixwise import matrixwise
 from gradx.moments import average, storage, weight_so_far, zeros
 from gradx.norms import by_factor
@@ -51,8 +51,10 @@ def momentum(
         state=Momentum,
         hypers={name: beta},
         ranges={name: "[0, 1)"},
-        flags={"nesterov": bool(nesterov)},
-        per_step=partial(_corrections, name=name, corrects=bool(bias_correction)),
+        flags={"nesterov": flag("nesterov", nesterov)},
+        per_step=partial(
+            _corrections, name=name, corrects=flag("bias_correction", bias_correction)
+        ),
     )
 
 
@@ -68,6 +70,10 @@ def _corrections(h: Numbers, t: Array, *, name: str, corrects: bool) -> Mapping[
 def _momentum(g: Array, slots: Slots, p: None, h: Numbers) -> tuple[Array, Slots]:
     mu = average(slots[0], g, h.beta)
     return (h.of_mu * mu + h.of_g * g if h.nesterov else h.of_mu * mu), (mu,)
+
+
+def signs(g: Array, slots: Slots, p: None, h: Numbers) -> tuple[Array, Slots]:
+    return jnp.sign(g), slots
 
 
 # ---------------------------------------------------------------- its polar factor
@@ -97,7 +103,7 @@ def orthogonalise(
         _orthogonal,
         state=Orthogonalised,
         hypers={"eps": eps},
-        flags={**flags, "adaptive": bool(adaptive)},
+        flags={**flags, "adaptive": flag("adaptive", adaptive)},
         scalars=scalars,
         axes=axes,
         axes_name=axes_name,
@@ -122,7 +128,7 @@ def polar_arguments(
         "steps": count,
         "preconditioning": preconditioning,
         "dtype": storage("dtype", dtype),
-        "gram": gram,
+        "gram": None if gram is None else flag("gram", gram, "True, False or None"),
     }
     return flags, {"ns_coeffs": kept}
 
@@ -132,6 +138,7 @@ def coefficients(ns_coeffs: NSCoefficients, ns_steps: int, where: str) -> tuple[
     count = steps("ns_steps", ns_steps, 1)
     if isinstance(ns_coeffs, str):
         if ns_coeffs == "exact":
+            _check_own_steps(ns_coeffs, count, 0, where)
             return np.zeros((0, 3)), 0
         if ns_coeffs not in polar.NS_PRESETS:
             raise ValueError(
@@ -144,6 +151,7 @@ def coefficients(ns_coeffs: NSCoefficients, ns_steps: int, where: str) -> tuple[
         if ns_coeffs == "dion":
             ns_coeffs = preset
         else:
+            _check_own_steps(ns_coeffs, count, len(preset), where)
             return np.asarray(preset), len(preset)
     kept: Any
     try:
@@ -162,6 +170,15 @@ def coefficients(ns_coeffs: NSCoefficients, ns_steps: int, where: str) -> tuple[
             f"{where}: ns_steps is {count}, and ns_coeffs are for {len(kept)} steps only."
         )
     return kept[-count:], count
+
+
+def _check_own_steps(name: str, count: int, own: int, where: str) -> None:
+    """A preset that knows its steps takes no other number; 5, the default, is none that is said."""
+    if count not in (5, own):
+        raise ValueError(
+            f"{where}: ns_steps is {count}, and ns_coeffs={name!r} has {own or 'no'} steps. Leave "
+            f"ns_steps out."
+        )
 
 
 def _orthogonal(g: Array, slots: Slots, p: None, h: Numbers) -> tuple[Array, Slots]:
@@ -209,19 +226,48 @@ class _ByShape:
     sees_tree = False
 
     def init(self, params: Params) -> State:
+        check_paths(self.axes, gtree.flatten(params), self.where)
         return optax.EmptyState()
 
     def begin(
         self, leaves: Leaves, state: State, extra: Mapping[str, Any], rows: Rows
     ) -> Callable[[Results], State]:
         visible = gtree.flatten(leaves.tree)
-        found = iter(matrices(self.axes, visible, self.where, self.axes_name, stacked=True))
-        for row, u in zip(rows, leaves.updates, strict=True):
-            m = None if isinstance(u, optax.MaskedNode) else next(found)
+        found = matrices(self.axes, visible, self.where, self.axes_name, stacked=True)
+        for row, m in zip(rows, leaves.aligned(found), strict=True):
             if m is not None:
                 factor = float(self.factor(m.rows, m.columns))
                 row.append(Call(by_factor, (("factor", factor, str(factor)),), {}, (), False))
         return lambda _: state
+
+
+_FACTORS: dict[str, Callable[[int, int], float]] = {
+    "keller": lambda m, n: math.sqrt(max(1.0, n / max(m, 1))),
+    "spectral": lambda m, n: math.sqrt(n / max(m, 1)),
+    "moonlight": lambda m, n: 0.2 * math.sqrt(max(m, n)),
+    "splus": lambda m, n: 2 / max(m + n, 1),
+    "none": lambda m, n: 1.0,
+}
+
+
+def convention_or(
+    default: Convention, convention: Convention | None, consistent_rms: Any
+) -> Convention | None:
+    """Checks what a user said about sizes; None if `consistent_rms` gives them."""
+    where = core.where()
+    if convention is not None and convention not in _FACTORS:
+        raise ValueError(
+            f"{where}: convention must be one of {list(_FACTORS)}, got {core.show(convention)}."
+        )
+    if consistent_rms is None:
+        return default if convention is None else convention
+    if convention is not None:
+        raise ValueError(
+            f"{where}: consistent_rms and convention are two answers to one question, how large an "
+            f"update is; got {core.show(consistent_rms)} and {convention!r}. Give one of them, and "
+            f"None for the other."
+        )
+    return None
 
 
 @core.recorded
@@ -229,7 +275,7 @@ def scale_by_shape(
     weight_dimension_numbers: Any = None,
     consistent_rms: float | None = None,
     *,
-    convention: Convention = "keller",
+    convention: Convention | None = None,
 ) -> Transform:
     r"""Multiplies each matrix by a number that follows from its shape.
 
@@ -244,13 +290,13 @@ def scale_by_shape(
     Args:
       weight_dimension_numbers: which leaves are matrices (see `muon`); others stay as they are.
         Without it, those with two axes.
-      consistent_rms: \(c\) in (0, inf), for \(c \sqrt{\max(m, n)}\), with which the updates of an
-        orthogonal matrix have the root mean square \(c\).
-      convention: ``"keller"``, ``"moonlight"``, ``"spectral"``, ``"splus"`` or ``"none"``, where
-        `consistent_rms` is None.
+      consistent_rms: \(c\) in (0, inf), a constant, for \(c \sqrt{\max(m, n)}\), with which the
+        updates of an orthogonal matrix have the root mean square \(c\).
+      convention: instead of `consistent_rms`: ``"keller"``, ``"moonlight"``, ``"spectral"``,
+        ``"splus"`` or ``"none"``. By default ``"keller"``.
 
     Raises:
-      ValueError: an argument that is none of these.
+      ValueError: an argument that is none of these, or both.
 
     Example:
       >>> import gradx, jax.numpy as jnp
@@ -264,21 +310,10 @@ def scale_by_shape(
     optimizer*, https://arxiv.org/abs/2506.07254.
     """
     where = core.where()
-    factors: dict[str, Callable[[int, int], float]] = {
-        "keller": lambda m, n: math.sqrt(max(1.0, n / max(m, 1))),
-        "spectral": lambda m, n: math.sqrt(n / max(m, 1)),
-        "moonlight": lambda m, n: 0.2 * math.sqrt(max(m, n)),
-        "splus": lambda m, n: 2 / max(m + n, 1),
-        "none": lambda m, n: 1.0,
-    }
-    if convention not in factors:
-        raise ValueError(
-            f"{where}: convention must be one of {list(factors)}, got {core.show(convention)}."
-        )
-    if consistent_rms is not None:
+    chosen = convention_or("keller", convention, consistent_rms)
+    if chosen is None:
         size: Any = hyper.constant("consistent_rms", consistent_rms, "(0, inf)")
-        factors[convention] = lambda m, n: size * math.sqrt(max(m, n))
+    factor = _FACTORS[chosen] if chosen else lambda m, n: size * math.sqrt(max(m, n))
     return staged(
-        _ByShape(weight_dimension_numbers, "weight_dimension_numbers", factors[convention], where),
-        where,
+        _ByShape(weight_dimension_numbers, "weight_dimension_numbers", factor, where), where
     )

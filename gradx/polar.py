@@ -107,7 +107,7 @@ def newton_schulz(
 
 
 def _times(dtype: Any, a: Array, b: Array) -> Array:
-    if dtype is None or a.dtype == dtype:
+    if dtype is None or a.dtype == dtype or jnp.iscomplexobj(a):  # there is no narrow complex dtype
         return jnp.matmul(a, b, precision=jax.lax.Precision.HIGHEST)
     return jnp.matmul(a.astype(dtype), b.astype(dtype), preferred_element_type=a.dtype)
 
@@ -139,16 +139,29 @@ def operations(rows: int, columns: int, count: int) -> tuple[int, int]:
 
 def exact(x: Array) -> Array:
     """The polar factor by singular values; of those that are zero nothing remains."""
-    u, s, vh = lapack.svd(x)
+    u, s, vh = lapack.svd(x / magnitude(x))
     some = s > s[..., :1] * max(x.shape) * jnp.finfo(s.dtype).eps
     return jnp.matmul(u * some[..., None, :], vh, precision=jax.lax.Precision.HIGHEST)
 
 
+def magnitude(x: Array) -> Array:
+    """A power of two near the largest element, by which anything may be divided: for a matrix
+    whose squares would over- or underflow. 1 for zeros and for what is not finite."""
+    largest = jnp.max(jnp.abs(x), initial=0.0)
+    info = jnp.finfo(largest.dtype)
+    exponent = jnp.clip(jnp.frexp(largest)[1], info.minexp + 1, -info.minexp)
+    usable = (largest > 0) & jnp.isfinite(largest)
+    return jnp.where(usable, jnp.ldexp(jnp.ones_like(largest), exponent), 1.0)
+
+
 def norm(x: Array) -> Array:
     """Frobenius' norm, without overflow and underflow of the squares."""
-    largest = jnp.max(jnp.abs(x), initial=0.0)
-    scale = jnp.where((largest > 0) & jnp.isfinite(largest), largest, 1.0)
-    return scale * jnp.sqrt(jnp.sum(jnp.abs(x / scale) ** 2))
+    scale = magnitude(x)
+    return scale * _root_of_squares(x / scale)
+
+
+def _root_of_squares(x: Array) -> Array:
+    return jnp.sqrt(jnp.sum(jnp.abs(x) ** 2))
 
 
 def normalised(x: Array, kind: str, eps: Any, dtype: Any) -> tuple[Array, Array | None]:
@@ -156,11 +169,13 @@ def normalised(x: Array, kind: str, eps: Any, dtype: Any) -> tuple[Array, Array 
 
     `kind` is one of `NORMALISATIONS`.
     """
+    scale = magnitude(x)
+    x = x / scale
     if kind in ("frobenius", "spectral"):
-        size = norm(x) if kind == "frobenius" else jnp.linalg.norm(x, ord=2)
-        size = size + eps
+        size = _root_of_squares(x) if kind == "frobenius" else lapack.largest_singular_value(x)
+        size = size + eps / scale
         return x / jnp.where(size > 0, size, 1.0), None
-    size = norm(x)  # else the squares of small gradients would be less than eps
+    size = _root_of_squares(x)  # else the squares of small gradients would be less than eps
     x = x / jnp.where(size > 0, size, 1.0)
     square = _times(dtype, x, x.mT.conj())
     rows = jnp.sum(jnp.abs(square), axis=-1)

@@ -16,9 +16,11 @@ product                ``scaled(schedule, by_path(…))``         all of the abo
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 from typing import Any, Self, TypeAlias
 
@@ -175,7 +177,8 @@ class ByPath(Source):
     def check(self, paths: Sequence[str], where: str) -> None:
         """Raises ValueError for a pattern that claims no leaf, and for a leaf without a value."""
         claimed = {self.pattern_at(path) for path in paths}
-        idle = [p for p in self.rules if p not in claimed and not self._may_idle(p)]
+        beside = {self.pattern_at(path) for path in _BESIDE.get()}
+        idle = [p for p in self.rules if p not in claimed | beside and not self._may_idle(p)]
         if idle:
             raise ValueError(
                 f"{where}: the pattern {idle[0]!r} claims no leaf (patterns are searched "
@@ -203,6 +206,20 @@ class ByPath(Source):
 
 
 REQUIRED = object()
+
+# What an optimizer has split among its parts: a pattern for one part's leaves is known in all.
+_BESIDE: ContextVar[Collection[str]] = ContextVar("paths beside", default=())
+
+
+@contextlib.contextmanager
+def beside(paths: Collection[str]) -> Iterator[None]:
+    """In this block a pattern of `by_path` may also be for one of these leaves only."""
+    token = _BESIDE.set(paths)
+    try:
+        yield
+    finally:
+        _BESIDE.reset(token)
+
 
 Hyper: TypeAlias = float | Array | Schedule | Source
 """What a rule accepts where it takes a number."""

@@ -37,6 +37,7 @@ class Share(NamedTuple):
 
     @property
     def size(self) -> int:
+        """How many devices share."""
         axes = (self.axis,) if isinstance(self.axis, str) else self.axis
         return math.prod(self.mesh.shape[name] for name in axes)
 
@@ -67,10 +68,11 @@ def check_share(share: Share | None, where: str) -> None:
     if names is None:
         raise ValueError(f"{where}: share must be Share(mesh, axis), got {core.show(share)}.")
     wanted = (share.axis,) if isinstance(share.axis, str) else share.axis
-    unknown = [name for name in wanted if name not in names]
-    if unknown or not wanted:
+    known = isinstance(wanted, tuple) and all(name in names for name in wanted)
+    if not known or not wanted or len(set(wanted)) < len(wanted):
         raise ValueError(
-            f"{where}: share has the axis {share.axis!r}, and the mesh has the axes {list(names)}."
+            f"{where}: share has the axis {share.axis!r}, and must have one of the axes "
+            f"{list(names)} of its mesh, or a tuple of several."
         )
 
 
@@ -78,35 +80,24 @@ def check_share(share: Share | None, where: str) -> None:
 def together(
     program: Any, numbers: Any, gs: list[Array], ps: list[Array] | None, slots: list[Slots]
 ) -> list[tuple[Array, Slots]]:
-    """The rule on all matrices of one shape, stacked; in float32 or wider."""
+    """The rule on all matrices of one shape, stacked; updates are in float32 or wider."""
     rule, static, layouts, like_leaf, how = program
-    traced, t = numbers
-    h = namespace(static, traced)
-    stacked_g = _stacked([m.stack(widen(g)) for (m, _), g in zip(layouts, gs, strict=True)])
+    stacked_g = _stacked([m.stack(whole(widen(g))) for (m, _), g in zip(layouts, gs, strict=True)])
     stacked_p = None
     if ps is not None:
-        stacked_p = _stacked([m.stack(widen(p)) for (m, _), p in zip(layouts, ps, strict=True)])
+        stacked_p = _stacked(
+            [m.stack(whole(widen(p))) for (m, _), p in zip(layouts, ps, strict=True)]
+        )
     columns = [
         _stacked(
             [
-                m.stack(widen(s)) if like else m.opened(s)
+                m.stack(whole(widen(s))) if like else m.opened(whole(s))
                 for (m, _), s in zip(layouts, column, strict=True)
             ]
         )
         for like, column in zip(like_leaf, zip(*slots, strict=True), strict=True)
     ]
-
-    def one(g: Array, s: Slots, p: Array | None) -> tuple[Array, Slots]:
-        u, new = rule(g, tuple(s), p, h)
-        if jnp.shape(u) != g.shape or [jnp.shape(x) for x in new] != [x.shape for x in s]:
-            raise ValueError(
-                f"the rule {rule.__qualname__} must return an update of the shape {g.shape} and "
-                f"slots of the shapes {[x.shape for x in s]}; got {jnp.shape(u)} and "
-                f"{[jnp.shape(x) for x in new]}."
-            )
-        return u, tuple(new)
-
-    us, new = _run(one, h, t, how, (stacked_g, tuple(columns), stacked_p))
+    us, new = _run(rule, static, numbers, how, (stacked_g, tuple(columns), stacked_p))
     made = []
     places = _places([m.shape[0] for m, _ in layouts], [*jax.tree.leaves(numbers), *gs])
     for (m, shape), at, g, old in zip(layouts, places, gs, slots, strict=True):
@@ -114,70 +105,131 @@ def together(
             jax.lax.dynamic_slice_in_dim, start_index=at, slice_size=m.shape[0]
         )
         mine = tuple(
-            (m.unstack(taken(x), shape) if like else m.kept(taken(x))).astype(o.dtype)
+            _back((m.unstack(taken(x), shape) if like else m.kept(taken(x))).astype(o.dtype), o)
             for like, x, o in zip(like_leaf, new, old, strict=True)
         )
-        made.append((_placed(m.unstack(taken(us), shape).astype(g.dtype), g), mine))
+        made.append((_placed(m.unstack(taken(us), shape), g), mine))
     return made
-
-
-def _places(counts: list[int], arrays: list[Array]) -> list[Any]:
-    """Where in the stack each leaf begins.
-
-    XLA compiles one kernel for all leaves of a shape if it does not know these numbers, and one for
-    each leaf if it does, which takes ten times as long. So they are what they are unless a value of
-    the run is larger than infinity.
-    """
-    places = [sum(counts[:i]) for i in range(len(counts))]
-    value = next((x for x in arrays if jnp.issubdtype(x.dtype, jnp.number)), None)
-    if len(counts) == 1 or value is None or not value.size:
-        return places
-    never = value.ravel()[0].real.astype(jnp.float32) > jnp.inf
-    chosen: list[Any] = rarely(
-        never, lambda: [jnp.int32(0)] * len(places), lambda: list(map(jnp.int32, places)), value
-    )
-    return chosen
-
-
-def _placed(u: Array, g: Array) -> Array:
-    """`u`, sharded like `g`, which a product does not see to; XLA then removes the choice."""
-    return jnp.where(jnp.zeros_like(g, bool), g, u)
 
 
 def _stacked(parts: list[Array]) -> Array:
     return parts[0] if len(parts) == 1 else jnp.concatenate(parts)
 
 
-def _run(one: Callable[..., Any], h: Numbers, t: Any, how: How, stacks: tuple[Any, ...]) -> Any:
-    """`one` for each of the stacked matrices, in chunks, and each device its share of them."""
+def _places(counts: list[int], arrays: list[Array]) -> list[Any]:
+    """Where in the stack each leaf begins.
 
-    def some(t: Any, *stacks: Any) -> Any:
+    On CPUs, XLA compiles one kernel for all leaves of a shape if it does not know these numbers,
+    and one for each leaf if it does, which takes ten times as long. So there they are what they are
+    unless a value of the run is larger than infinity.
+    """
+    places = [sum(counts[:i]) for i in range(len(counts))]
+    numbers = [x for x in arrays if jnp.issubdtype(x.dtype, jnp.number) and x.size]
+    if len(counts) == 1 or not numbers:
+        return places
+
+    def known() -> list[Array]:
+        return [jnp.int32(place) for place in places]
+
+    def unknown(value: Array) -> Any:
+        never = whole(value).ravel()[0].real.astype(jnp.float32) > jnp.inf
+        return rarely(never, lambda: [jnp.int32(0)] * len(places), known, value)
+
+    chosen: list[Any] = jax.lax.platform_dependent(
+        numbers[0], cpu=unknown, default=lambda value: known()
+    )
+    return chosen
+
+
+# ---------------------------------------------------------------- on several devices
+
+
+def whole(x: Array) -> Array:
+    """The array on every device, where the mesh wants to be told; else XLA finds out."""
+    mesh = jax.typeof(x).sharding.mesh
+    if jax.sharding.AxisType.Explicit not in mesh.axis_types:
+        return x
+    everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+    return jax.sharding.reshard(x, everywhere)
+
+
+def _back(x: Array, like: Array) -> Array:
+    """What was made of whole arrays, where `like` is."""
+    sharding = jax.typeof(like).sharding
+    explicit = jax.sharding.AxisType.Explicit in sharding.mesh.axis_types
+    return jax.sharding.reshard(x, sharding) if explicit else x
+
+
+def _placed(u: Array, g: Array) -> Array:
+    """`u`, sharded like `g`, which a product does not see to; XLA then removes the choice."""
+    u = _back(u, g)
+    return jnp.where(jnp.zeros_like(g, bool), g.astype(u.dtype), u)
+
+
+def _run(
+    rule: Callable[..., Any],
+    static: Any,
+    numbers: Any,
+    how: How,
+    stacks: tuple[Any, ...],
+) -> Any:
+    """The rule for each of the stacked matrices, in chunks, and each device its share of them."""
+
+    def some(numbers: Any, *stacks: Any) -> Any:
+        traced, t = numbers
+        h = namespace(static, traced)
         if how.gather is not None:
-            gather, (gs, _, ps) = how.gather, stacks
-            slots = _each(lambda g, s, p: tuple(gather(g, s, p, h)), how.chunk, stacks)
-            return _each(one, how.chunk, (gs, _renewed(slots, h, t, how), ps))
-        us, new = _each(one, how.chunk, stacks)
-        return us, new if how.renew is None else _renewed(new, h, t, how)
+            slots = _each(functools.partial(_checked, how.gather, h), how.chunk, stacks)
+            stacks = stacks[0], _renewed(slots, h, t, how), stacks[2]
+        us, new = _each(functools.partial(_stepped, rule, h), how.chunk, stacks)
+        return us, new if how.renew is None or how.gather else _renewed(new, h, t, how)
 
     if how.share is None:
-        return some(t, *stacks)
+        return some(numbers, *stacks)
     count = stacks[0].shape[0]
     missing = -count % how.share.size
     padded = jax.tree.map(
         lambda x: jnp.concatenate([x, jnp.zeros((missing, *x.shape[1:]), x.dtype)]), stacks
     )
-    whole, parts = jax.sharding.PartitionSpec(), jax.sharding.PartitionSpec(how.share.axis)
+    everywhere, parts = jax.sharding.PartitionSpec(), jax.sharding.PartitionSpec(how.share.axis)
     shared = jax.shard_map(
-        some, mesh=how.share.mesh, in_specs=(whole, *[parts] * len(stacks)), out_specs=parts
+        some, mesh=how.share.mesh, in_specs=(everywhere, *[parts] * len(stacks)), out_specs=parts
     )
-    made = shared(t, *how.share.placed(padded, parts))
-    return jax.tree.map(lambda x: x[:count], how.share.placed(made, whole))
+    numbers = how.share.placed(numbers, everywhere)
+    made = shared(numbers, *how.share.placed(padded, parts))
+    return jax.tree.map(lambda x: x[:count], how.share.placed(made, everywhere))
+
+
+# ---------------------------------------------------------------- the rule
 
 
 def _each(one: Callable[..., Any], chunk: int | None, stacks: Any) -> Any:
     if chunk is None:
         return jax.vmap(one)(*stacks)
     return jax.lax.map(lambda xs: one(*xs), stacks, batch_size=chunk)
+
+
+def _stepped(rule: Any, h: Numbers, g: Array, slots: Slots, p: Any) -> tuple[Array, Slots]:
+    u, new = rule(g, tuple(slots), p, h)
+    if jnp.shape(u) != g.shape:
+        raise ValueError(
+            f"the rule {core.show(rule)} must return an update of the shape {g.shape}, got "
+            f"{jnp.shape(u)}."
+        )
+    return u, _like(slots, new, rule)
+
+
+def _checked(rule: Any, h: Numbers, g: Array, slots: Slots, p: Any) -> Slots:
+    return _like(slots, rule(g, tuple(slots), p, h), rule)
+
+
+def _like(slots: Slots, new: Any, rule: Any) -> Slots:
+    if [jnp.shape(x) for x in new] != [x.shape for x in slots]:
+        raise ValueError(
+            f"the rule {core.show(rule)} must return slots of the shapes "
+            f"{[x.shape for x in slots]}, got {[jnp.shape(x) for x in new]}."
+        )
+    return tuple(new)
 
 
 def _renewed(slots: Slots, h: Numbers, t: Array, how: How) -> Slots:
@@ -188,7 +240,8 @@ def _renewed(slots: Slots, h: Numbers, t: Array, how: How) -> Slots:
     now = phase < min(count, how.every) if staggered else phase == 0
 
     def done(fn: Any, slots: Slots) -> Slots:
-        return tuple(_each(lambda *s: tuple(fn(s, h)), how.chunk, slots))
+        made: Slots = _each(lambda *s: _like(s, fn(s, h), fn), how.chunk, slots)
+        return made
 
     def start() -> Slots:
         return done(how.start or how.renew, slots)

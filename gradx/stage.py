@@ -8,20 +8,23 @@ jitted call a leaf.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import SimpleNamespace
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import jax
 import jax.numpy as jnp
 import optax
 
+from gradx import core
 from gradx import tree as gtree
 from gradx.again import Done, again, hidden
 from gradx.core import Params, State, Transform, Updates
 from gradx.gate import gated
 from gradx.sources import Array
+
+T = TypeVar("T")
 
 Slots = tuple[Array, ...]
 Numbers = Any  # a namespace: h.b1 is a float where it is constant, else a scalar array
@@ -69,6 +72,11 @@ class Leaves:
             return None
         pairs = zip(self.updates, self.params, strict=True)
         return self.flat.unflatten([u if isinstance(u, optax.MaskedNode) else p for u, p in pairs])
+
+    def aligned(self, found: Iterable[T]) -> list[T | None]:
+        """What was found at each leaf of `tree`, and None for the leaves that are left out."""
+        rest = iter(found)
+        return [None if isinstance(u, optax.MaskedNode) else next(rest) for u in self.updates]
 
     def only(self, flags: Sequence[bool]) -> Leaves:
         """With one flag for each leaf of `tree`: hides those that have False."""
@@ -215,7 +223,7 @@ def _apply(
         structure: Any = jax.tree.structure(old)
         if jax.tree.structure(new) != structure:
             raise ValueError(
-                f"the rule {rule.__qualname__} must return (update, slots) with a tuple of "
+                f"the rule {core.show(rule)} must return (update, slots) with a tuple of "
                 f"{len(old)} slots like the one it was given, also for one slot."
             )
         new_slots.append(jax.tree.map(lambda n, o: n.astype(o.dtype), new, old))

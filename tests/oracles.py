@@ -31,8 +31,9 @@ HEAD = """\
 Each algorithm follows a float64 reference in NumPy, written from its paper (`tests/references`),
 and Optax, where Optax has it. Beyond these, it follows the trajectory of an implementation that
 somebody else wrote, its authors where they published one: 30 steps from the same start with the
-same gradients, in float64, to 1e-12 (GaLore, whose singular vectors are float32: to 1e-6). The
-arrays are stored in `tests/trajectories`, so the tests need none of these packages.
+same gradients, in float64, to 1e-12 (GaLore, whose singular vectors are float32: to 1e-6; two that
+have an eps where this library has none: to 1e-11). The arrays are stored in `tests/trajectories`,
+so the tests need none of these packages.
 
 Some of these implementations differ from Optax for some arguments, and so, in most cases, from this
 library: `tests/trajectories/table_others.py` says where, and takes arguments for which they agree.

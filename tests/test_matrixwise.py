@@ -94,20 +94,66 @@ def test_the_exact_factor_is_orthogonal_also_of_low_rank() -> None:
 def test_names_and_shapes_say_what_is_a_matrix() -> None:
     axes = gradx.MatrixAxes
     leaves = {
-        "embed/embedding": ((9, 4), None),
-        "lm_head/kernel": ((4, 9), None),
         "layers/bias": ((3, 4), None),
         "norm/scale": ((4,), None),
         "mlp/kernel": ((4, 8), axes(0, 1)),
-        "heads_mixer/kernel": ((4, 8), axes(0, 1)),
+        "mlp/weight": ((8, 4), axes(1, 0)),
+        "mlp/w": ((4, 8), axes(0, 1)),
+        "weight/kernel": ((4, 8), axes(0, 1)),
         "Conv_0/kernel": ((3, 3, 4, 8), axes((0, 1, 2), 3)),
+        "conv2d/weight": ((8, 4, 3, 3), axes((2, 3, 1), 0)),
+        "Conv_1/kernel": ((4, 8), axes(0, 1)),
         "attention/query/kernel": ((8, 2, 4), axes(-3, (-2, -1))),
+        "attention/q_proj/kernel": ((8, 2, 4), axes(-3, (-2, -1))),
         "attention/out/kernel": ((2, 4, 8), axes((-3, -2), -1)),
+        "mlp/out/kernel": ((2, 4, 8), axes(-2, -1)),
+        "q_net/kernel": ((3, 4, 8), axes(-2, -1)),
         "layers/mlp/kernel": ((3, 4, 8), axes(-2, -1)),
+        "layers/mlp/weight": ((3, 8, 4), axes(-1, -2)),
+        "attention/q_proj/weight": ((3, 8, 4), axes(-1, -2)),
     }
     params = {path: jnp.zeros(shape) for path, (shape, _) in leaves.items()}
     found = gradx.matrices_by_name(params)
     assert found == {path: said for path, (_, said) in leaves.items()}
+
+
+def test_a_segment_is_what_its_last_word_says() -> None:
+    matrices = """
+        multi_head_attention/query/w  attn_head_mix  token_mixer  position_wise_ffn  time_embed_mlp
+        scale_net  heads  heads_mixer/kernel  overhead  head_mixer  MultiHeadDotProductAttention_0/w
+        attention/head/kernel  self_attn/head_2  mha/head  SelfAttention_0/logits  NormalMLP_0/w
+        embed_mlp  upscale  mlp_1/0/kernel  0
+    """
+    others = """
+        embed/embedding  embed  Embed_0/w  word_embeddings  embedder  pos_emb  wte  wpe  vocab
+        token  cls_token  tokens  pos  position  positions  embed_tokens/w  embed_in  embed_out
+        embedding_table  embed_positions  embedding_matrix  embed_weights  attention/pos_emb
+        head  lm_head/kernel  LMHead  head_2  head2  logits  unembed  unembedding  readout
+        classifier
+        Classifier_0/kernel  decoder/lm_head/weight  decoder/attn/bias
+        LayerNorm_0/w  RMSNorm  BatchNorm_3/w  GroupNorm  layernorm  post_attention_layernorm/weight
+        rmsnorm  batchnorm  groupnorm  q_norm  norm  norm1/w  ln_f/w  ln_1  bn  layer_scale  scale
+        relative_attention_bias
+    """
+    params = {name: jnp.zeros((4, 8)) for name in (matrices + others).split()}
+    found = gradx.matrices_by_name(params)
+    assert [name for name in matrices.split() if found[name] is None] == []
+    assert [name for name in others.split() if found[name] is not None] == []
+
+
+def test_a_weight_with_outputs_first_is_a_kernel_turned() -> None:
+    """As in Equinox and PyTorch; the size of the step depends on which side is which."""
+    tx = gradx.muon(0.1)
+    kernels = {
+        "mlp": {"kernel": numbers(0, 4, 8)},
+        "conv": {"kernel": numbers(1, 3, 2, 4, 8)},
+        "stack": {"kernel": numbers(2, 3, 4, 8)},
+    }
+    orders = {"mlp": (1, 0), "conv": (3, 2, 0, 1), "stack": (0, 2, 1)}
+    weights = {k: {"weight": kernels[k]["kernel"].transpose(orders[k])} for k in orders}
+    u, turned = made(tx, kernels), made(tx, weights)
+    for k, order in orders.items():
+        assert_close(turned[k]["weight"], u[k]["kernel"].transpose(order), rtol=2e-6)
 
 
 @pytest.mark.parametrize(
@@ -166,7 +212,8 @@ def test_devices_share_the_matrices(kind: str) -> None:
         update = jax.jit(tx.update, out_shardings=everywhere)
         results.append(update(g, tx.init(g))[0])
         flops.append(update.lower(g, tx.init(g)).compile().cost_analysis()["flops"])
-    assert_close(results[1], results[0], rtol=1e-6)
+    # Two programs, whose products round differently: each of five steps scales that by up to 3.4.
+    assert_close(results[1], results[0], rtol=5e-6)
     assert flops[1] < 0.2 * flops[0]
 
 
@@ -179,10 +226,19 @@ def test_embeddings_and_heads_are_left_to_adam() -> None:
     u, _ = gradx.muon(0.1).update(params, gradx.muon(0.1).init(params), params)
     alone, _ = adam.update(params, adam.init(params), params)
     assert_close([u["embed"], u["head"]], [alone["embed"], alone["head"]], rtol=1e-6)
-    # Optax's choice, and a chain of one's own for the others.
-    everything = gradx.muon(0.1, muon_weight_dimension_numbers=gradx.MatrixAxes())
+    # Optax's choice, as `matrices_by_name` tells it, and a chain of one's own for the others.
+    convolution = {"conv": numbers(0, 3, 3, 4, 8)}
+    everything = gradx.muon(
+        0.1,
+        muon_weight_dimension_numbers=lambda params: jax.tree.map(
+            lambda x: gradx.MatrixAxes() if x.ndim == 2 else None, params
+        ),
+        adam_nesterov=True,
+    )
     theirs = optax.contrib.muon(0.1)
-    assert_close(made(everything, params), made(theirs, params), rtol=1e-5)
+    assert_close(
+        made(everything, params | convolution), made(theirs, params | convolution), rtol=1e-5
+    )
     frozen = gradx.muon(0.1, fallback=gradx.set_to_zero())
     assert not made(frozen, params)["embed"].any()
 
@@ -255,7 +311,7 @@ def test_bad_arguments_are_refused(kwargs: Any, message: str) -> None:
 
 
 def test_a_mesh_without_the_axis_is_refused() -> None:
-    with pytest.raises(ValueError, match="axis 'model', and the mesh"):
+    with pytest.raises(ValueError, match="axis 'model', and must"):
         gradx.muon(0.1, share=gradx.Share(jax.make_mesh((8,), ("d",)), "model"))
 
 
@@ -273,12 +329,31 @@ def test_a_mesh_without_the_axis_is_refused() -> None:
         ),
         (gradx.by_path({"mlp": gradx.MatrixAxes(0, 1, 3)}, default=None), "mlp.*parts"),
         (gradx.by_path({"mlp": (0, 1)}, default=None), "mlp"),
+        (
+            gradx.MatrixAxes(1.0, 0),
+            "muon: .*_numbers: at 'mlp' the axes must be whole.*got MatrixAxes.rows=1.0",
+        ),
+        (gradx.MatrixAxes(None, 1), "at 'mlp' the axes must be whole"),
+        (gradx.MatrixAxes(0, "x"), "at 'mlp' the axes must be whole"),
+        (gradx.MatrixAxes((0, 1.0), 1), "at 'mlp' the axes must be whole"),
+        (gradx.MatrixAxes(0, True), "at 'mlp' the axes must be whole"),
+        (gradx.MatrixAxes(0, 1, True), "at 'mlp' .*parts must be a whole"),
+        (gradx.MatrixAxes(0, 1, 1.5), "at 'mlp' .*parts must be a whole"),
+        (gradx.MatrixAxes(0, 1, 0), "at 'mlp' parts must be a whole"),
     ],
 )
 def test_axes_that_do_not_fit_are_refused_by_path(axes: Any, message: str) -> None:
     params = {"mlp": jnp.ones((4, 4)), "bias": jnp.ones(4)}
     with pytest.raises(ValueError, match=message):
         gradx.muon(0.1, muon_weight_dimension_numbers=axes).init(params)
+
+
+def test_numbers_of_numpy_are_whole_numbers() -> None:
+    g = numbers(0, 4, 18)
+    theirs = gradx.MatrixAxes(np.int32(0), (np.int64(1),), np.int64(3))
+    tx = gradx.scale_by_muon(weight_dimension_numbers=theirs)
+    same = gradx.scale_by_muon(weight_dimension_numbers=gradx.MatrixAxes(0, 1, 3))
+    assert_same(made(tx, g), made(same, g))
 
 
 def test_what_is_no_matrix_is_refused_by_path() -> None:

@@ -314,6 +314,23 @@ def test_heads_side_by_side_stacked_and_by_path() -> None:
     scale = np.stack([2 * root, np.full(3, 2.0)])
     np.testing.assert_allclose(made, np.broadcast_to(scale[:, None, :, None], made.shape))
 
+    # A weight of Equinox or PyTorch has its heads side by side in the outputs, which come first.
+    p = {
+        "query_proj": {"weight": jnp.ones((6, 4))},
+        "wk": {"w": jnp.ones((4, 6)), "b": jnp.ones(6)},
+    }
+    updates, _ = tx.update(p, tx.init(p), p, max_logits=logits)
+    made = jax.tree.map(lambda p, u: p + u, p, updates)
+    scale = 2 * root.repeat(2)
+    np.testing.assert_allclose(made["query_proj"]["weight"], np.tile(scale[:, None], 4))
+    np.testing.assert_allclose(made["wk"]["w"], np.tile(scale, (4, 1)))
+    np.testing.assert_allclose(made["wk"]["b"], scale)
+    p = {"attn": {"key_proj": {"weight": jnp.ones((2, 6, 4))}}}
+    updates, _ = tx.update(p, tx.init(p), p, max_logits={"attn": two})
+    made = updates["attn"]["key_proj"]["weight"] + 1
+    scale = np.stack([scale, np.full(6, 2.0)])
+    np.testing.assert_allclose(made, np.broadcast_to(scale[:, :, None], made.shape))
+
     grouped = gradx.by_path({"wq": HeadAxis(0, power=1.0)}, default=None)
     tx = gradx.qk_clip(1.0, grouped)
     p = {"wq": jnp.ones((3, 2)), "wk": jnp.ones((1, 2))}
@@ -364,6 +381,12 @@ def test_bad_heads_and_logits_are_named() -> None:
         gradx.qk_clip(heads=gradx.by_path({"wq": HeadAxis()}, default=None)).init(p)
     with pytest.raises(ValueError, match="heads must be HeadAxis"):
         gradx.qk_clip(heads=gradx.by_path({"query": -2}, default=None)).init(p)
+    for axis in (1.0, "x", None, True, (0, 1.0)):
+        bad = gradx.qk_clip(heads=gradx.by_path({"query/kernel": HeadAxis(axis)}, default=None))
+        with pytest.raises(
+            ValueError, match=r"qk_clip: at 'attention/query/kernel' axis must be a"
+        ):
+            bad.init(p)
     with pytest.raises(ValueError, match="power"):
         gradx.qk_clip(heads=gradx.by_path({"y": HeadAxis(0, power=-1.0)}, default=None)).init(p)
     flat = {"q_proj": jnp.ones((2, 6))}

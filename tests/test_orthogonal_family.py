@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import jax
@@ -198,6 +199,71 @@ def test_only_signs_matter_to_adamuon() -> None:
     assert_close(twice(tx, np.sign(g)), twice(tx, g), rtol=1e-6)
 
 
+# ---------------------------------------------------------------- arguments
+
+
+@pytest.mark.parametrize("name", ["muon", "normuon", "dion", "dion2", "scale_by_shape"])
+def test_a_size_is_said_once(name: str) -> None:
+    make = functools.partial(getattr(gradx, name), *([] if name == "scale_by_shape" else [0.1]))
+    for rms in (None, 0.2):
+        with pytest.raises(ValueError, match=rf"{name}.*: convention must be one of.*'bogus'"):
+            make(consistent_rms=rms, convention="bogus")
+    with pytest.raises(
+        ValueError, match=rf"{name}.*: consistent_rms and convention are two answers"
+    ):
+        make(consistent_rms=0.2, convention="none")
+    make(consistent_rms=None, convention="none")
+
+
+def test_sizes_by_default() -> None:
+    p = {"mlp": numbers(4, 6)}
+    usual = {"muon": "keller", "normuon": "spectral", "dion": "spectral", "dion2": "spectral"}
+    for name, convention in usual.items():
+        ours, theirs = (
+            twice(getattr(gradx, name)(0.1, consistent_rms=None, convention=c), p)
+            for c in (None, convention)
+        )
+        assert_same(ours, theirs)
+
+
+@pytest.mark.parametrize(
+    ("name", "flags"),
+    [
+        ("muon", ["gram", "nesterov", "adaptive", "bias_correction", "adam_nesterov"]),
+        ("normuon", ["gram", "nesterov"]),
+        ("adamuon", ["gram", "nesterov"]),
+        ("scion", ["gram", "unconstrained"]),
+        ("dion2", ["gram"]),
+        ("soap", ["staggered", "bias_correction"]),
+        ("splus", ["staggered"]),
+        ("kl_soap", ["staggered"]),
+        ("kl_shampoo", ["staggered"]),
+        ("shampoo", ["staggered", "bias_correction"]),
+    ],
+)
+def test_flags_are_true_or_false(name: str, flags: list[str]) -> None:
+    for flag in flags:
+        for value in ("no", 1, jnp.array(True)):
+            with pytest.raises(
+                ValueError, match=rf"{name}\b.*: {flag} must be True(,| or) False.*, got"
+            ):
+                getattr(gradx, name)(0.1, **{flag: value})
+        getattr(gradx, name)(0.1, **{flag: np.True_})
+
+
+def test_a_preset_takes_no_other_number_of_steps() -> None:
+    for name, steps in polar.NS_PRESETS.items():
+        for own in {5, len(steps)}:
+            gradx.muon(0.1, name, own)
+        if name in ("standard", "dion"):
+            gradx.muon(0.1, name, 3)
+            continue
+        with pytest.raises(ValueError, match=f"ns_steps is 3, and ns_coeffs='{name}' has"):
+            gradx.muon(0.1, name, 3)
+    with pytest.raises(ValueError, match="ns_coeffs='exact' has no steps"):
+        gradx.scion(0.1, ns_coeffs="exact", ns_steps=4)
+
+
 # ---------------------------------------------------------------- Scion's norms
 
 
@@ -235,6 +301,12 @@ def test_scions_norms_and_axes_can_be_said() -> None:
     assert_close(np.linalg.svd(u["first"], compute_uv=False), np.ones(2), rtol=1e-5)
     with pytest.raises(ValueError, match=r"scion.*norms must be one of.*'embed'.*'l2'"):
         gradx.scion(0.1, norms={"embed": "l2", "first": "auto", "rest": None}).init(p)
+    said = gradx.by_path({"embed": gradx.MatrixAxes(1, 0)}, default=None)
+    with pytest.raises(
+        ValueError, match=r"scion.*the norm at 'embed' is 'rms'.*'sign' for a table"
+    ):
+        gradx.scion(0.1, axes=said).init(p)
+    gradx.scion(0.1, axes=gradx.MatrixAxes()).init({**p, "bias": numbers(3)})
     with pytest.raises(ValueError, match="bias"):
         gradx.scion(0.1, norms="spectral").init({"bias": np.ones(3, np.float32)})
     with pytest.raises(ValueError, match="claims no leaf"):

@@ -12,6 +12,7 @@ import references
 from problems import assert_close, assert_same
 
 import gradx
+from gradx import lapack
 
 
 def some(*shape: int, seed: int = 0) -> Any:
@@ -134,13 +135,34 @@ def test_factors_without_full_rank_do_no_harm(eps: float, rtol: float) -> None:
     assert_close(made, [us[0] for us in expected], rtol=rtol)
 
 
-def test_what_is_not_finite_does_not_reach_the_roots() -> None:
-    tx = gradx.scale_by_shampoo()
-    g = some(3, 2)
+def test_what_is_not_finite_stays_unless_it_is_kept_out() -> None:
+    grads = [some(3, 2, seed=i) for i in range(4)]
+    bad = [*grads[:2], grads[0].at[0, 0].set(jnp.inf), *grads[2:]]
+    alone, _ = run(gradx.scale_by_shampoo(), grads)
+    poisoned, _ = run(gradx.scale_by_shampoo(), bad)
+    assert not any(np.isfinite(u).all() for u in poisoned[2:])
+    kept_out, _ = run(gradx.apply_if_finite(gradx.scale_by_shampoo(), 5), bad)
+    assert_same(kept_out[2], jnp.zeros((3, 2)))
+    assert_close(kept_out[:2] + kept_out[3:], alone, rtol=1e-6)
+
+
+def test_where_eigenvalues_cannot_be_found_the_old_roots_stay(monkeypatch: Any) -> None:
+    def decompose(x: Any) -> Any:  # as LAPACK does if it does not converge
+        values, vectors = eigh(x)
+        return jnp.full_like(values, jnp.nan), vectors
+
+    eigh, tx, g = lapack.eigh, gradx.scale_by_shampoo(), some(7, 2)  # a shape without a program
     _, state = tx.update(g, tx.init(g))
-    _, bad = tx.update(g.at[0, 0].set(jnp.inf), state)
-    assert np.isfinite(bad.left_root).all()
-    assert np.isfinite(bad.right_root).all()
+    before = np.asarray(state.left_root)
+    jax.clear_caches()
+    monkeypatch.setattr(lapack, "eigh", decompose)
+    u, state = tx.update(g, state)
+    assert_same(np.asarray(state.left_root), before)
+    assert np.isfinite(u).all()
+    monkeypatch.undo()
+    jax.clear_caches()
+    _, state = tx.update(g, state)
+    assert np.any(state.left_root != before)
 
 
 # ---------------------------------------------------------------- the optimizer

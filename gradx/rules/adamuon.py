@@ -11,17 +11,12 @@ from gradx import core, polar
 from gradx.combine import Contract
 from gradx.core import Count, Transform, Updates
 from gradx.decay import DecayKind
-from gradx.fallback import inside, matrix_optimizer
+from gradx.fallback import matrix_optimizer, or_by_name
 from gradx.joined import joined
 from gradx.leafwise import leafwise
 from gradx.matrixwise import matrixwise
 from gradx.moments import average
-from gradx.orthogonal import (
-    Normalisation,
-    NSCoefficients,
-    momentum,
-    orthogonalise,
-)
+from gradx.orthogonal import Normalisation, NSCoefficients, momentum, orthogonalise, signs
 from gradx.sources import Array, Hyper
 from gradx.stacked import Share
 from gradx.stage import Numbers, Slots
@@ -84,7 +79,8 @@ def scale_by_adamuon(
       eps: \(\epsilon\) in [0, inf), also that of `scale_by_muon`.
       mu_dtype: the dtype to keep \(\mu\) in; by default the parameter's, at least float32.
       nesterov: False for \(\operatorname{sign}(\mu)\).
-      consistent_rms: \(\rho\) in (0, inf), the root mean square of each matrix of the updates.
+      consistent_rms: \(\rho\) in (0, inf), the root mean square of each matrix of the updates; it
+        may be live.
       preconditioning: see `scale_by_muon`.
       axes: which axes are the rows and columns (see `matrixwise`). Without it every leaf must have
         two axes.
@@ -111,7 +107,7 @@ def scale_by_adamuon(
     return joined(
         AdaMuonState,
         momentum(b1, mu_dtype, nesterov, bias_correction=False, name="b1"),
-        leafwise(_signs),
+        leafwise(signs),
         orthogonalise(
             ns_coeffs,
             ns_steps,
@@ -134,10 +130,6 @@ def scale_by_adamuon(
             chunk=chunk,
         ),
     )
-
-
-def _signs(g: Array, slots: Slots, p: None, h: Numbers) -> tuple[Array, Slots]:
-    return jnp.sign(g), slots
 
 
 def _no_squares(p: Array) -> Slots:
@@ -189,7 +181,8 @@ def adamuon(
     and schedule that were found for Adam may be kept.
 
     Args:
-      learning_rate: \(\eta\) in [0, inf).
+      learning_rate: \(\eta\) in [0, inf). For a small GPT-2 the authors begin with 6e-4, and decay
+        by 0.1.
       ns_coeffs, ns_steps: see `scale_by_muon`.
       b1, b2, eps: see `scale_by_adamuon`.
       weight_decay: \(\lambda\) in [0, inf), for the matrices.
@@ -199,8 +192,8 @@ def adamuon(
       decay: what \(\lambda\) is multiplied by (see `adamw`).
       axes: which leaves are matrices, in which axes (see `matrixwise`), with None for a leaf that
         is none. By default `matrices_by_name`: embeddings, heads, norms and biases are not.
-      fallback: what the other leaves are given; by default Adam with `learning_rate` and the
-        betas (0.9, 0.95).
+      fallback: what the other leaves are given; by default Adam with `learning_rate`, the betas
+        (0.9, 0.95), eps 1e-8 and no weight decay.
       dtype, gram, chunk, share: see `scale_by_muon`.
 
     Raises:
@@ -218,7 +211,9 @@ def adamuon(
              [-0.02, -0.02]], dtype=float32)
 
     Reference: Si, Zhang and Shen, *AdaMuon: Adaptive Muon optimizer*,
-    https://arxiv.org/abs/2507.11005.
+    https://arxiv.org/abs/2507.11005. In the authors' code, https://github.com/Chongjie-Si/AdaMuon,
+    embeddings and heads decay, too: ``fallback=gradx.adamw(6e-4, b2=0.95, weight_decay=0.1,
+    mask=gradx.weights_only)``.
     """
     rule = scale_by_adamuon(
         ns_coeffs,
@@ -230,7 +225,7 @@ def adamuon(
         nesterov=nesterov,
         consistent_rms=consistent_rms,
         preconditioning=preconditioning,
-        axes=inside(axes),
+        axes=or_by_name(axes),
         dtype=dtype,
         gram=gram,
         chunk=chunk,

@@ -14,11 +14,11 @@ from gradx.core import Count, Transform, Updates
 from gradx.counting import steps
 from gradx.decay import DecayKind
 from gradx.eigenbasis import adjoint, times
-from gradx.fallback import inside, matrix_optimizer
+from gradx.fallback import matrix_optimizer, or_by_name
 from gradx.gradients import as_key, check_key
 from gradx.matrixwise import matrixwise
 from gradx.moments import storage
-from gradx.orthogonal import Convention, part, part_of, scale_by_shape
+from gradx.orthogonal import Convention, convention_or, part, part_of, scale_by_shape
 from gradx.sources import Array, Hyper
 from gradx.stacked import Share
 from gradx.stage import Numbers, Slots
@@ -61,7 +61,7 @@ def scale_by_dion(
         B &= M + G, \qquad P = \operatorname{qr}(B^* Q), \qquad R = B P \\
         M &\leftarrow B - (1 - \beta_1) R P^*, \qquad
             Q_{:j} \leftarrow R_{:j} / \lVert R_{:j} \rVert \\
-        u_{} &= \sum_j R_{:j} P_{:j}^* / (\lVert R_{:j} \rVert + \epsilon)
+        u &= \sum_j R_{:j} P_{:j}^* / (\lVert R_{:j} \rVert + \epsilon)
 
     for a matrix of \(m\) rows and \(n \ge m\) columns, and a taller one transposed. \(P\) is the
     orthogonal factor of \(B^* Q\) with \(r\) columns, one power iteration from the last basis
@@ -172,7 +172,7 @@ def dion(
     rank_multiple_of: int = 1,
     key: Array | int = 0,
     consistent_rms: float | None = None,
-    convention: Convention = "spectral",
+    convention: Convention | None = None,
     decay: DecayKind = "learning_rate",
     axes: Any = None,
     fallback: Contract | None = None,
@@ -194,16 +194,19 @@ def dion(
       weight_decay: \(\lambda\) in [0, inf), for the matrices.
       weight_decay_mask: which of them to decay (see `add_decayed_weights`).
       mu_dtype, rank_multiple_of, key: see `scale_by_dion`.
-      consistent_rms, convention: see `scale_by_shape`.
+      consistent_rms: see `scale_by_shape`, a constant.
+      convention: see `scale_by_shape`; by default ``"spectral"``.
       decay: what \(\lambda\) is multiplied by (see `adamw`).
       axes: which leaves are matrices, in which axes (see `matrixwise`), with None for a leaf that
         is none. By default `matrices_by_name`: embeddings, heads, norms and biases are not.
-      fallback: what the other leaves are given; by default Adam with `learning_rate` and the
-        betas (0.9, 0.95).
+      fallback: what the other leaves are given; by default Adam with `learning_rate`, the betas
+        (0.9, 0.95), eps 1e-8 and no weight decay. A rate for orthogonal updates is
+        usually far too large for it: give ``fallback=gradx.adamw(3e-3)``.
       chunk, share: see `scale_by_dion`.
 
     Raises:
-      ValueError: a number out of range; at `init`, axes that do not fit a leaf, with its path.
+      ValueError: a number out of range, `consistent_rms` and `convention` together; at `init`, axes
+        that do not fit a leaf, with its path.
 
     Example:
       >>> import gradx, jax.numpy as jnp
@@ -216,9 +219,10 @@ def dion(
 
     Reference: Ahn et al., *Dion: Distributed orthonormalized updates*,
     https://arxiv.org/abs/2504.05295, and the authors' code, https://github.com/microsoft/dion; see
-    `scale_by_dion` for where it differs.
+    `scale_by_dion` for where it differs. Other leaves decay there, too.
     """
-    inner = inside(axes)
+    inner = or_by_name(axes)
+    by_shape = convention_or("spectral", convention, consistent_rms)
     rule = scale_by_dion(
         rank_fraction,
         b1,
@@ -232,7 +236,7 @@ def dion(
     )
     return matrix_optimizer(
         "dion",
-        chain(rule, scale_by_shape(inner, consistent_rms, convention=convention)),
+        chain(rule, scale_by_shape(inner, consistent_rms, convention=by_shape)),
         learning_rate,
         weight_decay,
         weight_decay_mask,

@@ -11,13 +11,14 @@ from gradx import core
 from gradx.combine import Contract, chain
 from gradx.core import Count, Transform, Updates
 from gradx.decay import DecayKind
-from gradx.fallback import inside, matrix_optimizer
+from gradx.fallback import matrix_optimizer, or_by_name
 from gradx.matrixwise import matrixwise
 from gradx.moments import storage
 from gradx.orthogonal import (
     Convention,
     Normalisation,
     NSCoefficients,
+    convention_or,
     part,
     part_of,
     polar_arguments,
@@ -70,7 +71,8 @@ def scale_by_dion2(
         M_K &\leftarrow \mu M_K
 
     for a matrix with fewer rows than columns. Of any other, columns are chosen: of a square one the
-    outputs, as in the authors' code. With a fraction of 1 it is Muon.
+    outputs, as in the authors' code. With a fraction of 1 it is Muon without looking ahead and
+    without bias correction.
 
     Args:
       fraction: \(k\) as a part of the shorter side, in (0, 1], rounded up to a whole number. The
@@ -157,7 +159,7 @@ def dion2(
     mu_dtype: Any = None,
     *,
     consistent_rms: float | None = None,
-    convention: Convention = "spectral",
+    convention: Convention | None = None,
     preconditioning: Normalisation = "frobenius",
     decay: DecayKind = "learning_rate",
     axes: Any = None,
@@ -182,18 +184,20 @@ def dion2(
       weight_decay: \(\lambda\) in [0, inf), for the matrices, in all their rows.
       weight_decay_mask: which of them to decay (see `add_decayed_weights`).
       mu_dtype: see `scale_by_dion2`.
-      consistent_rms, convention: see `scale_by_shape`; the shape is that of the whole matrix.
+      consistent_rms: see `scale_by_shape`, a constant. The shape is that of the whole matrix.
+      convention: see `scale_by_shape`; by default ``"spectral"``.
       preconditioning: see `scale_by_muon`.
       decay: what \(\lambda\) is multiplied by (see `adamw`).
       axes: which leaves are matrices, in which axes (see `matrixwise`), with None for a leaf that
         is none. By default `matrices_by_name`: embeddings, heads, norms and biases are not.
-      fallback: what the other leaves are given; by default Adam with `learning_rate` and the
-        betas (0.9, 0.95).
+      fallback: what the other leaves are given; by default Adam with `learning_rate`, the betas
+        (0.9, 0.95), eps 1e-8 and no weight decay. A rate for orthogonal updates is
+        usually far too large for it: give ``fallback=gradx.adamw(3e-3)``.
       dtype, gram, chunk, share: see `scale_by_muon`.
 
     Raises:
-      ValueError: a number out of range, a preset that is not there; at `init`, axes that do not fit
-        a leaf, with its path.
+      ValueError: a number out of range, a preset that is not there, `consistent_rms` and
+        `convention` together; at `init`, axes that do not fit a leaf, with its path.
 
     Example:
       >>> import gradx, jax.numpy as jnp
@@ -207,9 +211,10 @@ def dion2(
 
     Reference: Ahn, Amsel and Langford, *Dion2: A simple method to shrink matrix in Muon*,
     https://arxiv.org/abs/2512.16928, and the authors' code, https://github.com/microsoft/dion; see
-    `scale_by_dion2` for where it differs.
+    `scale_by_dion2` for where it differs. Other leaves decay there, too.
     """
-    inner = inside(axes)
+    inner = or_by_name(axes)
+    by_shape = convention_or("spectral", convention, consistent_rms)
     rule = scale_by_dion2(
         fraction,
         ns_coeffs,
@@ -226,7 +231,7 @@ def dion2(
     )
     return matrix_optimizer(
         "dion2",
-        chain(rule, scale_by_shape(inner, consistent_rms, convention=convention)),
+        chain(rule, scale_by_shape(inner, consistent_rms, convention=by_shape)),
         learning_rate,
         weight_decay,
         weight_decay_mask,

@@ -12,7 +12,7 @@ from gradx.core import Count, Transform, Updates
 from gradx.decay import DecayKind
 from gradx.divergence import gathered, lifted
 from gradx.eigenbasis import into, out_of
-from gradx.fallback import inside, matrix_optimizer
+from gradx.fallback import matrix_optimizer, or_by_name
 from gradx.moments import average, storage
 from gradx.sources import Array, Hyper
 from gradx.stacked import Share
@@ -80,6 +80,13 @@ def scale_by_kl_shampoo(
     \(L\), \(l\) and \(M\) stay, and the update is zero. At the end of each \(k\)-th step from there
     \(Q_L\) becomes the orthogonal factor of \(L Q_L\).
 
+    Until the eigenvalues have been learnt, in some hundred steps with the default \(\beta\), the
+    scale of the gradients matters: the first updates are plain gradients, times about
+    \(1 - \beta_1\) over `init_factor`. Of gradients much larger than that number the first one is
+    huge and those after it are tiny; of much smaller ones all are tiny. With an `init_factor` near
+    the root mean square of the gradients' elements they are right from the start; else a warmup of
+    the learning rate is wanted.
+
     Args:
       b1: \(\beta_1\) in [0, 1).
       b2: \(\beta\) in [0, 1), if there is no `shampoo_beta`.
@@ -89,7 +96,7 @@ def scale_by_kl_shampoo(
         for its basis; a whole number from 0 on.
       mu_dtype: the dtype to keep \(M\) in; by default the parameter's, at least float32.
       shampoo_beta: \(\beta\) in [0, 1).
-      init_factor: where the eigenvalues begin, in (0, inf).
+      init_factor: where the eigenvalues begin, in (0, inf): best with the size of gradients.
       max_clamp_value: in (0, inf); \(c\) is the length of the side, but at most this number, and at
         least 10.
       staggered: renew the bases of a \(k\)-th part of the matrices of each shape in every step,
@@ -173,28 +180,30 @@ def kl_shampoo(
             + \lambda \Theta\right)
 
     with the bases and eigenvalues of `scale_by_kl_shampoo`. In the first step matrices do nothing
-    but decay.
+    but decay. In the next ones they have plain gradients, times about \(1 - \beta_1\) over
+    `init_factor`: until the eigenvalues have been learnt, the scale of the gradients matters. Set
+    `init_factor` near the root mean square of their elements, or begin with a warmup.
 
     Args:
       learning_rate: \(\eta\) in [0, inf). The authors begin with 0.0001.
       b1: \(\beta_1\) in [0, 1).
-      b2: \(\beta_2\) in [0, 1).
+      b2: the decay of the factors and eigenvalues, in [0, 1), if there is no `shampoo_beta`.
       eps: \(\epsilon\) in [0, inf).
       weight_decay: \(\lambda\) in [0, inf), for the matrices.
       weight_decay_mask: which of them to decay (see `add_decayed_weights`).
       precondition_frequency: the steps from one renewal of the bases to the next.
       max_precond_dim: a side that is longer has the identity for its basis.
       mu_dtype: the dtype to keep the first moments in.
-      shampoo_beta: the decay of the factors, in [0, 1); by default `b2`.
-      init_factor: where the eigenvalues begin, in (0, inf).
+      shampoo_beta: the same, in [0, 1).
+      init_factor: where the eigenvalues begin, in (0, inf): best with the size of gradients.
       max_clamp_value: in (0, inf), what bounds them from below (see `scale_by_kl_shampoo`).
       decay: what \(\lambda\) is multiplied by (see `adamw`).
       staggered: renew a part of the bases in every step (see `scale_by_kl_shampoo`).
       axes: which leaves are matrices, in which axes: as for `scale_by_kl_shampoo`, with None for a
         leaf that is none. By default `matrices_by_name`: embeddings, heads, norms and biases are
         not.
-      fallback: what the other leaves are given; by default Adam with `learning_rate` and the
-        betas (0.9, 0.98).
+      fallback: what the other leaves are given; by default Adam with `learning_rate`, the betas
+        (0.9, 0.98), eps 1e-8 and no weight decay.
       chunk: how many matrices to work on at a time (see `scale_by_kl_shampoo`).
       share: devices that share the matrices (see `scale_by_kl_shampoo`).
 
@@ -217,7 +226,7 @@ def kl_shampoo(
     Reference: Lin et al., *Understanding and improving Shampoo and SOAP via Kullback-Leibler
     minimization*, https://arxiv.org/abs/2509.03378. Deviations from the authors' code: the
     parameters decay as in AdamW, in the first step too and not by what the step has made of them;
-    what is no matrix has Adam.
+    what is no matrix has Adam, and does not decay.
     """
     rule = scale_by_kl_shampoo(
         b1,
@@ -230,7 +239,7 @@ def kl_shampoo(
         init_factor=init_factor,
         max_clamp_value=max_clamp_value,
         staggered=staggered,
-        axes=inside(axes),
+        axes=or_by_name(axes),
         chunk=chunk,
         share=share,
     )

@@ -12,7 +12,7 @@ from gradx.core import Count, Transform, Updates
 from gradx.decay import DecayKind
 from gradx.divergence import gathered, lifted
 from gradx.eigenbasis import into, out_of
-from gradx.fallback import inside, matrix_optimizer
+from gradx.fallback import matrix_optimizer, or_by_name
 from gradx.moments import average, storage
 from gradx.sources import Array, Hyper
 from gradx.stacked import Share
@@ -200,8 +200,8 @@ def kl_soap(
       axes: which leaves are matrices, in which axes: as for `scale_by_kl_soap`, with None for a
         leaf that is none. By default `matrices_by_name`: embeddings, heads, norms and biases are
         not.
-      fallback: what the other leaves are given; by default Adam with `learning_rate` and the
-        betas (0.9, 0.98).
+      fallback: what the other leaves are given; by default Adam with `learning_rate`, the betas
+        (0.9, 0.98), eps 1e-8 and no weight decay.
       chunk: how many matrices to work on at a time (see `scale_by_kl_soap`).
       share: devices that share the matrices (see `scale_by_kl_soap`).
 
@@ -224,7 +224,7 @@ def kl_soap(
     Reference: Lin et al., *Understanding and improving Shampoo and SOAP via Kullback-Leibler
     minimization*, https://arxiv.org/abs/2509.03378. Deviations from the authors' code: the
     parameters decay as in AdamW, in the first step too and not by what the step has made of them;
-    what is no matrix has Adam.
+    what is no matrix has Adam, and does not decay.
     """
     rule = scale_by_kl_soap(
         b1,
@@ -237,7 +237,7 @@ def kl_soap(
         init_factor=init_factor,
         max_clamp_value=max_clamp_value,
         staggered=staggered,
-        axes=inside(axes),
+        axes=or_by_name(axes),
         chunk=chunk,
         share=share,
     )

@@ -7,8 +7,9 @@ from typing import Any, NamedTuple
 from gradx import core
 from gradx.combine import Contract, chain
 from gradx.core import Count, Transform, Updates
+from gradx.counting import flag
 from gradx.decay import DecayKind, scale_and_decay
-from gradx.fallback import inside, with_fallback
+from gradx.fallback import or_by_name, with_fallback
 from gradx.joined import joined
 from gradx.moments import scale_by_adam
 from gradx.orthogonal import (
@@ -27,6 +28,7 @@ __all__ = ["MuonDimensionNumbers", "MuonState", "muon", "scale_by_muon"]
 _KELLER = (3.4445, -4.7750, 2.0315)
 
 
+@core.registered
 class MuonDimensionNumbers(NamedTuple):
     """Which axes of a leaf are a matrix, in Optax's words; `MatrixAxes` says a little more.
 
@@ -87,7 +89,8 @@ def scale_by_muon(
         ``"polar_express_safe"``, ``"modded_nanogpt"``, ``"cans"``, ``"cubic"``, ``"deepseek"``, and
         ``"exact"`` for singular values. `gradx.polar.NS_PRESETS` has their numbers.
       ns_steps: how many steps, from 1 on. Of coefficients for each step, and of ``"dion"``, the
-        last `ns_steps` are taken; the other names know their steps.
+        last `ns_steps` are taken; the other names know their steps, and take the default or their
+        own number.
       beta: \(\beta\) in [0, 1).
       eps: \(\epsilon\) in [0, inf).
       mu_dtype: the dtype to keep \(M\) in; by default the parameter's, at least float32.
@@ -167,7 +170,7 @@ def muon(
     muon_weight_dimension_numbers: Any = None,
     consistent_rms: float | None = None,
     adam_nesterov: bool = False,
-    convention: Convention = "keller",
+    convention: Convention | None = None,
     decay: DecayKind = "learning_rate",
     fallback: Contract | None = None,
     bias_correction: bool = True,
@@ -183,7 +186,7 @@ def muon(
     with the polar factor of `scale_by_muon` and the factor of `scale_by_shape`.
 
     Args:
-      learning_rate: \(\eta\) in [0, inf).
+      learning_rate: \(\eta\) in [0, inf). Jordan begins with 0.02.
       ns_coeffs, ns_steps, beta, eps: see `scale_by_muon`.
       weight_decay: \(\lambda\) in [0, inf), for the matrices.
       weight_decay_mask: which of them to decay (see `add_decayed_weights`).
@@ -193,16 +196,19 @@ def muon(
       muon_weight_dimension_numbers: which leaves are matrices, in which axes: as for
         `scale_by_muon`, with None for a leaf that is none. By default `matrices_by_name`:
         embeddings, heads, norms and biases are not.
-      consistent_rms: see `scale_by_shape`; 0.2 is Moonlight's.
+      consistent_rms: see `scale_by_shape`, a constant; 0.2 is Moonlight's.
       adam_nesterov: whether Adam looks ahead.
-      convention: see `scale_by_shape`.
+      convention: see `scale_by_shape`; by default ``"keller"``.
       decay: what \(\lambda\) is multiplied by (see `adamw`).
-      fallback: what the other leaves are given, instead of Adam with its decay and learning rate.
+      fallback: what the other leaves are given, instead of Adam with these numbers; by default
+        with `learning_rate`, the betas (0.9, 0.999), eps 1e-8 and no weight decay. A rate for
+        orthogonal updates, such as 0.02, is usually far too large for it: give an
+        `adam_learning_rate`, or ``fallback=gradx.adamw(3e-3)``.
       bias_correction, dtype, gram, chunk, share: see `scale_by_muon`.
 
     Raises:
-      ValueError: a number out of range, a preset that is not there; at `init`, axes that do not fit
-        a leaf, with its path.
+      ValueError: a number out of range, a preset that is not there, `consistent_rms` and
+        `convention` together; at `init`, axes that do not fit a leaf, with its path.
 
     Example:
       >>> import gradx, jax.numpy as jnp
@@ -217,12 +223,13 @@ def muon(
       Array([-0.1, -0.1], dtype=float32)
 
     Reference: Jordan, *Muon*, https://kellerjordan.github.io/posts/muon/. Deviations from Optax:
-    which leaves are matrices is said by their names too, where Optax takes all with two axes
-    (``muon_weight_dimension_numbers=gradx.MatrixAxes()``); Adam does not inherit `nesterov`
-    (``adam_nesterov=True``).
+    which leaves are matrices is said by their names too, where Optax takes all with two axes and no
+    other (``muon_weight_dimension_numbers=lambda params: jax.tree.map(lambda x:
+    gradx.MatrixAxes() if x.ndim == 2 else None, params)``); Adam does not inherit `nesterov`
+    (``adam_nesterov=True``). Jordan's Adam has the rate 3e-4, betas (0.9, 0.95) and eps 1e-10.
     """
     axes = muon_weight_dimension_numbers
-    inner = inside(axes)
+    inner = or_by_name(axes)
     matrix = chain(
         scale_by_muon(
             ns_coeffs,
@@ -245,7 +252,14 @@ def muon(
     )
     rate = learning_rate if adam_learning_rate is None else adam_learning_rate
     adam = chain(
-        scale_by_adam(adam_b1, adam_b2, eps, adam_eps_root, mu_dtype, nesterov=bool(adam_nesterov)),
+        scale_by_adam(
+            adam_b1,
+            adam_b2,
+            eps,
+            adam_eps_root,
+            mu_dtype,
+            nesterov=flag("adam_nesterov", adam_nesterov),
+        ),
         *scale_and_decay(rate, adam_weight_decay, None, decay),
     )
     other = adam if fallback is None else fallback

@@ -11,7 +11,7 @@ from gradx import core
 from gradx.combine import Contract, chain
 from gradx.core import Count, Transform, Updates
 from gradx.decay import DecayKind
-from gradx.fallback import inside, matrix_optimizer
+from gradx.fallback import matrix_optimizer, or_by_name
 from gradx.joined import joined
 from gradx.matrixwise import matrixwise
 from gradx.moments import average
@@ -19,6 +19,7 @@ from gradx.orthogonal import (
     Convention,
     Normalisation,
     NSCoefficients,
+    convention_or,
     momentum,
     orthogonalise,
     scale_by_shape,
@@ -88,8 +89,8 @@ def scale_by_normuon(
       eps: \(\epsilon\) in [0, inf), also that of `scale_by_muon`.
       mu_dtype: the dtype to keep \(\mu\) in; by default the parameter's, at least float32.
       nesterov: orthogonalise \((1 - \beta_1) G + \beta_1 \mu\).
-      consistent_rms: in (0, inf), the root mean square that \(c\) gives to \(u\) instead; None
-        keeps the norm.
+      consistent_rms: in (0, inf), the root mean square that \(c\) gives to \(u\) instead; it may
+        be live. None keeps the norm.
       preconditioning: see `scale_by_muon`.
       axes: which axes are the rows and columns (see `matrixwise`). Without it every leaf must have
         two axes.
@@ -109,8 +110,8 @@ def scale_by_normuon(
 
     Reference: Li et al., *NorMuon: Making Muon more efficient and scalable*,
     https://arxiv.org/abs/2510.05491, where a matrix is (outputs, inputs) and a neuron is a row. The
-    paper's step has the root mean square 0.2; that the norm is kept is due to the code that its
-    authors refer to, https://github.com/microsoft/dion.
+    paper's step has the root mean square 0.2; that of the authors' code,
+    https://github.com/zichongli5/NorMuon, keeps the norm and looks ahead.
     """
     aligned = {} if consistent_rms is None else {"consistent_rms": consistent_rms}
     return joined(
@@ -171,7 +172,7 @@ def normuon(
     *,
     nesterov: bool = False,
     consistent_rms: Hyper | None = 0.2,
-    convention: Convention = "spectral",
+    convention: Convention | None = None,
     preconditioning: Normalisation = "frobenius",
     decay: DecayKind = "learning_rate",
     axes: Any = None,
@@ -191,26 +192,30 @@ def normuon(
     (inputs) and \(n\) columns (outputs).
 
     Args:
-      learning_rate: \(\eta\) in [0, inf).
+      learning_rate: \(\eta\) in [0, inf). What suits Adam, such as 6e-4; with
+        ``consistent_rms=None`` the authors begin with 0.02.
       ns_coeffs, ns_steps: see `scale_by_muon`.
       b1, b2, eps: see `scale_by_normuon`.
       weight_decay: \(\lambda\) in [0, inf), for the matrices.
       weight_decay_mask: which of them to decay (see `add_decayed_weights`).
       mu_dtype, nesterov: see `scale_by_normuon`.
       consistent_rms: the number 0.2 above, in (0, inf): the root mean square of every update, about
-        that of Adam's. None keeps the norm of \(O\), and `convention` scales it.
-      convention: see `scale_by_shape`.
+        that of Adam's; it may be live. None keeps the norm of \(O\), and `convention` scales it.
+      convention: see `scale_by_shape`; by default ``"spectral"``. Only with
+        ``consistent_rms=None``.
       preconditioning: see `scale_by_muon`.
       decay: what \(\lambda\) is multiplied by (see `adamw`).
       axes: which leaves are matrices, in which axes (see `matrixwise`), with None for a leaf that
         is none. By default `matrices_by_name`: embeddings, heads, norms and biases are not.
-      fallback: what the other leaves are given; by default Adam with `learning_rate` and the
-        betas (0.9, 0.95).
+      fallback: what the other leaves are given; by default Adam with `learning_rate`, the betas
+        (0.9, 0.95), eps 1e-8 and no weight decay. With ``consistent_rms=None`` a rate that suits
+        the matrices, such as 0.02, is usually far too large for it: give
+        ``fallback=gradx.adamw(3e-3)``.
       dtype, gram, chunk, share: see `scale_by_muon`.
 
     Raises:
-      ValueError: a number out of range, a preset that is not there; at `init`, axes that do not fit
-        a leaf, with its path.
+      ValueError: a number out of range, a preset that is not there, `consistent_rms` and
+        `convention` together; at `init`, axes that do not fit a leaf, with its path.
 
     Example:
       >>> import gradx, jax.numpy as jnp
@@ -223,10 +228,14 @@ def normuon(
              [-0.    ,  0.0283]], dtype=float32)
 
     Reference: Li et al., *NorMuon: Making Muon more efficient and scalable*,
-    https://arxiv.org/abs/2510.05491. The step of https://github.com/microsoft/dion is that with
-    ``consistent_rms=None``; its coefficients are ``"modded_nanogpt"``.
+    https://arxiv.org/abs/2510.05491. The step of the authors' code,
+    https://github.com/zichongli5/NorMuon, is ``normuon(0.02, eps=1e-10, weight_decay=0.0,
+    nesterov=True, consistent_rms=None, convention="keller")``. That of
+    https://github.com/microsoft/dion has ``consistent_rms=None`` and the coefficients
+    ``"modded_nanogpt"``; other leaves decay there, too.
     """
-    inner = inside(axes)
+    inner = or_by_name(axes)
+    by_shape = convention_or("spectral", convention, consistent_rms)
     rule = scale_by_normuon(
         ns_coeffs,
         ns_steps,
@@ -243,8 +252,8 @@ def normuon(
         chunk=chunk,
         share=share,
     )
-    if consistent_rms is None:
-        rule = chain(rule, scale_by_shape(inner, convention=convention))
+    if by_shape is not None:
+        rule = chain(rule, scale_by_shape(inner, convention=by_shape))
     return matrix_optimizer(
         "normuon",
         rule,

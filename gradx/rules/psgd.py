@@ -15,7 +15,7 @@ from gradx.combine import Contract
 from gradx.core import Count, Transform, Updates
 from gradx.counting import as_count, steps
 from gradx.decay import DecayKind
-from gradx.fallback import inside, matrix_optimizer
+from gradx.fallback import matrix_optimizer, or_by_name
 from gradx.gradients import as_key, check_key
 from gradx.matrixwise import matrixwise
 from gradx.moments import average, storage, weight_so_far
@@ -165,9 +165,10 @@ def scale_by_psgd_kron(
 
     Reference: Li, *Preconditioned stochastic gradient descent*, https://arxiv.org/abs/1512.04202;
     https://github.com/lixilinx/psgd_torch; https://github.com/evanatyourservice/psgd_jax, whose
-    names these are. Deviations from the latter: products in float32 or wider; the factors are
-    balanced, which does not change the update, whenever they are fitted and not by chance; a matrix
-    without any gradient keeps its factors, which would grow until they overflow.
+    names these are. Deviations from the latter: products in float32 or wider; a schedule is asked
+    for the count 0 first, where it asks for 1; the factors are balanced, which does not change the
+    update, whenever they are fitted and not by chance; a matrix without any gradient keeps its
+    factors, which would grow until they overflow.
     """
     where = core.where()
     if memory_save_mode not in (None, "one_diag", "all_diag"):
@@ -266,8 +267,8 @@ def psgd_kron(
     mu_dtype: Any = None,
     probe: Probe = "normal",
     key: Array | int = 0,
-    fallback: Contract | None = None,
     axes: Any = None,
+    fallback: Contract | None = None,
     chunk: int | None = None,
     share: Share | None = None,
 ) -> Transform:
@@ -293,11 +294,11 @@ def psgd_kron(
       mu_dtype: the dtype to keep averages of gradients in, Adam's too.
       probe: ``"normal"`` noise, or ``"expected"``, without any (see `scale_by_psgd_kron`).
       key: a random key, or the seed of one.
-      fallback: what the other leaves are given; by default Adam with `learning_rate` and the
-        betas (0.9, 0.999).
       axes: which leaves are matrices, in which axes: a `MatrixAxes`, a tree of them with None for a
         leaf that is none, a function that makes one, or `by_path`. By default `matrices_by_name`:
         embeddings, heads, norms and biases are not.
+      fallback: what the other leaves are given; by default Adam with `learning_rate`, the betas
+        (0.9, 0.999), eps 1e-8 and no weight decay.
       chunk: how many matrices to work on at a time; None: all of a shape.
       share: devices that share the matrices, as ``Share(mesh, axis)``.
 
@@ -330,7 +331,7 @@ def psgd_kron(
         mu_dtype=mu_dtype,
         probe=probe,
         key=key,
-        axes=inside(axes),
+        axes=or_by_name(axes),
         chunk=chunk,
         share=share,
     )

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import operator
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 from gradx import core, hyper
 from gradx import tree as gtree
 from gradx.core import Params, State, Transform
 from gradx.leafwise import Rule
+from gradx.matrices import axis_numbers
 from gradx.sources import Array, ByPath, Hyper
 from gradx.stage import Leaves, Numbers, Results, Rows, Slots, is_array, staged
 
@@ -119,10 +118,12 @@ def qk_clip(threshold: Hyper = 100.0, heads: Any = None) -> Transform:
       threshold: \(\tau\) in (0, inf].
       heads: which leaves are queries and keys, and where they have their heads: a tree of
         `HeadAxis`, with None for other leaves; a function that makes one from the parameters; or
-        `by_path`. By default leaves called ``query``, ``key``, ``q``, ``k``, ``q_proj``,
-        ``k_proj``, ``wq`` or ``wk``, or the ``kernel``, ``weight`` and ``bias`` in such ones: with
-        kernels (in, heads, size) and biases (heads, size), perhaps stacked; or kernels (in, heads ·
-        size) and biases (heads · size).
+        `by_path`. By default leaves called ``query``, ``key``, ``q``, ``k``, ``query_proj``,
+        ``key_proj``, ``q_proj``, ``k_proj``, ``wq`` or ``wk``, or the ``kernel``, ``w``,
+        ``weight``, ``bias`` and ``b`` in such ones: with kernels (in, heads, size) and biases
+        (heads, size), perhaps stacked; or kernels (in, heads · size) and biases (heads · size). A
+        ``weight`` has its outputs first, as in Equinox and PyTorch: (heads · size, in), perhaps
+        stacked.
 
     `update` is given ``max_logits``, \(S_h\), the largest logit of each head in this step's batch,
     as an array (heads,), or (layers, heads) for stacked layers, or a number for all heads. It is a
@@ -196,6 +197,8 @@ def heads_by_name(path: str, shape: tuple[int, ...]) -> HeadAxis | None:
     found = _LEAF.search(path)
     if found is None or not shape:
         return None
+    if found["kind"] == "weight" and len(shape) > 1:
+        return HeadAxis(tuple(range(len(shape) - 1)), side_by_side=True)
     inputs = 0 if found["kind"] in ("bias", "b") else 1  # the axis of the inputs
     stacked = len(shape) - 2 - inputs
     if stacked < 0:
@@ -226,9 +229,13 @@ def _checked(heads: Any, path: str, x: Any, where: str) -> _Heads | None:
             f"{core.show(heads)}."
         )
     rank = jnp.ndim(x)
-    whole = isinstance(heads.axis, int | np.integer)
-    given = (heads.axis,) if whole else tuple(heads.axis)  # type: ignore[arg-type]
-    axes = [operator.index(n) for n in given]  # type: ignore[arg-type]
+    try:
+        axes = axis_numbers(heads.axis)
+    except TypeError as error:
+        raise ValueError(
+            f"{where}: at {path!r} axis must be a whole number or a tuple of them; got "
+            f"{core.show(heads)}."
+        ) from error
     bound = [n % rank for n in axes if -rank <= n < rank]
     if len(set(bound)) < len(axes):
         raise ValueError(

@@ -15,13 +15,14 @@ from gradx import core
 from gradx import tree as gtree
 from gradx.combine import chain, wide_throughout
 from gradx.core import Params, State, Transform, Updates
+from gradx.counting import flag
 from gradx.decay import add_decayed_weights
 from gradx.groups import partition
 from gradx.leafwise import leafwise
 from gradx.matrices import Matrix, MatrixAxes, axes_by_name, check_paths, is_axes, matrices
 from gradx.moments import average, storage, zeros
 from gradx.norms import by_factor
-from gradx.orthogonal import Normalisation, NSCoefficients, orthogonalise
+from gradx.orthogonal import Normalisation, NSCoefficients, orthogonalise, signs
 from gradx.scale import descend
 from gradx.sources import Array, ByPath, Hyper
 from gradx.stacked import Share
@@ -76,7 +77,13 @@ class _Norms:
                     f"{self.where}: norms must be one of {['auto', *_FACTORS]} for each leaf; at "
                     f"{path!r} it is {core.show(norm)}."
                 )
-            if norm == "spectral_conv":
+            if norm == "rms" and given is not None and not is_axes(self.axes):
+                raise ValueError(
+                    f"{self.where}: the norm at {path!r} is 'rms', for which axes make no "
+                    f"difference. Give it another one in norms ('sign' for a table that is a head "
+                    f"as well), or None in axes."
+                )
+            if norm == "spectral_conv" and by_name != norm:
                 usual = MatrixAxes(tuple(range(len(shape) - 1)), -1)
             found.append((norm, None if norm == "rms" else given or usual or MatrixAxes(-2, -1)))
         return found
@@ -184,7 +191,8 @@ def scale_by_scion(
     along the last axis: for a table of embeddings, of each row.
 
     Args:
-      momentum: \(\alpha\) in (0, 1], the weight of the newest gradient.
+      momentum: \(\alpha\) in (0, 1], the weight of the newest gradient: 1 minus the usual momentum,
+        so that 0.1 here is 0.9 elsewhere.
       ns_coeffs, ns_steps: see `scale_by_muon`.
       eps: in [0, inf), added to the norms that are divided by.
       mu_dtype: the dtype to keep \(\mu\) in; by default the parameter's, at least float32.
@@ -198,7 +206,8 @@ def scale_by_scion(
       head_radius: \(\rho\) in [0, inf) for ``"sign"``.
       preconditioning: see `scale_by_muon`.
       axes: which axes are the rows and columns, as for `muon`; None at a leaf: by its name. A
-        table that serves as embedding and head wants ``MatrixAxes(rows=1, columns=0)``.
+        table that serves as embedding and head wants ``MatrixAxes(rows=1, columns=0)``, and
+        ``"sign"`` in `norms`: by its name it has ``"rms"``, for which there are no axes.
       dtype, gram, chunk, share: see `scale_by_muon`.
 
     Raises:
@@ -246,7 +255,7 @@ def scale_by_scion(
         ),
         _times("radius", radius),
     )
-    head = chain(leafwise(_signs), _times("head_radius", head_radius))
+    head = chain(leafwise(signs), _times("head_radius", head_radius))
     return wide_throughout(
         chain(
             leafwise(
@@ -265,10 +274,6 @@ def scale_by_scion(
 def _averaged(g: Array, slots: Slots, p: None, h: Numbers) -> tuple[Array, Slots]:
     mu = average(slots[0], g, 1 - h.momentum)
     return mu, (mu,)
-
-
-def _signs(g: Array, slots: Slots, p: None, h: Numbers) -> tuple[Array, Slots]:
-    return jnp.sign(g), slots
 
 
 def _by_rms(g: Array, slots: Slots, p: None, h: Numbers) -> tuple[Array, Slots]:
@@ -316,9 +321,12 @@ def scion(
     they begin inside; `unconstrained` leaves the factor \(1 - \eta_t\) out.
 
     Args:
-      learning_rate: \(\eta\) in [0, inf), of which more than 1 overshoots.
-      momentum, ns_coeffs, ns_steps, eps, mu_dtype, norms, radius, head_radius: see
-        `scale_by_scion`.
+      learning_rate: \(\eta\) in [0, inf), of which more than 1 overshoots. It goes with the radii:
+        the authors begin with \(2^{-12}\) and the radii 50 and 3000 for a GPT, which are the
+        defaults, with \(2^{-6}\), 1 and \(2^{10}\) for an MLP (``"spectral_max"`` for its first
+        layer), and with \(2^{-4}\), 8 and 128 for a CNN (and `momentum` 0.5).
+      momentum: \(\alpha\) in (0, 1]: 1 minus the usual momentum, so that 0.1 here is 0.9 elsewhere.
+      ns_coeffs, ns_steps, eps, mu_dtype, norms, radius, head_radius: see `scale_by_scion`.
       unconstrained: no decay towards zero.
       preconditioning, axes, dtype, gram, chunk, share: see `scale_by_scion`.
 
@@ -358,5 +366,5 @@ def scion(
         chunk=chunk,
         share=share,
     )
-    towards_zero = [] if unconstrained else [add_decayed_weights(1.0)]
+    towards_zero = [] if flag("unconstrained", unconstrained) else [add_decayed_weights(1.0)]
     return wide_throughout(chain(made, *towards_zero, descend(learning_rate)))

@@ -12,9 +12,9 @@ import jax.numpy as jnp
 from gradx import blocks, core, lapack
 from gradx.combine import Contract
 from gradx.core import Count, Transform, Updates
-from gradx.counting import steps
+from gradx.counting import flag, steps
 from gradx.decay import DecayKind
-from gradx.fallback import inside, matrix_optimizer
+from gradx.fallback import matrix_optimizer, or_by_name
 from gradx.matrixwise import matrixwise
 from gradx.moments import average, storage, weight_so_far
 from gradx.sources import Array, Hyper
@@ -94,7 +94,8 @@ def scale_by_shampoo(
 
     where hats undo the start at zero, and \(A\) is the step of the graft, whose size is taken. With
     \(\beta_2 = 1\), \(L\) and \(R\) are sums. The roots are calculated from eigenvalues, in the
-    first step and then in every \(k\)-th.
+    first step and then in every \(k\)-th. A gradient that is not finite stays in the averages for
+    good: `apply_if_finite` keeps it out.
 
     Args:
       b1: \(\beta_1\) in [0, 1).
@@ -136,9 +137,9 @@ def scale_by_shampoo(
     data-parallel PyTorch implementation of the Distributed Shampoo optimizer*,
     https://arxiv.org/abs/2309.06497. Deviations from the code of the latter
     (facebookresearch/optimizers): with \(k > 1\) the first roots are those of the first step, where
-    it waits for step \(k\), with the graft's own step until then; roots that are not finite are
-    not taken, without an error after three; a matrix has two sides however small it is, where by
-    default those of no more than `block_size` elements are flattened to vectors.
+    it waits for step \(k\), with the graft's own step until then; where eigenvalues cannot be found
+    the old roots stay, without an error after three times; a matrix has two sides however small it
+    is, where by default those of no more than `block_size` elements are flattened to vectors.
     """
     if graft not in _GRAFTS:
         raise ValueError(
@@ -161,7 +162,11 @@ def scale_by_shampoo(
             "exponent": exponent,
         },
         ranges=_RANGES,
-        flags={"block": block, "graft": graft, "corrects": bool(bias_correction)},
+        flags={
+            "block": block,
+            "graft": graft,
+            "corrects": flag("bias_correction", bias_correction),
+        },
         per_step=_factors,
         axes=axes,
         gather=_gathered,
@@ -218,7 +223,7 @@ def _with_roots(slots: Slots, h: Numbers) -> Slots:
 
 
 def _root(side: Array, old: Array, h: Numbers) -> Array:
-    """The inverse root of each block's factor; the old one where the new one is not finite."""
+    """The inverse root of each block's factor; the old one where `eigh` does not converge."""
     width = min(side.shape[0], h.block)
     made = []
     for r in blocks.cuts(side.shape[0], h.block):
@@ -276,8 +281,8 @@ def shampoo(
     exponent: Hyper = 0.25,
     bias_correction: bool = True,
     mu_dtype: Any = None,
-    fallback: Contract | None = None,
     axes: Any = None,
+    fallback: Contract | None = None,
     chunk: int | None = None,
     share: Share | None = None,
 ) -> Transform:
@@ -306,11 +311,11 @@ def shampoo(
       exponent: \(p\) in (0, 1].
       bias_correction: False for the averages as they are.
       mu_dtype: the dtype to keep averages of gradients in, Adam's too.
-      fallback: what the other leaves are given; by default Adam with `learning_rate` and the
-        betas (0.9, 0.999).
       axes: which leaves are matrices, in which axes: a `MatrixAxes`, a tree of them with None for a
         leaf that is none, a function that makes one, or `by_path`. By default `matrices_by_name`:
         embeddings, heads, norms and biases are not.
+      fallback: what the other leaves are given; by default Adam with `learning_rate`, the betas
+        (0.9, 0.999), eps 1e-8 and no weight decay.
       chunk: how many matrices to work on at a time; None: all of a shape.
       share: devices that share the matrices, as ``Share(mesh, axis)``.
 
@@ -347,7 +352,7 @@ def shampoo(
         exponent=exponent,
         bias_correction=bias_correction,
         mu_dtype=mu_dtype,
-        axes=inside(axes),
+        axes=or_by_name(axes),
         chunk=chunk,
         share=share,
     )

@@ -11,22 +11,20 @@ import jax.numpy as jnp
 from gradx import core
 from gradx.combine import Contract
 from gradx.core import Count, Transform, Updates
-from gradx.counting import steps
+from gradx.counting import flag, steps
 from gradx.decay import DecayKind
 from gradx.eigenbasis import (
-    adjoint,
-    empty_factor,
+    averaged,
     first_basis,
+    first_slots,
     into,
     largest_first,
     moved,
     orthogonal,
     out_of,
-    plain_basis,
     power,
-    times,
 )
-from gradx.fallback import inside, matrix_optimizer
+from gradx.fallback import matrix_optimizer, or_by_name
 from gradx.matrixwise import matrixwise
 from gradx.moments import average, storage, weight_so_far
 from gradx.sources import Array, Hyper
@@ -136,12 +134,12 @@ def scale_by_soap(
         hypers["shampoo_beta"] = shampoo_beta
     return matrixwise(
         _soap,
-        init=partial(_factors_and_bases, limit=steps("max_precond_dim", max_precond_dim, 0)),
+        init=partial(first_slots, limit=steps("max_precond_dim", max_precond_dim, 0)),
         state=SoapState,
         like_leaf={"mu": storage("mu_dtype", mu_dtype), "nu": "real"},
         hypers=hypers,
         ranges={"shampoo_beta": "[0, 1)"},
-        flags={"corrects": bool(bias_correction)},
+        flags={"corrects": flag("bias_correction", bias_correction)},
         per_step=_of_the_step,
         axes=axes,
         start=_start,
@@ -151,12 +149,6 @@ def scale_by_soap(
         chunk=chunk,
         share=share,
     )
-
-
-def _factors_and_bases(p: Array, *, limit: int) -> Slots:
-    rows, columns = p.shape
-    factors = empty_factor(rows, limit, p), empty_factor(columns, limit, p)
-    return *factors, plain_basis(rows, limit, p), plain_basis(columns, limit, p)
 
 
 def _of_the_step(h: Numbers, t: Array) -> Mapping[str, Any]:
@@ -179,11 +171,7 @@ def _soap(g: Array, slots: Slots, p: None, h: Numbers) -> tuple[Array, Slots]:
     nu = average(nu, abs_sq(seen), h.b2)
     u = h.correct_mu * mu / (jnp.sqrt(h.correct_nu * nu) + h.eps)
     u = out_of(jnp.where(h.begun, u, 0), *bases)
-    if left.size:
-        left = average(left, times(g, adjoint(g)), h.shampoo_beta)
-    if right.size:
-        right = average(right, times(adjoint(g), g), h.shampoo_beta)
-    return u, (mu, nu, left, right, *bases)
+    return u, (mu, nu, *averaged(g, left, right, h.shampoo_beta), *bases)
 
 
 def _start(slots: Slots, h: Numbers) -> Slots:
@@ -250,8 +238,8 @@ def soap(
       staggered: renew a part of the bases in every step (see `scale_by_soap`).
       axes: which leaves are matrices, in which axes: as for `scale_by_soap`, with None for a leaf
         that is none. By default `matrices_by_name`: embeddings, heads, norms and biases are not.
-      fallback: what the other leaves are given; by default Adam with `learning_rate` and the
-        betas (0.95, 0.95).
+      fallback: what the other leaves are given; by default Adam with `learning_rate`, the betas
+        (0.95, 0.95), eps 1e-8 and no weight decay.
       chunk: how many matrices to work on at a time (see `scale_by_soap`).
       share: devices that share the matrices (see `scale_by_soap`).
 
@@ -274,8 +262,9 @@ def soap(
     Reference: Vyas et al., *SOAP: improving and stabilizing Shampoo using Adam*,
     https://arxiv.org/abs/2409.11321. Deviations from the authors' code: the parameters decay as in
     AdamW, in the first step too and not by what the step has made of them; other leaves have
-    Adam from the first step on; embeddings and heads, up to a length of `max_precond_dim`, are
-    matrices there (``axes=gradx.MatrixAxes()``).
+    Adam from the first step on, and do not decay; embeddings and heads, up to a length of
+    `max_precond_dim`, are matrices there (``axes=`` ``lambda params:
+    jax.tree.map(lambda x: gradx.MatrixAxes() if x.ndim == 2 else None, params)``).
     """
     rule = scale_by_soap(
         b1,
@@ -287,7 +276,7 @@ def soap(
         shampoo_beta=shampoo_beta,
         bias_correction=bias_correction,
         staggered=staggered,
-        axes=inside(axes),
+        axes=or_by_name(axes),
         chunk=chunk,
         share=share,
     )

@@ -12,16 +12,8 @@ from gradx.combine import Contract, chain
 from gradx.core import Count, Transform, Updates
 from gradx.counting import steps
 from gradx.decay import DecayKind, scale_and_decay
-from gradx.eigenbasis import (
-    adjoint,
-    empty_factor,
-    first_basis,
-    into,
-    out_of,
-    plain_basis,
-    times,
-)
-from gradx.fallback import adam_for_others, inside, with_fallback
+from gradx.eigenbasis import averaged, first_basis, first_slots, into, out_of
+from gradx.fallback import adam_for_others, or_by_name, with_fallback
 from gradx.matrixwise import matrixwise
 from gradx.moments import average, storage
 from gradx.orthogonal import scale_by_shape
@@ -132,7 +124,7 @@ def scale_by_splus(
     """
     return matrixwise(
         _splus,
-        init=partial(_factors_and_bases, limit=steps("max_precond_dim", max_precond_dim, 0)),
+        init=partial(first_slots, limit=steps("max_precond_dim", max_precond_dim, 0)),
         state=SplusState,
         like_leaf={"mu": storage("mu_dtype", mu_dtype)},
         hypers={"b1": b1, "b2": b2, "eps": eps},
@@ -145,21 +137,11 @@ def scale_by_splus(
     )
 
 
-def _factors_and_bases(p: Array, *, limit: int) -> Slots:
-    rows, columns = p.shape
-    factors = empty_factor(rows, limit, p), empty_factor(columns, limit, p)
-    return *factors, plain_basis(rows, limit, p), plain_basis(columns, limit, p)
-
-
 def _splus(g: Array, slots: Slots, p: None, h: Numbers) -> tuple[Array, Slots]:
     mu, left, right, *bases = slots
     mu = average(mu, g, h.b1)
     u = out_of(_signs(into(mu, *bases), h.eps), *bases)
-    if left.size:
-        left = average(left, times(g, adjoint(g)), h.b2)
-    if right.size:
-        right = average(right, times(adjoint(g), g), h.b2)
-    return u, (mu, left, right, *bases)
+    return u, (mu, *averaged(g, left, right, h.b2), *bases)
 
 
 def _signs(x: Array, eps: Any) -> Array:
@@ -218,8 +200,8 @@ def splus(
       staggered: renew a part of the bases in every step (see `scale_by_splus`).
       axes: which leaves are matrices, in which axes: as for `scale_by_splus`, with None for a leaf
         that is none. By default `matrices_by_name`: embeddings, heads, norms and biases are not.
-      fallback: what the other leaves are given; by default Adam with 0.001 `learning_rate` and the
-        betas (0.9, 0.999).
+      fallback: what the other leaves are given; by default Adam with 0.001 `learning_rate`, the
+        betas (0.9, 0.999), eps 1e-8 and no weight decay.
       chunk: how many matrices to work on at a time (see `scale_by_splus`).
       share: devices that share the matrices (see `scale_by_splus`).
 
@@ -257,7 +239,7 @@ def splus(
     than `max_precond_dim` is not: it has its \(2 / (m + n)\), and not 0.001; and those of
     `scale_by_splus`.
     """
-    inner = inside(axes)
+    inner = or_by_name(axes)
     rule = scale_by_splus(
         b1,
         b2,

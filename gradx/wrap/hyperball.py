@@ -13,10 +13,10 @@ from gradx import core, hyper
 from gradx import tree as gtree
 from gradx.combine import Contract, chain
 from gradx.core import State, Transform
-from gradx.fallback import adam_for_others, inside, with_fallback
+from gradx.fallback import adam_for_others, or_by_name, with_fallback
 from gradx.gating import check_inner
 from gradx.leafwise import Rule
-from gradx.matrices import Matrix, check_paths, matrices
+from gradx.matrices import Matrix, check_paths, only_matrices
 from gradx.norms import quotient, root
 from gradx.sources import Array, Hyper
 from gradx.stage import Leaves, Numbers, Results, Rows, Slots, is_array, staged, widen
@@ -42,24 +42,12 @@ class _SphereRule(Rule):
     choice: Any
 
     def seen(self, flat: gtree.Flat) -> list[Matrix | None]:
-        found = matrices(self.choice, flat, self.where, "axes", stacked=True)
-        for path, x, m in zip(flat.paths, flat.values, found, strict=True):
-            if x is not None and m is None:
-                raise ValueError(
-                    f"{self.where}: the leaf {path!r} of shape {jnp.shape(x)} is no matrix. Leave "
-                    f"it out with masked or partition (hyperball does), or say in axes which of "
-                    f"its axes are the rows and the columns."
-                )
-        return found
+        return only_matrices(self.choice, flat, self.where, "axes")
 
     def _first_slots(self, flat: gtree.Flat) -> list[Slots | None]:
         check_paths(self.choice, flat, self.where)
-        layouts = iter(self.seen(gtree.flatten(flat.tree)))
-        made: list[Slots | None] = []
-        for i, p in enumerate(flat.values):
-            m = next(layouts) if is_array(p) or p is None else None
-            made.append(None if m is None else (self._radius(p, m, flat.paths[i]),))
-        return made
+        rows = zip(flat.values, self.seen(flat), flat.paths, strict=True)
+        return [None if m is None else (self._radius(p, m, path),) for p, m, path in rows]
 
     def _radius(self, p: Any, m: Matrix, path: str) -> Array:
         radius = _norms(widen(p), m)
@@ -75,9 +63,8 @@ class _SphereRule(Rule):
         self, leaves: Leaves, state: State, extra: Mapping[str, Any], rows: Rows
     ) -> Callable[[Results], State]:
         end = super().begin(leaves, state, extra, rows)
-        layouts = iter(self.seen(gtree.flatten(leaves.tree)))
-        for row, u in zip(rows, leaves.updates, strict=True):
-            m = next(layouts) if is_array(u) or u is None else None
+        seen = leaves.aligned(self.seen(gtree.flatten(leaves.tree)))
+        for row, u, m in zip(rows, leaves.updates, seen, strict=True):
             if is_array(u):
                 row[-1] = row[-1]._replace(static=(*row[-1].static, ("layout", m, str(m))))
         return end
@@ -194,13 +181,14 @@ def hyperball(
       learning_rate: \(\eta\) in [0, inf), the step in units of the matrix.
       axes: which leaves are matrices, in which axes: a `MatrixAxes`, a tree of them with None for
         other leaves, a function that makes one, or `by_path`. By default `matrices_by_name`:
-        embeddings, heads, norms and biases are none. (`inner` has to be told by itself of matrices
-        that have more than two axes.)
+        embeddings, heads, norms and biases are none. `inner` has to be told by itself of leaves
+        that are seen otherwise than as one matrix of two axes, with the same `axes`.
       fallback: what the other leaves are given; by default Adam with `learning_rate`.
 
     Raises:
-      ValueError: `inner` is no transformation; a number out of range; at `init`, a matrix of zeros,
-        with its path; `update` is called without the parameters.
+      ValueError: `inner` is no transformation, or has a learning rate of its own, which turns its
+        updates downhill; a number out of range; at `init`, a matrix of zeros, with its path;
+        `update` is called without the parameters.
 
     Example:
       >>> import gradx, jax.numpy as jnp
@@ -215,6 +203,20 @@ def hyperball(
     optimization*, https://arxiv.org/abs/2606.16899.
     """
     check_inner(inner, core.where())
-    matrix = chain(inner, scale_by_hyperball(learning_rate, inside(axes)))
+    if _has_rate(inner):
+        raise ValueError(
+            f"{core.where()}: inner must be a rule before its learning rate, whose updates go "
+            f"uphill; got {core.show(inner)}. Give scale_by_… and the like, and the learning rate "
+            f"to hyperball."
+        )
+    matrix = chain(inner, scale_by_hyperball(learning_rate, or_by_name(axes)))
     other = adam_for_others(learning_rate) if fallback is None else fallback
     return with_fallback("hyperball", matrix, "others", other, axes)
+
+
+def _has_rate(tx: Any) -> bool:
+    """Whether a transformation was made with a learning rate, as far as it can tell."""
+    spec = getattr(tx, "spec", None)
+    given = dict(spec.arguments) if spec is not None else {}
+    parts = jax.tree.leaves(list(given.values()), is_leaf=core.is_transform)
+    return "learning_rate" in given or any(_has_rate(x) for x in parts)

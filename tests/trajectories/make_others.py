@@ -2,7 +2,7 @@
 
     pip install --no-deps torch schedulefree ...      (the sources in table_others.py)
     pip install numpy scipy opt-einsum pytorch-ranger tabulate colorama     (what they import)
-    pip install jax optax                                   (for the rows that are written in them)
+    pip install jax optax chex                              (for the rows that are written in them)
     git clone https://github.com/rka97/dowg CLONES/rka97__dowg ...          (those on GitHub)
     python tests/trajectories/make_others.py CLONES
 
@@ -16,6 +16,7 @@ import importlib
 import importlib.metadata
 import importlib.util
 import os
+import re
 import subprocess
 import sys
 import types
@@ -24,6 +25,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 os.environ.setdefault("TORCH_COMPILE_DISABLE", "1")  # which would round in an order of its own
 
@@ -31,7 +33,7 @@ import numpy as np
 import torch
 from make_torch import schedule
 from table import KEPT, STEPS
-from table_others import ROWS, Row, directions
+from table_others import ROWS, Row, directions, first_key
 
 Arrays = dict[str, np.ndarray[Any, Any]]
 Params = dict[str, torch.nn.Parameter]
@@ -41,6 +43,13 @@ CLONES = Path(sys.argv[1]) if len(sys.argv) > 1 else None
 
 # Packages whose __init__ imports far more (models, GPU codecs) than the module that is wanted.
 LIGHT = ("timm", "timm.optim", "galore_torch")
+
+# Modules that are not here, with all that is made of them: whether something is of this class.
+ABSENT: dict[str, dict[str, Any]] = {
+    "flax": {},
+    "flax.linen": {"Partitioned": type("Partitioned", (), {})},
+    "optax._src.clipping": {},  # by a name of its own since
+}
 
 
 # ---------------------------------------------------------------- finding the implementations
@@ -68,11 +77,13 @@ def clone(source: str) -> Path:
 
 
 def from_file(path: Path) -> Any:
-    if (path.parent / "__init__.py").exists() and "from ." in path.read_text():
+    package, text = path.parent.name, path.read_text()
+    whole = (path.parent / "__init__.py").exists() and f"from {package}." in text
+    if whole or re.search(r"^from \.", text, re.MULTILINE):
         sys.path.insert(0, str(path.parent.parent))
         # What asks for a whole graph is an error where compilation is switched off.
         torch.compile = lambda function=None, **_: function or (lambda f: f)
-        return importlib.import_module(f"{path.parent.name}.{path.stem}")
+        return importlib.import_module(f"{package}.{path.stem}")
     spec = importlib.util.spec_from_file_location(path.stem, path)
     assert spec is not None
     assert spec.loader is not None
@@ -217,8 +228,10 @@ def full_precision() -> Iterator[None]:
 @contextmanager
 def only_float64() -> Iterator[None]:
     """Leaves the names of shorter dtypes without effect, and random numbers those of the table."""
+    empty = torch.empty
     names: dict[str, Any] = {"float32": torch.float64, "bfloat16": torch.float64}
     names["randn"] = lambda shape, **_: torch.tensor(directions(*shape))
+    names["empty"] = lambda *shape, device=None, **about: empty(*shape, **about)  # not on a GPU
     originals = {name: getattr(torch, name) for name in names}
     for name, value in names.items():
         setattr(torch, name, value)
@@ -231,43 +244,73 @@ def only_float64() -> Iterator[None]:
 
 
 def in_jax(row: Row, problem: Problem) -> Steps:
-    """What is written for Optax; with "optax average" the parameters to evaluate with."""
+    """What is written for Optax; with "optax average" the parameters to evaluate with.
+
+    With an inner optimizer that gets the vector; random numbers are those of the table.
+    """
     import jax  # for these rows only
 
     jax.config.update("jax_enable_x64", True)
     jax.tree_map = jax.tree.map  # which JAX has no more
+    for name, attributes in ABSENT.items():
+        sys.modules.setdefault(name, types.ModuleType(name)).__dict__.update(attributes)
     tx = find(row)(**row.kwargs)
-    params = {k: jax.numpy.asarray(p.detach().numpy()) for k, p in problem.params.items()}
-    state = tx.init(params)
+    given = [k for k in problem.params if row.inner is None or k == "w"]
+    other = inner(row, [problem.params["b"]]) if row.inner is not None else None
+    params = {k: jax.numpy.asarray(problem.params[k].detach().numpy()) for k in given}
+    state, key = tx.init(params), first_key()
     for t in range(STEPS):
-        grads = {k: jax.numpy.asarray(g.numpy()) for k, g in problem.gradients(t).items()}
-        updates, state = tx.update(grads, state, params)
+        problem.set(t)
+        gradients = problem.gradients(t)
+        grads = {k: jax.numpy.asarray(gradients[k].numpy()) for k in given}
+        key, now = jax.random.split(key)
+        white = jax.random.normal(now, problem.params["w"].shape, "float64")
+        with mock.patch("jax.random.normal", return_value=white):
+            updates, state = tx.update(grads, state, params)
         params = jax.tree.map(jax.numpy.add, params, updates)
+        if other is not None:
+            other.step()
         shown = params
         if row.how == "optax average":
             shown = find(replace(row, call=f"{row.call}_get_eval_params"))(state[0])
-        for name, p in problem.params.items():
-            p.data.copy_(torch.tensor(np.asarray(shown[name])))
+        for name in given:
+            problem.params[name].data.copy_(torch.tensor(np.asarray(shown[name])))
         yield
 
 
+def spelt_out(value: Any, module: Any) -> Any:
+    """What a table that is read without torch writes as text: a dtype, a call of the module's."""
+    if isinstance(value, tuple) and isinstance(value[0], str):
+        name, kwargs = value
+        return getattr(module, name)(**{k: spelt_out(v, module) for k, v in kwargs.items()})
+    return torch.float64 if value == "float64" else value
+
+
+def gather_alone(gathered: torch.Tensor, own: torch.Tensor, **_: Any) -> Any:
+    """What all processes bring together, if there is only one."""
+    gathered.copy_(own.view_as(gathered))
+    return types.SimpleNamespace(wait=lambda: None)
+
+
 def matrices(row: Row, problem: Problem) -> Steps:
-    """The matrix, transposed, to the row's optimizer; the vector to the inner one."""
+    """The matrix, transposed, to the row's optimizer; the vector to the inner one, if any."""
     w, b = problem.params["w"], problem.params["b"]
     transposed = torch.nn.Parameter(w.detach().T.clone())
-    # Dtypes are written as strings in a table that is read without torch.
-    kwargs = {k: torch.float64 if v == "float64" else v for k, v in row.kwargs.items()}
     precision = only_float64 if row.how.endswith("float64") else full_precision
     made = find(row)
+    kwargs = {k: spelt_out(v, sys.modules[made.__module__]) for k, v in row.kwargs.items()}
     with precision():
-        optimizer, other = made([transposed], **kwargs), inner(row, [b])
+        optimizer = made([transposed] if row.inner else [transposed, b], **kwargs)
+        other = inner(row, [b]) if row.inner else None
     for t in range(STEPS):
         problem.set(t)
         assert w.grad is not None
         transposed.grad = w.grad.T.clone()
-        with precision():
+        gathering = mock.patch("torch.distributed.all_gather_into_tensor", gather_alone)
+        with precision(), gathering:
             optimizer.step()
-        other.step()
+        if other is not None:
+            other.step()
         w.data.copy_(transposed.detach().T)
         yield
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -32,6 +33,11 @@ def as_examples(grads: Any) -> Any:
     """A sequence of gradients as one of batches of three."""
     scaled = {k: (g, np.roll(g, -1, axis=0), -2 * np.roll(g, -2, axis=0)) for k, g in grads.items()}
     return {k: np.stack(gs, axis=1) for k, gs in scaled.items()}
+
+
+def on_unit_sphere(params: Any) -> Any:
+    """The matrix with the norm 1."""
+    return {**params, "w": params["w"] / np.linalg.norm(params["w"])}
 
 
 @dataclass(frozen=True)
@@ -255,6 +261,67 @@ _ADAPTIVE: dict[str, Row] = {
         grads_as=as_complex,
         grads="sparse",
         why="torch views complex parameters as pairs of real ones",
+    ),
+}
+
+_MARS = ("github.com/AGI-Arena/MARS", "MARS/optimizers/mars.py:MARS")
+
+_CORRECTED: dict[str, Row] = {
+    "mars": Row(
+        lambda lib: lib.mars(0.01, b1=0.8, b2=0.95, eps=1e-3, gamma=0.1, weight_decay=0.5),
+        *_MARS,
+        {
+            "lr": 0.01,
+            "betas": (0.8, 0.95),
+            "eps": 1e-3,
+            "gamma": 0.1,
+            "weight_decay": 0.5,
+            "optimize_1d": True,
+        },
+        grads="sparse",
+    ),
+    "correct_by_mars_lion": Row(
+        lambda lib: lib.chain(
+            lib.correct_by_mars(b1=0.9, gamma=0.05),
+            lib.ema(0.9, debias=False),
+            lib.scale_by_sign(),
+            lib.add_decayed_weights(0.5),
+            lib.scale_by_learning_rate(0.01),
+        ),
+        *_MARS,
+        {
+            "lr": 0.01,
+            "betas": (0.9, 0.95),
+            "gamma": 0.05,
+            "weight_decay": 0.5,
+            "mars_type": "mars-lion",
+            "optimize_1d": True,
+        },
+        grads="sparse",
+    ),
+    "cautious": Row(
+        lambda lib: lib.chain(
+            lib.cautious(lib.scale_by_adam(b1=0.8, b2=0.95, eps=1e-30), direction="ascent"),
+            lib.add_decayed_weights(0.5),
+            lib.scale_by_learning_rate(0.01),
+        ),
+        "github.com/kyleliang919/C-Optim",
+        "c_adamw.py:AdamW",
+        {"lr": 0.01, "betas": (0.8, 0.95), "eps": 1e-30, "weight_decay": 0.5, "foreach": False},
+        grads="sparse",
+        why="theirs adds eps before the bias correction",
+    ),
+    "cautious_lion": _timm(
+        lambda lib: lib.chain(
+            lib.cautious(lib.scale_by_lion(b1=0.8, b2=0.95), direction="ascent"),
+            lib.add_decayed_weights(0.5),
+            lib.scale_by_learning_rate(0.01),
+        ),
+        "lion",
+        "Lion",
+        {"lr": 0.01, "betas": (0.8, 0.95), "weight_decay": 0.5, "caution": True},
+        grads="sparse",
+        why="the authors' own Lion divides by the mean of the mask with one more element in it",
     ),
 }
 
@@ -518,6 +585,62 @@ def _directed(lib: Any, tx: Any) -> Any:
     return lib.GradientTransformation(init, tx.update)
 
 
+@cache
+def first_key() -> Any:
+    """A key of a generator that counts: its noise in step t depends on t and nothing else.
+
+    So both sides have the same, and it stays what it is when JAX has other generators.
+    """
+    import jax
+    from jax.extend.random import define_prng_impl
+
+    table = np.random.default_rng(20240304).integers(0, 2**64, size=(40, 3, 4), dtype=np.uint64)
+
+    def split(key: Any, shape: Any) -> Any:
+        assert shape == (2,)
+        return jax.numpy.stack([key + 1, key])  # those of the next step and of this one
+
+    generator = define_prng_impl(
+        key_shape=(1,),
+        seed=lambda seed: jax.numpy.zeros(1, "uint32"),
+        split=split,
+        random_bits=lambda key, width, shape: jax.numpy.asarray(table)[key[0]].reshape(shape),
+        fold_in=lambda key, count: key + count.astype("uint32"),
+        name="counting",
+        tag="count",
+    )
+    return jax.random.wrap_key_data(jax.numpy.zeros(1, "uint32"), impl=generator)
+
+
+_NORMUON = ("github.com/microsoft/dion", "dion/normuon.py:NorMuon")
+_SCION = ("github.com/LIONS-EPFL/scion", "scion.py:Scion")
+_PSGD = ("github.com/evanatyourservice/psgd_jax", "psgd_jax/kron.py:kron")
+_ADAMUON = ("github.com/Chongjie-Si/AdaMuon", "gpt2/models/optimizers/adamuon.py:AdaMuon")
+_SHAMPOO = (
+    "github.com/facebookresearch/optimizers",
+    "distributed_shampoo/distributed_shampoo.py:DistributedShampoo",
+)
+_ADAM: Call = ("Adam", {"lr": 0.01, "eps": 0.0})
+_SHAMPOO_FLOAT64 = {
+    "distributed_config": ("SingleDeviceDistributedConfig", {"target_parameter_dimensionality": 2}),
+    "preconditioner_config": (
+        "RootInvShampooPreconditionerConfig",
+        {"factor_matrix_dtype": "float64", "inv_factor_matrix_dtype": "float64"},
+    ),
+}
+
+
+def _only_matrix(lib: Any, tx: Any) -> Any:
+    """This for the matrix alone."""
+    return lib.partition({"w": tx, "b": _adam(lib)}, {"w": "w", "b": "b"})
+
+
+def _divided(scale: float) -> Any:
+    """Muon's coefficients, for a matrix that is to be divided by this in the first step."""
+    a, b, c = 3.4445, -4.7750, 2.0315
+    return ((a / scale, b / scale**3, c / scale**5), *((a, b, c),) * 4)
+
+
 _MATRICES: dict[str, Row] = {
     "muon": _torch(
         lambda lib: lib.muon(0.01, beta=0.9, eps=0.0, nesterov=False),
@@ -536,6 +659,286 @@ _MATRICES: dict[str, Row] = {
         how="matrices",
         inner=("Adam", {"lr": 0.01, "eps": 0.0}),
         why=_MUON_WHY,
+    ),
+    "normuon": Row(
+        lambda lib: lib.normuon(
+            0.01,
+            "modded_nanogpt",
+            b1=0.9,
+            b2=0.8,
+            weight_decay=0.5,
+            consistent_rms=None,
+            convention="spectral",
+            fallback=_adam(lib),
+        ),
+        *_NORMUON,
+        {"lr": 0.01, "mu": 0.9, "muon_beta2": 0.8, "weight_decay": 0.5, "epsilon": 1.02e-7},
+        how="matrices, all in float64",
+        inner=_ADAM,
+        why="their momentum is a sum, ten times the average; eps is added to 1.02 times its norm",
+    ),
+    "normuon_coefficients": Row(
+        lambda lib: lib.normuon(
+            0.01,
+            "dion",
+            b1=0.9,
+            weight_decay=0.0,
+            nesterov=True,
+            consistent_rms=None,
+            convention="moonlight",
+            fallback=_adam(lib),
+        ),
+        *_NORMUON,
+        {
+            "lr": 0.01,
+            "mu": 0.9,
+            "weight_decay": 0.0,
+            "epsilon": 1e-7,
+            "nesterov": True,
+            "adjust_lr": "rms_norm",
+            "use_polar_express": False,
+        },
+        how="matrices, all in float64",
+        inner=_ADAM,
+        why="see normuon",
+    ),
+    "normuon_authors": Row(
+        lambda lib: lib.normuon(
+            0.01,
+            b1=0.9,
+            b2=0.8,
+            eps=1e-10,
+            weight_decay=0.5,
+            nesterov=True,
+            consistent_rms=None,
+            convention="keller",
+            fallback=_adam(lib),
+        ),
+        "github.com/zichongli5/NorMuon",
+        "normuon.py:SingleDeviceNorMuon",
+        {"lr": 0.01, "momentum": 0.9, "beta2": 0.8, "weight_decay": 0.5},
+        grads="huge",
+        how="matrices",
+        inner=_ADAM,
+        rtol=1e-11,
+        why="theirs adds 1e-7 to the norm of gradients, here huge, and 1e-10 to that of the result",
+    ),
+    "scion": Row(
+        lambda lib: lib.scion(0.01, momentum=0.2, eps=0.0, radius=2.0),
+        *_SCION,
+        {"lr": 0.01, "momentum": 0.2, "scale": 2.0},
+        grads="huge",
+        how="matrices",
+        why="theirs has 1e-7 and 1e-8 for eps, of no account beside these gradients",
+    ),
+    "scion_unconstrained": Row(
+        lambda lib: lib.scion(0.01, momentum=1.0, eps=0.0, radius=0.5, unconstrained=True),
+        *_SCION,
+        {"lr": 0.01, "momentum": 1.0, "scale": 0.5, "unconstrained": True},
+        grads="huge",
+        how="matrices",
+        why="see scion",
+    ),
+    "scion_sign": Row(
+        lambda lib: _only_matrix(lib, lib.scion(0.01, 0.2, norms="sign", head_radius=2.0)),
+        *_SCION,
+        {"lr": 0.01, "momentum": 0.2, "scale": 2.0, "norm": "Sign"},
+        how="matrices",
+        inner=_ADAM,
+    ),
+    "scion_rms": Row(
+        lambda lib: _only_matrix(lib, lib.scion(0.01, 0.2, norms="rms", radius=2.0)),
+        *_SCION,
+        {"lr": 0.01, "momentum": 0.2, "scale": 2.0, "norm": "ColNorm"},
+        how="matrices",
+        inner=_ADAM,
+        why="their column is an input, here a row",
+    ),
+    "psgd_kron": Row(
+        lambda lib: lib.psgd_kron(
+            0.01, 0.8, weight_decay=0.5, key=first_key(), fallback=_adam(lib)
+        ),
+        *_PSGD,
+        {"learning_rate": 0.01, "b1": 0.8, "weight_decay": 0.5},
+        how="optax",
+        inner=_ADAM,
+        why="both get the same noise; of the vector theirs would whiten one side",
+    ),
+    "psgd_kron_rarely": Row(
+        lambda lib: lib.psgd_kron(
+            0.01,
+            preconditioner_update_probability=0.25,
+            memory_save_mode="one_diag",
+            preconditioner_lr=0.3,
+            preconditioner_init_scale=0.5,
+            key=first_key(),
+            fallback=_adam(lib),
+        ),
+        *_PSGD,
+        {
+            "learning_rate": 0.01,
+            "preconditioner_update_probability": 0.25,
+            "memory_save_mode": "one_diag",
+            "preconditioner_lr": 0.3,
+            "preconditioner_init_scale": 0.5,
+        },
+        how="optax",
+        inner=_ADAM,
+        why="see psgd_kron",
+    ),
+    "adamuon": Row(
+        lambda lib: lib.adamuon(
+            0.01,
+            _divided(1 + 1e-7 / math.sqrt(12)),
+            b1=0.9,
+            b2=0.9,
+            eps=0.0,
+            weight_decay=0.5,
+            fallback=_adam(lib),
+        ),
+        *_ADAMUON,
+        {
+            "lr": 0.01,
+            "momentum": 0.9,
+            "eps": 0.0,
+            "weight_decay": 0.5,
+            "rank": 0,
+            "world_size": 1,
+        },
+        how="matrices, all in float64",
+        inner=_ADAM,
+        why="theirs adds 1e-7 to the norm of the signs, the root of 12",
+    ),
+    "shampoo": Row(
+        lambda lib: lib.shampoo(
+            2**-7,
+            b2=0.95,
+            eps=1e-6,
+            weight_decay=0.5,
+            graft_b2=0.99,
+            graft_eps=1e-8,
+            fallback=_adam(lib),
+        ),
+        *_SHAMPOO,
+        {
+            "lr": 2**-7,
+            "betas": (0.9, 0.95),
+            "epsilon": 1e-6,
+            "weight_decay": 0.5,
+            "grafting_config": ("AdamPreconditionerConfig", {"beta2": 0.99, "epsilon": 1e-8}),
+            **_SHAMPOO_FLOAT64,
+        },
+        how="matrices",
+        inner=_ADAM,
+        why="a small matrix is a vector there by default; its learning rate is rounded to float32",
+    ),
+    "shampoo_blocks": Row(
+        lambda lib: lib.shampoo(
+            2**-7, b1=0.8, eps=1e-6, block_size=2, graft="adagrad", fallback=_adam(lib)
+        ),
+        *_SHAMPOO,
+        {
+            "lr": 2**-7,
+            "betas": (0.8, 1.0),
+            "epsilon": 1e-6,
+            "max_preconditioner_dim": 2,
+            "grafting_config": ("AdaGradPreconditionerConfig", {"epsilon": 1e-10}),
+            **_SHAMPOO_FLOAT64,
+        },
+        how="matrices",
+        inner=_ADAM,
+        why="see shampoo",
+    ),
+    "shampoo_rmsprop": Row(
+        lambda lib: lib.shampoo(
+            2**-7,
+            b2=0.9,
+            eps=1e-6,
+            graft="rmsprop",
+            graft_b2=0.9,
+            graft_eps=1e-8,
+            bias_correction=False,
+            fallback=_adam(lib),
+        ),
+        *_SHAMPOO,
+        {
+            "lr": 2**-7,
+            "betas": (0.9, 0.9),
+            "epsilon": 1e-6,
+            "use_bias_correction": False,
+            "grafting_config": ("RMSpropPreconditionerConfig", {"beta2": 0.9, "epsilon": 1e-8}),
+            **_SHAMPOO_FLOAT64,
+        },
+        how="matrices",
+        inner=_ADAM,
+        why="see shampoo",
+    ),
+    "muon_keller": Row(
+        lambda lib: lib.muon(
+            0.01,
+            beta=0.9,
+            eps=0.0,
+            weight_decay=0.5,
+            bias_correction=False,
+            fallback=_adam(lib),
+        ),
+        "github.com/KellerJordan/Muon",
+        "muon.py:SingleDeviceMuon",
+        {"lr": 0.01, "momentum": 0.9, "weight_decay": 0.5},
+        grads="huge",
+        how="matrices",
+        inner=_ADAM,
+        why="theirs has 1e-7 for eps, of no account beside these gradients",
+    ),
+    "correct_by_mars_muon": Row(
+        lambda lib: _only_matrix(
+            lib,
+            lib.chain(
+                lib.correct_by_mars(b1=0.9, gamma=0.05),
+                lib.muon(0.01, beta=0.9, eps=0.0, nesterov=False, weight_decay=0.5),
+            ),
+        ),
+        *_MARS,
+        {
+            "lr": 0.01,
+            "betas": (0.9, 0.95),
+            "eps": 0.0,
+            "gamma": 0.05,
+            "weight_decay": 0.5,
+            "mars_type": "mars-shampoo",
+        },
+        how="matrices",
+        inner=_ADAM,
+        why="what theirs calls shampoo is Muon",
+    ),
+    "hyperball": Row(
+        lambda lib: lib.hyperball(
+            lib.scale_by_adam(b1=0.8, b2=0.95, eps=0.0),
+            0.05,
+            fallback=lib.adamw(0.01, b1=0.8, b2=0.95, eps=0.0, weight_decay=0.5),
+        ),
+        "github.com/WhenWen/WhenWen.github.io",
+        "wd_blog/scripts/hyperball.py:HyperballAdam",
+        {"lr": 0.05, "lr_1d": 0.01, "betas": (0.8, 0.95), "eps": 0.0, "weight_decay": 0.5},
+        params_as=on_unit_sphere,
+        rtol=1e-11,
+        why="theirs does not multiply the step by the radius, here 1, and adds 1e-12 to norms",
+    ),
+    "add_cautious_decay": Row(
+        lambda lib: _only_matrix(
+            lib,
+            lib.chain(
+                lib.scale_by_normuon("modded_nanogpt", b1=0.9),
+                lib.scale_by_shape(convention="spectral"),
+                lib.add_cautious_decay(0.5),
+                lib.scale_by_learning_rate(0.01),
+            ),
+        ),
+        *_NORMUON,
+        {"lr": 0.01, "mu": 0.9, "weight_decay": 0.5, "epsilon": 1.02e-7, "cautious_wd": True},
+        how="matrices, all in float64",
+        inner=_ADAM,
+        why="see normuon",
     ),
     "soap": Row(
         lambda lib: lib.soap(precondition_frequency=4, fallback=_adam(lib), **_SOAP),
@@ -1032,6 +1435,7 @@ _MADGRAD: dict[str, Row] = {
 
 ROWS: dict[str, Row] = {
     **_ADAPTIVE,
+    **_CORRECTED,
     **_OPTIMISTIC,
     **_SIGNS,
     **_LAYERS,
