@@ -15,7 +15,7 @@ import numpy as np
 
 from gradx import core
 from gradx.contract import StatefulSchedule
-from gradx.sources import Source
+from gradx.sources import Fixed, Source
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Argument:
     @property
     def role(self) -> Literal["number", "schedule", "option"]:
         value = self.value
-        if isinstance(value, bool | Source) or core.is_dtype(value):
+        if isinstance(value, bool | Source) or core.is_dtype(value) or Fixed in self.kinds:
             return "option"
         if isinstance(value, StatefulSchedule):
             return "schedule"

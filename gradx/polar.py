@@ -169,10 +169,11 @@ def normalised(x: Array, kind: str, eps: Any, dtype: Any) -> tuple[Array, Array 
 
     `kind` is one of `NORMALISATIONS`.
     """
-    scale = magnitude(x)
+    scale, whole = magnitude(x), x
     x = x / scale
     if kind in ("frobenius", "spectral"):
-        size = _root_of_squares(x) if kind == "frobenius" else lapack.largest_singular_value(x)
+        spectral = kind == "spectral"  # which LAPACK scales itself
+        size = lapack.largest_singular_value(whole) / scale if spectral else _root_of_squares(x)
         size = size + eps / scale
         return x / jnp.where(size > 0, size, 1.0), None
     size = _root_of_squares(x)  # else the squares of small gradients would be less than eps

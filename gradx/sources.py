@@ -22,7 +22,7 @@ import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
-from typing import Any, Self, TypeAlias
+from typing import Annotated, Any, Self, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -223,6 +223,9 @@ def beside(paths: Collection[str]) -> Iterator[None]:
 
 Hyper: TypeAlias = float | Array | Schedule | Source
 """What a rule accepts where it takes a number."""
+
+Fixed: TypeAlias = Annotated[float, "known before the run"]
+"""A number that decides over shapes: nothing injects or traces it."""
 
 
 def is_real(value: Any) -> bool:

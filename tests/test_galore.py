@@ -189,9 +189,9 @@ def test_directions_are_renewed_in_few_steps() -> None:
         _, state = tx.update(some({"w": (6, 4)}, seed=i), state)
         assert (i % 3 == 0) == bool(jnp.any(before != many.projector["w"]))
         assert_close(many.projector["w"][1], state.projector["w"], rtol=1e-5)
-    conditionals = str(jax.make_jaxpr(update)(p, many)).split("cond[")
-    assert "eigh" in conditionals[1]
-    assert "eigh" not in conditionals[0]
+    before, *conditionals = str(jax.make_jaxpr(update)(p, many)).split("cond[")
+    assert "eigh" in " ".join(conditionals)
+    assert "eigh" not in before
 
 
 def test_counts_that_differ_renew_each_its_own() -> None:

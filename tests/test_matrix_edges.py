@@ -129,7 +129,7 @@ def test_narrow_products_leave_complex_matrices_whole() -> None:
     assert tx.init(g).mu.dtype == jnp.complex64
 
 
-@pytest.mark.parametrize("size", [1e38, 3e38, 1e-38])
+@pytest.mark.parametrize("size", [1e38, 3e38, 1e-36])
 def test_a_gradient_near_the_end_of_the_range(size: float) -> None:
     tx = gradx.scale_by_muon("exact", beta=0.0, eps=0.0)
     g = jnp.eye(3) * 0.25 + 0.5

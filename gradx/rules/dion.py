@@ -19,7 +19,7 @@ from gradx.gradients import as_key, check_key
 from gradx.matrixwise import matrixwise
 from gradx.moments import storage
 from gradx.orthogonal import Convention, convention_or, part, part_of, scale_by_shape
-from gradx.sources import Array, Hyper
+from gradx.sources import Array, Fixed, Hyper
 from gradx.stacked import Share
 from gradx.stage import Numbers, Slots
 from gradx.tree import abs_sq
@@ -44,7 +44,7 @@ class DionState(NamedTuple):
 
 @core.recorded
 def scale_by_dion(
-    rank_fraction: float = 1.0,
+    rank_fraction: Fixed = 1.0,
     b1: Hyper = 0.95,
     eps: Hyper = 1e-8,
     mu_dtype: Any = None,
@@ -162,7 +162,7 @@ def _dion(g: Array, slots: Slots, p: None, h: Numbers) -> tuple[Array, Slots]:
 @core.recorded
 def dion(
     learning_rate: Hyper,
-    rank_fraction: float = 1.0,
+    rank_fraction: Fixed = 1.0,
     b1: Hyper = 0.95,
     eps: Hyper = 1e-8,
     weight_decay: Hyper = 0.01,

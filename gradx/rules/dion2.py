@@ -25,7 +25,7 @@ from gradx.orthogonal import (
     polar_factor,
     scale_by_shape,
 )
-from gradx.sources import Array, Hyper
+from gradx.sources import Array, Fixed, Hyper
 from gradx.stacked import Share
 from gradx.stage import Numbers, Slots
 
@@ -48,7 +48,7 @@ class Dion2State(NamedTuple):
 
 @core.recorded
 def scale_by_dion2(
-    fraction: float = 0.25,
+    fraction: Fixed = 0.25,
     ns_coeffs: NSCoefficients = "modded_nanogpt",
     ns_steps: int = 5,
     ef_decay: Hyper = 0.95,
@@ -149,7 +149,7 @@ def _by_rows(g: Array, mu: Array, h: Numbers) -> tuple[Array, Array]:
 @core.recorded
 def dion2(
     learning_rate: Hyper,
-    fraction: float = 0.25,
+    fraction: Fixed = 0.25,
     ns_coeffs: NSCoefficients = "modded_nanogpt",
     ns_steps: int = 5,
     ef_decay: Hyper = 0.95,
