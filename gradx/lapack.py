@@ -16,14 +16,29 @@ import jax.numpy as jnp
 from gradx.sources import Array
 
 
+def _alone(decompose: Callable[[Array], Any]) -> Callable[[Array], Any]:
+    """The function, which `vmap` makes a loop of; but a stack of one is as good as a matrix."""
+
+    @jax.custom_batching.custom_vmap
+    def alone(x: Array) -> Any:
+        return decompose(x)
+
+    @alone.def_vmap
+    def _(size: int, batched: Any, x: Array) -> tuple[Any, Any]:
+        made = _alone(jax.vmap(decompose))(x) if size == 1 else jax.lax.map(alone, x)
+        return made, jax.tree.map(lambda _: True, made)
+
+    return alone
+
+
 def _one_by_one(decompose: Callable[[Array], Any]) -> Callable[[Array], Any]:
-    alone = jax.custom_batching.sequential_vmap(decompose)
+    alone = _alone(decompose)
 
     @jax.custom_jvp
     def one(x: Array) -> Any:
         return jax.lax.platform_dependent(x, cpu=alone, default=decompose)
 
-    # `sequential_vmap` has no gradients.
+    # `custom_vmap` has no gradients in reverse.
     one.defjvp(lambda primals, tangents: jax.jvp(decompose, primals, tangents))
 
     def each(x: Array) -> Any:

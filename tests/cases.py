@@ -678,7 +678,7 @@ OPTIMIZERS = [
         consistent_rms=0.2,
         preconditioning="spectral",
         _needs_params=True,
-        _temporaries=6.26,  # one for the loop over decompositions, see gradx.lapack
+        _temporaries=5.26,
         **MUON,
     ),
     row(
