@@ -2,55 +2,17 @@
 
 from __future__ import annotations
 
-import functools
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from matrix_runs import close, normal, run
 
 import gradx
 
 both = pytest.mark.parametrize("factory", [gradx.scale_by_kl_shampoo, gradx.scale_by_kl_soap])
-
-
-def normal(*shape: int, seed: int = 0) -> Any:
-    return np.random.default_rng(seed).normal(size=shape)
-
-
-@functools.cache  # equal transformations, one program for each shape
-def program(tx: Any) -> Any:
-    def body(state: Any, g: Any) -> Any:
-        updates, state = tx.update(g, state)
-        return state, (updates, state)
-
-    return jax.jit(lambda state, grads: jax.lax.scan(body, state, grads)[1])
-
-
-def run(tx: Any, grads: Any, *, double: bool = True) -> tuple[Any, Any]:
-    """The updates of all steps, and the state after each, stacked; in float64."""
-    with jax.enable_x64(double):
-        first = tx.init(jnp.zeros_like(grads[0]))
-        made: tuple[Any, Any] = jax.tree.map(np.asarray, program(tx)(first, grads))
-        return made
-
-
-def close(actual: Any, expected: Any, rtol: float = 1e-9) -> None:
-    np.testing.assert_allclose(actual, expected, rtol=0, atol=rtol * np.max(np.abs(expected)))
-
-
-@both
-def test_transposed_and_turned_gradients_give_such_updates(factory: Any) -> None:
-    grads = normal(10, 4, 3)
-    left, right = (np.linalg.qr(normal(n, n, seed=n))[0] for n in (4, 3))
-    tx = factory(precondition_frequency=3)
-    updates, state = run(tx, grads)
-    assert not updates[0].any()
-    transposed, of_transposed = run(tx, grads.mT)
-    close(transposed.mT, updates)
-    close(of_transposed.row_values, state.column_values)
-    close(run(tx, left @ grads @ right)[0], left @ updates @ right)
 
 
 @both

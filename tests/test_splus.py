@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from typing import Any
 
 import jax
@@ -10,40 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import references
+from matrix_runs import close, normal, orthogonal, run
 
 import gradx
-
-
-def normal(*shape: int, seed: int = 0, dtype: Any = np.float64) -> Any:
-    return np.random.default_rng(seed).normal(size=shape).astype(dtype)
-
-
-@functools.cache  # equal transformations, one program for each shape
-def program(tx: Any) -> Any:
-    def body(state: Any, g: Any) -> Any:
-        updates, state = tx.update(g, state)
-        return state, (updates, state)
-
-    return jax.jit(lambda state, grads: jax.lax.scan(body, state, grads)[1])
-
-
-def run(tx: Any, grads: Any, *, double: bool = True) -> tuple[Any, Any]:
-    """The updates of all steps, and the state after each, stacked; in float64."""
-    with jax.enable_x64(double):
-        first = tx.init(jax.tree.map(lambda g: jnp.zeros_like(g[0]), grads))
-        made: tuple[Any, Any] = jax.tree.map(np.asarray, program(tx)(first, grads))
-        return made
-
-
-def close(actual: Any, expected: Any, rtol: float = 1e-9) -> None:
-    largest = np.max(np.abs(expected))
-    np.testing.assert_allclose(actual, expected, rtol=0, atol=rtol * largest)
-
-
-def orthogonal(basis: Any, atol: float) -> None:
-    eye = np.broadcast_to(np.eye(basis.shape[-1]), basis.shape)
-    np.testing.assert_allclose(basis.mT @ basis, eye, atol=atol)
-
 
 # ---------------------------------------------------------------- whitening
 
@@ -90,69 +58,7 @@ def test_the_scale_of_the_gradients_makes_no_difference(eps: float) -> None:
     close(run(tx, 1e50 * grads)[0], expected)
 
 
-def test_transposed_gradients_give_transposed_updates() -> None:
-    grads = normal(12, 4, 3)
-    tx = gradx.scale_by_splus(precondition_frequency=3)
-    updates, state = run(tx, grads)
-    transposed, of_transposed = run(tx, grads.mT)
-    close(transposed.mT, updates)
-    close(of_transposed.row_factor, state.column_factor)
-
-
-def test_turned_gradients_give_turned_updates() -> None:
-    """But for the first step, before there are bases."""
-    grads = normal(12, 4, 3)
-    left, right = (np.linalg.qr(normal(n, n, seed=n))[0] for n in (4, 3))
-    tx = gradx.scale_by_splus(precondition_frequency=3)
-    turned = run(tx, left @ grads @ right)[0]
-    close(turned[1:], left @ run(tx, grads)[0][1:] @ right)
-
-
-def test_stacked_matrices_are_as_single_ones() -> None:
-    grads = normal(8, 2, 4, 3)
-    alone = [run(gradx.scale_by_splus(precondition_frequency=3), grads[:, i])[0] for i in range(2)]
-    axes = gradx.MatrixAxes(-2, -1)
-    stacked, state = run(gradx.scale_by_splus(precondition_frequency=3, axes=axes, chunk=1), grads)
-    close(stacked, np.stack(alone, axis=1))
-    assert state.row_basis.shape == (8, 2, 4, 4)
-
-
-def test_devices_may_share_the_matrices() -> None:
-    mesh = jax.make_mesh((jax.device_count(),), ("d",), axis_types=(jax.sharding.AxisType.Auto,))
-    grads = [normal(5, 4, 3, seed=i) for i in range(3)]
-    tx = gradx.scale_by_splus(precondition_frequency=2)
-    shared = gradx.scale_by_splus(precondition_frequency=2, share=gradx.Share(mesh, "d"))
-    for actual, expected in zip(run(shared, grads)[0], run(tx, grads)[0], strict=True):
-        close(actual, expected)
-
-
 # ---------------------------------------------------------------- odd matrices
-
-
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16])
-@pytest.mark.parametrize("kind", ["zero", "then zero", "late", "one rank", "tiny", "huge"])
-def test_poor_gradients_keep_the_bases_orthogonal(kind: str, dtype: Any) -> None:
-    grads = normal(8, 6, 4, dtype=np.float32)
-    match kind:
-        case "zero":
-            grads[:] = 0
-        case "then zero":
-            grads[3:] = 0
-        case "late":
-            grads[:5] = 0
-        case "one rank":
-            grads = grads[:, :, :1] * grads[:, :1]
-        case "tiny":
-            grads *= np.float32(1e-30 if dtype != jnp.float16 else 1e-7)
-        case "huge":
-            grads *= np.float32(1e15 if dtype != jnp.float16 else 1e4)
-    tx = gradx.scale_by_splus(precondition_frequency=2)
-    updates, state = run(tx, jnp.asarray(grads, dtype), double=False)
-    assert all(np.isfinite(x.astype(np.float32)).all() for x in jax.tree.leaves((updates, state)))
-    orthogonal(state.row_basis, 1e-5)
-    orthogonal(state.column_basis, 1e-5)
-    largest = np.abs(updates.astype(np.float32)).max()
-    assert largest == 0 if kind == "zero" else 0 < largest <= np.sqrt(24) + 0.1
 
 
 @pytest.mark.parametrize("double", [False, True])
@@ -201,26 +107,6 @@ def test_a_long_side_has_no_state() -> None:
 
 
 # ---------------------------------------------------------------- when the bases are renewed
-
-
-def renewed(tx: Any, count: int, steps: int) -> Any:
-    """In which steps after the first the basis of each of several matrices changes."""
-    _, state = run(tx, [normal(steps, 4, 3, seed=i) for i in range(count)])
-    bases = np.stack(state.row_basis, axis=1)
-    return (bases[1:] != bases[:-1]).any(axis=(2, 3))
-
-
-def test_all_bases_are_renewed_in_every_kth_step() -> None:
-    changed = renewed(gradx.scale_by_splus(precondition_frequency=4), 2, 10)
-    np.testing.assert_array_equal(changed[:, 0], [t % 4 == 0 for t in range(1, 10)])
-    np.testing.assert_array_equal(changed[:, 1], changed[:, 0])
-
-
-def test_staggered_each_basis_is_renewed_once_in_k_steps() -> None:
-    changed = renewed(gradx.scale_by_splus(precondition_frequency=4, staggered=True), 3, 13)
-    for begin in range(1, 9):
-        np.testing.assert_array_equal(changed[begin : begin + 4].sum(axis=0), np.ones(3))
-    assert changed.sum(axis=1).max() == 1
 
 
 def test_the_bases_are_eigenvectors() -> None:
