@@ -111,29 +111,34 @@ class MatrixRule(Rule):
             kinds = tuple(jnp.result_type(x) for x in (g, p, *call.slots) if x is not None)
             groups.setdefault((id(call.traced), m.rows, m.columns, kinds), []).append(i)
 
+        def longest_side(members: list[int]) -> int:
+            return max(max(m.shape[1:]) for m in (seen[i] for i in members) if m is not None)
+
+        # One shape's turns begin where another's end, so that no step has all of them; and what
+        # costs most comes first, so that no step has two of these before each has one.
+        in_turn = sorted(groups.values(), key=longest_side, reverse=True)
+
         def work() -> list[list[tuple[Array, Slots]]]:
             done: list[list[tuple[Array, Slots]]] = []
-            first = 0
-            for members in groups.values():
-                # One shape's turns begin where another's end, so that no step has all of them.
-                how = self.how._replace(first=first % self.how.every * self.how.staggered)
-                made = self._group(leaves, calls, seen, members, t, how)
+            turn = 0
+            for members in in_turn:
+                made = self._group(leaves, calls, seen, members, t, turn)
                 if leaves.gate is not None:
                     pairs = zip(members, made, strict=True)
                     made = [(u, if_open(leaves.gate, s, calls[i].slots)) for i, (u, s) in pairs]
                 done.append(made)
-                first += sum(m.shape[0] for m in (seen[i] for i in members) if m is not None)
+                if self.how.staggered:
+                    turn += sum(m.shape[0] for m in (seen[i] for i in members) if m is not None)
             return done
 
         def keep() -> list[list[tuple[Array, Slots]]]:
             return [
-                [(widen(leaves.updates[i]), calls[i].slots) for i in members]
-                for members in groups.values()
+                [(widen(leaves.updates[i]), calls[i].slots) for i in members] for members in in_turn
             ]
 
         given = (leaves.updates, leaves.params, [call.slots for call in calls.values()])
         done = work() if leaves.gate is None else rarely(leaves.gate, work, keep, given)
-        pairs = zip(groups.values(), done, strict=True)
+        pairs = zip(in_turn, done, strict=True)
         return {i: one for members, made in pairs for i, one in zip(members, made, strict=True)}
 
     def _check_slots(self, path: str, g: Any, slots: Slots) -> None:
@@ -151,7 +156,7 @@ class MatrixRule(Rule):
         seen: Sequence[Matrix | None],
         members: Sequence[int],
         t: Any,
-        how: How,
+        turn: int,
     ) -> list[tuple[Array, Slots]]:
         call = calls[members[0]]
         layouts = tuple((seen[i], jnp.shape(leaves.updates[i])) for i in members)
@@ -161,8 +166,8 @@ class MatrixRule(Rule):
             ps = [leaves.params[i] for i in members]
         try:
             made = together(
-                (self.update, call.static, layouts, flags, how),
-                (call.traced, t),
+                (self.update, call.static, layouts, flags, self.how),
+                (call.traced, t, jnp.int32(turn)),
                 [leaves.updates[i] for i in members],
                 ps,
                 [calls[i].slots for i in members],

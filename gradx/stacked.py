@@ -17,6 +17,9 @@ from gradx.stage import Numbers, Slots, namespace, widen
 
 __all__ = ["Share"]
 
+# From how many elements on a CPU's cache holds one matrix at a time, with what a rule makes of it.
+_CACHED = 2**16
+
 
 class Share(NamedTuple):
     """Devices that share the matrices: each works on a part of them, and the results are gathered.
@@ -57,7 +60,6 @@ class How(NamedTuple):
     start: Callable[[Slots, Numbers], Slots] | None = None
     every: int = 1
     staggered: bool = False
-    first: int = 0  # in which step the first of these matrices is renewed, if they are staggered
     gather: Callable[[Array, Slots, Any, Numbers], Slots] | None = None
 
 
@@ -80,16 +82,52 @@ def check_share(share: Share | None, where: str) -> None:
 def together(
     program: Any, numbers: Any, gs: list[Array], ps: list[Array] | None, slots: list[Slots]
 ) -> list[tuple[Array, Slots]]:
-    """The rule on all matrices of one shape, stacked; updates are in float32 or wider."""
+    """The rule on all matrices of one shape; updates are in float32 or wider.
+
+    They are stacked, which is quickly compiled. But on CPUs large ones are done leaf by leaf, since
+    XLA multiplies two matrices a third faster there than two stacks, and nothing has to be moved.
+    """
+    _, _, layouts, _, how = program
+    m, _ = layouts[0]
+    if len(gs) == 1 or m.rows * m.columns < _CACHED or how.share is not None:
+        return _stacked(program, numbers, gs, ps, slots)
+    made: list[tuple[Array, Slots]] = jax.lax.platform_dependent(
+        numbers,
+        gs,
+        ps,
+        slots,
+        cpu=functools.partial(_apart, program),
+        default=functools.partial(_stacked, program),
+    )
+    return made
+
+
+def _apart(
+    program: Any, numbers: Any, gs: list[Array], ps: list[Array] | None, slots: list[Slots]
+) -> list[tuple[Array, Slots]]:
     rule, static, layouts, like_leaf, how = program
-    stacked_g = _stacked([m.stack(whole(widen(g))) for (m, _), g in zip(layouts, gs, strict=True)])
+    made, (traced, t, turn) = [], numbers
+    for i, (m, shape) in enumerate(layouts):
+        alone = rule, static, ((m, shape),), like_leaf, how
+        p = None if ps is None else [ps[i]]
+        made += _stacked(alone, (traced, t, turn), [gs[i]], p, [slots[i]])
+        turn = turn + m.shape[0] if how.staggered else turn
+    return made
+
+
+@functools.partial(jax.jit, static_argnums=0)  # equal leaves share a trace
+def _stacked(
+    program: Any, numbers: Any, gs: list[Array], ps: list[Array] | None, slots: list[Slots]
+) -> list[tuple[Array, Slots]]:
+    rule, static, layouts, like_leaf, how = program
+    stacked_g = _stack([m.stack(whole(widen(g))) for (m, _), g in zip(layouts, gs, strict=True)])
     stacked_p = None
     if ps is not None:
-        stacked_p = _stacked(
+        stacked_p = _stack(
             [m.stack(whole(widen(p))) for (m, _), p in zip(layouts, ps, strict=True)]
         )
     columns = [
-        _stacked(
+        _stack(
             [
                 m.stack(whole(widen(s))) if like else m.opened(whole(s))
                 for (m, _), s in zip(layouts, column, strict=True)
@@ -112,7 +150,7 @@ def together(
     return made
 
 
-def _stacked(parts: list[Array]) -> Array:
+def _stack(parts: list[Array]) -> Array:
     return parts[0] if len(parts) == 1 else jnp.concatenate(parts)
 
 
@@ -176,13 +214,13 @@ def _run(
     """The rule for each of the stacked matrices, in chunks, and each device its share of them."""
 
     def some(numbers: Any, *stacks: Any) -> Any:
-        traced, t = numbers
+        traced, t, turn = numbers
         h = namespace(static, traced)
         if how.gather is not None:
             slots = _each(functools.partial(_checked, how.gather, h), how.chunk, stacks)
-            stacks = stacks[0], _renewed(slots, h, t, how), stacks[2]
+            stacks = stacks[0], _renewed(slots, h, t, turn, how), stacks[2]
         us, new = _each(functools.partial(_stepped, rule, h), how.chunk, stacks)
-        return us, new if how.renew is None or how.gather else _renewed(new, h, t, how)
+        return us, new if how.renew is None or how.gather else _renewed(new, h, t, turn, how)
 
     if how.share is None:
         return some(numbers, *stacks)
@@ -204,9 +242,31 @@ def _run(
 
 
 def _each(one: Callable[..., Any], chunk: int | None, stacks: Any) -> Any:
-    if chunk is None:
+    """`one` for each of the stacked matrices.
+
+    If nothing is said, all at once; but on CPUs as many as stay in the cache.
+    """
+    arrays = jax.tree.leaves(stacks)
+    count = arrays[0].shape[0]
+    if count == 1 or chunk is not None:
+        return _in_chunks(one, min(chunk or 1, count), *stacks)
+    largest = max(x[:1].size for x in arrays)
+    most = max(_CACHED // max(largest, 1), 1)
+    if count <= most:
         return jax.vmap(one)(*stacks)
-    return jax.lax.map(lambda xs: one(*xs), stacks, batch_size=chunk)
+    # A divisor, since what remains would be compiled a second time.
+    few = next(n for n in range(most, 0, -1) if count % n == 0)
+    return jax.lax.platform_dependent(
+        *stacks, cpu=functools.partial(_in_chunks, one, few), default=jax.vmap(one)
+    )
+
+
+def _in_chunks(one: Callable[..., Any], chunk: int, *stacks: Any) -> Any:
+    if jax.tree.leaves(stacks)[0].shape[0] == 1:
+        made = one(*jax.tree.map(lambda x: x[0], stacks))
+        return jax.tree.map(lambda x: x[None], made)
+    size = None if chunk == 1 else chunk  # a stack of one is no matrix to XLA
+    return jax.lax.map(lambda xs: one(*xs), stacks, batch_size=size)
 
 
 def _stepped(rule: Any, h: Numbers, g: Array, slots: Slots, p: Any) -> tuple[Array, Slots]:
@@ -232,10 +292,11 @@ def _like(slots: Slots, new: Any, rule: Any) -> Slots:
     return tuple(new)
 
 
-def _renewed(slots: Slots, h: Numbers, t: Array, how: How) -> Slots:
+def _renewed(slots: Slots, h: Numbers, t: Array, turn: Array, how: How) -> Slots:
     """What is done in the first step for all matrices, and then in every k-th for all of them, or
-    in each step for a k-th part. Under a conditional of its own even if `t` is one of many."""
-    count, phase = slots[0].shape[0], (t - how.first) % how.every
+    in each step for a k-th part: for the first of them where `t` is `turn`, up to multiples of k.
+    Under a conditional of its own even if `t` is one of many."""
+    count, phase = slots[0].shape[0], (t - turn) % how.every
     staggered = how.staggered and how.every > 1
     now = phase < min(count, how.every) if staggered else phase == 0
 
