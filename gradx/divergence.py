@@ -109,7 +109,7 @@ def _start(slots: Slots, h: Numbers) -> Slots:
 def _renew(slots: Slots, h: Numbers) -> Slots:
     *moments, left, right, rows, columns, high, wide = slots
     sides = (left, rows), (right, columns)
-    new = [orthogonal(power(l, q), q) if l.size else q for l, q in sides]
+    new = [orthogonal(power(l, q), q, l) if l.size else q for l, q in sides]
     if len(moments) == 2:  # KL-SOAP's, of which the first is kept in the bases
         moments[0] = moved(moments[0], (rows, columns), (new[0], new[1]))
     return *moments, left, right, *new, high, wide

@@ -85,12 +85,16 @@ def largest_first(made: Array, basis: Array) -> Array:
     return jnp.argsort(-jnp.sum(basis.conj() * made, axis=0).real)
 
 
-def orthogonal(made: Array, basis: Array) -> Array:
-    """The basis that Gram and Schmidt's method makes of `power`'s; the old one where it is zero."""
-    return jnp.where(jnp.any(made != 0), lapack.qr(made)[0], basis)
+def orthogonal(made: Array, basis: Array, factor: Array) -> Array:
+    """The basis that Gram and Schmidt's method makes of `power`'s; of a factor of zero the old."""
+    return jnp.where(_largest(factor) != 0, lapack.qr(made)[0], basis)
 
 
 def _scaled(x: Array) -> Array:
     """With a largest element of 1, so that squares neither over- nor underflow."""
-    largest = jnp.max(jnp.abs(x))
+    largest = _largest(x)
     return x / jnp.where(largest > 0, largest, 1.0)
+
+
+def _largest(x: Array) -> Array:
+    return jnp.max(jnp.abs(x))

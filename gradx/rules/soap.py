@@ -187,7 +187,7 @@ def _renew(slots: Slots, h: Numbers) -> Slots:
             next_one = power(factor, basis)
             order = largest_first(next_one, basis)
             nu = jnp.take(nu, order, axis=axis)
-            basis = orthogonal(next_one[:, order], basis[:, order])
+            basis = orthogonal(next_one[:, order], basis[:, order], factor)
         made.append(basis)
     rows, columns = made
     return moved(mu, (old[0], old[1]), (rows, columns)), nu, left, right, rows, columns
