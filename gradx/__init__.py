@@ -25,6 +25,7 @@ from gradx.leafwise import *
 from gradx.live import *
 from gradx.matrices import *
 from gradx.matrixwise import *
+from gradx.momenta import *
 from gradx.moments import *
 from gradx.norms import *
 from gradx.orthogonal import *

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 
 from gradx import hyper
@@ -27,6 +28,7 @@ from gradx.eigenbasis import (
     times,
 )
 from gradx.matrixwise import matrixwise
+from gradx.momenta import SLOW
 from gradx.moments import average
 from gradx.sources import Array, Hyper
 from gradx.stage import Numbers, Slots
@@ -64,7 +66,7 @@ def lifted(
         state=state,
         like_leaf=like_leaf,
         hypers=hypers,
-        ranges={"shampoo_beta": "[0, 1)"},
+        ranges={"shampoo_beta": "[0, 1)", **SLOW},
         flags={"most": hyper.constant("max_clamp_value", max_clamp_value, "(0, inf)")},
         per_step=_of_the_step,
         start=_start,
@@ -111,5 +113,5 @@ def _renew(slots: Slots, h: Numbers) -> Slots:
     sides = (left, rows), (right, columns)
     new = [orthogonal(power(l, q), q, l) if l.size else q for l, q in sides]
     if len(moments) == 2:  # KL-SOAP's, of which the first is kept in the bases
-        moments[0] = moved(moments[0], (rows, columns), (new[0], new[1]))
+        moments[0] = jax.tree.map(lambda m: moved(m, (rows, columns), (new[0], new[1])), moments[0])
     return *moments, left, right, *new, high, wide

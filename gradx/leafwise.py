@@ -15,7 +15,7 @@ by leaf in one pass, and a pass is traced once for each distinct shape, not once
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
@@ -52,23 +52,24 @@ from gradx.step import safe_increment
 __all__ = ["leafwise"]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class Rule:
     """A rule for one array, and what the lift has to know about it (see `leafwise`)."""
 
     update: Callable[[Array, Slots, Any, Numbers], tuple[Array, Slots]]
-    slots: Callable[[Array], Slots] | None
-    state: Any
+    slots: Callable[[Array], Slots] | None = None
+    state: Any = optax.EmptyState
     hypers: hyper.Hypers
-    per_step: Callable[[Numbers, Array], Mapping[str, Any]] | None
-    measure: Callable[[Array, Slots, Any, Numbers], Mapping[str, Any]] | None
-    per_tree: Callable[[Numbers, Sums], Decided] | None
-    per_leaf: PerLeaf | None
-    scalars: Mapping[str, Any]
-    count: str
-    flags: Mapping[str, Any]
-    axis_name: Any
-    needs_params: bool
+    per_step: Callable[[Numbers, Array], Mapping[str, Any]] | None = None
+    measure: Callable[[Array, Slots, Any, Numbers], Mapping[str, Any]] | None = None
+    per_tree: Callable[[Numbers, Sums], Decided] | None = None
+    per_leaf: PerLeaf | None = None
+    scalars: Mapping[str, Any] = field(default_factory=dict)
+    several: Mapping[str, Any] = field(default_factory=dict)
+    count: str = "count"
+    flags: Mapping[str, Any] = field(default_factory=dict)
+    axis_name: Any = None
+    needs_params: bool = False
     where: str
 
     @property
@@ -94,7 +95,7 @@ class Rule:
         made = self._first_slots(flat)
         pairs = list(zip(flat.values, made, strict=True))
         trees = {
-            name: flat.unflatten([p if slots is None else slots[i] for p, slots in pairs])
+            name: self._closed(name, flat, [p if slots is None else slots[i] for p, slots in pairs])
             for i, name in enumerate(self.fields)
         }
         zero = jnp.zeros((), jnp.int32)
@@ -147,10 +148,7 @@ class Rule:
         outer = state if isinstance(state, HyperparamsState) else None
         inner = state if outer is None else outer.inner_state
         check_state(inner, self.state, self.where)
-        columns = [
-            gtree.flatten_like(leaves.flat, getattr(inner, f), f"{self.where}: the state's {f}")
-            for f in self.fields
-        ]
+        columns = [self._opened(f, leaves.flat, getattr(inner, f)) for f in self.fields]
         count = getattr(inner, self.count) if self.counts else None
         count = outer.count if count is None and outer is not None else count
         step = sources.Step(count, {} if outer is None else outer.hyperparams, extra, self.where)
@@ -190,8 +188,10 @@ class Rule:
 
         def finish(results: Results) -> State:
             trees = {
-                name: leaves.flat.unflatten(
-                    [results[i][mine[i]][k] if i in mine else old for i, old in enumerate(column)]
+                name: self._closed(
+                    name,
+                    leaves.flat,
+                    [results[i][mine[i]][k] if i in mine else old for i, old in enumerate(column)],
                 )
                 for k, (name, column) in enumerate(zip(self.fields, columns, strict=True))
             }
@@ -203,6 +203,25 @@ class Rule:
             return HyperparamsState(None if self.counts else new_count, outer.hyperparams, new)
 
         return finish
+
+    def _opened(self, name: str, flat: gtree.Flat, value: Any) -> list[Any]:
+        """The slots of all leaves that a field of the state holds."""
+        what = f"{self.where}: the state's {name}"
+        if name not in self.several:
+            return gtree.flatten_like(flat, value, what)
+        kind = self.several[name]
+        trees = [(f"{what}.{k}", getattr(value, k)) for k in kind._fields]
+        columns = [gtree.flatten_like(flat, tree, what) for what, tree in trees]
+        return [kind(*slots) for slots in zip(*columns, strict=True)]
+
+    def _closed(self, name: str, flat: gtree.Flat, column: list[Any]) -> Any:
+        """The field of the state that holds these slots."""
+        if name not in self.several:
+            return flat.unflatten(column)
+        kind = self.several[name]
+        slots = [x if isinstance(x, kind) else kind(*[x] * len(kind._fields)) for x in column]
+        trees = [flat.unflatten([getattr(x, k) for x in slots]) for k in kind._fields]
+        return kind(*trees)
 
     def _numbers(
         self, group: Mapping[str, sources.Source], step: sources.Step, scalars: Mapping[str, Array]
@@ -262,6 +281,7 @@ def leafwise(
     per_leaf: PerLeaf | None = None,
     scalars: Mapping[str, Any] | None = None,
     count: str = "count",
+    several: Mapping[str, Any] | None = None,
     axis_name: Any = None,
     needs_params: bool = False,
 ) -> Transform:
@@ -294,6 +314,9 @@ def leafwise(
       scalars: the fields of `state` that are one number for the tree, with what each begins at: a
         number, or a function of the list of the parameters' arrays. `h` has their old values.
       count: the name of the field that counts the updates.
+      several: the fields whose slot is a named tuple of arrays, with its class: such a field is a
+        named tuple of trees, which every container of states knows, where a tree of tuples would be
+        taken for a deeper tree.
       axis_name: the mapped axis over which the leaves are sharded, inside `shard_map` or `pmap`:
         the sums are then those over all shards.
       needs_params: whether `update` reads `p`.
@@ -332,19 +355,20 @@ def leafwise(
     if per_tree is not None and numbers.varies_by_path:
         raise ValueError(f"{where}: takes one number for the whole tree, not by_path(…).")
     rule = Rule(
-        update,
-        init,
-        state,
-        numbers,
-        per_step,
-        measure,
-        per_tree,
-        per_leaf,
-        scalars or {},
-        count,
-        flags or {},
-        axis_name,
-        needs_params,
-        where,
+        update=update,
+        slots=init,
+        state=state,
+        hypers=numbers,
+        per_step=per_step,
+        measure=measure,
+        per_tree=per_tree,
+        per_leaf=per_leaf,
+        scalars=scalars or {},
+        several=several or {},
+        count=count,
+        flags=flags or {},
+        axis_name=axis_name,
+        needs_params=needs_params,
+        where=where,
     )
     return staged(rule, where)

@@ -44,7 +44,7 @@ from gradx.stage import (
 __all__ = ["matrixwise"]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class MatrixRule(Rule):
     """A rule for one matrix, and what the lift has to know about it (see `matrixwise`)."""
 
@@ -108,7 +108,7 @@ class MatrixRule(Rule):
             check_leaf(leaves.flat, i, self.where, g, p, [call])
             self._check_slots(leaves.flat.paths[i], g, call.slots)
             m: Any = seen[i]
-            kinds = tuple(jnp.result_type(x) for x in (g, p, *call.slots) if x is not None)
+            kinds = tuple(jnp.result_type(x) for x in jax.tree.leaves((g, p, call.slots)))
             groups.setdefault((id(call.traced), m.rows, m.columns, kinds), []).append(i)
 
         def longest_side(members: list[int]) -> int:
@@ -143,10 +143,11 @@ class MatrixRule(Rule):
 
     def _check_slots(self, path: str, g: Any, slots: Slots) -> None:
         for name, slot in zip(self.fields, slots, strict=True):
-            if name in self.like_leaf and jnp.shape(slot) != jnp.shape(g):
+            shapes = {jnp.shape(x) for x in jax.tree.leaves(slot)} - {jnp.shape(g)}
+            if name in self.like_leaf and shapes:
                 raise ValueError(
                     f"{self.where}: at {path!r} the update has shape {jnp.shape(g)} and the "
-                    f"state's {name} has shape {jnp.shape(slot)}. Was it made for other parameters?"
+                    f"state's {name} has shape {shapes.pop()}. Was it made for other parameters?"
                 )
 
     def _group(
@@ -179,7 +180,9 @@ class MatrixRule(Rule):
         return list(made)
 
 
-def _zeros(p: Array, kind: Any) -> Array:
+def _zeros(p: Array, kind: Any) -> Any:
+    if isinstance(kind, tuple):
+        return type(kind)(*(_zeros(p, one) for one in kind))
     if kind == "real":
         return jnp.zeros_like(p.real)
     return jnp.zeros_like(p, dtype=None if jnp.iscomplexobj(p) else kind)
@@ -226,7 +229,8 @@ def matrixwise(
       state: the named tuple of the public state, as for `leafwise`.
       like_leaf: fields that have the shape of the leaf, seen as matrices by the rule like the leaf
         itself, and begin at zero; with their dtypes, or None for the leaf's, at least float32, or
-        ``"real"`` for that without an imaginary part.
+        ``"real"`` for that without an imaginary part. A named tuple of these is a slot of several
+        arrays, and in the state one of several trees.
       hypers, ranges, flags, per_step, per_tree, scalars, count, needs_params: as for `leafwise`.
       axes: which leaves are matrices, in which axes: a `MatrixAxes` for all leaves, a tree of them,
         a function that makes one from the parameters, or `by_path`. Without it every leaf must have
@@ -279,26 +283,25 @@ def matrixwise(
     numbers = hyper.Hypers(hypers or {}, where, ranges)
     if per_tree is not None and numbers.varies_by_path:
         raise ValueError(f"{where}: takes one number for the whole tree, not by_path(…).")
+    like_leaf = like_leaf or {}
     rule = MatrixRule(
-        update,
-        init,
-        state,
-        numbers,
-        per_step,
-        None,
-        per_tree,
-        None,
-        scalars or {},
-        count,
-        flags or {},
-        None,
-        needs_params,
-        where,
-        axes,
-        axes_name,
-        like_leaf or {},
-        either_way,
-        How(
+        update=update,
+        slots=init,
+        state=state,
+        hypers=numbers,
+        per_step=per_step,
+        per_tree=per_tree,
+        scalars=scalars or {},
+        several={k: type(kind) for k, kind in like_leaf.items() if isinstance(kind, tuple)},
+        count=count,
+        flags=flags or {},
+        needs_params=needs_params,
+        where=where,
+        choice=axes,
+        name=axes_name,
+        like_leaf=like_leaf,
+        either_way=either_way,
+        how=How(
             chunk=chunk,
             share=share,
             renew=renew,

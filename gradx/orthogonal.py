@@ -19,7 +19,16 @@ from gradx.counting import flag, static, steps
 from gradx.leafwise import leafwise
 from gradx.matrices import check_paths, matrices
 from gradx.matrixwise import matrixwise
-from gradx.moments import average, storage, weight_so_far, zeros
+from gradx.momenta import (
+    SLOW,
+    Averages,
+    first_averages,
+    kept,
+    momentum_of,
+    remembered,
+    slow_average,
+)
+from gradx.moments import storage, weight_so_far
 from gradx.norms import by_factor
 from gradx.sources import Array, Hyper
 from gradx.stacked import Share
@@ -42,15 +51,26 @@ class Momentum(NamedTuple):
 
 
 def momentum(
-    beta: Hyper, mu_dtype: Any, nesterov: bool, bias_correction: bool, name: str = "beta"
+    beta: Hyper,
+    b3: Hyper | None,
+    alpha: Hyper | None,
+    mu_dtype: Any,
+    nesterov: bool,
+    bias_correction: bool,
+    name: str = "beta",
 ) -> Transform:
-    """An average of the gradients; with `nesterov`, what it will be after a step like this one."""
+    """An average of the gradients; with `nesterov`, what it will be after a step like this one.
+
+    With `b3` there is a slow one, too, and does not look ahead.
+    """
+    slow = slow_average(b3, alpha)
     return leafwise(
         _momentum,
-        init=partial(zeros, dtype=storage("mu_dtype", mu_dtype)),
+        init=partial(first_averages, kinds=kept(mu_dtype, slow)),
         state=Momentum,
-        hypers={name: beta},
-        ranges={name: "[0, 1)"},
+        several={"mu": Averages} if slow else {},
+        hypers={name: beta, **slow},
+        ranges={name: "[0, 1)", **SLOW},
         flags={"nesterov": flag("nesterov", nesterov)},
         per_step=partial(
             _corrections, name=name, corrects=flag("bias_correction", bias_correction)
@@ -62,14 +82,15 @@ def _corrections(h: Numbers, t: Array, *, name: str, corrects: bool) -> Mapping[
     beta = getattr(h, name)
     now = 1 / weight_so_far(beta, t) if corrects else 1.0
     if not h.nesterov:
-        return {"beta": beta, "of_mu": now, "of_g": 0.0}
+        return {"b1": beta, "of_mu": now, "of_g": 0.0}
     then = 1 / weight_so_far(beta, t + 1) if corrects else 1.0
-    return {"beta": beta, "of_mu": beta * then, "of_g": (1 - beta) * now}
+    return {"b1": beta, "of_mu": beta * then, "of_g": (1 - beta) * now}
 
 
 def _momentum(g: Array, slots: Slots, p: None, h: Numbers) -> tuple[Array, Slots]:
-    mu = average(slots[0], g, h.beta)
-    return (h.of_mu * mu + h.of_g * g if h.nesterov else h.of_mu * mu), (mu,)
+    mu = remembered(slots[0], g, h)
+    m = momentum_of(mu, h, h.of_mu)
+    return (m + h.of_g * g if h.nesterov else m), (mu,)
 
 
 def signs(g: Array, slots: Slots, p: None, h: Numbers) -> tuple[Array, Slots]:

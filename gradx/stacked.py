@@ -12,6 +12,7 @@ import jax.numpy as jnp
 
 from gradx import core
 from gradx.gating import choose, either, rarely
+from gradx.matrices import Matrix
 from gradx.sources import Array
 from gradx.stage import Numbers, Slots, namespace, widen
 
@@ -120,38 +121,43 @@ def _stacked(
     program: Any, numbers: Any, gs: list[Array], ps: list[Array] | None, slots: list[Slots]
 ) -> list[tuple[Array, Slots]]:
     rule, static, layouts, like_leaf, how = program
-    stacked_g = _stack([m.stack(whole(widen(g))) for (m, _), g in zip(layouts, gs, strict=True)])
-    stacked_p = None
-    if ps is not None:
-        stacked_p = _stack(
-            [m.stack(whole(widen(p))) for (m, _), p in zip(layouts, ps, strict=True)]
-        )
-    columns = [
-        _stack(
-            [
-                m.stack(whole(widen(s))) if like else m.opened(whole(s))
-                for (m, _), s in zip(layouts, column, strict=True)
-            ]
-        )
-        for like, column in zip(like_leaf, zip(*slots, strict=True), strict=True)
-    ]
-    us, new = _run(rule, static, numbers, how, (stacked_g, tuple(columns), stacked_p))
+    columns = zip(like_leaf, zip(*slots, strict=True), strict=True)
+    stacks = (
+        _stack(layouts, True, *gs),
+        tuple(
+            jax.tree.map(functools.partial(_stack, layouts, x), *column) for x, column in columns
+        ),
+        None if ps is None else _stack(layouts, True, *ps),
+    )
+    us, new = _run(rule, static, numbers, how, stacks)
     made = []
     places = _places([m.shape[0] for m, _ in layouts], [*jax.tree.leaves(numbers), *gs])
     for (m, shape), at, g, old in zip(layouts, places, gs, slots, strict=True):
-        taken = functools.partial(
-            jax.lax.dynamic_slice_in_dim, start_index=at, slice_size=m.shape[0]
+        kept = tuple(
+            jax.tree.map(functools.partial(_kept, m, shape, at, like), *pair)
+            for like, *pair in zip(like_leaf, new, old, strict=True)
         )
-        mine = tuple(
-            _back((m.unstack(taken(x), shape) if like else m.kept(taken(x))).astype(o.dtype), o)
-            for like, x, o in zip(like_leaf, new, old, strict=True)
-        )
-        made.append((_placed(m.unstack(taken(us), shape), g), mine))
+        made.append((_placed(_part(m, shape, at, True, us), g), kept))
     return made
 
 
-def _stack(parts: list[Array]) -> Array:
-    return parts[0] if len(parts) == 1 else jnp.concatenate(parts)
+def _stack(layouts: Any, like_leaf: bool, *parts: Array) -> Array:
+    """Arrays of all leaves, of the leaf's own shape or as the state keeps them for a matrix."""
+    pairs = [(m, whole(x)) for (m, _), x in zip(layouts, parts, strict=True)]
+    opened = [m.stack(widen(x)) if like_leaf else m.opened(x) for m, x in pairs]
+    return opened[0] if len(opened) == 1 else jnp.concatenate(opened)
+
+
+def _part(m: Matrix, shape: tuple[int, ...], at: Any, like_leaf: bool, x: Array) -> Array:
+    """What of a stack belongs to the leaf that begins there."""
+    mine = jax.lax.dynamic_slice_in_dim(x, at, m.shape[0])
+    return m.unstack(mine, shape) if like_leaf else m.kept(mine)
+
+
+def _kept(
+    m: Matrix, shape: tuple[int, ...], at: Any, like_leaf: bool, x: Array, old: Array
+) -> Array:
+    return _back(_part(m, shape, at, like_leaf, x).astype(old.dtype), old)
 
 
 def _places(counts: list[int], arrays: list[Array]) -> list[Any]:
@@ -284,10 +290,11 @@ def _checked(rule: Any, h: Numbers, g: Array, slots: Slots, p: Any) -> Slots:
 
 
 def _like(slots: Slots, new: Any, rule: Any) -> Slots:
-    if [jnp.shape(x) for x in new] != [x.shape for x in slots]:
+    wanted, made = (jax.tree.map(jnp.shape, tuple(x)) for x in (slots, new))
+    if made != wanted:
         raise ValueError(
-            f"the rule {core.show(rule)} must return slots of the shapes "
-            f"{[x.shape for x in slots]}, got {[jnp.shape(x) for x in new]}."
+            f"the rule {core.show(rule)} must return slots of the shapes {list(wanted)}, got "
+            f"{list(made)}."
         )
     return tuple(new)
 
@@ -296,7 +303,7 @@ def _renewed(slots: Slots, h: Numbers, t: Array, turn: Array, how: How) -> Slots
     """What is done in the first step for all matrices, and then in every k-th for all of them, or
     in each step for a k-th part: for the first of them where `t` is `turn`, up to multiples of k.
     Under a conditional of its own even if `t` is one of many."""
-    count, phase = slots[0].shape[0], (t - turn) % how.every
+    count, phase = jax.tree.leaves(slots)[0].shape[0], (t - turn) % how.every
     staggered = how.staggered and how.every > 1
     now = phase < min(count, how.every) if staggered else phase == 0
 
@@ -309,13 +316,16 @@ def _renewed(slots: Slots, h: Numbers, t: Array, turn: Array, how: How) -> Slots
 
     def renew() -> Slots:
         if not staggered:
-            return tuple(
-                jax.tree.map(functools.partial(choose, now), done(how.renew, slots), slots)
+            made: Slots = jax.tree.map(
+                functools.partial(choose, now), done(how.renew, slots), slots
             )
+            return made
         chosen = phase + how.every * jnp.arange(-(-count // how.every))  # some may not be there
-        some = tuple(jnp.take(x, chosen, axis=0, mode="clip") for x in slots)
-        pairs = zip(slots, done(how.renew, some), strict=True)
-        return tuple(x.at[chosen].set(y, mode="drop") for x, y in pairs)
+        some = jax.tree.map(lambda x: jnp.take(x, chosen, axis=0, mode="clip"), slots)
+        back: Slots = jax.tree.map(
+            lambda x, y: x.at[chosen].set(y, mode="drop"), slots, done(how.renew, some)
+        )
+        return back
 
     made: Slots = rarely(
         now | (t == 0), lambda: either(t == 0, start, renew, slots), lambda: slots, slots

@@ -39,7 +39,7 @@ LAYERS = [
     ["matrixwise"],
     ["scale", "norms", "selective"],
     ["clip", "constrain", "decay", "gradients", "moments", "per_example", "schedules"],
-    ["eigenbasis"],
+    ["eigenbasis", "momenta"],
     ["curvature", "interpolation", "piecewise", "cycles", "divergence", "fallback", "orthogonal"],
     ["search.line"],
     ["search.wolfe"],

@@ -30,7 +30,7 @@ class AdaMuonState(NamedTuple):
 
     Attributes:
       count: the updates done so far, int32 ().
-      mu: the average of gradients, like the parameters.
+      mu: the average of gradients, like the parameters; with `b3` two, as `Averages`.
       nu: the average of the squares of polar factors, like the parameters, real.
       ns_coeffs: the coefficients of the polynomials, float32 (3,) or (steps, 3).
     """
@@ -54,6 +54,8 @@ def scale_by_adamuon(
     eps: Hyper = 1e-8,
     mu_dtype: Any = None,
     *,
+    b3: Hyper | None = None,
+    alpha: Hyper | None = None,
     nesterov: bool = True,
     consistent_rms: Hyper = 0.2,
     preconditioning: Normalisation = "frobenius",
@@ -78,6 +80,7 @@ def scale_by_adamuon(
       b2: \(\beta_2\) in [0, 1).
       eps: \(\epsilon\) in [0, inf), also that of `scale_by_muon`.
       mu_dtype: the dtype to keep \(\mu\) in; by default the parameter's, at least float32.
+      b3, alpha: of a slow average of the gradients beside the other (see `scale_by_muon`).
       nesterov: False for \(\operatorname{sign}(\mu)\).
       consistent_rms: \(\rho\) in (0, inf), the root mean square of each matrix of the updates; it
         may be live.
@@ -106,7 +109,7 @@ def scale_by_adamuon(
     """
     return joined(
         AdaMuonState,
-        momentum(b1, mu_dtype, nesterov, bias_correction=False, name="b1"),
+        momentum(b1, b3, alpha, mu_dtype, nesterov, bias_correction=False, name="b1"),
         leafwise(signs),
         orthogonalise(
             ns_coeffs,
@@ -160,6 +163,8 @@ def adamuon(
     weight_decay_mask: Any = None,
     mu_dtype: Any = None,
     *,
+    b3: Hyper | None = None,
+    alpha: Hyper | None = None,
     nesterov: bool = True,
     consistent_rms: Hyper = 0.2,
     preconditioning: Normalisation = "frobenius",
@@ -187,7 +192,7 @@ def adamuon(
       b1, b2, eps: see `scale_by_adamuon`.
       weight_decay: \(\lambda\) in [0, inf), for the matrices.
       weight_decay_mask: which of them to decay (see `add_decayed_weights`).
-      mu_dtype, nesterov, consistent_rms: see `scale_by_adamuon`.
+      mu_dtype, b3, alpha, nesterov, consistent_rms: see `scale_by_adamuon`.
       preconditioning: see `scale_by_muon`.
       decay: what \(\lambda\) is multiplied by (see `adamw`).
       axes: which leaves are matrices, in which axes (see `matrixwise`), with None for a leaf that
@@ -222,6 +227,8 @@ def adamuon(
         b2,
         eps,
         mu_dtype,
+        b3=b3,
+        alpha=alpha,
         nesterov=nesterov,
         consistent_rms=consistent_rms,
         preconditioning=preconditioning,

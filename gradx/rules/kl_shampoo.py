@@ -13,7 +13,7 @@ from gradx.decay import DecayKind
 from gradx.divergence import gathered, lifted
 from gradx.eigenbasis import into, out_of
 from gradx.fallback import matrix_optimizer, or_by_name
-from gradx.moments import average, storage
+from gradx.momenta import kept, momentum_of, remembered, slow_average
 from gradx.sources import Array, Hyper
 from gradx.stacked import Share
 from gradx.stage import Numbers, Slots
@@ -29,7 +29,7 @@ class KLShampooState(NamedTuple):
 
     Attributes:
       count: the updates done so far, int32 ().
-      mu: the first moment, like the parameters.
+      mu: the first moment, like the parameters; with `b3` two, as `Averages`.
       row_factor: \(L\), (m, m).
       column_factor: \(R\), (n, n).
       row_basis: the eigenvectors of the one, nearly, as columns (m, m).
@@ -57,6 +57,8 @@ def scale_by_kl_shampoo(
     max_precond_dim: int = 10000,
     mu_dtype: Any = None,
     *,
+    b3: Hyper | None = None,
+    alpha: Hyper | None = None,
     shampoo_beta: Hyper | None = None,
     init_factor: float = 0.1,
     max_clamp_value: float = 4000.0,
@@ -95,6 +97,7 @@ def scale_by_kl_shampoo(
       max_precond_dim: a side that is longer keeps its eigenvalues and no factor, with the identity
         for its basis; a whole number from 0 on.
       mu_dtype: the dtype to keep \(M\) in; by default the parameter's, at least float32.
+      b3, alpha: of a slow average of the gradients beside the other (see `scale_by_muon`).
       shampoo_beta: \(\beta\) in [0, 1).
       init_factor: where the eigenvalues begin, in (0, inf): best with the size of gradients.
       max_clamp_value: in (0, inf); \(c\) is the length of the side, but at most this number, and at
@@ -125,11 +128,12 @@ def scale_by_kl_shampoo(
     https://github.com/yorkerlin/KL-Methods, which calculates in bfloat16 and knows no
     `max_precond_dim`.
     """
+    slow = slow_average(b3, alpha)
     return lifted(
         _kl_shampoo,
         KLShampooState,
-        {"mu": storage("mu_dtype", mu_dtype)},
-        {"b1": b1, "b2": b2, "eps": eps},
+        {"mu": kept(mu_dtype, slow)},
+        {"b1": b1, "b2": b2, "eps": eps, **slow},
         shampoo_beta,
         precondition_frequency,
         max_precond_dim,
@@ -145,9 +149,9 @@ def scale_by_kl_shampoo(
 def _kl_shampoo(g: Array, slots: Slots, p: None, h: Numbers) -> tuple[Array, Slots]:
     mu, *rest = slots
     _, _, rows, columns, high, wide = rest
-    mu = average(mu, jnp.where(h.begun, g, 0), h.b1)
+    mu = remembered(mu, jnp.where(h.begun, g, 0), h)
     root = jnp.sqrt(high)[:, None] * jnp.sqrt(wide)
-    u = out_of(into(mu, rows, columns) / (root + h.eps), rows, columns)
+    u = out_of(into(momentum_of(mu, h), rows, columns) / (root + h.eps), rows, columns)
     return u, (mu, *gathered(g, into(g, rows, columns), tuple(rest), h))
 
 
@@ -163,6 +167,8 @@ def kl_shampoo(
     max_precond_dim: int = 10000,
     mu_dtype: Any = None,
     *,
+    b3: Hyper | None = None,
+    alpha: Hyper | None = None,
     shampoo_beta: Hyper | None = None,
     init_factor: float = 0.1,
     max_clamp_value: float = 4000.0,
@@ -194,6 +200,7 @@ def kl_shampoo(
       precondition_frequency: the steps from one renewal of the bases to the next.
       max_precond_dim: a side that is longer has the identity for its basis.
       mu_dtype: the dtype to keep the first moments in.
+      b3, alpha: see `scale_by_muon`.
       shampoo_beta: the same, in [0, 1).
       init_factor: where the eigenvalues begin, in (0, inf): best with the size of gradients.
       max_clamp_value: in (0, inf), what bounds them from below (see `scale_by_kl_shampoo`).
@@ -235,6 +242,8 @@ def kl_shampoo(
         precondition_frequency,
         max_precond_dim,
         mu_dtype,
+        b3=b3,
+        alpha=alpha,
         shampoo_beta=shampoo_beta,
         init_factor=init_factor,
         max_clamp_value=max_clamp_value,

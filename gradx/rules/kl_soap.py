@@ -13,7 +13,8 @@ from gradx.decay import DecayKind
 from gradx.divergence import gathered, lifted
 from gradx.eigenbasis import into, out_of
 from gradx.fallback import matrix_optimizer, or_by_name
-from gradx.moments import average, storage
+from gradx.momenta import kept, momentum_of, remembered, slow_average
+from gradx.moments import average
 from gradx.sources import Array, Hyper
 from gradx.stacked import Share
 from gradx.stage import Numbers, Slots
@@ -30,7 +31,7 @@ class KLSoapState(NamedTuple):
 
     Attributes:
       count: the updates done so far, int32 ().
-      mu: the first moment, in the bases, like the parameters.
+      mu: the first moment, in the bases, like the parameters; with `b3` two, as `Averages`.
       nu: the second moment, in the bases, like the parameters, real.
       row_factor: \(L\), (m, m).
       column_factor: \(R\), (n, n).
@@ -60,6 +61,8 @@ def scale_by_kl_soap(
     max_precond_dim: int = 10000,
     mu_dtype: Any = None,
     *,
+    b3: Hyper | None = None,
+    alpha: Hyper | None = None,
     shampoo_beta: Hyper | None = None,
     init_factor: float = 0.1,
     max_clamp_value: float = 4000.0,
@@ -94,6 +97,7 @@ def scale_by_kl_soap(
       max_precond_dim: a side that is longer keeps its eigenvalues and no factor, with the identity
         for its basis; a whole number from 0 on.
       mu_dtype: the dtype to keep \(M\) in; by default the parameter's, at least float32.
+      b3, alpha: of a slow average of the gradients beside the other (see `scale_by_muon`).
       shampoo_beta: \(\beta\) in [0, 1); by default `b2`.
       init_factor: where the eigenvalues begin, in (0, inf).
       max_clamp_value: in (0, inf); \(c\) is the length of the side, but at most this number, and at
@@ -124,11 +128,12 @@ def scale_by_kl_soap(
     https://github.com/yorkerlin/KL-Methods, which calculates in bfloat16 and knows no
     `max_precond_dim`.
     """
+    slow = slow_average(b3, alpha)
     return lifted(
         _kl_soap,
         KLSoapState,
-        {"mu": storage("mu_dtype", mu_dtype), "nu": "real"},
-        {"b1": b1, "b2": b2, "eps": eps},
+        {"mu": kept(mu_dtype, slow), "nu": "real"},
+        {"b1": b1, "b2": b2, "eps": eps, **slow},
         shampoo_beta,
         precondition_frequency,
         max_precond_dim,
@@ -145,9 +150,9 @@ def _kl_soap(g: Array, slots: Slots, p: None, h: Numbers) -> tuple[Array, Slots]
     mu, nu, *rest = slots
     rows, columns = rest[2:4]
     seen = into(g, rows, columns)
-    mu = average(mu, jnp.where(h.begun, seen, 0), h.b1)
+    mu = remembered(mu, jnp.where(h.begun, seen, 0), h)
     nu = average(nu, jnp.where(h.begun, abs_sq(seen), 0), h.b2)
-    u = jnp.where(h.begun, mu / (jnp.sqrt(nu) + h.eps), 0)
+    u = jnp.where(h.begun, momentum_of(mu, h) / (jnp.sqrt(nu) + h.eps), 0)
     return out_of(u, rows, columns), (mu, nu, *gathered(g, seen, tuple(rest), h))
 
 
@@ -163,6 +168,8 @@ def kl_soap(
     max_precond_dim: int = 10000,
     mu_dtype: Any = None,
     *,
+    b3: Hyper | None = None,
+    alpha: Hyper | None = None,
     shampoo_beta: Hyper | None = None,
     init_factor: float = 0.1,
     max_clamp_value: float = 4000.0,
@@ -192,6 +199,7 @@ def kl_soap(
       precondition_frequency: the steps from one renewal of the bases to the next.
       max_precond_dim: a side that is longer has the identity for its basis.
       mu_dtype: the dtype to keep the first moments in.
+      b3, alpha: see `scale_by_muon`.
       shampoo_beta: the decay of the factors, in [0, 1); by default `b2`.
       init_factor: where the eigenvalues begin, in (0, inf).
       max_clamp_value: in (0, inf), what bounds them from below (see `scale_by_kl_soap`).
@@ -233,6 +241,8 @@ def kl_soap(
         precondition_frequency,
         max_precond_dim,
         mu_dtype,
+        b3=b3,
+        alpha=alpha,
         shampoo_beta=shampoo_beta,
         init_factor=init_factor,
         max_clamp_value=max_clamp_value,

@@ -46,7 +46,7 @@ class MuonState(NamedTuple):
 
     Attributes:
       count: the updates done so far, int32 ().
-      mu: the average of gradients, like the parameters.
+      mu: the average of gradients, like the parameters; with `b3` two, as `Averages`.
       ns_coeffs: the coefficients of the polynomials, float32 (3,) or (steps, 3).
     """
 
@@ -63,6 +63,8 @@ def scale_by_muon(
     eps: Hyper = 1e-8,
     mu_dtype: Any = None,
     *,
+    b3: Hyper | None = None,
+    alpha: Hyper | None = None,
     nesterov: bool = True,
     adaptive: bool = False,
     preconditioning: Normalisation = "frobenius",
@@ -94,6 +96,12 @@ def scale_by_muon(
       beta: \(\beta\) in [0, 1).
       eps: \(\epsilon\) in [0, inf).
       mu_dtype: the dtype to keep \(M\) in; by default the parameter's, at least float32.
+      b3: \(\beta_3\) in [0, 1), such as 0.9999: keep a slow average \(M_2\) of the gradients as
+        well, as AdEMAMix does, and take \(N + \alpha M_2\) for \(N\). It is not corrected for its
+        start, since it is to fill slowly, and does not look ahead. With it the state's `mu` is
+        `Averages` of two trees.
+      alpha: \(\alpha\) in [0, inf), 5 by default. In the first part of a long run it should grow,
+        and so should `b3`.
       nesterov: look one step ahead.
       adaptive: multiply by \(\langle N, U V^\top \rangle\), so that the step grows with the
         gradient.
@@ -132,7 +140,7 @@ def scale_by_muon(
     """
     return joined(
         MuonState,
-        momentum(beta, mu_dtype, nesterov, bias_correction),
+        momentum(beta, b3, alpha, mu_dtype, nesterov, bias_correction),
         orthogonalise(
             ns_coeffs,
             ns_steps,
@@ -159,6 +167,8 @@ def muon(
     weight_decay_mask: Any = None,
     mu_dtype: Any = None,
     *,
+    b3: Hyper | None = None,
+    alpha: Hyper | None = None,
     nesterov: bool = True,
     adaptive: bool = False,
     preconditioning: Normalisation = "frobenius",
@@ -190,7 +200,7 @@ def muon(
       ns_coeffs, ns_steps, beta, eps: see `scale_by_muon`.
       weight_decay: \(\lambda\) in [0, inf), for the matrices.
       weight_decay_mask: which of them to decay (see `add_decayed_weights`).
-      mu_dtype, nesterov, adaptive, preconditioning: see `scale_by_muon`.
+      mu_dtype, b3, alpha, nesterov, adaptive, preconditioning: see `scale_by_muon`.
       adam_b1, adam_b2, adam_eps_root, adam_weight_decay: of Adam, with `eps` and `mu_dtype`.
       adam_learning_rate: of Adam, in [0, inf); by default `learning_rate`.
       muon_weight_dimension_numbers: which leaves are matrices, in which axes: as for
@@ -237,6 +247,8 @@ def muon(
             beta,
             eps,
             mu_dtype,
+            b3=b3,
+            alpha=alpha,
             nesterov=nesterov,
             adaptive=adaptive,
             preconditioning=preconditioning,

@@ -37,7 +37,7 @@ class NorMuonState(NamedTuple):
 
     Attributes:
       count: the updates done so far, int32 ().
-      mu: the average of gradients, like the parameters.
+      mu: the average of gradients, like the parameters; with `b3` two, as `Averages`.
       nu: of each output neuron the average of the mean square of its updates, real (columns,) for a
         matrix; with an axis in front that counts them for a stack of matrices.
       ns_coeffs: the coefficients of the polynomials, float32 (3,) or (steps, 3).
@@ -62,6 +62,8 @@ def scale_by_normuon(
     eps: Hyper = 1e-8,
     mu_dtype: Any = None,
     *,
+    b3: Hyper | None = None,
+    alpha: Hyper | None = None,
     nesterov: bool = False,
     consistent_rms: Hyper | None = None,
     preconditioning: Normalisation = "frobenius",
@@ -88,6 +90,7 @@ def scale_by_normuon(
       b2: \(\beta_2\) in [0, 1).
       eps: \(\epsilon\) in [0, inf), also that of `scale_by_muon`.
       mu_dtype: the dtype to keep \(\mu\) in; by default the parameter's, at least float32.
+      b3, alpha: of a slow average of the gradients beside the other (see `scale_by_muon`).
       nesterov: orthogonalise \((1 - \beta_1) G + \beta_1 \mu\).
       consistent_rms: in (0, inf), the root mean square that \(c\) gives to \(u\) instead; it may
         be live. None keeps the norm.
@@ -116,7 +119,7 @@ def scale_by_normuon(
     aligned = {} if consistent_rms is None else {"consistent_rms": consistent_rms}
     return joined(
         NorMuonState,
-        momentum(b1, mu_dtype, nesterov, bias_correction=False, name="b1"),
+        momentum(b1, b3, alpha, mu_dtype, nesterov, bias_correction=False, name="b1"),
         orthogonalise(
             ns_coeffs,
             ns_steps,
@@ -170,6 +173,8 @@ def normuon(
     weight_decay_mask: Any = None,
     mu_dtype: Any = None,
     *,
+    b3: Hyper | None = None,
+    alpha: Hyper | None = None,
     nesterov: bool = False,
     consistent_rms: Hyper | None = 0.2,
     convention: Convention | None = None,
@@ -198,7 +203,7 @@ def normuon(
       b1, b2, eps: see `scale_by_normuon`.
       weight_decay: \(\lambda\) in [0, inf), for the matrices.
       weight_decay_mask: which of them to decay (see `add_decayed_weights`).
-      mu_dtype, nesterov: see `scale_by_normuon`.
+      mu_dtype, b3, alpha, nesterov: see `scale_by_normuon`.
       consistent_rms: the number 0.2 above, in (0, inf): the root mean square of every update, about
         that of Adam's; it may be live. None keeps the norm of \(O\), and `convention` scales it.
       convention: see `scale_by_shape`; by default ``"spectral"``. Only with
@@ -243,6 +248,8 @@ def normuon(
         b2,
         eps,
         mu_dtype,
+        b3=b3,
+        alpha=alpha,
         nesterov=nesterov,
         consistent_rms=consistent_rms,
         preconditioning=preconditioning,

@@ -18,7 +18,8 @@ from gradx.decay import DecayKind
 from gradx.fallback import matrix_optimizer, or_by_name
 from gradx.gradients import as_key, check_key
 from gradx.matrixwise import matrixwise
-from gradx.moments import average, storage, weight_so_far
+from gradx.momenta import SLOW, kept, momentum_of, remembered, slow_average
+from gradx.moments import weight_so_far
 from gradx.schedules import ScheduleFn
 from gradx.sources import Array, Hyper, as_float
 from gradx.stacked import Share
@@ -39,7 +40,7 @@ class PSGDKronState(NamedTuple):
 
     Attributes:
       count: the updates done so far, int32 ().
-      mu: the average of gradients, like the parameters.
+      mu: the average of gradients, like the parameters; with `b3` two, as `Averages`.
       left: the upper triangular factor of the rows (m, m), or its diagonal (m,).
       right: the upper triangular factor of the columns (n, n), or its diagonal (n,).
       since: the updates since the factors were last fitted, int32 ().
@@ -105,6 +106,8 @@ def scale_by_psgd_kron(
     b1: Hyper = 0.9,
     preconditioner_update_probability: Hyper | None = None,
     *,
+    b3: Hyper | None = None,
+    alpha: Hyper | None = None,
     max_size_triangular: int = 8192,
     memory_save_mode: MemorySaveMode = None,
     preconditioner_lr: Hyper = 0.1,
@@ -135,6 +138,7 @@ def scale_by_psgd_kron(
       preconditioner_update_probability: \(p\) in [0, 1]: the factors are fitted as soon as
         \(1/p\) steps have passed since they last were. 1 / k is every k-th step; by default
         `precond_update_prob_schedule`.
+      b3, alpha: of a slow average of the gradients beside the other (see `scale_by_muon`).
       max_size_triangular: the length, from 0 on, above which a side has a diagonal factor.
       memory_save_mode: ``"one_diag"`` for a diagonal on the longer side, ``"all_diag"`` for two.
       preconditioner_lr: \(\eta_Q\) in [0, 1).
@@ -182,17 +186,19 @@ def scale_by_psgd_kron(
     scale = hyper.constant("preconditioner_init_scale", preconditioner_init_scale, "(0, inf)")
     limit = steps("max_size_triangular", max_size_triangular, 0)
     often = preconditioner_update_probability
+    slow = slow_average(b3, alpha)
     return matrixwise(
         _whitened,
         init=partial(_first, limit=limit, mode=memory_save_mode, scale=scale),
         state=PSGDKronState,
-        like_leaf={"mu": storage("mu_dtype", mu_dtype)},
+        like_leaf={"mu": kept(mu_dtype, slow)},
         hypers={
             "b1": b1,
+            **slow,
             "preconditioner_lr": preconditioner_lr,
             "preconditioner_update_probability": _ANNEALED if often is None else often,
         },
-        ranges=_RANGES,
+        ranges={**_RANGES, **SLOW},
         flags={"probe": probe},
         per_step=_correction,
         per_tree=_planned,
@@ -233,8 +239,8 @@ def _whitened(g: Array, slots: Slots, p: None, h: Numbers) -> tuple[Array, Slots
     mu, left, right = slots
     if not g.size:
         return g, slots
-    mu = average(mu, g, h.b1)
-    m = h.of_mu * mu
+    mu = remembered(mu, g, h)
+    m = momentum_of(mu, h, h.of_mu)
     # Not one matrix but the step decides, so that this stays a conditional under `vmap`.
     left, right = jax.lax.cond(
         h.due,
@@ -259,6 +265,8 @@ def psgd_kron(
     weight_decay_mask: Any = None,
     preconditioner_update_probability: Hyper | None = None,
     *,
+    b3: Hyper | None = None,
+    alpha: Hyper | None = None,
     decay: DecayKind = "learning_rate",
     max_size_triangular: int = 8192,
     memory_save_mode: MemorySaveMode = None,
@@ -286,6 +294,7 @@ def psgd_kron(
       weight_decay_mask: which of them to decay (see `add_decayed_weights`).
       preconditioner_update_probability: how often the factors are fitted, in [0, 1]; by default
         `precond_update_prob_schedule`.
+      b3, alpha: see `scale_by_muon`.
       decay: what \(\lambda\) is multiplied by (see `adamw`).
       max_size_triangular: the length above which a side has a diagonal factor.
       memory_save_mode: ``"one_diag"`` for a diagonal on the longer side, ``"all_diag"`` for two.
@@ -324,6 +333,8 @@ def psgd_kron(
     rule = scale_by_psgd_kron(
         b1,
         preconditioner_update_probability,
+        b3=b3,
+        alpha=alpha,
         max_size_triangular=max_size_triangular,
         memory_save_mode=memory_save_mode,
         preconditioner_lr=preconditioner_lr,

@@ -52,7 +52,7 @@ class _Heads(NamedTuple):
     power: float
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class _ClipRule(Rule):
     """A rule for the leaves of queries and keys, which is given their logits; others pass."""
 
@@ -151,21 +151,12 @@ def qk_clip(threshold: Hyper = 100.0, heads: Any = None) -> Transform:
     """
     where = core.where()
     rule = _ClipRule(
-        _clip,
-        None,
-        optax.EmptyState,
-        hyper.Hypers({"threshold": threshold}, where),
-        None,
-        None,
-        None,
-        _scale,
-        {},
-        "count",
-        {},
-        None,
-        True,
-        where,
-        heads,
+        update=_clip,
+        hypers=hyper.Hypers({"threshold": threshold}, where),
+        per_leaf=_scale,
+        needs_params=True,
+        where=where,
+        choice=heads,
     )
     return staged(rule, where)
 

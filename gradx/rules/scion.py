@@ -20,7 +20,15 @@ from gradx.decay import add_decayed_weights
 from gradx.groups import partition
 from gradx.leafwise import leafwise
 from gradx.matrices import Matrix, MatrixAxes, axes_by_name, check_paths, is_axes, matrices
-from gradx.moments import average, storage, zeros
+from gradx.momenta import (
+    SLOW,
+    Averages,
+    first_averages,
+    kept,
+    momentum_of,
+    remembered,
+    slow_average,
+)
 from gradx.norms import by_factor
 from gradx.orthogonal import Normalisation, NSCoefficients, orthogonalise, signs
 from gradx.scale import descend
@@ -38,7 +46,7 @@ class ScionState(NamedTuple):
     """The state of Scion's average; that of the polar factor follows it.
 
     Attributes:
-      mu: the average of gradients, like the parameters.
+      mu: the average of gradients, like the parameters; with `b3` two, as `Averages`.
     """
 
     mu: Updates
@@ -168,6 +176,8 @@ def scale_by_scion(
     eps: Hyper = 1e-8,
     mu_dtype: Any = None,
     *,
+    b3: Hyper | None = None,
+    alpha: Hyper | None = None,
     norms: Any = None,
     radius: Hyper = 50.0,
     head_radius: Hyper = 3000.0,
@@ -196,6 +206,7 @@ def scale_by_scion(
       ns_coeffs, ns_steps: see `scale_by_muon`.
       eps: in [0, inf), added to the norms that are divided by.
       mu_dtype: the dtype to keep \(\mu\) in; by default the parameter's, at least float32.
+      b3, alpha: of a slow average of the gradients beside the other (see `scale_by_muon`).
       norms: for each leaf ``"spectral"``, ``"spectral_max"`` (with \(\max(1, \sqrt{n / m})\), for
         the layer that sees images), ``"spectral_conv"`` (with \(\sqrt{n / c} / k\) for \(c\)
         channels and a window of \(k\) points), ``"sign"``, ``"rms"`` or ``"auto"``: as a tree, a
@@ -233,7 +244,7 @@ def scale_by_scion(
     norm of columns. The radii are those of the authors' nanoGPT,
     https://github.com/LIONS-EPFL/scion.
     """
-    chosen = _Norms(norms, axes, core.where())
+    chosen, slow = _Norms(norms, axes, core.where()), slow_average(b3, alpha)
     polar_factor = orthogonalise(
         ns_coeffs,
         ns_steps,
@@ -260,10 +271,12 @@ def scale_by_scion(
         chain(
             leafwise(
                 _averaged,
-                init=partial(zeros, dtype=storage("mu_dtype", mu_dtype)),
+                init=partial(first_averages, kinds=kept(mu_dtype, slow)),
                 state=ScionState,
-                hypers={"momentum": momentum},
-                ranges={"momentum": "(0, 1]"},
+                several={"mu": Averages} if slow else {},
+                hypers={"momentum": momentum, **slow},
+                ranges={"momentum": "(0, 1]", **SLOW},
+                per_step=_decay,
             ),
             partition({"body": body, "head": head}, chosen.labels(_HEAD_OR_BODY), optional=True),
             staged(_BySize(chosen), chosen.where),
@@ -272,8 +285,12 @@ def scale_by_scion(
 
 
 def _averaged(g: Array, slots: Slots, p: None, h: Numbers) -> tuple[Array, Slots]:
-    mu = average(slots[0], g, 1 - h.momentum)
-    return mu, (mu,)
+    mu = remembered(slots[0], g, h)
+    return momentum_of(mu, h), (mu,)
+
+
+def _decay(h: Numbers, t: Any) -> Mapping[str, Any]:
+    return {"b1": 1 - h.momentum}
 
 
 def _by_rms(g: Array, slots: Slots, p: None, h: Numbers) -> tuple[Array, Slots]:
@@ -302,6 +319,8 @@ def scion(
     eps: Hyper = 1e-8,
     mu_dtype: Any = None,
     *,
+    b3: Hyper | None = None,
+    alpha: Hyper | None = None,
     norms: Any = None,
     radius: Hyper = 50.0,
     head_radius: Hyper = 3000.0,
@@ -326,7 +345,8 @@ def scion(
         defaults, with \(2^{-6}\), 1 and \(2^{10}\) for an MLP (``"spectral_max"`` for its first
         layer), and with \(2^{-4}\), 8 and 128 for a CNN (and `momentum` 0.5).
       momentum: \(\alpha\) in (0, 1]: 1 minus the usual momentum, so that 0.1 here is 0.9 elsewhere.
-      ns_coeffs, ns_steps, eps, mu_dtype, norms, radius, head_radius: see `scale_by_scion`.
+      ns_coeffs, ns_steps, eps, mu_dtype: see `scale_by_scion`.
+      b3, alpha, norms, radius, head_radius: see `scale_by_scion`.
       unconstrained: no decay towards zero.
       preconditioning, axes, dtype, gram, chunk, share: see `scale_by_scion`.
 
@@ -356,6 +376,8 @@ def scion(
         ns_steps,
         eps,
         mu_dtype,
+        b3=b3,
+        alpha=alpha,
         norms=norms,
         radius=radius,
         head_radius=head_radius,

@@ -16,7 +16,8 @@ from gradx.counting import flag, steps
 from gradx.decay import DecayKind
 from gradx.fallback import matrix_optimizer, or_by_name
 from gradx.matrixwise import matrixwise
-from gradx.moments import average, storage, weight_so_far
+from gradx.momenta import SLOW, kept, momentum_of, remembered, slow_average
+from gradx.moments import average, weight_so_far
 from gradx.sources import Array, Hyper
 from gradx.stacked import Share
 from gradx.stage import Numbers, Slots
@@ -46,7 +47,7 @@ class ShampooState(NamedTuple):
 
     Attributes:
       count: the updates done so far, int32 ().
-      mu: the average of gradients, like the parameters.
+      mu: the average of gradients, like the parameters; with `b3` two, as `Averages`.
       nu: the graft's second moment, like the parameters, real; (0,) where it needs none.
       left: the average of \\(G G^\\top\\), (m, m) for one block.
       right: the average of \\(G^\\top G\\), (n, n) for one block.
@@ -69,6 +70,8 @@ def scale_by_shampoo(
     b2: Hyper = 1.0,
     eps: Hyper = 1e-12,
     *,
+    b3: Hyper | None = None,
+    alpha: Hyper | None = None,
     block_size: int = 1024,
     precondition_frequency: int = 1,
     staggered: bool = False,
@@ -104,6 +107,7 @@ def scale_by_shampoo(
       eps: \(\epsilon\) in (0, inf). Eigenvalues that rounding makes negative are moved up to it.
         With gradients of low rank in float32, 1e-12 lets some per cent of rounding through, 1e-8
         less than a thousandth.
+      b3, alpha: of a slow average of the gradients beside the other (see `scale_by_muon`).
       block_size: the most rows and columns of a block, from 1 on. What is left at the right and
         below makes smaller blocks.
       precondition_frequency: \(k\), from 1 on.
@@ -147,7 +151,8 @@ def scale_by_shampoo(
         )
     block = steps("block_size", block_size, 1)
     has_nu = graft in ("adam", "rmsprop", "adagrad")
-    like_leaf = {"mu": storage("mu_dtype", mu_dtype), **({"nu": "real"} if has_nu else {})}
+    slow = slow_average(b3, alpha)
+    like_leaf = {"mu": kept(mu_dtype, slow), **({"nu": "real"} if has_nu else {})}
     return matrixwise(
         _preconditioned,
         init=partial(_first, block=block, has_nu=has_nu),
@@ -155,13 +160,14 @@ def scale_by_shampoo(
         like_leaf=like_leaf,
         hypers={
             "b1": b1,
+            **slow,
             "b2": b2,
             "eps": eps,
             "graft_b2": graft_b2,
             "graft_eps": graft_eps,
             "exponent": exponent,
         },
-        ranges=_RANGES,
+        ranges={**_RANGES, **SLOW},
         flags={
             "block": block,
             "graft": graft,
@@ -203,7 +209,7 @@ def _first(p: Array, *, block: int, has_nu: bool) -> Slots:
 
 def _gathered(g: Array, slots: Slots, p: None, h: Numbers) -> Slots:
     mu, nu, left, right, *roots = slots
-    mu = average(mu, g, h.b1)
+    mu = remembered(mu, g, h)
     if h.graft == "adagrad":
         nu = nu + abs_sq(g)
     elif nu.size:
@@ -246,7 +252,7 @@ def _preconditioned(g: Array, slots: Slots, p: None, h: Numbers) -> tuple[Array,
     mu, nu, _, _, left_root, right_root = slots
     if not g.size:
         return g, slots
-    m = h.of_mu * mu
+    m = momentum_of(mu, h, h.of_mu)
     made = blocks.times(right_root, blocks.times(left_root, m, h.block).mT, h.block).mT
     if h.graft == "none":
         return made, slots
@@ -271,6 +277,8 @@ def shampoo(
     weight_decay: Hyper = 0.0,
     weight_decay_mask: Any = None,
     *,
+    b3: Hyper | None = None,
+    alpha: Hyper | None = None,
     decay: DecayKind = "learning_rate",
     block_size: int = 1024,
     precondition_frequency: int = 1,
@@ -301,6 +309,7 @@ def shampoo(
       eps: \(\epsilon\) in (0, inf), that of the roots.
       weight_decay: \(\lambda\) in [0, inf), for the matrices.
       weight_decay_mask: which of them to decay (see `add_decayed_weights`).
+      b3, alpha: see `scale_by_muon`.
       decay: what \(\lambda\) is multiplied by (see `adamw`).
       block_size: the most rows and columns of a block, from 1 on.
       precondition_frequency: in every how many steps the roots are calculated anew.
@@ -343,6 +352,8 @@ def shampoo(
         b1,
         b2,
         eps,
+        b3=b3,
+        alpha=alpha,
         block_size=block_size,
         precondition_frequency=precondition_frequency,
         staggered=staggered,

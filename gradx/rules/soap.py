@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 
 from gradx import core
@@ -26,7 +27,8 @@ from gradx.eigenbasis import (
 )
 from gradx.fallback import matrix_optimizer, or_by_name
 from gradx.matrixwise import matrixwise
-from gradx.moments import average, storage, weight_so_far
+from gradx.momenta import SLOW, kept, momentum_of, remembered, slow_average
+from gradx.moments import average, weight_so_far
 from gradx.sources import Array, Hyper
 from gradx.stacked import Share
 from gradx.stage import Numbers, Slots
@@ -43,7 +45,7 @@ class SoapState(NamedTuple):
 
     Attributes:
       count: the updates done so far, int32 ().
-      mu: the first moment, in the bases, like the parameters.
+      mu: the first moment, in the bases, like the parameters; with `b3` two, as `Averages`.
       nu: the second moment, in the bases, like the parameters, real.
       row_factor: the average of \(G G^*\), (m, m).
       column_factor: the average of \(G^* G\), (n, n).
@@ -69,6 +71,8 @@ def scale_by_soap(
     max_precond_dim: int = 10000,
     mu_dtype: Any = None,
     *,
+    b3: Hyper | None = None,
+    alpha: Hyper | None = None,
     shampoo_beta: Hyper | None = None,
     bias_correction: bool = True,
     staggered: bool = False,
@@ -101,6 +105,7 @@ def scale_by_soap(
       max_precond_dim: a side that is longer keeps no factor, and \(Q\) is the identity there; a
         whole number from 0 on. With one side the memory is that of Shampoo's smaller factor.
       mu_dtype: the dtype to keep \(M\) in; by default the parameter's, at least float32.
+      b3, alpha: of a slow average of the gradients beside the other (see `scale_by_muon`).
       shampoo_beta: \(\beta\) in [0, 1); by default `b2`.
       bias_correction: False for the moments as they are.
       staggered: renew the bases of a \(k\)-th part of the matrices of each shape in every step,
@@ -129,16 +134,17 @@ def scale_by_soap(
     https://github.com/nikhilvyas/SOAP, from which it differs in \(\epsilon\) alone: it stands
     beside the corrected \(\sqrt{\hat V}\), as Adam has it, and not beside \(\sqrt V\).
     """
-    hypers = {"b1": b1, "b2": b2, "eps": eps}
+    slow = slow_average(b3, alpha)
+    hypers = {"b1": b1, "b2": b2, "eps": eps, **slow}
     if shampoo_beta is not None:
         hypers["shampoo_beta"] = shampoo_beta
     return matrixwise(
         _soap,
         init=partial(first_slots, limit=steps("max_precond_dim", max_precond_dim, 0)),
         state=SoapState,
-        like_leaf={"mu": storage("mu_dtype", mu_dtype), "nu": "real"},
+        like_leaf={"mu": kept(mu_dtype, slow), "nu": "real"},
         hypers=hypers,
-        ranges={"shampoo_beta": "[0, 1)"},
+        ranges={"shampoo_beta": "[0, 1)", **SLOW},
         flags={"corrects": flag("bias_correction", bias_correction)},
         per_step=_of_the_step,
         axes=axes,
@@ -167,9 +173,9 @@ def _of_the_step(h: Numbers, t: Array) -> Mapping[str, Any]:
 def _soap(g: Array, slots: Slots, p: None, h: Numbers) -> tuple[Array, Slots]:
     mu, nu, left, right, *bases = slots
     seen = jnp.where(h.begun, into(g, *bases), 0)
-    mu = average(mu, seen, h.b1)
+    mu = remembered(mu, seen, h)
     nu = average(nu, abs_sq(seen), h.b2)
-    u = h.correct_mu * mu / (jnp.sqrt(h.correct_nu * nu) + h.eps)
+    u = momentum_of(mu, h, h.correct_mu) / (jnp.sqrt(h.correct_nu * nu) + h.eps)
     u = out_of(jnp.where(h.begun, u, 0), *bases)
     return u, (mu, nu, *averaged(g, left, right, h.shampoo_beta), *bases)
 
@@ -190,7 +196,8 @@ def _renew(slots: Slots, h: Numbers) -> Slots:
             basis = orthogonal(next_one[:, order], basis[:, order], factor)
         made.append(basis)
     rows, columns = made
-    return moved(mu, (old[0], old[1]), (rows, columns)), nu, left, right, rows, columns
+    mu = jax.tree.map(lambda m: moved(m, (old[0], old[1]), (rows, columns)), mu)
+    return mu, nu, left, right, rows, columns
 
 
 @core.recorded
@@ -205,6 +212,8 @@ def soap(
     max_precond_dim: int = 10000,
     mu_dtype: Any = None,
     *,
+    b3: Hyper | None = None,
+    alpha: Hyper | None = None,
     shampoo_beta: Hyper | None = None,
     bias_correction: bool = True,
     decay: DecayKind = "learning_rate",
@@ -232,6 +241,7 @@ def soap(
       precondition_frequency: the steps from one renewal of the bases to the next.
       max_precond_dim: a side that is longer has the identity for its basis.
       mu_dtype: the dtype to keep the first moments in.
+      b3, alpha: see `scale_by_muon`.
       shampoo_beta: the decay of the factors, in [0, 1); by default `b2`.
       bias_correction: False for the moments of the matrices as they are.
       decay: what \(\lambda\) is multiplied by (see `adamw`).
@@ -273,6 +283,8 @@ def soap(
         precondition_frequency,
         max_precond_dim,
         mu_dtype,
+        b3=b3,
+        alpha=alpha,
         shampoo_beta=shampoo_beta,
         bias_correction=bias_correction,
         staggered=staggered,

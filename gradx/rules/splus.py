@@ -15,7 +15,7 @@ from gradx.decay import DecayKind, scale_and_decay
 from gradx.eigenbasis import averaged, first_basis, first_slots, into, out_of
 from gradx.fallback import adam_for_others, or_by_name, with_fallback
 from gradx.matrixwise import matrixwise
-from gradx.moments import average, storage
+from gradx.momenta import SLOW, kept, momentum_of, remembered, slow_average
 from gradx.orthogonal import scale_by_shape
 from gradx.scale import scale
 from gradx.sources import Array, Hyper
@@ -37,7 +37,7 @@ class SplusState(NamedTuple):
 
     Attributes:
       count: the updates done so far, int32 ().
-      mu: the first moment, like the parameters.
+      mu: the first moment, like the parameters; with `b3` two, as `Averages`.
       row_factor: the average of \(G G^*\), (m, m).
       column_factor: the average of \(G^* G\), (n, n).
       row_basis: the eigenvectors that the one had when they were last renewed, as columns (m, m).
@@ -61,6 +61,8 @@ def scale_by_splus(
     max_precond_dim: int = 10000,
     mu_dtype: Any = None,
     *,
+    b3: Hyper | None = None,
+    alpha: Hyper | None = None,
     staggered: bool = False,
     axes: Any = None,
     chunk: int | None = None,
@@ -92,6 +94,7 @@ def scale_by_splus(
       max_precond_dim: a side that is longer keeps no factor, and \(Q\) is the identity there; a
         whole number from 0 on. With 0 the update is the sign of the momentum.
       mu_dtype: the dtype to keep \(M\) in; by default the parameter's, at least float32.
+      b3, alpha: of a slow average of the gradients beside the other (see `scale_by_muon`).
       staggered: renew the bases of a \(k\)-th part of the matrices of each shape in every step,
         instead of all in every \(k\)-th, so that no step takes longer than others.
       axes: which axes are the rows and columns: a `MatrixAxes`, a tree of them, a function that
@@ -122,12 +125,14 @@ def scale_by_splus(
     2k + 1, ...; its `eps` is added to the factors before their eigenvectors are taken, which does
     not change them.
     """
+    slow = slow_average(b3, alpha)
     return matrixwise(
         _splus,
         init=partial(first_slots, limit=steps("max_precond_dim", max_precond_dim, 0)),
         state=SplusState,
-        like_leaf={"mu": storage("mu_dtype", mu_dtype)},
-        hypers={"b1": b1, "b2": b2, "eps": eps},
+        like_leaf={"mu": kept(mu_dtype, slow)},
+        hypers={"b1": b1, "b2": b2, "eps": eps, **slow},
+        ranges=SLOW,
         axes=axes,
         renew=_renew,
         every=steps("precondition_frequency", precondition_frequency, 1),
@@ -139,8 +144,8 @@ def scale_by_splus(
 
 def _splus(g: Array, slots: Slots, p: None, h: Numbers) -> tuple[Array, Slots]:
     mu, left, right, *bases = slots
-    mu = average(mu, g, h.b1)
-    u = out_of(_signs(into(mu, *bases), h.eps), *bases)
+    mu = remembered(mu, g, h)
+    u = out_of(_signs(into(momentum_of(mu, h), *bases), h.eps), *bases)
     return u, (mu, *averaged(g, left, right, h.b2), *bases)
 
 
@@ -168,6 +173,8 @@ def splus(
     max_precond_dim: int = 10000,
     mu_dtype: Any = None,
     *,
+    b3: Hyper | None = None,
+    alpha: Hyper | None = None,
     decay: DecayKind = "learning_rate",
     staggered: bool = False,
     axes: Any = None,
@@ -195,6 +202,7 @@ def splus(
       precondition_frequency: the steps from one renewal of the bases to the next.
       max_precond_dim: a side that is longer has the identity for its basis.
       mu_dtype: the dtype to keep the first moments in.
+      b3, alpha: see `scale_by_muon`.
       decay: what \(\lambda\) is multiplied by (see `adamw`): \(2 \eta_t / (m + n)\), the schedule
         alone, or nothing.
       staggered: renew a part of the bases in every step (see `scale_by_splus`).
@@ -247,6 +255,8 @@ def splus(
         precondition_frequency,
         max_precond_dim,
         mu_dtype,
+        b3=b3,
+        alpha=alpha,
         staggered=staggered,
         axes=inner,
         chunk=chunk,

@@ -35,7 +35,7 @@ class ScaleByHyperballState(NamedTuple):
     radius: Any
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class _SphereRule(Rule):
     """A rule for a leaf that also gets `h.layout`, how the leaf is seen as matrices."""
 
@@ -106,21 +106,13 @@ def scale_by_hyperball(learning_rate: Hyper, axes: Any = None) -> Transform:
     """
     where = core.where()
     rule = _SphereRule(
-        _on_sphere,
-        None,
-        ScaleByHyperballState,
-        hyper.Hypers({"learning_rate": learning_rate}, where),
-        None,
-        None,
-        None,
-        _lengths,
-        {},
-        "count",
-        {},
-        None,
-        True,
-        where,
-        axes,
+        update=_on_sphere,
+        state=ScaleByHyperballState,
+        hypers=hyper.Hypers({"learning_rate": learning_rate}, where),
+        per_leaf=_lengths,
+        needs_params=True,
+        where=where,
+        choice=axes,
     )
     return staged(rule, where)
 

@@ -35,11 +35,15 @@ def scale_by_soap(
     precondition_frequency: int = 10,
     max_precond_dim: int = 10000,
     *,
+    b3: float | None = None,
+    alpha: float = 5.0,
     shampoo_beta: float | None = None,
     bias_correction: bool = True,
     staggered: bool = False,
 ) -> Rule:
     """Vyas et al., ICLR 2025, arXiv:2409.11321, Alg. 3 and 4, with the first step left out.
+
+    With b3 the slow average of Pagliardini et al. 2024, arXiv:2409.03137, Alg. 1, beside the other.
 
     The first moment is kept as it is, and seen in the basis of the day. `staggered` makes no
     difference to a matrix that is alone with its shape.
@@ -63,6 +67,8 @@ def scale_by_soap(
         v_hat = average(sq(_into(g, *state["q"])), state, "v", b2)
         if bias_correction:
             m_hat, v_hat = m_hat / (1 - b1**t), v_hat / (1 - b2**t)
+        if b3 is not None:
+            m_hat = m_hat + alpha * _into(average(g, state, "slow", b3), *state["q"])
         u = _out_of(m_hat / (np.sqrt(v_hat) + eps), *state["q"])
         gather(g, state)
         if t % precondition_frequency == 0:

@@ -89,6 +89,8 @@ def muon(
     eps: float = 1e-8,
     weight_decay: float = 0.0,
     *,
+    b3: float | None = None,
+    alpha: float = 5.0,
     nesterov: bool = True,
     adaptive: bool = False,
     preconditioning: str = "frobenius",
@@ -102,10 +104,15 @@ def muon(
     convention: str = "keller",
     bias_correction: bool = True,
 ) -> Rule:
-    """Jordan 2024, with Optax's arguments and its correction of the average for its start."""
+    """Jordan 2024, with Optax's arguments and its correction of the average for its start.
+
+    With b3 the slow average of Pagliardini et al. 2024, arXiv:2409.03137, beside it.
+    """
 
     def step(g: Array, p: Array, t: int, state: State) -> Array:
         m = averaged(g, t, state, beta, nesterov, bias_correction)
+        if b3 is not None:
+            m = m + alpha * average(g, state, "slow", b3)
         o = polar(m, ns_coeffs, ns_steps, eps, preconditioning)
         if adaptive:
             o = np.sum(m.conj() * o) * o
