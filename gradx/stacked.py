@@ -111,7 +111,9 @@ def _apart(
     for i, (m, shape) in enumerate(layouts):
         alone = rule, static, ((m, shape),), like_leaf, how
         p = None if ps is None else [ps[i]]
-        made += _stacked(alone, (traced, t, turn), [gs[i]], p, [slots[i]])
+        # Each waits for the one before, or else XLA keeps the temporaries of all at a time.
+        g = jnp.where(_never(made[-1][0]), 0, gs[i]) if made else gs[i]
+        made += _stacked(alone, (traced, t, turn), [g], p, [slots[i]])
         turn = turn + m.shape[0] if how.staggered else turn
     return made
 
@@ -176,13 +178,17 @@ def _places(counts: list[int], arrays: list[Array]) -> list[Any]:
         return [jnp.int32(place) for place in places]
 
     def unknown(value: Array) -> Any:
-        never = whole(value).ravel()[0].real.astype(jnp.float32) > jnp.inf
-        return rarely(never, lambda: [jnp.int32(0)] * len(places), known, value)
+        return rarely(_never(value), lambda: [jnp.int32(0)] * len(places), known, value)
 
     chosen: list[Any] = jax.lax.platform_dependent(
         numbers[0], cpu=unknown, default=lambda value: known()
     )
     return chosen
+
+
+def _never(value: Array) -> Array:
+    """False, which XLA finds out when it has `value`."""
+    return whole(value).ravel()[0].real.astype(jnp.float32) > jnp.inf
 
 
 # ---------------------------------------------------------------- on several devices

@@ -632,9 +632,9 @@ OPTIMIZERS = [
         _in_optax=False,
         _temporaries=1.25,
     ),
-    row("muon", learning_rate=0.05, nesterov=False, _temporaries=2.5, **MUON),
+    row("muon", learning_rate=0.05, nesterov=False, _temporaries=2.25, **MUON),
     # Optax hands its Nesterov flag on to Adam.
-    row("muon", "nesterov", learning_rate=0.05, _in_optax=False, _temporaries=3, **MUON),
+    row("muon", "nesterov", learning_rate=0.05, _in_optax=False, _temporaries=2.25, **MUON),
     row(
         "muon",
         "slow average",
@@ -643,7 +643,7 @@ OPTIMIZERS = [
         alpha=2.0,
         nesterov=False,
         _in_optax=False,
-        _temporaries=3,
+        _temporaries=2.25,
         **{**MUON, "_ranges": {**MUON["_ranges"], **TWO_MEMORIES}},
     ),
     row(
@@ -654,7 +654,7 @@ OPTIMIZERS = [
         bias_correction=False,
         convention="spectral",
         _in_optax=False,
-        _temporaries=3,
+        _temporaries=2.25,
         **MUON,
     ),
     row(
@@ -668,7 +668,7 @@ OPTIMIZERS = [
         adam_learning_rate=0.05,
         adam_weight_decay=1e-3,
         _needs_params=True,
-        _temporaries=2.51,
+        _temporaries=2.25,
         **{**MUON, "_copies": 1},
     ),
     row(
@@ -677,7 +677,7 @@ OPTIMIZERS = [
         learning_rate=0.05,
         nesterov=False,
         preconditioning="schatten",
-        _temporaries=2.5,
+        _temporaries=2.25,
         **MUON,
     ),
     row(
@@ -689,7 +689,7 @@ OPTIMIZERS = [
         consistent_rms=0.2,
         preconditioning="spectral",
         _needs_params=True,
-        _temporaries=5.26,
+        _temporaries=6.26,
         **MUON,
     ),
     row(
@@ -703,7 +703,7 @@ OPTIMIZERS = [
         _temporaries=2.5,
         **MUON,
     ),
-    row("soap", learning_rate=0.05, _copies=1, _temporaries=20.89, **SOAP),
+    row("soap", learning_rate=0.05, _copies=1, _temporaries=17.52, **SOAP),
     row(
         "soap",
         "frequent",
@@ -714,7 +714,7 @@ OPTIMIZERS = [
         shampoo_beta=0.8,
         staggered=True,
         _copies=1,
-        _temporaries=20.89,
+        _temporaries=16.52,
         **SOAP,
     ),
     row(
@@ -725,7 +725,7 @@ OPTIMIZERS = [
         alpha=2.0,
         precondition_frequency=4,
         _copies=1,
-        _temporaries=20.89,
+        _temporaries=18.52,
         **{**SOAP, "_ranges": {**SOAP["_ranges"], **TWO_MEMORIES}},
     ),
     row(
@@ -736,14 +736,14 @@ OPTIMIZERS = [
         max_precond_dim=3,
         bias_correction=False,
         fallback=row("adamw", learning_rate=0.02, weight_decay=1e-3),
-        _temporaries=2,
+        _temporaries=1,
         **SOAP,
     ),
     row(
         "psgd_kron",
         learning_rate=0.05,
         preconditioner_update_probability=1.0,
-        _temporaries=31.78,
+        _temporaries=30.78,
         **PSGD,
     ),
     row(
@@ -756,7 +756,7 @@ OPTIMIZERS = [
         preconditioner_init_scale=0.5,
         weight_decay=1e-3,
         _needs_params=True,
-        _temporaries=31.78,
+        _temporaries=30.78,
         **PSGD,
     ),
     row(
@@ -765,7 +765,7 @@ OPTIMIZERS = [
         learning_rate=0.05,
         preconditioner_update_probability=0.5,
         memory_save_mode="one_diag",
-        _temporaries=7.54,
+        _temporaries=3.52,
         **PSGD,
     ),
     row(
@@ -784,7 +784,7 @@ OPTIMIZERS = [
         eps=1e-2,
         weight_decay=1e-3,
         _needs_params=True,
-        _temporaries=22.52,
+        _temporaries=18.77,
         **SHAMPOO,
     ),
     row(
@@ -797,7 +797,7 @@ OPTIMIZERS = [
         precondition_frequency=3,
         graft="rmsprop",
         graft_b2=0.95,
-        _temporaries=7.16,
+        _temporaries=8.85,
         **SHAMPOO,
     ),
     row(
@@ -811,7 +811,7 @@ OPTIMIZERS = [
         staggered=True,
         graft="sgd",
         bias_correction=False,
-        _temporaries=7.18,
+        _temporaries=8.5,
         **SHAMPOO,
     ),
     row(
@@ -823,7 +823,7 @@ OPTIMIZERS = [
         graft="none",
         exponent=0.5,
         fallback=row("adam", learning_rate=0.05, b2=0.95),
-        _temporaries=21.76,
+        _temporaries=18.02,
         **{**SHAMPOO, "_copies": 0},
     ),
     row(
@@ -832,10 +832,10 @@ OPTIMIZERS = [
         learning_rate=0.1,
         eps=1e-2,
         graft="adagrad",
-        _temporaries=22.51,
+        _temporaries=18.77,
         **SHAMPOO,
     ),
-    row("normuon", learning_rate=0.1, weight_decay=1e-3, _temporaries=2.52, **NORMUON),
+    row("normuon", learning_rate=0.1, weight_decay=1e-3, _temporaries=2.25, **NORMUON),
     row(
         "normuon",
         "dion",
@@ -845,10 +845,10 @@ OPTIMIZERS = [
         b2=0.8,
         nesterov=True,
         consistent_rms=None,
-        _temporaries=3.02,
+        _temporaries=2.25,
         **{**NORMUON, "_needs_params": False},
     ),
-    row("adamuon", learning_rate=0.1, weight_decay=1e-3, _temporaries=2.5, **NORMUON),
+    row("adamuon", learning_rate=0.1, weight_decay=1e-3, _temporaries=3, **NORMUON),
     row(
         "adamuon",
         "paper",
@@ -857,10 +857,10 @@ OPTIMIZERS = [
         weight_decay=0.0,
         nesterov=False,
         fallback=row("sgd", learning_rate=0.05, momentum=0.9),
-        _temporaries=2.5,
+        _temporaries=3,
         **{**NORMUON, "_needs_params": False, "_copies": 0},
     ),
-    row("scion", learning_rate=0.05, radius=10.0, _needs_params=True, _temporaries=2.5, **SCION),
+    row("scion", learning_rate=0.05, radius=10.0, _needs_params=True, _temporaries=2.25, **SCION),
     row(
         "scion",
         "unconstrained",
@@ -869,7 +869,7 @@ OPTIMIZERS = [
         ns_coeffs="dion",
         radius=1.0,
         unconstrained=True,
-        _temporaries=2.5,
+        _temporaries=2.25,
         **SCION,
     ),
     row(
@@ -878,7 +878,7 @@ OPTIMIZERS = [
         weight_decay=1e-3,
         _copies=1,
         _needs_params=True,
-        _temporaries=4.01,
+        _temporaries=3.01,
         **DION,
     ),
     row(
@@ -892,7 +892,7 @@ OPTIMIZERS = [
         key=3,
         convention="moonlight",
         fallback=row("sgd", learning_rate=0.05, momentum=0.9),
-        _temporaries=2.51,
+        _temporaries=2.01,
         **DION,
     ),
     row(
@@ -902,7 +902,7 @@ OPTIMIZERS = [
         ns_coeffs="exact",  # five steps from a singular value of 1 lose a digit of float32
         _copies=1,
         _needs_params=True,
-        _temporaries=2.53,
+        _temporaries=1.52,
         **DION2,
     ),
     row(
@@ -916,11 +916,11 @@ OPTIMIZERS = [
         weight_decay=0.0,
         consistent_rms=0.2,
         fallback=row("sgd", learning_rate=0.05, momentum=0.9),
-        _temporaries=2.52,
+        _temporaries=2.06,
         **DION2,
     ),
     row(
-        "kl_soap", learning_rate=0.05, precondition_frequency=4, _copies=1, _temporaries=17.79, **KL
+        "kl_soap", learning_rate=0.05, precondition_frequency=4, _copies=1, _temporaries=15.53, **KL
     ),
     row(
         "kl_soap",
@@ -932,7 +932,7 @@ OPTIMIZERS = [
         shampoo_beta=0.8,
         staggered=True,
         fallback=row("adamw", learning_rate=0.02, weight_decay=1e-3),
-        _temporaries=3.02,
+        _temporaries=2.02,
         **KL,
     ),
     row(
@@ -940,7 +940,7 @@ OPTIMIZERS = [
         learning_rate=0.05,
         precondition_frequency=4,
         _copies=1,
-        _temporaries=14.55,
+        _temporaries=17.52,
         **KL,
     ),
     row(
@@ -962,7 +962,7 @@ OPTIMIZERS = [
         learning_rate=0.2,
         precondition_frequency=4,
         fallback=row("adam", learning_rate=0.05),
-        _temporaries=18.76,
+        _temporaries=13.52,
         **SPLUS,
     ),
     row(
@@ -976,7 +976,7 @@ OPTIMIZERS = [
         precondition_frequency=3,
         staggered=True,
         fallback=row("adamw", learning_rate=0.05, weight_decay=1e-3),
-        _temporaries=18.76,
+        _temporaries=13.52,
         **SPLUS,
     ),
     row(
@@ -988,12 +988,12 @@ OPTIMIZERS = [
         max_precond_dim=3,
         decay="independent",
         fallback=row("sgd", learning_rate=0.05, momentum=0.9),
-        _temporaries=2,
+        _temporaries=1,
         **SPLUS,
     ),
     # Without a fallback, leaves that are no matrix have a thousandth of the rate.
     row(
-        "splus", "signs", learning_rate=20.0, max_precond_dim=0, _copies=1, _temporaries=2, **SPLUS
+        "splus", "signs", learning_rate=20.0, max_precond_dim=0, _copies=1, _temporaries=1, **SPLUS
     ),
     # With arbitrary gradients some steps are left out, which Optax uses; test_lbfgs.py compares.
     row("lbfgs", learning_rate=0.05, **QUASI_NEWTON),

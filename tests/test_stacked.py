@@ -51,8 +51,8 @@ def test_large_matrices_are_neither_stacked_nor_cut_out_again() -> None:
     tx = gradx.scale_by_muon(weight_dimension_numbers=gradx.MatrixAxes())
     compiled = jax.jit(tx.update, donate_argnums=(0, 1)).lower(g, tx.init(g)).compile()
     assert "concatenate" not in compiled.as_text()
-    # The normalised matrix, its square, and what is made of them.
-    assert compiled.memory_analysis().temp_size_in_bytes <= 3.1 * count * 4 * n * n
+    # However many there are: the matrix, its square, a factor, and what they become.
+    assert compiled.memory_analysis().temp_size_in_bytes <= 5.1 * 4 * n * n
 
 
 @pytest.mark.parametrize(("count", "cached"), [(6, 60), (7, 60), (6, 1)])
