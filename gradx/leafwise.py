@@ -293,7 +293,7 @@ def leafwise(
         `needs_params`. `h` has every hyperparameter, flag and per-step number as an attribute.
         Write it as a function of the module, not a closure, so that equal programs share a trace.
       init: `p -> slots`, the state arrays of one leaf, in the order of the fields of `state`. A
-        slot may be a tuple of arrays, where their number is an option of the rule.
+        slot may be a tuple of arrays, where their number depends on the leaf.
       state: the named tuple of the public state. The field `count` is kept by the lift (int32, the
         updates done so far), those in `scalars` are single numbers that `per_tree` changes; every
         other field becomes a tree like the parameters.

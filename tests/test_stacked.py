@@ -75,3 +75,22 @@ def test_no_step_renews_two_of_the_largest_before_each_has_had_one() -> None:
     bases: Any = run(tx, grads)[1].row_basis
     renewed = {k: (q[1:] != q[:-1]).any(axis=(1, 2)) for k, q in bases.items()}
     np.testing.assert_array_equal(renewed["a"], ~renewed["c"])
+
+
+@pytest.mark.usefixtures("all_large")
+def test_large_leaves_stay_where_they_are_on_an_explicit_mesh() -> None:
+    n = jax.device_count()
+    mesh = jax.make_mesh((n,), ("d",), axis_types=(jax.sharding.AxisType.Explicit,))
+    spec = jax.sharding.PartitionSpec
+    specs = {"a": spec("d", None), "b": spec(None, "d"), "c": spec(None, None)}
+    g = {name: jnp.asarray(normal(n, n, seed=i)) for i, name in enumerate(specs)}
+    update = jax.jit(gradx.scale_by_muon().update)
+    alone = update(g, gradx.scale_by_muon().init(g))[0]
+    with jax.set_mesh(mesh):
+        placed = {
+            k: jax.device_put(x, jax.sharding.NamedSharding(mesh, specs[k])) for k, x in g.items()
+        }
+        made = update(placed, gradx.scale_by_muon().init(placed))[0]
+    assert {k: u.sharding.spec for k, u in made.items()} == specs
+    for name, u in made.items():
+        close(np.asarray(u), np.asarray(alone[name]), 1e-5)
