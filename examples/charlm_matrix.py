@@ -3,9 +3,9 @@
     python examples/charlm_matrix.py [--steps 200] [--only Muon SOAP] [--out examples/pictures]
 
 Each has five learning rates, a factor of two apart; that with the lowest loss on seed 0 is trained
-on seeds 1, 2 and 3. The middle rates, and 0.9 for Muon, come from trials on a seed 10. All see
-the same batches, as many characters as the text has, and all but Scion leave what is no matrix to
-AdamW at its own best rate. Rates rise for a twentieth of the steps and stay; what is judged is the
+on seeds 1, 2 and 3. The middle rates, and the betas of Muon that are not its defaults, come from
+trials on a seed 10. All see the same batches, as many characters as the text has, and all but Scion
+leave what is no matrix to AdamW at its own best rate. Rates rise for a twentieth of the steps and stay; what is judged is the
 average of the weights over about the last tenth of the steps so far. It takes the place of a decay,
 which would have to know the last step, so that one run tells how many steps any loss takes.
 """
@@ -61,6 +61,7 @@ OPTIMIZERS: dict[str, tuple[float, Callable[..., Any]]] = {
     "Muon, hyperball": (4e-2, partial(gradx.hyperball, polar)),
     "Muon, cautious decay": (4e-2, lambda *a, **k: gradx.chain(express(*a, **k), decay)),
     "Muon at 0.9": (4e-2, brisk),
+    "Muon, slow average": (4e-2, partial(gradx.muon, beta=0.8, b3=0.97, alpha=1.0)),
     "MARS, Muon at 0.9": (4e-2, lambda *a, **k: gradx.chain(mars, brisk(*a, **k))),
 }
 

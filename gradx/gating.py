@@ -67,7 +67,7 @@ def gated_update(
 
 def either(gate: Array, accept: Callable[[], Any], reject: Callable[[], Any], given: Any) -> Any:
     """`lax.cond`, also inside `shard_map`; `given` is the tree that the two functions work on."""
-    mapped = any(_varies_over(x) for x in jax.tree.leaves((gate, given)))
+    mapped = any(varies_over(x) for x in jax.tree.leaves((gate, given)))
     return jax.lax.cond(gate, *(_agreeing(accept, reject) if mapped else [accept, reject]))
 
 
@@ -135,7 +135,7 @@ def _zero(x: Any) -> Array:
 
 def _agreeing(*branches: Callable[[], Any]) -> list[Callable[[], Any]]:
     """Branches whose results vary over the same mapped axes, as `shard_map` wants them to."""
-    axes = [jax.tree.map(_varies_over, jax.eval_shape(branch)) for branch in branches]
+    axes = [jax.tree.map(varies_over, jax.eval_shape(branch)) for branch in branches]
     every = jax.tree.map(lambda *sets: frozenset().union(*sets), *axes)
 
     def agreeing(branch: Callable[[], Any]) -> Callable[[], Any]:
@@ -144,7 +144,8 @@ def _agreeing(*branches: Callable[[], Any]) -> list[Callable[[], Any]]:
     return [agreeing(branch) for branch in branches]
 
 
-def _varies_over(x: Any) -> frozenset[Any]:
+def varies_over(x: Any) -> frozenset[Any]:
+    """The mapped axes of `shard_map` that an array is not the same on."""
     kind = x if isinstance(x, jax.ShapeDtypeStruct) else jax.typeof(x)
     manual = getattr(kind, "manual_axis_type", None)
     # Before JAX 0.10 the axes were an attribute of the array's type itself.
@@ -152,7 +153,7 @@ def _varies_over(x: Any) -> frozenset[Any]:
 
 
 def _vary(x: Array, axes: frozenset[Any]) -> Array:
-    missing = tuple(axes - _varies_over(x))
+    missing = tuple(axes - varies_over(x))
     if not missing:
         return x
     if hasattr(jax.lax, "pcast"):

@@ -210,6 +210,11 @@ class Rule:
         if name not in self.several:
             return gtree.flatten_like(flat, value, what)
         kind = self.several[name]
+        if not isinstance(value, kind):
+            raise ValueError(
+                f"{what} must be {kind.__name__}, got {type(value).__name__}. Was it made with "
+                f"other arguments?"
+            )
         trees = [(f"{what}.{k}", getattr(value, k)) for k in kind._fields]
         columns = [gtree.flatten_like(flat, tree, what) for what, tree in trees]
         return [kind(*slots) for slots in zip(*columns, strict=True)]

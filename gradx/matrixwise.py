@@ -2,8 +2,8 @@
 
 What `leafwise` does for a rule on one array, `matrixwise` does for one that takes a matrix as a
 whole: a polar factor, a product with a preconditioner. A leaf may hold a matrix in any of its axes,
-or many. Matrices of one shape, from whichever leaves, are stacked and worked on together, so that a
-thousand of them cost one trace and one compilation; devices may share them.
+or many. Matrices of one shape, from whichever leaves, are traced once, and where it is best stacked
+and worked on together, so that a thousand of them cost one compilation; devices may share them.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from gradx import core, hyper
 from gradx import tree as gtree
 from gradx.core import State, Transform
 from gradx.counting import flag, steps
-from gradx.gating import if_open, rarely
+from gradx.gating import if_open, rarely, varies_over
 from gradx.leafwise import Rule
 from gradx.live import own_state
 from gradx.matrices import Matrix, check_paths, only_matrices
@@ -108,15 +108,18 @@ class MatrixRule(Rule):
             check_leaf(leaves.flat, i, self.where, g, p, [call])
             self._check_slots(leaves.flat.paths[i], g, call.slots)
             m: Any = seen[i]
-            kinds = tuple(jnp.result_type(x) for x in jax.tree.leaves((g, p, call.slots)))
+            arrays = jax.tree.leaves((g, p, call.slots))
+            kinds = tuple((jnp.result_type(x), varies_over(x)) for x in arrays)
             groups.setdefault((id(call.traced), m.rows, m.columns, kinds), []).append(i)
 
-        def longest_side(members: list[int]) -> int:
-            return max(max(m.shape[1:]) for m in (seen[i] for i in members) if m is not None)
+        def largest_slot(members: list[int]) -> float:
+            m: Any = seen[members[0]]
+            sizes = [jnp.size(x) for x in jax.tree.leaves(calls[members[0]].slots)]
+            return max(sizes, default=0) / max(m.shape[0], 1)
 
-        # One shape's turns begin where another's end, so that no step has all of them; and what
-        # costs most comes first, so that no step has two of these before each has one.
-        in_turn = sorted(groups.values(), key=longest_side, reverse=True)
+        # One shape's turns begin where another's end, so that no step has all of them; and those
+        # with the largest bases come first, which cost most, so that they are in different steps.
+        in_turn = sorted(groups.values(), key=largest_slot, reverse=True)
 
         def work() -> list[list[tuple[Array, Slots]]]:
             done: list[list[tuple[Array, Slots]]] = []
@@ -247,7 +250,8 @@ def matrixwise(
       every: \(k\), from 1 on.
       staggered: renew a \(k\)-th part of the matrices of each shape in every step, instead of all
         of them in every \(k\)-th, so that no step takes longer than others.
-      chunk: how many matrices to work on at a time, which bounds the memory; None: all of a shape.
+      chunk: how many matrices of a stack to work on at a time, which bounds the memory. None: all
+        of a shape; on CPUs as many as a cache holds, and large leaves one by one.
       share: the devices that share the matrices, if any.
 
     Returns:

@@ -11,6 +11,7 @@ be traced, numbers of steps are known when the schedule is made. Here are single
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -26,6 +27,7 @@ __all__ = [
     "constant_schedule",
     "cosine_decay_schedule",
     "exponential_decay",
+    "half_life_schedule",
     "linear_schedule",
     "polynomial_schedule",
 ]
@@ -114,6 +116,22 @@ def exponential(
     return value
 
 
+def _log(value: Number) -> Any:
+    # Of 0.9999 float32 has lost half a thousandth of the logarithm.
+    return math.log(value) if isinstance(value, float) else jnp.log(value)
+
+
+def half_life(init: Number, end: Number, length: int, begin: int) -> Schedule:
+    """From `init` to `end`, so that the half-life ln(1/2) / ln(value) makes a straight line."""
+    left = ramp(1.0, 0.0, 1, length, begin)
+
+    def value(count: Any) -> Array:
+        rest = left(count)
+        return jnp.exp(1 / (rest / _log(init) + (1 - rest) / _log(end)))
+
+    return value
+
+
 # ---------------------------------------------------------------- the schedules
 
 
@@ -164,6 +182,44 @@ def linear_schedule(
             constant("init_value", init_value),
             constant("end_value", end_value),
             1,
+            steps("transition_steps", transition_steps, 1),
+            steps("transition_begin", transition_begin, 0),
+        )
+    )
+
+
+@core.recorded
+def half_life_schedule(
+    init_value: Number, end_value: Number, transition_steps: int, transition_begin: int = 0
+) -> ScheduleFn:
+    r"""The decay of an average whose half-life grows, or shrinks, along a straight line.
+
+    .. math:: \frac{1}{\ln s(t)} = \frac{1 - x}{\ln I} + \frac{x}{\ln E}, \qquad
+              x = \min\left(1, \frac{\max(0, t - B)}{T}\right)
+
+    On a straight line of its own a decay would stay short for nearly all of the steps: half way
+    from 0.9 to 0.9999 the half-life would be 14 steps, and here it is 3,469.
+
+    Args:
+      init_value: \(I\) in (0, 1).
+      end_value: \(E\) in (0, 1), reached at count \(B + T\) and kept.
+      transition_steps: \(T\) in [1, inf), steps.
+      transition_begin: \(B\) in [0, inf), steps at `init_value` before the change begins; 0 by
+        default.
+
+    Example:
+      >>> import gradx
+      >>> schedule = gradx.half_life_schedule(0.5, 0.5**0.25, transition_steps=3)
+      >>> [round(float(schedule(t)), 4) for t in (0, 1, 2, 3, 9)]  # half-lives of 1, 2, 3, 4
+      [0.5, 0.7071, 0.7937, 0.8409, 0.8409]
+
+    Reference: Pagliardini et al., *The AdEMAMix optimizer: better, faster, older*,
+    https://arxiv.org/abs/2409.03137, appendix A.1, for \(\beta_3\).
+    """
+    return ScheduleFn(
+        half_life(
+            constant("init_value", init_value, "(0, 1)"),
+            constant("end_value", end_value, "(0, 1)"),
             steps("transition_steps", transition_steps, 1),
             steps("transition_begin", transition_begin, 0),
         )

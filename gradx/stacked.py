@@ -85,8 +85,9 @@ def together(
 ) -> list[tuple[Array, Slots]]:
     """The rule on all matrices of one shape; updates are in float32 or wider.
 
-    They are stacked, which is quickly compiled. But on CPUs large ones are done leaf by leaf, since
-    XLA multiplies two matrices a third faster there than two stacks, and nothing has to be moved.
+    They are stacked, which is quickly compiled, and easily shared. But on CPUs large ones that are
+    not shared are done leaf by leaf, since XLA multiplies two matrices a third faster there than
+    two stacks, and nothing has to be moved.
     """
     _, _, layouts, _, how = program
     m, _ = layouts[0]
@@ -107,12 +108,14 @@ def _apart(
     program: Any, numbers: Any, gs: list[Array], ps: list[Array] | None, slots: list[Slots]
 ) -> list[tuple[Array, Slots]]:
     rule, static, layouts, like_leaf, how = program
-    made, (traced, t, turn) = [], numbers
+    made: list[tuple[Array, Slots]] = []
+    traced, t, turn = numbers
     for i, (m, shape) in enumerate(layouts):
         alone = rule, static, ((m, shape),), like_leaf, how
         p = None if ps is None else [ps[i]]
         # Each waits for the one before, or else XLA keeps the temporaries of all at a time.
-        g = jnp.where(_never(made[-1][0]), 0, gs[i]) if made else gs[i]
+        wait = bool(made) and made[-1][0].size > 0
+        g = jnp.where(_never(made[-1][0]), 0, gs[i]) if wait else gs[i]
         made += _stacked(alone, (traced, t, turn), [g], p, [slots[i]])
         turn = turn + m.shape[0] if how.staggered else turn
     return made
@@ -133,7 +136,7 @@ def _stacked(
     )
     us, new = _run(rule, static, numbers, how, stacks)
     made = []
-    places = _places([m.shape[0] for m, _ in layouts], [*jax.tree.leaves(numbers), *gs])
+    places = _places([m.shape[0] for m, _ in layouts], [*gs, *jax.tree.leaves(numbers)])
     for (m, shape), at, g, old in zip(layouts, places, gs, slots, strict=True):
         kept = tuple(
             jax.tree.map(functools.partial(_kept, m, shape, at, like), *pair)
@@ -266,8 +269,8 @@ def _each(one: Callable[..., Any], chunk: int | None, stacks: Any) -> Any:
     most = max(_CACHED // max(largest, 1), 1)
     if count <= most:
         return jax.vmap(one)(*stacks)
-    # A divisor, since what remains would be compiled a second time.
-    few = next(n for n in range(most, 0, -1) if count % n == 0)
+    # A divisor, since what remains would be compiled a second time; but not one that is too small.
+    few = next((n for n in range(most, most // 4, -1) if count % n == 0), most)
     return jax.lax.platform_dependent(
         *stacks, cpu=functools.partial(_in_chunks, one, few), default=jax.vmap(one)
     )

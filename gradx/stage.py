@@ -298,7 +298,8 @@ def check_state(state: Any, expected: Any, where: str) -> None:
 def check_leaf(flat: gtree.Flat, i: int, where: str, g: Any, p: Any, calls: Sequence[Call]) -> None:
     """Raises ValueError, with the path, where calls lack an array or the shapes differ."""
     reads = any(call.needs_params for call in calls)
-    if any(x is None for call in calls for x in call.slots) or (reads and p is None):
+    slots = jax.tree.leaves([call.slots for call in calls], is_leaf=lambda x: x is None)
+    if any(x is None for x in slots) or (reads and p is None):
         raise ValueError(
             f"{where}: at {flat.paths[i]!r} there is a gradient, but the parameter or the state is "
             f"None."

@@ -373,6 +373,19 @@ def test_repr_is_the_code_that_makes_it(row: Row) -> None:
     assert float(again(3)) == float(ours(3))
 
 
+def test_half_lives_grow_along_a_straight_line() -> None:
+    with jax.enable_x64(True):
+        schedule = schedules.half_life_schedule(0.9, 0.9999, 1000, 10)
+        values = np.asarray(schedule(np.array([0, 10, 260, 510, 1010, 5000])))
+        half_lives = np.log(0.5) / np.log(values)
+        first, last = np.log(0.5) / np.log([0.9, 0.9999])
+        share = np.array([0, 0, 0.25, 0.5, 1, 1])
+        np.testing.assert_allclose(half_lives, first + share * (last - first), rtol=1e-9)
+    assert float(schedules.half_life_schedule(0.9, 0.9999, 10)(10)) == np.float32(0.9999)
+    with pytest.raises(ValueError, match=r"half_life_schedule: end_value must be in \(0, 1\)"):
+        schedules.half_life_schedule(0.9, 1.0, 10)
+
+
 def test_repr_reads_well() -> None:
     warmup = cycles.warmup_cosine_decay_schedule
     made = warmup(0.0, 1e-3, 100, decay_steps=1000, exponent=1.0, end_value=1e-5)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -101,14 +100,30 @@ def test_in_the_identity_basis_it_is_ademamix() -> None:
 
 def test_its_numbers_may_be_live_and_grow() -> None:
     warmup = gradx.linear_schedule(0.0, 5.0, 3)
-    tx = gradx.soap(0.1, b3=gradx.tunable(0.5), alpha=warmup)
-    p = {"w": jnp.ones((3, 2)), "bias": jnp.ones(2)}
-    state = tx.init(p)
+    tx = gradx.scale_by_muon(b3=gradx.tunable(0.5), alpha=warmup)
+    g = jnp.asarray(normal(3, 2, dtype=np.float32))
+    state = tx.init(g)
     assert gradx.hyperparams(state) == {"b3": 0.5}
     state = gradx.set_hyperparams(state, b3=0.75)
-    updates, state = jax.jit(tx.update)(p, state, p)
-    assert jax.tree.structure(updates) == jax.tree.structure(p)
-    assert "b3=" in repr(tx)
+    first, state = tx.update(g, state)
+    close(first, gradx.scale_by_muon().update(g, gradx.scale_by_muon().init(g))[0], 1e-6)
+    second = tx.update(-g, state)[0]
+    constant = gradx.scale_by_muon(b3=0.75, alpha=5 / 3)
+    _, state = constant.update(g, constant.init(g))
+    close(second, constant.update(-g, state)[0], 1e-6)
+
+
+@pytest.mark.parametrize("factory", [gradx.scale_by_muon, gradx.scale_by_soap])
+def test_a_state_without_it_is_refused(factory: Any) -> None:
+    g = {"w": jnp.ones((3, 2))}
+    with pytest.raises(ValueError, match=r"state's mu must be Averages, got dict. Was it made"):
+        factory(b3=0.9).update(g, factory().init(g))
+
+
+def test_a_gradient_for_what_had_no_parameter_is_an_error() -> None:
+    tx = gradx.scale_by_muon(b3=0.9)
+    with pytest.raises(ValueError, match="'w' there is a gradient"):
+        tx.update({"w": jnp.ones((3, 2))}, tx.init({"w": None}))
 
 
 @pytest.mark.parametrize("factory", [gradx.muon, gradx.soap, gradx.scale_by_psgd_kron])

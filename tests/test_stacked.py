@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -13,19 +14,37 @@ from matrix_runs import close, normal, run
 import gradx
 from gradx import stacked
 
-leaf_by_leaf = pytest.mark.skipif(
-    jax.default_backend() != "cpu", reason="only on CPUs large matrices are done leaf by leaf"
+on_cpus = pytest.mark.skipif(
+    jax.default_backend() != "cpu", reason="other devices have programs of their own"
 )
+Spied = list[tuple[Any, ...]]
+
+
+def spied(monkeypatch: pytest.MonkeyPatch, name: str, cached: int) -> Spied:
+    """The arguments of each call, with caches of that size. Programs are kept by shape: a test that
+    traces nothing, since another has had its shapes, finds no calls."""
+    calls: Spied = []
+    function = getattr(stacked, name)
+
+    def spy(*args: Any) -> Any:
+        calls.append(args)
+        return function(*args)
+
+    monkeypatch.setattr(stacked, name, spy)
+    monkeypatch.setattr(stacked, "_CACHED", cached)
+    return calls
 
 
 @pytest.fixture
-def all_large(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every matrix counts as large. Programs are kept by shape, so each test has its own."""
-    monkeypatch.setattr(stacked, "_CACHED", 1)
+def leaf_by_leaf(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Every matrix counts as large."""
+    calls = spied(monkeypatch, "_apart", 1)
+    yield
+    assert calls
 
 
 @pytest.mark.parametrize("staggered", [False, True])
-@pytest.mark.usefixtures("all_large")
+@pytest.mark.usefixtures("leaf_by_leaf")
 def test_large_leaves_are_as_alone(staggered: bool) -> None:
     """Those that hold one matrix, those that hold several, and the turns that they take."""
     every, axes = 3, gradx.MatrixAxes(-2, -1)
@@ -44,7 +63,15 @@ def test_large_leaves_are_as_alone(staggered: bool) -> None:
             close(bases[first], kept.row_basis[first])
 
 
-@leaf_by_leaf
+@on_cpus
+def test_where_a_small_leaf_begins_is_no_constant() -> None:
+    """Or else XLA makes a kernel for each, also for a rule with no numbers but what is known."""
+    g = {f"w{i}": jnp.zeros((3, 7)) for i in range(5)}
+    tx = gradx.matrixwise(lambda g, slots, p, h: (g @ g.T @ g, slots))
+    assert "conditional(" in jax.jit(tx.update).lower(g, tx.init(g)).compile().as_text()
+
+
+@on_cpus
 def test_large_matrices_are_neither_stacked_nor_cut_out_again() -> None:
     n, count = 256, 4
     g = {f"w{i}": jnp.zeros((n, n)) for i in range(count)}
@@ -55,16 +82,44 @@ def test_large_matrices_are_neither_stacked_nor_cut_out_again() -> None:
     assert compiled.memory_analysis().temp_size_in_bytes <= 5.1 * 4 * n * n
 
 
-@pytest.mark.parametrize(("count", "cached"), [(6, 60), (7, 60), (6, 1)])
+@pytest.mark.parametrize(
+    ("count", "cached", "chunk"),
+    [(6, 60, 3), (7, 60, 1), (11, 160, 8), (5, 1, 1)],
+    ids=["a divisor", "a prime number", "the rest by itself", "one by one"],
+)
 def test_chunks_of_what_a_cache_holds(
-    monkeypatch: pytest.MonkeyPatch, count: int, cached: int
+    monkeypatch: pytest.MonkeyPatch, count: int, cached: int, chunk: int
 ) -> None:
-    """Three matrices of twenty elements; one, where their number is not divisible; always one."""
-    monkeypatch.setattr(stacked, "_CACHED", cached)
     grads = normal(2, count, 4, 5, seed=cached)
     tx = gradx.scale_by_muon(weight_dimension_numbers=gradx.MatrixAxes(-2, -1))
     alone = [run(tx, grads[:, i])[0] for i in range(count)]
+    calls = spied(monkeypatch, "_in_chunks", cached)
     close(run(tx, grads)[0], np.stack(alone, axis=1))
+    assert {size for _, size, *_ in calls} == {chunk}
+
+
+@pytest.mark.usefixtures("leaf_by_leaf")
+def test_leaves_of_no_matrices_and_of_other_devices() -> None:
+    """What is sharded inside `shard_map` and what is not are no leaves of one kind."""
+    n = jax.device_count()
+    mesh = jax.make_mesh((n,), ("d",), axis_types=(jax.sharding.AxisType.Auto,))
+    spec = jax.sharding.PartitionSpec
+    tx = gradx.scale_by_muon(weight_dimension_numbers=gradx.MatrixAxes(-2, -1))
+    g = {"a": normal(0, 3, 6), "b": normal(2, 3, 6), "c": normal(2, 3, 6, seed=1)}
+    shards = {**g, "c": normal(2 * n, 3, 6, seed=1)}
+    specs = {"a": spec(), "b": spec(), "c": spec("d")}
+
+    def made(g: Any) -> Any:
+        return tx.update(g, tx.init(g))[0]
+
+    with jax.enable_x64(True):
+        updates = jax.jit(jax.shard_map(made, mesh=mesh, in_specs=(specs,), out_specs=specs))(
+            shards
+        )
+        alone = {name: jax.jit(made)(g[name]) for name in ("b", "c")}
+    assert updates["a"].shape == (0, 3, 6)
+    close(np.asarray(updates["b"]), np.asarray(alone["b"]))
+    close(np.asarray(updates["c"][:2]), np.asarray(alone["c"]))
 
 
 def test_no_step_renews_two_of_the_largest_before_each_has_had_one() -> None:
@@ -77,7 +132,7 @@ def test_no_step_renews_two_of_the_largest_before_each_has_had_one() -> None:
     np.testing.assert_array_equal(renewed["a"], ~renewed["c"])
 
 
-@pytest.mark.usefixtures("all_large")
+@pytest.mark.usefixtures("leaf_by_leaf")
 def test_large_leaves_stay_where_they_are_on_an_explicit_mesh() -> None:
     n = jax.device_count()
     mesh = jax.make_mesh((n,), ("d",), axis_types=(jax.sharding.AxisType.Explicit,))

@@ -291,8 +291,9 @@ def ademamix(
 
     Example:
       >>> import gradx, jax.numpy as jnp
-      >>> slow = gradx.linear_schedule(0.0, 5.0, 10_000)
-      >>> tx = gradx.ademamix(0.1, alpha=slow)
+      >>> alpha = gradx.linear_schedule(0.0, 5.0, 10_000)
+      >>> b3 = gradx.half_life_schedule(0.9, 0.9999, 10_000)
+      >>> tx = gradx.ademamix(0.1, b3=b3, alpha=alpha)
       >>> tx.update(jnp.array([-10.0]), tx.init(jnp.ones(1)), jnp.ones(1))[0]
       Array([0.1], dtype=float32)
 

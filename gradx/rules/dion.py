@@ -79,7 +79,7 @@ def scale_by_dion(
         of one shape.
       axes: which axes are the rows and columns (see `matrixwise`). Without it every leaf must have
         two axes.
-      chunk: how many matrices to work on at a time, which bounds the memory; None: all of a shape.
+      chunk: how many matrices to work on at a time, which bounds the memory (see `matrixwise`).
       share: devices that share the matrices, as ``Share(mesh, axis)``.
 
     Raises:

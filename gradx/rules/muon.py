@@ -101,7 +101,7 @@ def scale_by_muon(
         start, since it is to fill slowly, and does not look ahead. With it the state's `mu` is
         `Averages` of two trees.
       alpha: \(\alpha\) in [0, inf), 5 by default. In the first part of a long run it should grow,
-        and so should `b3`.
+        and so should `b3` (`half_life_schedule`).
       nesterov: look one step ahead.
       adaptive: multiply by \(\langle N, U V^\top \rangle\), so that the step grows with the
         gradient.
@@ -116,7 +116,7 @@ def scale_by_muon(
         pays on hardware that is made for it. By default float32 or wider.
       gram: whether the steps work on \(N N^\top\); by default where this takes less operations,
         for five steps from about \(n = 1.5 m\) on.
-      chunk: how many matrices to work on at a time, which bounds the memory; None: all of a shape.
+      chunk: how many matrices to work on at a time, which bounds the memory (see `matrixwise`).
       share: devices that share the matrices, as ``Share(mesh, axis)``.
 
     Raises:

@@ -149,7 +149,7 @@ def scale_by_psgd_kron(
         their kin over all noise, which take products of as many operations and no random numbers.
       key: a random key, or the seed of one. All matrices of one shape see the same noise.
       axes: which axes are the rows and columns (see `matrixwise`).
-      chunk: how many matrices to work on at a time, which bounds the memory; None: all of a shape.
+      chunk: how many matrices to work on at a time, which bounds the memory (see `matrixwise`).
       share: devices that share the matrices, as ``Share(mesh, axis)``.
 
     Raises:
@@ -308,7 +308,7 @@ def psgd_kron(
         embeddings, heads, norms and biases are not.
       fallback: what the other leaves are given; by default Adam with `learning_rate`, the betas
         (0.9, 0.999), eps 1e-8 and no weight decay.
-      chunk: how many matrices to work on at a time; None: all of a shape.
+      chunk: how many matrices to work on at a time (see `matrixwise`).
       share: devices that share the matrices, as ``Share(mesh, axis)``.
 
     Raises:

@@ -191,7 +191,7 @@ def scale_by_scion(
     r"""Replaces the average of gradients by the point of a ball that lies farthest along it.
 
     .. math::
-        \mu &\leftarrow (1 - \alpha) \mu + \alpha G, \qquad
+        \mu &\leftarrow (1 - \gamma) \mu + \gamma G, \qquad
             u = \rho \operatorname{argmax}_{\lVert X \rVert \le 1} \langle \mu, X \rangle \\
         \text{spectral:} \quad u &= \rho \sqrt{n / m}\; U V^\top, \qquad \mu = U S V^\top \\
         \text{sign:} \quad u &= \rho \operatorname{sign}(\mu) / m, \qquad
@@ -201,7 +201,7 @@ def scale_by_scion(
     along the last axis: for a table of embeddings, of each row.
 
     Args:
-      momentum: \(\alpha\) in (0, 1], the weight of the newest gradient: 1 minus the usual momentum,
+      momentum: \(\gamma\) in (0, 1], the weight of the newest gradient: 1 minus the usual momentum,
         so that 0.1 here is 0.9 elsewhere.
       ns_coeffs, ns_steps: see `scale_by_muon`.
       eps: in [0, inf), added to the norms that are divided by.
@@ -344,7 +344,7 @@ def scion(
         the authors begin with \(2^{-12}\) and the radii 50 and 3000 for a GPT, which are the
         defaults, with \(2^{-6}\), 1 and \(2^{10}\) for an MLP (``"spectral_max"`` for its first
         layer), and with \(2^{-4}\), 8 and 128 for a CNN (and `momentum` 0.5).
-      momentum: \(\alpha\) in (0, 1]: 1 minus the usual momentum, so that 0.1 here is 0.9 elsewhere.
+      momentum: \(\gamma\) in (0, 1]: 1 minus the usual momentum, so that 0.1 here is 0.9 elsewhere.
       ns_coeffs, ns_steps, eps, mu_dtype: see `scale_by_scion`.
       b3, alpha, norms, radius, head_radius: see `scale_by_scion`.
       unconstrained: no decay towards zero.

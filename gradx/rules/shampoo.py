@@ -122,7 +122,7 @@ def scale_by_shampoo(
       bias_correction: False for the averages as they are.
       mu_dtype: the dtype to keep \(M\) in; by default the parameter's, at least float32.
       axes: which axes are the rows and columns (see `matrixwise`).
-      chunk: how many matrices to work on at a time, which bounds the memory; None: all of a shape.
+      chunk: how many matrices to work on at a time, which bounds the memory (see `matrixwise`).
       share: devices that share the matrices, as ``Share(mesh, axis)``.
 
     Raises:
@@ -325,7 +325,7 @@ def shampoo(
         embeddings, heads, norms and biases are not.
       fallback: what the other leaves are given; by default Adam with `learning_rate`, the betas
         (0.9, 0.999), eps 1e-8 and no weight decay.
-      chunk: how many matrices to work on at a time; None: all of a shape.
+      chunk: how many matrices to work on at a time (see `matrixwise`).
       share: devices that share the matrices, as ``Share(mesh, axis)``.
 
     Raises:

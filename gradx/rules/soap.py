@@ -112,7 +112,7 @@ def scale_by_soap(
         instead of all in every \(k\)-th, so that no step takes longer than others.
       axes: which axes are the rows and columns: a `MatrixAxes`, a tree of them, a function that
         makes one from the parameters, or `by_path`. Without it every leaf must have two axes.
-      chunk: how many matrices to work on at a time, which bounds the memory; None: all of a shape.
+      chunk: how many matrices to work on at a time, which bounds the memory (see `matrixwise`).
       share: devices that share the matrices, as ``Share(mesh, axis)``.
 
     Raises:
