@@ -3,12 +3,11 @@
     python examples/charlm_matrix.py [--steps 200] [--only Muon SOAP] [--out examples/pictures]
 
 Each has five learning rates, a factor of two apart; that with the lowest loss on seed 0 is trained
-on seeds 1, 2 and 3. The middle rates, and the betas of Muon that are not its defaults, come from
-trials on a seed 10. All see the same batches, as many characters as the text has, and all but Scion
-leave what is no matrix to AdamW at its own best rate. Rates rise for a twentieth of the steps and
-stay; what is judged is the average of the weights over about the last tenth of the steps so far. It
-takes the place of a decay, which would have to know the last step, so that one run tells how many
-steps any loss takes.
+on seeds 1, 2 and 3. The middle rates, and Muon's betas but 0.95, come from trials on a seed 10. All
+see the same batches, as many characters as the text has, and all but Scion leave what is no matrix
+to AdamW at its best rate. Rates rise for a twentieth of the steps and stay. What is judged is the
+average of the weights over about the last tenth of the steps so far: a decay would have to know the
+last step, and so one run tells how many steps any loss takes.
 """
 
 import argparse
