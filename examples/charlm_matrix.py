@@ -4,10 +4,9 @@
 
 Each has five learning rates, a factor of two apart; that with the lowest loss on seed 0 is trained
 on seeds 1, 2 and 3. The middle rates, and Muon's betas but 0.95, come from trials on a seed 10. All
-see the same batches, as many characters as the text has, and all but Scion leave what is no matrix
-to AdamW at its best rate. Rates rise for a twentieth of the steps and stay. What is judged is the
-average of the weights over about the last tenth of the steps so far: a decay would have to know the
-last step, and so one run tells how many steps any loss takes.
+see the same batches, and all but Scion leave what is no matrix to AdamW at its best rate. Rates
+rise for a twentieth of the steps and stay. What is judged is the average of the weights over the
+last tenth of the steps so far: a decay would have to know the last step.
 """
 
 import argparse
