@@ -11,7 +11,6 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 
 from gradx import hyper
@@ -113,5 +112,5 @@ def _renew(slots: Slots, h: Numbers) -> Slots:
     sides = (left, rows), (right, columns)
     new = [orthogonal(power(l, q), q, l) if l.size else q for l, q in sides]
     if len(moments) == 2:  # KL-SOAP's, of which the first is kept in the bases
-        moments[0] = jax.tree.map(lambda m: moved(m, (rows, columns), (new[0], new[1])), moments[0])
+        moments[0] = moved(moments[0], (rows, columns), (new[0], new[1]))
     return *moments, left, right, *new, high, wide

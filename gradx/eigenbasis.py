@@ -54,10 +54,14 @@ def out_of(x: Array, rows: Array, columns: Array) -> Array:
     return times(x, adjoint(columns)) if columns.size else x
 
 
-def moved(x: Array, old: tuple[Array, Array], new: tuple[Array, Array]) -> Array:
-    """A matrix in the old bases of its two sides, in the new ones."""
-    x = _moved(x.mT, old[0].conj(), new[0].conj()).mT
-    return _moved(x, old[1], new[1])
+def moved(xs: Any, old: tuple[Array, Array], new: tuple[Array, Array]) -> Any:
+    """A matrix, or a tree of them, in the old bases of its two sides, in the new ones."""
+
+    def one(x: Array) -> Array:
+        x = _moved(x.mT, old[0].conj(), new[0].conj()).mT
+        return _moved(x, old[1], new[1])
+
+    return jax.tree.map(one, xs)
 
 
 def _moved(x: Array, old: Array, new: Array) -> Array:

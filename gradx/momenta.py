@@ -5,14 +5,16 @@ The slow one is AdEMAMix's: over thousands of steps, and so small that it needs 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
 from gradx import core
-from gradx.core import Updates
+from gradx.core import Transform, Updates
+from gradx.leafwise import leafwise
 from gradx.moments import average, storage, zeros
 from gradx.sources import Array, Hyper
-from gradx.stage import Numbers
+from gradx.stage import Numbers, Slots
 
 __all__ = ["Averages"]
 
@@ -53,8 +55,32 @@ def kept(mu_dtype: Any, slow: Mapping[str, Hyper]) -> Any:
     return Averages(dtype, dtype) if slow else dtype
 
 
-def first_averages(p: Array, *, kinds: Any) -> Any:
-    """The slot for them before the first gradient, if they are kept in these dtypes."""
+def averaging(
+    rule: Callable[[Array, Slots, Any, Numbers], tuple[Array, Slots]],
+    state: Any,
+    number: Mapping[str, Hyper],
+    interval: str,
+    b3: Hyper | None,
+    alpha: Hyper | None,
+    mu_dtype: Any,
+    per_step: Callable[[Numbers, Array], Mapping[str, Any]],
+    flags: Mapping[str, Any] | None = None,
+) -> Transform:
+    """A rule with the averages in its only slot; `per_step` makes `b1` of its only own number."""
+    slow = slow_average(b3, alpha)
+    return leafwise(
+        rule,
+        init=partial(_first, kinds=kept(mu_dtype, slow)),
+        state=state,
+        several={"mu": Averages} if slow else {},
+        hypers={**number, **slow},
+        ranges={**dict.fromkeys(number, interval), **SLOW},
+        per_step=per_step,
+        flags=flags,
+    )
+
+
+def _first(p: Array, *, kinds: Any) -> Any:
     if not isinstance(kinds, Averages):
         return zeros(p, dtype=kinds)
     return (Averages(*(x for dtype in kinds for x in zeros(p, dtype=dtype))),)

@@ -16,18 +16,9 @@ from gradx import core, hyper, polar
 from gradx import tree as gtree
 from gradx.core import Count, Params, State, Transform, Updates
 from gradx.counting import flag, static, steps
-from gradx.leafwise import leafwise
 from gradx.matrices import check_paths, matrices
 from gradx.matrixwise import matrixwise
-from gradx.momenta import (
-    SLOW,
-    Averages,
-    first_averages,
-    kept,
-    momentum_of,
-    remembered,
-    slow_average,
-)
+from gradx.momenta import averaging, momentum_of, remembered
 from gradx.moments import storage, weight_so_far
 from gradx.norms import by_factor
 from gradx.sources import Array, Hyper
@@ -63,18 +54,17 @@ def momentum(
 
     With `b3` there is a slow one, too, and does not look ahead.
     """
-    slow = slow_average(b3, alpha)
-    return leafwise(
+    corrects = flag("bias_correction", bias_correction)
+    return averaging(
         _momentum,
-        init=partial(first_averages, kinds=kept(mu_dtype, slow)),
-        state=Momentum,
-        several={"mu": Averages} if slow else {},
-        hypers={name: beta, **slow},
-        ranges={name: "[0, 1)", **SLOW},
+        Momentum,
+        {name: beta},
+        "[0, 1)",
+        b3,
+        alpha,
+        mu_dtype,
+        per_step=partial(_corrections, name=name, corrects=corrects),
         flags={"nesterov": flag("nesterov", nesterov)},
-        per_step=partial(
-            _corrections, name=name, corrects=flag("bias_correction", bias_correction)
-        ),
     )
 
 

@@ -18,7 +18,7 @@ from gradx.stage import Numbers, Slots, namespace, widen
 
 __all__ = ["Share"]
 
-# From how many elements on a CPU's cache holds one matrix at a time, with what a rule makes of it.
+# As many elements of matrices as a CPU's cache holds together with what a rule makes of them.
 _CACHED = 2**16
 
 
@@ -117,7 +117,7 @@ def _apart(
         wait = bool(made) and made[-1][0].size > 0
         g = jnp.where(_never(made[-1][0]), 0, gs[i]) if wait else gs[i]
         made += _stacked(alone, (traced, t, turn), [g], p, [slots[i]])
-        turn = turn + m.shape[0] if how.staggered else turn
+        turn = turn + m.shape[0] * how.staggered
     return made
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import jax.numpy as jnp
@@ -20,15 +19,7 @@ from gradx.decay import add_decayed_weights
 from gradx.groups import partition
 from gradx.leafwise import leafwise
 from gradx.matrices import Matrix, MatrixAxes, axes_by_name, check_paths, is_axes, matrices
-from gradx.momenta import (
-    SLOW,
-    Averages,
-    first_averages,
-    kept,
-    momentum_of,
-    remembered,
-    slow_average,
-)
+from gradx.momenta import averaging, momentum_of, remembered
 from gradx.norms import by_factor
 from gradx.orthogonal import Normalisation, NSCoefficients, orthogonalise, signs
 from gradx.scale import descend
@@ -244,7 +235,7 @@ def scale_by_scion(
     norm of columns. The radii are those of the authors' nanoGPT,
     https://github.com/LIONS-EPFL/scion.
     """
-    chosen, slow = _Norms(norms, axes, core.where()), slow_average(b3, alpha)
+    chosen = _Norms(norms, axes, core.where())
     polar_factor = orthogonalise(
         ns_coeffs,
         ns_steps,
@@ -269,13 +260,14 @@ def scale_by_scion(
     head = chain(leafwise(signs), _times("head_radius", head_radius))
     return wide_throughout(
         chain(
-            leafwise(
+            averaging(
                 _averaged,
-                init=partial(first_averages, kinds=kept(mu_dtype, slow)),
-                state=ScionState,
-                several={"mu": Averages} if slow else {},
-                hypers={"momentum": momentum, **slow},
-                ranges={"momentum": "(0, 1]", **SLOW},
+                ScionState,
+                {"momentum": momentum},
+                "(0, 1]",
+                b3,
+                alpha,
+                mu_dtype,
                 per_step=_decay,
             ),
             partition({"body": body, "head": head}, chosen.labels(_HEAD_OR_BODY), optional=True),

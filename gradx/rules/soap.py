@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 
 from gradx import core
@@ -196,8 +195,7 @@ def _renew(slots: Slots, h: Numbers) -> Slots:
             basis = orthogonal(next_one[:, order], basis[:, order], factor)
         made.append(basis)
     rows, columns = made
-    mu = jax.tree.map(lambda m: moved(m, (old[0], old[1]), (rows, columns)), mu)
-    return mu, nu, left, right, rows, columns
+    return moved(mu, (old[0], old[1]), (rows, columns)), nu, left, right, rows, columns
 
 
 @core.recorded
