@@ -10,10 +10,9 @@ from typing import Any
 import jax
 import numpy as np
 
-import gradx
 from benchmarks import cases, markdown
 from benchmarks.clock import forget_freed_memory, seconds
-from benchmarks.runners import HeavyBallRunner, JaxRunner, Runner, Work, step_of, torch_device
+from benchmarks.runners import HeavyBallRunner, Runner, Work, of_gradx, torch_device
 from benchmarks.settings import Settings
 
 GROUP = "family"
@@ -24,11 +23,11 @@ def measure(settings: Settings) -> dict[str, Any]:
     chosen = [case for case in cases.CASES if case.group == GROUP]
     chosen = [case for case in chosen if case in cases.chosen(settings.rows, settings.within)]
     work = Work("blocks", settings.quick)
-    muon = _jax(next(case for case in cases.CASES if case.name == BASELINE), work)
+    muon = of_gradx(next(case for case in cases.CASES if case.name == BASELINE), work)
     muon.run(0)
     rows = []
     for case in chosen:
-        runners: dict[str, Runner] = {"gradx": _jax(case, work)}
+        runners: dict[str, Runner] = {"gradx": of_gradx(case, work)}
         if case.heavyball and settings.torch and _has_heavyball():
             runners["heavyball"] = HeavyBallRunner(case.heavyball, work)
         rows.append({"name": case.name, "group": case.group} | _row(runners, muon, case.calls))
@@ -45,11 +44,6 @@ def measure(settings: Settings) -> dict[str, Any]:
 
 def _has_heavyball() -> bool:
     return torch_device() == "cpu" and importlib.util.find_spec("heavyball") is not None
-
-
-def _jax(case: cases.Case, work: Work) -> JaxRunner:
-    tx = case.make(gradx)
-    return JaxRunner(step_of(gradx, case, tx), tx.init(work.params()), work)
 
 
 def _row(runners: dict[str, Runner], muon: Runner, cycle: int) -> dict[str, Any]:

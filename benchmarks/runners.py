@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+import gradx
 from benchmarks import trees
 from benchmarks.cases import Case, Torch
 
@@ -94,7 +95,8 @@ class JaxRunner:
 
     def facts(self) -> dict[str, float | None]:
         """Bytes per parameter: temporaries, touched by a step, held in the state, and the least
-        that a step can touch (gradients read, parameters and state read and written)."""
+        that a step can touch (gradients read, parameters and state read and written). And the
+        operations of a step."""
         memory, cost = self.compiled.memory_analysis(), self.compiled.cost_analysis()
         touched = cost.get("bytes accessed") if isinstance(cost, dict) else None
         params, state = _bytes(self.params), _bytes(self.state)
@@ -102,11 +104,18 @@ class JaxRunner:
             "temporaries": None if memory is None else memory.temp_size_in_bytes / self.n,
             "touched": None if touched is None else touched / self.n,
             "state": state / self.n,
+            "flops": cost.get("flops") if isinstance(cost, dict) else None,
             "least": (_bytes(self.grads[0]) + 2 * (params + state)) / self.n,
         }
 
     def free(self) -> None:
         _delete((self.params, self.state))
+
+
+def of_gradx(case: Case, work: Work) -> JaxRunner:
+    """gradx's own step of a row."""
+    tx = case.make(gradx)
+    return JaxRunner(step_of(gradx, case, tx), tx.init(work.params()), work)
 
 
 def _bytes(tree: Tree) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Protocol
 
-from benchmarks import compile_cost, family, steps, yardstick
+from benchmarks import compile_cost, family, products, steps, yardstick
 from benchmarks.settings import Settings
 
 
@@ -20,6 +20,7 @@ class Section(Protocol):
 
 SECTIONS: dict[str, Section] = {
     "yardstick": yardstick,
+    "products": products,
     "steps": steps,
     "family": family,
     "compile": compile_cost,
@@ -27,6 +28,7 @@ SECTIONS: dict[str, Section] = {
 
 TITLES = {
     "yardstick": "Yardstick: memory bandwidth",
+    "products": "Yardstick: products of matrices",
     "steps": "Step time",
     "family": "The matrix family",
     "compile": "Compile cost",

@@ -26,7 +26,7 @@ class Settings:
 
     rows: str = ""
     within: str = ""
-    sections: tuple[str, ...] = ("yardstick", "steps", "family", "compile")
+    sections: tuple[str, ...] = ("yardstick", "products", "steps", "family", "compile")
     quick: bool = False
     repeats: int = 9
     compile_repeats: int = 3
