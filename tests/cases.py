@@ -1,4 +1,4 @@
-"""THE table: one row an algorithm. The laws in `test_laws.py` run over every row.
+"""THE table: one row an algorithm. The laws in `laws/` run over every row.
 
 A row is a factory by name and keywords: the same call makes gradx's transformation, Optax's, and
 the float64 reference in `references`. To add an algorithm, add its row, and its reference.
@@ -1318,3 +1318,11 @@ CASES = OPTIMIZERS + [
 def each(rows: Iterable[Case]) -> Any:
     """Marks a test to run over these rows."""
     return pytest.mark.parametrize("case", list(rows), ids=lambda row: row.id)
+
+
+def first_of(name: str, values: Iterable[Any], ids: Any = None) -> Any:
+    """Marks a test of a mechanism that several rules share: it runs with the first of them, and
+    under ``-m full`` with the others."""
+    first, *rest = values
+    marked = [first, *(pytest.param(value, marks=pytest.mark.full) for value in rest)]
+    return pytest.mark.parametrize(name, marked, ids=ids)

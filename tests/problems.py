@@ -44,9 +44,17 @@ def _numbers(rng: np.random.Generator, shape: Any, dtype: Any) -> Any:
     return np.asarray(made, dtype)
 
 
+def moved(params: Any, updates: Any) -> Any:
+    return jax.tree.map(lambda p, u: (p + u).astype(p.dtype), params, updates)
+
+
+def cast(tree: Any, dtype: Any) -> Any:
+    return jax.tree.map(lambda x: jnp.asarray(x, dtype), tree)
+
+
 def step(tx: Any, params: Any, state: Any, gradient: Any, **extra: Any) -> Any:
     updates, state = tx.update(gradient, state, params, **extra)
-    return jax.tree.map(lambda p, u: (p + u).astype(p.dtype), params, updates), state
+    return moved(params, updates), state
 
 
 def trajectory(tx: Any, params: Any, gradients: Any, **extra: Any) -> Any:
@@ -59,7 +67,7 @@ def trajectory(tx: Any, params: Any, gradients: Any, **extra: Any) -> Any:
 
         return jax.lax.scan(body, (params, tx.init(params)), gradients)[1]
 
-    return jax.jit(run)(jax.tree.map(jnp.asarray, params), jax.tree.map(jnp.asarray, gradients))
+    return jax.jit(run)(*jax.tree.map(jnp.asarray, (params, gradients)))
 
 
 def assert_close(actual: Any, expected: Any, rtol: float) -> None:

@@ -10,12 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from cases import OPTIMIZERS, Case, each, every_other
+from cases import Case, every_other
+from mechanisms import every_optimizer_mechanism
 from problems import assert_close, assert_same, bowl, gradients, params, step, trajectory
 
 import gradx
-
-every_optimizer = each(OPTIMIZERS)
 
 
 def at(stacked: Any, i: int) -> Any:
@@ -25,7 +24,7 @@ def at(stacked: Any, i: int) -> Any:
 # ---------------------------------------------------------------- the inner state
 
 
-@every_optimizer
+@every_optimizer_mechanism
 def test_a_closed_gate_leaves_every_optimizer_as_it_is(case: Case) -> None:
     """Bit for bit, with NaN gradients; and an open one does what the optimizer does."""
     tx = case.ready()

@@ -14,7 +14,7 @@ import numpy as np
 import optax
 import pytest
 from problems import assert_close, assert_same, gradients, params, trajectory
-from test_laws import paths_and_types
+from runs import paths_and_types
 
 import gradx
 from gradx import inject_hyperparams

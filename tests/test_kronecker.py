@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from cases import first_of
 from matrix_runs import close, normal, orthogonal, run
 
 import gradx
@@ -19,6 +20,7 @@ FACTORIES = [
     gradx.scale_by_kl_shampoo,
 ]
 every = pytest.mark.parametrize("factory", FACTORIES, ids=lambda f: f.__name__)
+one = first_of("factory", FACTORIES, ids=lambda f: f.__name__)
 
 
 @every
@@ -42,7 +44,7 @@ def test_turned_gradients_give_turned_updates(factory: Any) -> None:
     close(turned[1:], left @ run(tx, grads)[0][1:] @ right)
 
 
-@every
+@one
 def test_stacked_matrices_are_as_single_ones(factory: Any) -> None:
     grads = normal(8, 2, 4, 3)
     alone = [run(factory(precondition_frequency=3), grads[:, i])[0] for i in range(2)]
@@ -52,7 +54,7 @@ def test_stacked_matrices_are_as_single_ones(factory: Any) -> None:
     assert state.row_basis.shape == (8, 2, 4, 4)
 
 
-@every
+@one
 def test_devices_may_share_the_matrices(factory: Any) -> None:
     mesh = jax.make_mesh((jax.device_count(),), ("d",), axis_types=(jax.sharding.AxisType.Auto,))
     grads = [normal(5, 4, 3, seed=i) for i in range(3)]
@@ -118,7 +120,7 @@ def renewed(tx: Any, count: int, steps: int) -> Any:
     return (bases[1:] != bases[:-1]).any(axis=(2, 3))
 
 
-@every
+@one
 def test_all_bases_are_renewed_in_every_kth_step(factory: Any) -> None:
     changed = renewed(factory(precondition_frequency=4), 2, 10)
     np.testing.assert_array_equal(changed[:, 0], [t % 4 == 0 for t in range(1, 10)])

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from cases import first_of
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 from problems import assert_close, assert_same
@@ -25,6 +26,7 @@ RULES = {
     "dion2": gradx.scale_by_dion2(),
 }
 every_rule = pytest.mark.parametrize("tx", RULES.values(), ids=RULES)
+one_rule = first_of("tx", RULES.values(), ids=RULES)
 
 
 def normal(*shape: int, seed: int = 0) -> Any:
@@ -63,7 +65,7 @@ def test_a_hole_before_the_matrices(tx: Any) -> None:
     assert len(jax.tree.leaves(state)) == len(jax.tree.leaves(of_alone))
 
 
-@every_rule
+@one_rule
 def test_gates_of_many_states_may_disagree(tx: Any) -> None:
     gated = gradx.apply_if_finite(tx, 5)
     p = normal(2, 4, 3)
@@ -78,7 +80,7 @@ def test_gates_of_many_states_may_disagree(tx: Any) -> None:
     same(lane(1, new.inner_state), alone.inner_state)
 
 
-@every_rule
+@one_rule
 @pytest.mark.parametrize("shared", [False, True])
 def test_sharded_leaves_on_an_explicit_mesh(tx: Any, shared: bool) -> None:
     """Several steps, with parameters, gradients and state on the mesh."""

@@ -12,7 +12,7 @@ import numpy as np
 import optax
 import pytest
 from problems import assert_same, gradients, params
-from test_laws import first, paths_and_types, types
+from runs import first, paths_and_types, types
 
 import gradx
 

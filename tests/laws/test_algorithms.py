@@ -1,0 +1,309 @@
+"""The laws about an algorithm: each holds for every row of the table in `cases.py`.
+
+What an algorithm computes, which types it keeps, what it does with odd trees and numbers, and what
+it refuses. Operations run one by one here unless the program is the point (see `runs.py`). The laws
+about the mechanisms around it are in `test_mechanisms.py`.
+"""
+
+from __future__ import annotations
+
+import json
+import pickle
+from typing import Any
+
+import cases
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import references
+from cases import CASES, OPTIMIZERS, Case, each
+from problems import (
+    STEPS,
+    assert_close,
+    assert_same,
+    bowl,
+    cast,
+    distance,
+    gradients,
+    params,
+    step,
+    valley,
+)
+from runs import (
+    first,
+    numbers_of,
+    paths_and_types,
+    plain_steps,
+    reference_of,
+    reference_trajectory,
+    types,
+)
+
+import gradx
+from gradx import hyper
+
+every_case = each(CASES)
+every_case_of_optax = each(case for case in CASES if case.in_optax)
+every_optimizer = each(OPTIMIZERS)
+every_complex_case = each(case for case in CASES if case.complex)
+
+
+# ---------------------------------------------------------------- the right numbers
+
+
+@every_case
+def test_matches_the_papers_in_float64(case: Case) -> None:
+    expected = reference_trajectory(case, np.float64)
+    actual = plain_steps(case, gradx, np.float64)[0]
+    assert all(x.dtype == np.float64 for x in jax.tree.leaves(actual))
+    for i in (0, 1, STEPS - 1):
+        assert_close(actual[i], expected[i], rtol=1e-10)
+
+
+@every_case
+def test_matches_the_papers_in_float32(case: Case) -> None:
+    actual = plain_steps(case, gradx, np.float32)[0]
+    assert_close(actual[-1], reference_trajectory(case, np.float64)[-1], rtol=2e-6)
+
+
+@every_case
+def test_the_first_updates_match_the_papers_in_float32(case: Case) -> None:
+    """Where bias corrections matter, and 1 - b**t has lost four digits."""
+    flat, treedef = jax.tree.flatten(params())
+    sequence = [jax.tree.leaves(first(gradients(steps=2), i)) for i in range(2)]
+    expected = references.updates(reference_of(case), flat, sequence)
+    made = plain_steps(case, gradx, np.float32)[1]
+    for i in range(2):
+        assert_close(made[i], treedef.unflatten(expected[i]), rtol=5e-6)
+
+
+@every_complex_case
+def test_matches_the_papers_for_complex_numbers(case: Case) -> None:
+    actual = plain_steps(case, gradx, np.complex64)[0]
+    assert_close(actual[-1], reference_trajectory(case, np.complex128)[-1], rtol=5e-6)
+
+
+@every_case_of_optax
+def test_agrees_with_optax(case: Case) -> None:
+    """The same algorithm, which float64 shows; and the same numbers in float32, to 2e-6 beyond
+    what Optax in float32 is away from itself in float64.
+
+    (Its bias corrections are: 1 - b2**t loses four digits of float32 in the first steps.)
+    """
+    ours, theirs = (
+        {dtype: plain_steps(case, library, dtype)[0][-1] for dtype in (np.float32, np.float64)}
+        for library in (gradx, optax)
+    )
+    p = params()
+    if not case.scalars_in_optax:
+        p, ours = p["dense"], {dtype: tree["dense"] for dtype, tree in ours.items()}
+    assert_close(ours[np.float64], theirs[np.float64], rtol=1e-6 if case.narrow_in_optax else 1e-10)
+    beyond = distance(theirs[np.float32], theirs[np.float64])
+    assert_close(ours[np.float32], theirs[np.float32], rtol=2e-6 + beyond)
+    mine, other = (jax.eval_shape(case.ready(library).init, p) for library in (gradx, optax))
+    assert paths_and_types(mine) == paths_and_types(other)
+
+
+OBJECTIVES = [jax.jit(jax.value_and_grad(problem)) for problem in (bowl, valley)]
+
+
+@every_optimizer
+def test_converges(case: Case) -> None:
+    """In a compiled step: down to 0.003 of where it began, in a bowl and in a curved valley."""
+    rate = case.kwargs["learning_rate"]
+    tx = case.ready(
+        learning_rate=rate if case.constant_rate else gradx.cosine_decay_schedule(rate, 400)
+    )
+
+    @jax.jit
+    def stepped(p: Any, state: Any, gradient: Any, value: Any) -> Any:
+        extra = {} if case.value is None else {"value": value}
+        return step(tx, p, state, gradient, **extra)
+
+    start = jax.tree.map(lambda x: jnp.asarray(x * np.float32(0.5)), params())
+    for objective in OBJECTIVES:
+        p, state = start, jax.jit(tx.init)(start)
+        for _ in range(400):
+            value, gradient = objective(p)
+            p, state = stepped(p, state, gradient, value)
+        assert objective(p)[0] / objective(start)[0] < 3e-3
+
+
+# ---------------------------------------------------------------- the state keeps its type
+
+
+@every_case
+def test_state_and_updates_keep_their_types(case: Case) -> None:
+    tx = case.ready()
+    for dtype in (jnp.float32, jnp.bfloat16, jnp.float16):
+        p = cast(params(), dtype)
+        state = jax.eval_shape(tx.init, p)
+        updates, new = jax.eval_shape(tx.update, p, state, p)
+        assert jax.tree.structure(new) == jax.tree.structure(state)
+        assert types(new) == types(state)
+        assert {x.dtype for x in jax.tree.leaves(updates)} == {jnp.dtype(dtype)}
+        floats = {x.dtype for x in jax.tree.leaves(state) if jnp.issubdtype(x.dtype, jnp.floating)}
+        kept = {jnp.dtype(jnp.float32), *([jnp.dtype(dtype)] if case.keeps_params else [])}
+        assert floats <= kept
+
+
+# ---------------------------------------------------------------- odd trees and numbers
+
+
+@every_case
+def test_odd_trees(case: Case) -> None:
+    tx = case.ready()
+    odd = {
+        "none": None,
+        "empty": jnp.ones((0, 3)),
+        "scalar": jnp.ones(()),
+        "deep": [(jnp.ones(2),)],
+    }
+    with jax.disable_jit():
+        updates, state = tx.update(odd, tx.init(odd), odd)
+        assert jax.tree.structure(updates) == jax.tree.structure(odd)
+        assert all(np.isfinite(x).all() for x in jax.tree.leaves((updates, state)))
+        assert tx.update({}, tx.init({}), {})[0] == {}
+
+
+@every_case
+def test_a_leaf_without_gradient_is_left_alone(case: Case) -> None:
+    tx = case.ready()
+    p = {"a": jnp.ones(2), "b": jnp.full(3, 0.5)}
+    with jax.disable_jit():
+        updates, state = tx.update({"a": None, "b": jnp.ones(3)}, tx.init(p), p)
+        assert updates["a"] is None
+        alone, alone_state = tx.update({"b": jnp.ones(3)}, tx.init({"b": p["b"]}), {"b": p["b"]})
+        assert_same(updates["b"], alone["b"])
+        fresh = [x for x in jax.tree.leaves(tx.init(p)) if x.shape == (2,)]
+        assert_same([x for x in jax.tree.leaves(state) if x.shape == (2,)], fresh)
+        # What `state` has for the leaf `a` is the only difference from a state without it.
+        assert types(alone_state) == types(tx.init({"b": p["b"]}))
+
+
+@every_case
+def test_extreme_gradients_stay_finite(case: Case) -> None:
+    """In each dtype; zero gradients too: no 0/0."""
+    tx = case.ready()
+    for dtype in (jnp.float32, jnp.bfloat16, jnp.float16):
+        p = cast({"w": np.array([1.0, -2.0]), "x": np.zeros(())}, dtype)
+        for size in (0.0, 1e-30, 1e4, 1e15):
+            size = min(size, float(jnp.finfo(dtype).max) / 4)
+            g = jax.tree.map(lambda x, size=size: jnp.full_like(x, size), p)
+            with jax.disable_jit():
+                state = tx.init(p)
+                for _ in range(2):
+                    updates, state = tx.update(g, state, p)
+                    leaves = jax.tree.leaves((updates, state))
+                    assert all(np.isfinite(x).all() for x in leaves), (dtype, size)
+
+
+@every_case
+def test_half_precision_is_only_storage(case: Case) -> None:
+    """The arithmetic is that of float32: rounding happens once, at the end."""
+    tx = case.ready()
+    for dtype in (jnp.bfloat16, jnp.float16):
+        p, g = cast(params(), dtype), cast(first(gradients()), dtype)
+        wide_p, wide_g = cast(p, jnp.float32), cast(g, jnp.float32)
+        with jax.disable_jit():
+            half, half_state = tx.update(g, tx.init(p), p)
+            full, full_state = tx.update(wide_g, tx.init(wide_p), wide_p)
+        assert_same(half, cast(full, dtype))
+        if case.keeps_params:
+            half_state = jax.tree.map(like_float, half_state, full_state)
+        assert_same(half_state, full_state)
+
+
+def like_float(x: Any, other: Any) -> Any:
+    return x.astype(other.dtype)
+
+
+# ---------------------------------------------------------------- a description of itself
+
+
+@every_case
+def test_repr_and_config_make_it_again(case: Case) -> None:
+    tx = case.make()
+    again = [
+        eval(repr(tx), {**vars(cases), **vars(gradx)}),
+        gradx.from_config(json.loads(json.dumps(gradx.to_config(tx)))),
+        pickle.loads(pickle.dumps(tx)),
+    ]
+    for other in again:
+        assert other == tx
+        assert hash(other) == hash(tx)
+        assert repr(other) == repr(tx)
+    assert tx != gradx.chain(tx)
+
+
+@every_case
+def test_describe_accounts_for_the_whole_state(case: Case) -> None:
+    tx = gradx.chain(gradx.identity(), case.make())
+    table = gradx.describe(tx, params())
+    assert table.rows[0].state.total() == gradx.state_bytes(tx.init(params()))
+    assert case.factory in str(table)
+    assert case.factory in table._repr_html_()
+
+
+# ---------------------------------------------------------------- bad input
+
+
+NEVER_A_NUMBER = [
+    float("nan"),
+    "0.1",
+    [0.1],
+    True,
+    False,
+    1j,
+    jnp.ones(2),
+    lambda count: jnp.ones(3),
+]
+
+BORDERS = (-float("inf"), -1.0, -0.1, 0.0, 0.5, 1.0, 1.5, 5.0, float("inf"))
+
+
+@every_case
+def test_bad_numbers_are_refused_by_name(case: Case) -> None:
+    """And good ones are not: each number has the range of its name, or the one in the row."""
+    for name in numbers_of(case):
+        allowed = hyper.Interval(case.ranges.get(name) or hyper.RANGES[name])
+        for value in BORDERS:
+            if value in allowed:
+                case.make(**{name: value})
+        for value in [*NEVER_A_NUMBER, *(x for x in BORDERS if x not in allowed)]:
+            with pytest.raises(ValueError, match=case.factory) as raised:
+                case.make(**{name: value})
+            assert case.renamed.get(name, name) in str(raised.value)
+    for name, value in case.bad.items():
+        with pytest.raises(ValueError, match=name):
+            case.make(**{name: value})
+
+
+@every_case
+def test_bad_trees_are_refused_by_path(case: Case) -> None:
+    tx = case.ready()
+    good = params()
+    with jax.disable_jit():
+        state = tx.init(good)
+        with pytest.raises(ValueError, match="scale"):
+            tx.update({"dense": good["dense"]}, state, good)
+        with pytest.raises(ValueError, match="dense/kernel"):
+            tx.init({"dense": {"kernel": jnp.arange(3)}})
+        with pytest.raises(ValueError, match="dense/kernel"):
+            tx.init({"dense": {"kernel": "a string"}})
+        with pytest.raises(ValueError, match="dense/kernel"):
+            tx.update({**good, "dense": {**good["dense"], "kernel": jnp.arange(3)}}, state, good)
+
+
+@every_case
+def test_forgotten_params_name_the_transform(case: Case) -> None:
+    tx = case.ready()
+    state = jax.eval_shape(tx.init, params())
+    if case.needs_params:
+        with pytest.raises(ValueError, match=rf"{case.factory}.*needs the parameters"):
+            jax.eval_shape(tx.update, params(), state)
+    else:
+        updates, _ = jax.eval_shape(tx.update, params(), state)
+        assert jax.tree.structure(updates) == jax.tree.structure(params())

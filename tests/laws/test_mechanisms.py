@@ -1,0 +1,234 @@
+"""The laws about a mechanism: what the library does around an algorithm's arithmetic.
+
+How it is run, what becomes of buffers, where numbers come from, and how it works in other people's
+hands. Each runs on the representatives of all mechanisms (see `mechanisms.py`), and on the other
+rows of the table under ``-m full``.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import pickle
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from cases import CASES, Case
+from mechanisms import (
+    each_mechanism,
+    every_mechanism,
+    every_optimizer_mechanism,
+    mechanisms,
+    representatives,
+    table,
+)
+from problems import STEPS, assert_close, assert_same, gradients, params, step
+from runs import as_constants, first, numbers_of, plain_steps, three_steps
+
+import gradx
+from gradx.sources import Tunable
+
+P = jax.sharding.PartitionSpec
+
+every_mechanism_of_optax = each_mechanism(case for case in CASES if case.in_optax)
+
+
+def test_every_mechanism_has_a_representative() -> None:
+    """Which classes there are, and who stands for them: `python tests/mechanisms.py`."""
+    covered = {m for case in CASES if case.id in representatives() for m in mechanisms(case)}
+    assert covered == {m for case in CASES for m in mechanisms(case)} == set(table())
+    # Each representative costs seconds; a mechanism that only one row has is perhaps none.
+    assert len(representatives()) <= len(table()) < len(CASES) / 2
+
+
+# ---------------------------------------------------------------- however it is run
+
+
+@every_mechanism
+def test_one_trace_one_result_however_it_is_run(case: Case) -> None:
+    """jit, donated buffers, scan, vmap, pmap and shard_map all do what single operations do."""
+    tx = case.ready()
+    traces = []
+
+    def traced(p: Any, s: Any, g: Any) -> Any:
+        traces.append(1)
+        return step(tx, p, s, g)
+
+    jitted = jax.jit(traced, donate_argnums=(0, 1))
+    p, s = jax.tree.map(jnp.array, params()), tx.init(params())
+    after = []
+    for i in range(STEPS):
+        p, s = jitted(p, s, first(gradients(), i))
+        after.append(jax.device_get((p, s)))
+    assert len(traces) == 1
+    once = after[2]
+    plain = plain_steps(case, gradx, np.float32)[0]
+    assert_close(once[0], plain[2], rtol=1e-6)
+    assert_close(after[-1][0], plain[-1], rtol=2e-6)
+
+    def three(p: Any, g: Any) -> Any:
+        return jax.lax.scan(lambda now, g: (step(tx, *now, g), None), (p, tx.init(p)), g)[0]
+
+    # Two replicas with different parameters, the last with those of `once`.
+    n, g = 2, gradients(steps=3)
+    size = (np.arange(n) + 1.0) / n
+    many = jax.tree.map(lambda x: np.stack([x * np.float32(c) for c in size]), params())
+    many_g = jax.tree.map(lambda x: np.stack([x] * n), g)
+    over_batch = jax.device_get(jax.jit(jax.vmap(three))(many, many_g))
+    assert_close(first(over_batch, n - 1), once, rtol=1e-6)
+
+    over_devices = jax.device_get(jax.pmap(three)(many, many_g))
+    assert_close(over_devices, over_batch, rtol=1e-6)
+
+    def shard(p: Any, s: Any, g: Any) -> Any:
+        return jax.tree.map(lambda x: x[None], step(tx, *map(first, (p, s, g))))
+
+    mesh = jax.make_mesh((n,), ("d",), axis_types=(jax.sharding.AxisType.Auto,))
+    sharded = jax.jit(jax.shard_map(shard, mesh=mesh, in_specs=P("d"), out_specs=P("d")))
+    p, s = many, jax.vmap(tx.init)(many)
+    for i in range(3):
+        p, s = sharded(p, s, jax.tree.map(lambda x, i=i: x[:, i], many_g))
+    assert_close(jax.device_get((p, s)), over_batch, rtol=1e-6)
+
+
+@functools.cache
+def memory(case: Case, library: Any) -> tuple[int, float]:
+    """The donated bytes that a step does not reuse; its temporaries, in arrays like a parameter."""
+    tx = case.ready(library)
+    p = {"w": jax.ShapeDtypeStruct((64, 256), jnp.float32)}
+    s = jax.eval_shape(tx.init, p)
+    jitted = jax.jit(lambda p, s, g: step(tx, p, s, g), donate_argnums=(0, 1))
+    used = jitted.lower(p, s, p).compile().memory_analysis()
+    donated = gradx.state_bytes((p, s))
+    return donated - used.alias_size_in_bytes, used.temp_size_in_bytes / (64 * 256 * 4)
+
+
+@every_mechanism
+def test_buffers_are_reused_and_temporaries_counted(case: Case) -> None:
+    not_reused, temporaries = memory(case, gradx)
+    assert not_reused <= 4  # a scalar that is only written needs no buffer to reuse
+    assert temporaries <= case.temporaries + 0.05
+
+
+@every_mechanism_of_optax
+def test_no_more_temporaries_than_optax(case: Case) -> None:
+    assert memory(case, gradx)[1] <= memory(case, optax)[1] + 0.01
+
+
+@every_mechanism
+def test_the_state_is_sharded_like_the_parameters(case: Case) -> None:
+    mesh = jax.make_mesh((jax.device_count(),), ("d",), axis_types=(jax.sharding.AxisType.Auto,))
+    sharding = jax.sharding.NamedSharding(mesh, P("d"))
+    p = jax.device_put(jnp.ones((16, 4)), sharding)
+    tx = case.ready()
+    state = tx.init(p)
+    updates, new = jax.jit(tx.update)(p, state, p)
+    for x in jax.tree.leaves((updates, state, new)):
+        assert x.shape != p.shape or x.sharding.is_equivalent_to(sharding, x.ndim)
+
+
+# ---------------------------------------------------------------- where numbers come from
+
+
+@every_mechanism
+def test_numbers_are_the_same_wherever_they_come_from(case: Case) -> None:
+    """Each number here is the product of its value, which the call gives, and all other sources."""
+    numbers = numbers_of(case)
+
+    def by_path(value: float) -> Any:
+        return gradx.by_path({"bias": value, ".": value}, optional=True)
+
+    if case.whole_tree:
+        with pytest.raises(ValueError, match="one number for the whole tree"):
+            case.ready(**{name: by_path(value) for name, value in numbers.items()})
+    others = [gradx.tunable(1.0), lambda count: 1.0 + 0.0 * count]
+    others += [] if case.whole_tree else [by_path(1.0)]
+    tx = case.ready(**{name: gradx.scaled(gradx.from_call(name), *others) for name in numbers})
+    given = {name: jnp.float32(value) for name, value in numbers.items()}
+    assert_close(three_steps(tx, **given), as_constants(case), rtol=5e-6)
+
+
+def how_many_numbers(case: Case) -> int:
+    inner = [v for v in case.kwargs.values() if isinstance(v, Case)]
+    return len(numbers_of(case)) + sum(map(how_many_numbers, inner))
+
+
+def sources_of(tx: Any, p: Any) -> list[tuple[str, Any]]:
+    """Every source in the rules of a transformation, whatever its factory's signature says."""
+    if tx.parts is None:
+        rules = getattr(tx.stage, "rules", [tx.stage])
+        hypers = [rule.hypers for rule in rules if hasattr(rule, "hypers")]
+        return [source for numbers in hypers for source in numbers.sources.items()]
+    parts = tx.parts(p, jax.eval_shape(tx.init, p))
+    return [source for part in parts for source in sources_of(part.transform, part.params)]
+
+
+@every_mechanism
+def test_every_number_can_be_made_live(case: Case) -> None:
+    tx = gradx.tunable(case.make())
+    values = gradx.hyperparams(tx.init(params()))
+    assert len(values) == how_many_numbers(case) + case.copies
+    taken = inspect.signature(getattr(gradx, case.factory)).parameters
+    live, constant = set(), set()
+    for name, source in sources_of(tx, params()):
+        is_live = any(isinstance(node, Tunable) for node in source.walk())
+        (live if is_live else constant).add(name)
+    assert not (constant - live) & set(taken)  # an alias may keep to itself what its parts take
+    assert_close(three_steps(case.bind(tx)), as_constants(case), rtol=5e-6)
+
+
+# ---------------------------------------------------------------- in other people's hands
+
+
+@every_mechanism
+def test_inside_an_optax_chain(case: Case) -> None:
+    theirs = optax.chain(optax.identity(), case.ready(), optax.scale(1.0))
+    assert_close(three_steps(theirs), as_constants(case), rtol=1e-6)
+
+
+@every_optimizer_mechanism
+def test_in_a_flax_train_state(case: Case) -> None:
+    from flax.training.train_state import TrainState
+
+    state = TrainState.create(apply_fn=None, params=params(), tx=case.ready())
+    g = gradients(steps=3)
+    apply = jax.jit(lambda state, g: state.apply_gradients(grads=g))
+    for i in range(2):
+        state = apply(state, first(g, i))
+    assert_close(state.params, first(as_constants(case), 1), rtol=1e-6)
+
+
+@every_optimizer_mechanism
+def test_in_an_nnx_optimizer(case: Case) -> None:
+    from flax import nnx
+
+    class Model(nnx.Module):
+        def __init__(self) -> None:
+            self.dense = nnx.Dict(jax.tree.map(nnx.Param, params()["dense"]))
+            self.scale = nnx.Param(params()["scale"])
+            self.steps = nnx.BatchStat(jnp.zeros((), jnp.int32))  # not for the optimizer
+
+    model = Model()
+    optimizer = nnx.Optimizer(model, case.ready(), wrt=nnx.Param)
+    like_a_model = jax.tree.structure(nnx.state(model, nnx.Param)).unflatten
+    for i in range(2):
+        optimizer.update(model, like_a_model(jax.tree.leaves(first(gradients(), i))))
+    assert_close(nnx.state(model, nnx.Param), first(as_constants(case), 1), rtol=1e-6)
+
+
+@every_mechanism
+def test_saved_and_restored_it_continues_bit_for_bit(case: Case) -> None:
+    from flax import serialization
+
+    tx = case.ready()
+    g = gradients(steps=2)
+    jitted = jax.jit(lambda p, s, g: step(tx, p, s, g))
+    p, s = jitted(params(), tx.init(params()), first(g))
+    saved = serialization.to_bytes((p, s))
+    restored = serialization.from_bytes((params(), tx.init(params())), saved)
+    assert_same(jitted(*restored, first(g, 1)), jitted(p, s, first(g, 1)))
+    assert_same(pickle.loads(pickle.dumps(s)), s)

@@ -1,0 +1,92 @@
+"""Runs of a row that several laws compare with something, each made once a process."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import references
+from cases import Case
+from problems import STEPS, gradients, moved, params, trajectory
+
+import gradx
+from gradx import live
+
+
+def first(stacked: Any, i: int = 0) -> Any:
+    return jax.tree.map(lambda x: x[i], stacked)
+
+
+def reference_of(case: Case) -> Any:
+    return case.make(references, **({} if case.value is None else {"value": case.value}))
+
+
+def reference_trajectory(case: Case, dtype: Any) -> list[Any]:
+    flat, treedef = jax.tree.flatten(params(dtype))
+    grads = jax.tree.leaves(gradients(dtype))
+    after = references.run(reference_of(case), flat, [[g[i] for g in grads] for i in range(STEPS)])
+    return [treedef.unflatten(p) for p in after]
+
+
+def _given(case: Case, library: Any, dtype: Any) -> tuple[Any, Any]:
+    p, g = params(dtype), gradients(dtype)
+    if library is optax and not case.scalars_in_optax:
+        p, g = p["dense"], g["dense"]
+    return jax.tree.map(jnp.asarray, (p, g))
+
+
+@functools.cache
+def plain_steps(case: Case, library: Any, dtype: Any) -> tuple[list[Any], list[Any]]:
+    """The parameters after each of twenty steps, and the updates, operation by operation.
+
+    An operation is compiled once for all rows, where a program for each row is most of what the
+    laws would cost. What compilers make of a row, the laws about mechanisms compare with this.
+    """
+    with jax.enable_x64(dtype == np.float64), jax.disable_jit():
+        p, g = params(dtype), gradients(dtype)
+        if library is optax and not case.scalars_in_optax:
+            p, g = p["dense"], g["dense"]
+        p, g = jax.tree.map(jnp.asarray, (p, g))
+        tx = case.ready(library)
+        state, after, made = tx.init(p), [], []
+        for i in range(STEPS):
+            updates, state = tx.update(first(g, i), state, p)
+            p = moved(p, updates)
+            after.append(jax.tree.map(np.asarray, p))
+            made.append(jax.tree.map(np.asarray, updates))
+    return after, made
+
+
+def three_steps(tx: Any, **extra: Any) -> Any:
+    return trajectory(tx, params(), gradients(steps=3), **extra)
+
+
+def as_constants(case: Case) -> Any:
+    """Three steps of a row as it stands, from `plain_steps`."""
+    after = plain_steps(case, gradx, np.float32)[0]
+    return jax.tree.map(lambda *steps: np.stack(steps), *after[:3])
+
+
+def types(tree: Any) -> Any:
+    return [(x.shape, x.dtype, x.weak_type) for x in jax.tree.leaves(tree)]
+
+
+def paths_and_types(state: Any) -> list[Any]:
+    found, _ = jax.tree_util.tree_flatten_with_path(state)
+    return [(jax.tree_util.keystr(path), x.shape, x.dtype) for path, x in found]
+
+
+def numbers_of(case: Case) -> dict[str, float]:
+    """The hyperparameters of a row, with their values."""
+    parameters = inspect.signature(getattr(gradx, case.factory)).parameters
+    values = {
+        name: case.kwargs.get(name, parameter.default)
+        for name, parameter in parameters.items()
+        if live._takes_number(parameter)
+    }
+    return {name: value for name, value in values.items() if isinstance(value, float)}
