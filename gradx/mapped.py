@@ -233,9 +233,10 @@ def _check_types(
     name: Hashable, flags: list[bool], flat: gtree.Flat, params: Sequence[Any] | None, where: str
 ) -> None:
     for i, flag in enumerate(flags):
-        x = flat.values[i] if params is None or params[i] is None else params[i]
+        g, p = flat.values[i], None if params is None else params[i]
+        x = g if p is None else p
         # A gradient may vary before it is averaged; a parameter that does is cut.
-        if x is None or flag == (name in varies_over(x)) or (not flag and x is flat.values[i]):
+        if x is None or flag == (name in varies_over(x)) or (p is None and not flag):
             continue
         types = "the same on all devices" if flag else "another one on each device"
         raise ValueError(
@@ -302,7 +303,8 @@ def everywhere(reduce: Callable[..., Any], x: Array, axes: Axes, where: str) -> 
 
 
 def over_all(reduce: Callable[..., Any], tree: Any, kinds: Kinds) -> Any:
-    for names in kinds:
+    typed, others = kinds
+    for names in (others, typed):  # first over those of a `vmap` inside `shard_map`
         tree = reduce(tree, names) if names else tree
     return tree
 
