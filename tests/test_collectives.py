@@ -129,6 +129,11 @@ def adversary(axis: Any) -> Any:
     return gradx.chain(gradx.normalize(axis_name=axis), gradx.sgd(0.5))
 
 
+def steady(params: Any, data: Any) -> Any:
+    """Always one way, so that estimates of the distance grow."""
+    return jax.tree.map(jnp.abs, data["grads"])
+
+
 def broken_once(params: Any, data: Any) -> Any:
     """Not finite in one step, and there only on one device."""
     far = jnp.abs(data["grads"]["cut"]) == np.abs(DATA["grads"]["cut"]).max()
@@ -142,11 +147,13 @@ ROWS = {
     "normalize_by_update_norm": Row(lambda axis: gradx.normalize_by_update_norm(axis_name=axis)),
     "polyak_sgd": Row(lambda axis: gradx.polyak_sgd(axis_name=axis)),
     "momo": Row(lambda axis: gradx.momo(adapt_lower_bound=True, axis_name=axis)),
-    "momo_adam": Row(lambda axis: gradx.momo_adam(0.1, axis_name=axis)),
+    "momo_adam": Row(lambda axis: gradx.momo_adam(10.0, lower_bound=2.9, axis_name=axis)),
     "dog": Row(lambda axis: gradx.dog(init_step=("distance", 0.1), axis_name=axis)),
     "dowg": Row(lambda axis: gradx.dowg(init_estim_sq_dist=0.1, axis_name=axis)),
     "dadapt_adamw": Row(lambda axis: gradx.dadapt_adamw(estim_lr0=0.1, axis_name=axis)),
-    "prodigy": Row(lambda axis: gradx.prodigy(estim_lr0=0.1, axis_name=axis)),
+    "prodigy": Row(
+        lambda axis: gradx.prodigy(estim_lr0=0.1, estim_lr_coef=9.0, axis_name=axis), steady
+    ),
     "mechanize": Row(
         lambda axis: gradx.mechanize(gradx.lamb(1.0, axis_name=axis), s_init=0.1, axis_name=axis)
     ),
@@ -298,6 +305,17 @@ def test_without_types_a_bare_name_says_that_all_leaves_are_cut() -> None:
     """So that the mask makes a difference, and the law above can fail."""
     norm = lambda g: gradx.global_norm(g, axis_name="d")
     assert in_map(norm, ONES, check_vma=False) == 8.0
+
+
+def test_monitors_measure_the_whole() -> None:
+    norm = functools.partial(gradx.global_norm, axis_name="d")
+    tx = gradx.chain(gradx.monitor({"norm": norm}), gradx.snapshot("norm", norm))
+
+    def measured(g: Any) -> Any:
+        first, second = tx.update(g, tx.init(g))[1]
+        return first.measurements["norm"], second.measurement["norm"]
+
+    assert in_map(measured, ONES) == (6.0, 6.0)
 
 
 @pytest.mark.parametrize(
