@@ -203,7 +203,8 @@ def unshared(x: Array, leaf: Array) -> Array:
 
     What two consumers share, an expensive value or a square of the gradient, XLA may store for
     them; a number that the sums of several leaves share it makes an array of. `leaf` is any array
-    of the leaf: without one, the barriers of all leaves are the same to XLA, and one.
+    of the leaf: without one, the barriers of all leaves are the same to XLA, and one. Inside
+    `shard_map` it varies over the axes that the leaf varies over.
     """
     return jax.lax.optimization_barrier((x, leaf))[0]
 
