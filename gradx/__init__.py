@@ -23,6 +23,7 @@ from gradx.inspect import *
 from gradx.interpolation import *
 from gradx.leafwise import *
 from gradx.live import *
+from gradx.mapped import *
 from gradx.matrices import *
 from gradx.matrixwise import *
 from gradx.momenta import *
@@ -79,7 +80,6 @@ from gradx.sources import *
 from gradx.stacked import *
 from gradx.state_map import *
 from gradx.step import *
-from gradx.tree import *
 from gradx.wrap.accumulate import *
 from gradx.wrap.cautious import *
 from gradx.wrap.conditional import *

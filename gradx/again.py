@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from gradx.gate import evaluate
+from gradx.mapped import varies_over
 
 Array = jax.Array
 
@@ -36,11 +37,19 @@ def hidden(tree: Any, reading: int) -> Any:
 
     All stand behind one barrier, because XLA makes equal barriers one. Were the numbers alone
     behind theirs, the leaves would share it, and each number become an array in memory for all of
-    them. For the same reason the second reading of a leaf has a barrier before its barrier.
+    them. For the same reason the second reading of a leaf has a barrier before its barrier. But
+    inside `shard_map` a barrier lets all that is behind it vary over the axes of any of it.
     """
     arrays = _arrays(tree)
-    for _ in range(reading if arrays else 0):
-        arrays = jax.lax.optimization_barrier(arrays)
+    alike: dict[Any, list[int]] = {}
+    for i, x in enumerate(arrays):
+        alike.setdefault(varies_over(x), []).append(i)
+    for members in alike.values():
+        behind = [arrays[i] for i in members]
+        for _ in range(reading):
+            behind = jax.lax.optimization_barrier(behind)
+        for i, x in zip(members, behind, strict=True):
+            arrays[i] = x
     return _with_arrays(tree, arrays)
 
 
@@ -73,9 +82,10 @@ def again(
       reading: 1 if this leaf is read again for the first time, then 2, and so on.
     """
     numbers = [_arrays(dict(vars(part.h))) for part in done]
-    # Behind a barrier inside `shard_map` all vary over the same axes: so be it for the programs.
-    typed = hidden([(x.g, x.old, x.p, n) for x, n in zip(done, numbers, strict=True)], 1)
-    programs = [_program(part, *given) for part, given in zip(done, typed, strict=True)]
+    programs = [
+        _program(part, part.g, part.old, part.p, number)
+        for part, number in zip(done, numbers, strict=True)
+    ]
     if not all(_is_cheap(eqn) for program in programs for _, eqn in _needed(program.jaxpr)):
         return made
     inputs = [

@@ -61,9 +61,9 @@ def clip_by_global_norm(max_norm: Hyper, *, axis_name: Any = None) -> Transform:
 
     Args:
       max_norm: \(c\) in (0, inf].
-      axis_name: the mapped axis (or axes) over which the updates are sharded, inside `shard_map`
-        or `pmap`; without it the norm there is that of the local shard. Under `jit` with sharded
-        arrays it is not needed.
+      axis_name: the mapped axis over which the updates are sharded, inside `shard_map` or `pmap`,
+        or several, or `sharded`, which says which leaves are where types do not; without it the
+        norm there is that of the local shard. Under `jit` with sharded arrays it is not needed.
 
     Example:
       >>> import gradx, jax.numpy as jnp
@@ -95,13 +95,15 @@ def _factor(h: Numbers, sums: Sums) -> Decided:
 
 
 @core.recorded
-def clip_by_block_rms(threshold: Hyper) -> Transform:
+def clip_by_block_rms(threshold: Hyper, *, axis_name: Any = None) -> Transform:
     r"""Shrinks each leaf so that the root of its mean square does not exceed a bound.
 
     .. math:: u_i \leftarrow u_i / \max(1, \mathrm{RMS}(u_i) / c)
 
     Args:
       threshold: \(c\) in (0, inf].
+      axis_name: the mapped axis over which leaves are sharded, inside `shard_map` or `pmap`, or
+        several, or `sharded`. Without it each device measures its own part of a leaf.
 
     Example:
       >>> import gradx, jax.numpy as jnp
@@ -111,11 +113,13 @@ def clip_by_block_rms(threshold: Hyper) -> Transform:
 
     Reference: Shazeer and Stern, *Adafactor*, https://arxiv.org/abs/1804.04235, section 6.
     """
-    return leafwise(by_factor, per_leaf=_rms_factor, hypers={"threshold": threshold})
+    return leafwise(
+        by_factor, per_leaf=_rms_factor, hypers={"threshold": threshold}, axis_name=axis_name
+    )
 
 
 def _rms_factor(g: Any, slots: Any, p: Any, h: Numbers) -> Mapping[str, Array]:
-    return {"factor": 1 / jnp.maximum(1.0, rms(g()) / h.threshold)}
+    return {"factor": 1 / jnp.maximum(1.0, rms(g(), h.span) / h.threshold)}
 
 
 @core.recorded

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from gradx import core
+from gradx import core, mapped
 from gradx import tree as gtree
 from gradx.core import Params, State, Transform, Updates
 from gradx.gradients import as_key, check_key
@@ -42,8 +42,10 @@ def hutchinson_estimator_diag_hessian(
     Args:
       random_seed: a random key, or the seed of one; by default that of seed 0, as in Optax.
       axis_name: the mapped axis over which the estimates are averaged, inside `shard_map` or
-        `pmap` with a share of the batch on every device. Without it the devices' parameters would
-        part.
+        `pmap` with a share of the batch on every device, or several, or `sharded`. Without it the
+        devices' parameters would part. In `shard_map` `obj_fn` may also be the average of all
+        devices' losses; elsewhere it must be the device's own. The estimates of a parameter that
+        is cut along the axis are not averaged.
 
     Raises:
       ValueError: `update` is called without the parameters or without `obj_fn`.
@@ -63,6 +65,7 @@ def hutchinson_estimator_diag_hessian(
     where = core.where()
     start: Any = 0 if random_seed is None else random_seed
     check_key("random_seed", start)
+    over = mapped.axes(axis_name)
 
     def init(params: Params) -> HutchinsonState:
         # A raw key for a seed, as in Optax: checkpoints hold it like any other array.
@@ -91,17 +94,52 @@ def hutchinson_estimator_diag_hessian(
         leaves: list[Any] = jax.tree.leaves(params)
         structure: Any = jax.tree.structure(params)
         keys: Any = jax.random.split(now, len(leaves)) if leaves else []
+        cut: list[Any] = [()] * len(leaves)
+        alike: list[mapped.Kinds] = [((), ())] * len(leaves)
+        if over:
+            cut, alike = _on_axes(over, params, obj_fn, where)
+            # Else JAX would sum, over the devices, what it derives for parameters that are alike.
+            pairs = zip(leaves, alike, strict=True)
+            leaves = [mapped.vary(jnp.asarray(p), frozenset(typed)) for p, (typed, _) in pairs]
         signs = [
-            _signs(k, jnp.shape(p), jnp.result_type(p)) for k, p in zip(keys, leaves, strict=True)
+            mapped.vary(
+                _signs(_apart(k, names), jnp.shape(p), jnp.result_type(p)), mapped.varies_over(p)
+            )
+            for k, p, names in zip(keys, leaves, cut, strict=True)
         ]
-        _, products = jax.jvp(jax.grad(obj_fn), (params,), (structure.unflatten(signs),))
+        here = structure.unflatten(leaves)
+        _, products = jax.jvp(jax.grad(obj_fn), (here,), (structure.unflatten(signs),))
         made = [_times(h, r) for h, r in zip(jax.tree.leaves(products), signs, strict=True)]
-        if axis_name is not None:
-            with gtree.mapped(axis_name, where):
-                made = jax.lax.pmean(made, axis_name)
+        made = mapped.over_each(jax.lax.pmean, made, alike)
         return structure.unflatten(made), HutchinsonState(key)
 
     return Transform(init, update)
+
+
+def _on_axes(
+    over: mapped.Axes, params: Params, obj_fn: Callable[[Params], Array], where: str
+) -> tuple[list[tuple[Hashable, ...]], list[mapped.Kinds]]:
+    """For each parameter the axes that it is cut along, and those to average its estimates over."""
+    flat = gtree.flatten(params)
+    spans = mapped.spans(over, flat, None, where, plain=False)
+    varying = mapped.varies_over(jax.eval_shape(obj_fn, params))
+    cut, alike = [], []
+    for p, span in zip(flat.values, spans, strict=True):
+        if p is None:
+            continue
+        by_type, said = span.of(p)
+        # A loss that does not vary over an axis has been averaged over it.
+        typed = tuple(name for name in span.typed if name in varying and name not in by_type)
+        cut.append((*by_type, *said))
+        alike.append((typed, tuple(name for name in span.whole if name not in span.typed)))
+    return cut, alike
+
+
+def _apart(key: Array, names: tuple[Hashable, ...]) -> Array:
+    """Another key on each device that has a part of the parameter, for independent signs."""
+    for name in names:
+        key = jax.random.fold_in(key, jax.lax.axis_index(name))
+    return key
 
 
 @partial(jax.jit, static_argnums=(1, 2))  # one trace per shape and dtype, instead of one per leaf

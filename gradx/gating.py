@@ -13,6 +13,7 @@ from gradx import core
 from gradx.combine import Contract, stage_of
 from gradx.core import Params, Part, State, Updates
 from gradx.live import is_node
+from gradx.mapped import varies_over, vary
 from gradx.sources import Array
 from gradx.stage import run
 
@@ -139,26 +140,9 @@ def _agreeing(*branches: Callable[[], Any]) -> list[Callable[[], Any]]:
     every = jax.tree.map(lambda *sets: frozenset().union(*sets), *axes)
 
     def agreeing(branch: Callable[[], Any]) -> Callable[[], Any]:
-        return lambda: jax.tree.map(_vary, branch(), every)
+        return lambda: jax.tree.map(vary, branch(), every)
 
     return [agreeing(branch) for branch in branches]
-
-
-def varies_over(x: Any) -> frozenset[Any]:
-    """The mapped axes of `shard_map` that an array is not the same on."""
-    kind = x if isinstance(x, jax.ShapeDtypeStruct) else jax.typeof(x)
-    manual = getattr(kind, "manual_axis_type", None)
-    # Before JAX 0.10 the axes were an attribute of the array's type itself.
-    return frozenset(getattr(kind, "vma", None) or getattr(manual, "varying", None) or ())
-
-
-def _vary(x: Array, axes: frozenset[Any]) -> Array:
-    missing = tuple(axes - varies_over(x))
-    if not missing:
-        return x
-    if hasattr(jax.lax, "pcast"):
-        return jax.lax.pcast(x, missing, to="varying")
-    return jax.lax.pvary(x, missing)  # type: ignore[attr-defined]  # what JAX 0.8 calls it
 
 
 @jax.jit  # one trace per shape and dtype, instead of one per leaf

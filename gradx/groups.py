@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from optax import MaskedNode
 
 from gradx import core
@@ -20,7 +19,8 @@ from gradx import tree as gtree
 from gradx.combine import Contract, stage_of
 from gradx.core import Params, Part, State, Transform, Updates
 from gradx.leafwise import leafwise
-from gradx.sources import Array, ByPath, check_optional
+from gradx.masks import marks, mask_flags
+from gradx.sources import Array, check_optional
 from gradx.stage import Leaves, Numbers, Results, Rows, Slots, Stage, is_array, staged
 
 __all__ = ["MaskedState", "PartitionState", "freeze", "masked", "partition", "set_to_zero"]
@@ -44,39 +44,6 @@ class PartitionState(NamedTuple):
     """
 
     inner_states: Mapping[Hashable, Any]
-
-
-def marks(choice: Any, tree: Any, what: str) -> list[Any]:
-    """The mark (a bool, a label) of each leaf: from a tree or prefix, a function, or `by_path`."""
-    if isinstance(choice, ByPath):
-        choice = choice(tree, f"{what}: by_path")
-    elif _is_function(choice):
-        choice = choice(tree)
-    return gtree.broadcast(choice, tree, what)
-
-
-def _is_function(choice: Any) -> bool:
-    # A tree may be of a class that is callable itself (an Equinox module of bools).
-    leaves = jax.tree.leaves(choice)
-    return bool(leaves) and all(callable(leaf) for leaf in leaves)
-
-
-def mask_flags(mask: Any, tree: Any, where: str) -> list[bool]:
-    """A mask as one bool a leaf.
-
-    Raises:
-      ValueError: the mask fits the tree nowhere, or has a value that is no bool.
-    """
-    found = marks(mask, tree, f"{where}: mask")
-    flat = gtree.flatten(tree)
-    for i, mark in enumerate(found):
-        is_bool = np.shape(mark) == () and getattr(mark, "dtype", type(mark)) in (bool, np.bool_)
-        if flat.values[i] is not None and (not is_bool or isinstance(mark, jax.core.Tracer)):
-            raise ValueError(
-                f"{where}: the mask must be True or False, known before the run, at every leaf; at "
-                f"{flat.paths[i]!r} it is {core.show(mark)}."
-            )
-    return [bool(mark) for mark in found]
 
 
 def hide(tree: Any, chosen: Sequence[bool]) -> Any:

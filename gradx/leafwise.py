@@ -14,7 +14,7 @@ by leaf in one pass, and a pass is traced once for each distinct shape, not once
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any, NamedTuple
@@ -24,7 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from gradx import core, hyper, sources
+from gradx import core, hyper, mapped, sources
 from gradx import tree as gtree
 from gradx.core import Params, State, Transform
 from gradx.live import HyperparamsState
@@ -38,6 +38,7 @@ from gradx.stage import (
     Results,
     Rows,
     Slots,
+    Static,
     Sums,
     check_array,
     check_leaf,
@@ -64,11 +65,12 @@ class Rule:
     measure: Callable[[Array, Slots, Any, Numbers], Mapping[str, Any]] | None = None
     per_tree: Callable[[Numbers, Sums], Decided] | None = None
     per_leaf: PerLeaf | None = None
+    measure_init: Callable[[Array], Mapping[str, Any]] | None = None
     scalars: Mapping[str, Any] = field(default_factory=dict)
     several: Mapping[str, Any] = field(default_factory=dict)
     count: str = "count"
     flags: Mapping[str, Any] = field(default_factory=dict)
-    axis_name: Any = None
+    axes: mapped.Axes = ()
     needs_params: bool = False
     where: str
 
@@ -92,7 +94,11 @@ class Rule:
                 check_array(p, flat, i, self.where, "parameter")
         if jax.tree.leaves(params):
             self.hypers.check_paths(gtree.array_paths(flat))
-        made = self._first_slots(flat)
+        sums: list[Any] = [None] * len(flat.values)
+        if self.measure_init is not None:
+            parts = [self.measure_init(widen(p)) if is_array(p) else None for p in flat.values]
+            sums = mapped.total_at_init(parts, flat, self.axes, self.where)
+        made = self._first_slots(flat, sums)
         pairs = list(zip(flat.values, made, strict=True))
         trees = {
             name: self._closed(name, flat, [p if slots is None else slots[i] for p, slots in pairs])
@@ -100,7 +106,9 @@ class Rule:
         }
         zero = jnp.zeros((), jnp.int32)
         state = self.state(
-            **trees, **self._first_scalars(flat), **({self.count: zero} if self.counts else {})
+            **trees,
+            **self._first_scalars(flat, sums),
+            **({self.count: zero} if self.counts else {}),
         )
         return self.wrapped(state, zero, self.hypers.initial())
 
@@ -111,13 +119,14 @@ class Rule:
             return state
         return HyperparamsState(count, {name: values[name] for name in self.hypers.tunables}, state)
 
-    def _first_slots(self, flat: gtree.Flat) -> list[Slots | None]:
-        return [self._own_slots(p) if is_array(p) else None for p in flat.values]
+    def _first_slots(self, flat: gtree.Flat, sums: Sequence[Any]) -> list[Slots | None]:
+        pairs = zip(flat.values, sums, strict=True)
+        return [self._own_slots(p, own) if is_array(p) else None for p, own in pairs]
 
-    def _own_slots(self, p: Any) -> Slots:
+    def _own_slots(self, p: Any, sums: Mapping[str, Any] | None = None) -> Slots:
         """The slots of one leaf, in buffers of their own: donating the state must not free `p`."""
         wide = widen(p)
-        slots = () if self.slots is None else self.slots(wide)
+        slots = () if self.slots is None else self.slots(wide, *([] if sums is None else [sums]))
         if not isinstance(slots, tuple) or len(slots) != len(self.fields):
             raise ValueError(
                 f"{self.where}: init must return a tuple of {len(self.fields)} slots for the "
@@ -125,12 +134,14 @@ class Rule:
             )
         return jax.tree.map(lambda s: jnp.array(s) if s is wide or s is p else s, slots)
 
-    def _first_scalars(self, flat: gtree.Flat) -> dict[str, Array]:
+    def _first_scalars(self, flat: gtree.Flat, sums: Sequence[Any]) -> dict[str, Array]:
         """The numbers of the state; those with a fraction in the widest dtype that `init` saw."""
         arrays = [widen(p) for p in flat.values if is_array(p)]
         wide = jnp.result_type(jnp.float32, *(p.real.dtype for p in arrays))
+        parts = [part for part in sums if part is not None]
+        of_all = mapped.sum_over(parts, [None] * len(parts)) if parts else {}
         first = {
-            name: jnp.asarray(value(arrays) if callable(value) else value)
+            name: jnp.asarray(value(of_all) if callable(value) else value)
             for name, value in self.scalars.items()
         }
         return {
@@ -157,31 +168,35 @@ class Rule:
         old_scalars = {name: getattr(inner, name) for name in self.scalars}
         numbers = [self._numbers(group, step, old_scalars) for group in groups]
         programs = [self._split(h) for h in numbers]
-        calls = {
-            i: Call(
+        spans = leaves.spans(self.axes, self.where)
+
+        def call(i: int, static: Static, traced: dict[str, Array]) -> Call:
+            return Call(
                 self.update,
-                *programs[group_of[i]],
+                (*static, ("span", spans[i], str(spans[i]))),
+                traced,
                 tuple(column[i] for column in columns),
                 self.needs_params,
                 leaves.gate,
                 self.per_leaf,
             )
-            for i in active
-        }
+
+        calls = {i: call(i, *programs[group_of[i]]) for i in active}
         new_scalars = dict(old_scalars)
         if self.per_tree is not None and active:
             (shared,) = numbers
-            decided, changed = self.per_tree(SimpleNamespace(**shared), self._sums(leaves, calls))
-            static, traced = self._split({**shared, **decided})
-            calls = {i: call._replace(static=static, traced=traced) for i, call in calls.items()}
+            sums = self._sums(leaves, calls, spans)
+            decided, changed = self.per_tree(SimpleNamespace(**shared), sums)
+            program = self._split({**shared, **decided})
+            calls = {i: call(i, *program) for i in active}
             new_scalars |= {
                 name: jnp.asarray(x, old_scalars[name].dtype) for name, x in changed.items()
             }
 
         mine: dict[int, int] = {}  # leaf -> place of this rule in the leaf's row
-        for i, call in calls.items():
+        for i in active:
             mine[i] = len(rows[i])
-            rows[i].append(call)
+            rows[i].append(calls[i])
 
         def gated(new: Array, old: Array) -> Array:
             return new if leaves.gate is None else jnp.where(leaves.gate, new, old)
@@ -238,9 +253,7 @@ class Rule:
             h |= self.per_step(SimpleNamespace(**h), t)
         return h
 
-    def _split(
-        self, h: Mapping[str, Any]
-    ) -> tuple[tuple[tuple[str, Any, str], ...], dict[str, Array]]:
+    def _split(self, h: Mapping[str, Any]) -> tuple[Static, dict[str, Array]]:
         """What is known now and becomes part of the program, and what is known only in the run."""
         arrays_of = jax.Array | np.ndarray | np.generic
         traced = {k: jnp.asarray(v) for k, v in h.items() if isinstance(v, arrays_of)}
@@ -254,7 +267,9 @@ class Rule:
                 )
         return static, traced
 
-    def _sums(self, leaves: Leaves, calls: Mapping[int, Call]) -> Mapping[str, Array]:
+    def _sums(
+        self, leaves: Leaves, calls: Mapping[int, Call], spans: Sequence[mapped.Span | None]
+    ) -> Sums:
         """What `measure` gives, added up over the leaves (and the devices that share them)."""
         if self.measure is None:
             return {}
@@ -265,11 +280,8 @@ class Rule:
             p = leaves.params[i] if self.needs_params and leaves.params is not None else None
             check_leaf(leaves.flat, i, self.where, g, p, [call])
             parts.append(measured(self.measure, call.static, g, p, call.traced, call.slots))
-        sums = {name: sum(part[name] for part in parts) for name in parts[0]}
-        if self.axis_name is None:
-            return sums
-        with gtree.mapped(self.axis_name, self.where):
-            return jax.lax.psum(sums, self.axis_name)
+        sums: Sums = mapped.sum_over(parts, [spans[i] for i in calls])
+        return sums
 
 
 def leafwise(
@@ -284,6 +296,7 @@ def leafwise(
     measure: Callable[[Array, Slots, Any, Numbers], Mapping[str, Any]] | None = None,
     per_tree: Callable[[Numbers, Sums], Decided] | None = None,
     per_leaf: PerLeaf | None = None,
+    measure_init: Callable[[Array], Mapping[str, Any]] | None = None,
     scalars: Mapping[str, Any] | None = None,
     count: str = "count",
     several: Mapping[str, Any] | None = None,
@@ -316,14 +329,18 @@ def leafwise(
         further numbers for `update`. `g`, `slots` and `p` are functions here; each call gives the
         arrays anew, for one reduction, since an array that has to be kept for several would cost
         more than to calculate it twice.
+      measure_init: `p -> sums`, numbers of one leaf when the state begins (the norm that the rule
+        starts from). `init` is then given them as well, `(p, sums)`.
       scalars: the fields of `state` that are one number for the tree, with what each begins at: a
-        number, or a function of the list of the parameters' arrays. `h` has their old values.
+        number, or a function of the sums of `measure_init` over all leaves. `h` has their old
+        values.
       count: the name of the field that counts the updates.
       several: the fields whose slot is a named tuple of arrays, with its class: such a field is a
         named tuple of trees, which every container of states knows, where a tree of tuples would be
         taken for a deeper tree.
-      axis_name: the mapped axis over which the leaves are sharded, inside `shard_map` or `pmap`:
-        the sums are then those over all shards.
+      axis_name: the mapped axis over which the leaves are sharded, inside `shard_map` or `pmap`, or
+        several, or `sharded`: sums are then those over all devices. A reduction of one leaf, in
+        `update` or `per_leaf`, takes ``h.span`` to `gradx.mapped.total`.
       needs_params: whether `update` reads `p`.
 
     Returns:
@@ -368,11 +385,12 @@ def leafwise(
         measure=measure,
         per_tree=per_tree,
         per_leaf=per_leaf,
+        measure_init=measure_init,
         scalars=scalars or {},
         several=several or {},
         count=count,
         flags=flags or {},
-        axis_name=axis_name,
+        axes=mapped.axes(axis_name),
         needs_params=needs_params,
         where=where,
     )

@@ -20,9 +20,10 @@ from gradx import core, hyper
 from gradx import tree as gtree
 from gradx.core import State, Transform
 from gradx.counting import flag, steps
-from gradx.gating import if_open, rarely, varies_over
+from gradx.gating import if_open, rarely
 from gradx.leafwise import Rule
 from gradx.live import own_state
+from gradx.mapped import varies_over
 from gradx.matrices import Matrix, check_paths, only_matrices
 from gradx.sources import Array
 from gradx.stacked import How, Share, check_share, together, whole
@@ -60,7 +61,7 @@ class MatrixRule(Rule):
         found = only_matrices(self.choice, flat, self.where, self.name)
         return [m.turned() if m is not None and self.either_way else m for m in found]
 
-    def _first_slots(self, flat: gtree.Flat) -> list[Slots | None]:
+    def _first_slots(self, flat: gtree.Flat, sums: Sequence[Any]) -> list[Slots | None]:
         check_paths(self.choice, flat, self.where)
         pairs = zip(flat.values, self.seen(flat), strict=True)
         return [None if m is None else self._slots_of(p, m) for p, m in pairs]

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import optax
 
-from gradx import core
+from gradx import core, mapped
 from gradx import tree as gtree
 from gradx.core import Transform
 from gradx.leafwise import leafwise
@@ -21,6 +19,7 @@ from gradx.tree import abs_sq
 __all__ = [
     "NormalizeState",
     "ScaleByTrustRatioState",
+    "global_norm",
     "normalize",
     "normalize_by_update_norm",
     "scale_by_param_block_norm",
@@ -35,6 +34,39 @@ ScaleByTrustRatioState = optax.EmptyState
 # ---------------------------------------------------------------- of the whole tree
 
 
+def global_norm(updates: Any, *, axis_name: Any = None) -> Array:
+    r"""The Euclidean norm of a whole tree, as if its leaves were one vector.
+
+    .. math:: \lVert u \rVert = \sqrt{\textstyle\sum_i |u_i|^2}
+
+    Args:
+      updates: a tree of arrays, real or complex; `None` leaves do not count.
+      axis_name: the mapped axis over which the tree is sharded, inside `shard_map` or `pmap`, or
+        several, or `sharded`: the squares are summed over it, so that every device sees the norm of
+        the whole. Leaves that all devices have alike count once.
+
+    Returns:
+      A scalar, float32 or wider. (Optax sums half-precision leaves in half precision.)
+
+    Raises:
+      ValueError: there is no such axis; a mask of `sharded` does not fit, or contradicts the types.
+
+    Example:
+      >>> import gradx, jax.numpy as jnp
+      >>> gradx.global_norm({"a": jnp.array([3.0]), "b": jnp.array([4.0])})
+      Array(5., dtype=float32)
+    """
+    with core.inside("global_norm"):
+        over = mapped.axes(axis_name)
+    if not over:
+        return jnp.sqrt(gtree.sum_of_squares(updates))
+    flat = gtree.flatten(updates)
+    spans = mapped.spans(over, flat, None, "global_norm")
+    pairs = [(x, span) for x, span in zip(flat.values, spans, strict=True) if x is not None]
+    parts = [jnp.zeros((), jnp.float32), *(gtree.square(jnp.asarray(x)) for x, _ in pairs)]
+    return jnp.sqrt(mapped.sum_over(parts, [None, *(span for _, span in pairs)]))
+
+
 def by_factor(g: Array, slots: Slots, p: Any, h: Numbers) -> tuple[Array, Slots]:
     """The rule that multiplies by what was decided for the leaf or the tree: ``h.factor``."""
     return g * h.factor, slots
@@ -45,13 +77,9 @@ def squares(g: Array, slots: Slots, p: Any, h: Numbers) -> Mapping[str, Array]:
     return {"squares": jnp.sum(abs_sq(g))}
 
 
-def norm_at_init(arrays: Sequence[Array], axis_name: Any = None) -> Array:
-    """The norm of all parameters, be `init` called outside the mapped axis or inside."""
-    total = gtree.sum_of_squares(arrays)
-    if axis_name is not None:
-        with contextlib.suppress(NameError):  # outside, these are the whole arrays
-            total = jax.lax.psum(total, axis_name)
-    return jnp.sqrt(total)
+def squares_at_init(p: Array) -> Mapping[str, Array]:
+    """What a rule measures of each leaf that begins with the norm: ``sums["squares"]``."""
+    return {"squares": jnp.sum(abs_sq(p))}
 
 
 def quotient(x: Array, y: Array) -> Array:
@@ -70,7 +98,8 @@ def normalize(*, axis_name: Any = None) -> Transform:
     (or wider): norms above 1.8e19 count as infinite, and give zeros.
 
     Args:
-      axis_name: the mapped axis over which the updates are sharded, inside `shard_map` or `pmap`.
+      axis_name: the mapped axis over which the updates are sharded, inside `shard_map` or `pmap`,
+        or several, or `sharded`.
 
     Example:
       >>> import gradx, jax.numpy as jnp
@@ -100,7 +129,8 @@ def normalize_by_update_norm(
     Args:
       scale_factor: \(c\), any finite number.
       eps: \(\epsilon\) in [0, inf).
-      axis_name: the mapped axis over which the updates are sharded, inside `shard_map` or `pmap`.
+      axis_name: the mapped axis over which the updates are sharded, inside `shard_map` or `pmap`,
+        or several, or `sharded`.
 
     Example:
       >>> import gradx, jax.numpy as jnp
@@ -129,14 +159,14 @@ def _to_norm(h: Numbers, sums: Sums) -> Decided:
 # ---------------------------------------------------------------- of a parameter
 
 
-def norm(x: Array) -> Array:
-    r"""\(\lVert x \rVert\) of one array, with the derivative 0 where it is 0."""
-    return root(jnp.sum(abs_sq(x)))
+def norm(x: Array, span: mapped.Span | None = None) -> Array:
+    r"""\(\lVert x \rVert\) of one leaf, with the derivative 0 where it is 0."""
+    return root(mapped.total(jnp.sum(abs_sq(x)), span))
 
 
-def rms(x: Array) -> Array:
-    """The root of the mean square; 0 for an array without elements."""
-    return root(jnp.sum(abs_sq(x)) / max(x.size, 1))
+def rms(x: Array, span: mapped.Span | None = None) -> Array:
+    """The root of the mean square; 0 for a leaf without elements."""
+    return root(mapped.total(jnp.sum(abs_sq(x)), span) / max(mapped.size(x, span), 1))
 
 
 def root(square: Array) -> Array:
@@ -145,13 +175,15 @@ def root(square: Array) -> Array:
 
 
 @core.recorded
-def scale_by_param_block_norm(min_scale: Hyper = 1e-3) -> Transform:
+def scale_by_param_block_norm(min_scale: Hyper = 1e-3, *, axis_name: Any = None) -> Transform:
     r"""Multiplies each leaf's update by the norm of its parameter.
 
     .. math:: u_i \leftarrow u_i \max(\lVert \theta_i \rVert, c)
 
     Args:
       min_scale: \(c\) in [0, inf), so that parameters that begin at zero can move.
+      axis_name: the mapped axis over which leaves are sharded, inside `shard_map` or `pmap`, or
+        several, or `sharded`. Without it each device measures its own part of a leaf.
 
     Raises:
       ValueError: `update` is called without the parameters.
@@ -166,17 +198,19 @@ def scale_by_param_block_norm(min_scale: Hyper = 1e-3) -> Transform:
     Reference: Bernstein et al., *On the distance between two neural networks and the stability of
     learning*, https://arxiv.org/abs/2002.03432, which makes every step relative to its parameter.
     """
-    return _by_param(_param_norm, min_scale)
+    return _by_param(_param_norm, min_scale, axis_name)
 
 
 @core.recorded
-def scale_by_param_block_rms(min_scale: Hyper = 1e-3) -> Transform:
+def scale_by_param_block_rms(min_scale: Hyper = 1e-3, *, axis_name: Any = None) -> Transform:
     r"""Multiplies each leaf's update by the root of its parameter's mean square.
 
     .. math:: u_i \leftarrow u_i \max(\mathrm{RMS}(\theta_i), c)
 
     Args:
       min_scale: \(c\) in [0, inf), so that parameters that begin at zero can move.
+      axis_name: the mapped axis over which leaves are sharded, inside `shard_map` or `pmap`, or
+        several, or `sharded`. Without it each device measures its own part of a leaf.
 
     Raises:
       ValueError: `update` is called without the parameters.
@@ -190,25 +224,26 @@ def scale_by_param_block_rms(min_scale: Hyper = 1e-3) -> Transform:
 
     Reference: Shazeer and Stern, *Adafactor*, https://arxiv.org/abs/1804.04235, section 8.
     """
-    return _by_param(_param_rms, min_scale)
+    return _by_param(_param_rms, min_scale, axis_name)
 
 
-def _by_param(size: Any, min_scale: Hyper) -> Transform:
+def _by_param(size: Any, min_scale: Hyper, axis_name: Any) -> Transform:
     return leafwise(
         by_factor,
         per_leaf=size,
         hypers={"min_scale": min_scale},
         ranges={"min_scale": "[0, inf)"},
+        axis_name=axis_name,
         needs_params=True,
     )
 
 
 def _param_norm(g: Any, slots: Any, p: Any, h: Numbers) -> Mapping[str, Array]:
-    return {"factor": jnp.maximum(norm(p()), h.min_scale)}
+    return {"factor": jnp.maximum(norm(p(), h.span), h.min_scale)}
 
 
 def _param_rms(g: Any, slots: Any, p: Any, h: Numbers) -> Mapping[str, Array]:
-    return {"factor": jnp.maximum(rms(p()), h.min_scale)}
+    return {"factor": jnp.maximum(rms(p(), h.span), h.min_scale)}
 
 
 # ---------------------------------------------------------------- of one against the other
@@ -216,7 +251,11 @@ def _param_rms(g: Any, slots: Any, p: Any, h: Numbers) -> Mapping[str, Array]:
 
 @core.recorded
 def scale_by_trust_ratio(
-    min_norm: Hyper = 0.0, trust_coefficient: Hyper = 1.0, eps: Hyper = 0.0
+    min_norm: Hyper = 0.0,
+    trust_coefficient: Hyper = 1.0,
+    eps: Hyper = 0.0,
+    *,
+    axis_name: Any = None,
 ) -> Transform:
     r"""Makes each leaf's update as large as its parameter, or a given part of it.
 
@@ -229,6 +268,8 @@ def scale_by_trust_ratio(
       min_norm: \(m\) in [0, inf), the least that a norm counts as.
       trust_coefficient: \(c\) in (0, inf).
       eps: \(\epsilon\) in [0, inf).
+      axis_name: the mapped axis over which leaves are sharded, inside `shard_map` or `pmap`, or
+        several, or `sharded`. Without it each device measures its own part of a leaf.
 
     Raises:
       ValueError: `update` is called without the parameters.
@@ -248,13 +289,14 @@ def scale_by_trust_ratio(
         per_leaf=_trust,
         hypers={"min_norm": min_norm, "trust_coefficient": trust_coefficient, "eps": eps},
         ranges={"min_norm": "[0, inf)", "trust_coefficient": "(0, inf)"},
+        axis_name=axis_name,
         needs_params=True,
     )
 
 
 def _trust(g: Any, slots: Any, p: Any, h: Numbers) -> Mapping[str, Array]:
-    of_p = jnp.maximum(norm(p()), h.min_norm)
-    of_g = jnp.maximum(norm(g()), h.min_norm)
+    of_p = jnp.maximum(norm(p(), h.span), h.min_norm)
+    of_g = jnp.maximum(norm(g(), h.span), h.min_norm)
     both = (of_p > 0) & (of_g > 0)
     ratio = h.trust_coefficient * of_p / jnp.where(both, of_g + h.eps, 1.0)
     return {"factor": jnp.where(both, ratio, 1.0)}

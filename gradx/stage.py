@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from gradx import core
+from gradx import core, mapped
 from gradx import tree as gtree
 from gradx.again import Done, again, hidden
 from gradx.core import Params, State, Transform, Updates
@@ -30,6 +30,7 @@ Slots = tuple[Array, ...]
 Numbers = Any  # a namespace: h.b1 is a float where it is constant, else a scalar array
 # `per_leaf(g, slots, p, h)` with functions that give the arrays anew, for one reduction each.
 PerLeaf = Callable[..., Mapping[str, Any]]
+Static = tuple[tuple[str, Any, str], ...]  # numbers and flags that are part of the program
 Sums = Mapping[str, Array]  # what a rule measures, added up over the leaves
 Decided = tuple[Mapping[str, Any], Mapping[str, Any]]  # numbers for `h`; new scalars of the state
 
@@ -38,7 +39,7 @@ class Call(NamedTuple):
     """One rule at one leaf: which, with which numbers, and the leaf's part of the state."""
 
     rule: Callable[[Array, Slots, Any, Numbers], tuple[Array, Slots]]
-    static: tuple[tuple[str, Any, str], ...]  # numbers and flags known now: part of the program
+    static: Static
     traced: dict[str, Array]  # numbers known only in the run
     slots: Slots
     needs_params: bool
@@ -77,6 +78,13 @@ class Leaves:
         """What was found at each leaf of `tree`, and None for the leaves that are left out."""
         rest = iter(found)
         return [None if isinstance(u, optax.MaskedNode) else next(rest) for u in self.updates]
+
+    def spans(self, axes: mapped.Axes, where: str) -> Sequence[mapped.Span | None]:
+        """How each leaf lies on the mapped axes that a rule was told of: its ``h.span``."""
+        if not axes:
+            return [None] * len(self.updates)
+        params = None if self.params is None else gtree.flatten(self.visible_params).values
+        return self.aligned(mapped.spans(axes, gtree.flatten(self.tree), params, where))
 
     def only(self, flags: Sequence[bool]) -> Leaves:
         """With one flag for each leaf of `tree`: hides those that have False."""
@@ -192,7 +200,7 @@ def _shapes(tree: Any) -> list[tuple[int, ...]]:
 
 @functools.partial(jax.jit, static_argnums=0)
 def _apply(
-    program: tuple[tuple[Any, tuple[tuple[str, Any, str], ...], Any, int | None], ...],
+    program: tuple[tuple[Any, Static, Any, int | None], ...],
     g: Array,
     p: Array | None,
     traced: tuple[dict[str, Array], ...],
@@ -259,7 +267,7 @@ class _Anew:
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def measured(
     measure: Callable[[Array, Slots, Any, Numbers], Mapping[str, Any]],
-    static: tuple[tuple[str, Any, str], ...],
+    static: Static,
     g: Array,
     p: Array | None,
     traced: dict[str, Array],

@@ -6,18 +6,14 @@ an empty container, disappears from the leaves as it does everywhere in JAX.
 
 from __future__ import annotations
 
-import contextlib
 import functools
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-
-__all__ = ["global_norm"]
-
 
 Array = jax.Array
 
@@ -207,7 +203,8 @@ def unshared(x: Array, leaf: Array) -> Array:
 
     What two consumers share, an expensive value or a square of the gradient, XLA may store for
     them; a number that the sums of several leaves share it makes an array of. `leaf` is any array
-    of the leaf: without one, the barriers of all leaves are the same to XLA, and one.
+    of the leaf: without one, the barriers of all leaves are the same to XLA, and one. Inside
+    `shard_map` it varies over the axes that the leaf varies over.
     """
     return jax.lax.optimization_barrier((x, leaf))[0]
 
@@ -217,50 +214,13 @@ def wide(dtype: Any) -> Any:
     return jnp.promote_types(dtype, jnp.float32)
 
 
-def sum_of_squares(tree: Any, axis_name: Any = None) -> Array:
+def sum_of_squares(tree: Any) -> Array:
     """The sum of all squared absolute values in a tree, added up in float32 or wider."""
     leaves = [jnp.asarray(x) for x in jax.tree.leaves(tree)]
-    total: Array = sum((_square(x) for x in leaves), start=jnp.zeros((), jnp.float32))
-    if axis_name is None:
-        return total
-    with mapped(axis_name, "the norm"):
-        summed: Array = jax.lax.psum(total, axis_name)
-        return summed
-
-
-@contextlib.contextmanager
-def mapped(axis_name: Any, who: str) -> Iterator[None]:
-    """Turns JAX's NameError for an axis that is not there into advice."""
-    try:
-        yield
-    except NameError as error:
-        raise ValueError(
-            f"{who}: there is no mapped axis {axis_name!r} here; call update inside "
-            f"jax.pmap(…, axis_name={axis_name!r}), shard_map or vmap."
-        ) from error
+    total: Array = sum((square(x) for x in leaves), start=jnp.zeros((), jnp.float32))
+    return total
 
 
 @jax.jit  # one trace per shape and dtype, instead of one per leaf
-def _square(x: Array) -> Array:
+def square(x: Array) -> Array:
     return jnp.sum(abs_sq(x.astype(wide(x.dtype))))
-
-
-def global_norm(updates: Any, *, axis_name: Any = None) -> Array:
-    r"""The Euclidean norm of a whole tree, as if its leaves were one vector.
-
-    .. math:: \lVert u \rVert = \sqrt{\textstyle\sum_i |u_i|^2}
-
-    Args:
-      updates: a tree of arrays, real or complex; `None` leaves do not count.
-      axis_name: the mapped axis (or axes) over which the tree is sharded, inside `shard_map` or
-        `pmap`: the squares are summed over it, so that every shard sees the norm of the whole.
-
-    Returns:
-      A scalar, float32 or wider. (Optax sums half-precision leaves in half precision.)
-
-    Example:
-      >>> import gradx, jax.numpy as jnp
-      >>> gradx.global_norm({"a": jnp.array([3.0]), "b": jnp.array([4.0])})
-      Array(5., dtype=float32)
-    """
-    return jnp.sqrt(sum_of_squares(updates, axis_name))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import partial
 from typing import Any, Literal, NamedTuple
 
@@ -13,7 +13,7 @@ from gradx.combine import chain, identity
 from gradx.core import Params, Transform
 from gradx.decay import add_decayed_weights
 from gradx.leafwise import leafwise
-from gradx.norms import by_factor, norm_at_init, quotient, root
+from gradx.norms import by_factor, quotient, root, squares_at_init
 from gradx.scale import descend
 from gradx.sources import Array, Hyper
 from gradx.stage import Decided, Numbers, Slots, Sums
@@ -32,7 +32,7 @@ __all__ = [
 # ---------------------------------------------------------------- what they share
 
 
-def _start(p: Array) -> Slots:
+def _start(p: Array, sums: Sums | None = None) -> Slots:
     return (p,)  # the lift copies it: a donated state must not free the parameters
 
 
@@ -86,8 +86,8 @@ def scale_by_dog(init_step: InitStep, eps: Hyper = 1e-8, *, axis_name: Any = Non
         this \(\alpha\); ``"learning_rate"``, the factor of \(g\) for as long as the parameters
         have not moved.
       eps: \(\epsilon\) in [0, inf).
-      axis_name: the mapped axis over which the parameters are sharded (`shard_map`, `pmap`); `init`
-        may be called inside or outside.
+      axis_name: the mapped axis over which the parameters are sharded (`shard_map`, `pmap`), or
+        several, or `sharded`; `init` may be called inside or outside.
 
     Raises:
       ValueError: another word or number in `init_step`; `update` is called without the parameters.
@@ -113,9 +113,10 @@ def scale_by_dog(init_step: InitStep, eps: Hyper = 1e-8, *, axis_name: Any = Non
         flags={"first_rate": value if kind == "learning_rate" else None},
         measure=_squares,
         per_tree=_dog,
+        measure_init=squares_at_init,
         scalars={
             "is_init_step": True,
-            "max_dist": partial(_first_distance, kind=kind, value=value, axis_name=axis_name),
+            "max_dist": partial(_first_distance, kind=kind, value=value),
             "sum_sq_norm_grads": 0.0,
         },
         axis_name=axis_name,
@@ -134,10 +135,10 @@ def _checked(init_step: Any) -> tuple[str, Any]:
     return init_step[0], hyper.constant("init_step[1]", init_step[1], "(0, inf)")
 
 
-def _first_distance(arrays: Sequence[Array], *, kind: str, value: Any, axis_name: Any) -> Any:
+def _first_distance(sums: Sums, *, kind: str, value: Any) -> Any:
     if kind == "learning_rate":
         return 0.0
-    return value * (1 + norm_at_init(arrays, axis_name)) if kind == "heuristic" else value
+    return value * (1 + jnp.sqrt(sums.get("squares", 0.0))) if kind == "heuristic" else value
 
 
 def _dog(h: Numbers, sums: Sums) -> Decided:
@@ -173,7 +174,8 @@ def dog(
       eps: \(\epsilon\) in [0, inf).
       weight_decay: \(\lambda\) in [0, inf); \(\lambda \theta\) is added to the gradient.
       mask: which leaves decay (see `add_decayed_weights`).
-      axis_name: the mapped axis over which the parameters are sharded (`shard_map`, `pmap`).
+      axis_name: the mapped axis over which the parameters are sharded (`shard_map`, `pmap`), or
+        several, or `sharded`.
 
     Raises:
       ValueError: `update` is called without the parameters.
@@ -228,7 +230,8 @@ def scale_by_dowg(
     Args:
       init_estim_sq_dist: the first \(\bar r^2\) in (0, inf); by default `eps`.
       eps: \(\epsilon\) in (0, inf).
-      axis_name: the mapped axis over which the parameters are sharded (`shard_map`, `pmap`).
+      axis_name: the mapped axis over which the parameters are sharded (`shard_map`, `pmap`), or
+        several, or `sharded`.
 
     Raises:
       ValueError: `update` is called without the parameters.
@@ -288,7 +291,8 @@ def dowg(
       eps: \(\epsilon\) in (0, inf).
       weight_decay: \(\lambda\) in [0, inf); \(\lambda \theta\) is added to the gradient.
       mask: which leaves decay (see `add_decayed_weights`).
-      axis_name: the mapped axis over which the parameters are sharded (`shard_map`, `pmap`).
+      axis_name: the mapped axis over which the parameters are sharded (`shard_map`, `pmap`), or
+        several, or `sharded`.
 
     Raises:
       ValueError: `update` is called without the parameters.

@@ -5,17 +5,15 @@ from __future__ import annotations
 from functools import partial
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 
-from gradx import core, hyper
-from gradx import tree as gtree
+from gradx import core, hyper, mapped
 from gradx.core import Params, Transform, Updates
 from gradx.leafwise import leafwise
 from gradx.moments import storage
-from gradx.norms import norm_at_init, quotient, root
+from gradx.norms import quotient, root, squares_at_init
 from gradx.sources import Array, Hyper
-from gradx.stage import Numbers, Slots
+from gradx.stage import Numbers, Slots, Sums
 from gradx.tree import abs_sq
 
 __all__ = ["ScaleByDistanceOverGradientsState", "scale_by_distance_over_gradients"]
@@ -58,8 +56,8 @@ def scale_by_distance_over_gradients(
       param_dtype: the dtype to keep \(\theta_0\) in; `None` for the parameter's, at least float32.
         A narrower one moves \(\theta_0\): give float64 where the parameters are.
       global_scale: \(c\), any finite number; -1 turns downhill.
-      axis_name: the mapped axis over which each leaf is sharded (`shard_map`, `pmap`); `init` may
-        be called inside or outside.
+      axis_name: the mapped axis over which the leaves are sharded (`shard_map`, `pmap`), or
+        several, or `sharded`; `init` may be called inside or outside.
 
     Raises:
       ValueError: `update` is called without the parameters.
@@ -79,29 +77,28 @@ def scale_by_distance_over_gradients(
     dtype = storage("param_dtype", param_dtype)
     return leafwise(
         _by_leaf,
-        init=partial(_leaf_slots, ratio=ratio, dtype=dtype, axis_name=axis_name),
+        init=partial(_leaf_slots, ratio=ratio, dtype=dtype),
         state=ScaleByDistanceOverGradientsState,
         hypers={"eps": eps, "global_scale": global_scale},
         ranges={"global_scale": hyper.ANY},
-        flags={"axis_name": axis_name},
+        measure_init=squares_at_init,
+        axis_name=axis_name,
         needs_params=True,
     )
 
 
-def _leaf_slots(p: Array, *, ratio: Any, dtype: Any, axis_name: Any) -> Slots:
+def _leaf_slots(p: Array, sums: Sums, *, ratio: Any, dtype: Any) -> Slots:
     kept = p.dtype if dtype is None else dtype
     kept = jnp.promote_types(kept, p.dtype) if jnp.iscomplexobj(p) else kept
     real = p.real.dtype
-    first = ratio * (1 + norm_at_init([p], axis_name))
+    first = ratio * (1 + jnp.sqrt(sums["squares"]))
     return jnp.asarray(first, real), jnp.zeros(1, real), jnp.array(p, kept)
 
 
 def _by_leaf(g: Array, slots: Slots, p: Array, h: Numbers) -> tuple[Array, Slots]:
     distance, total, p0 = slots
     sums = jnp.sum(abs_sq(g)), jnp.sum(abs_sq(p - p0))
-    if h.axis_name is not None:
-        with gtree.mapped(h.axis_name, "scale_by_distance_over_gradients"):
-            sums = jax.lax.psum(sums, h.axis_name)
+    sums = mapped.total(sums, h.span)
     distance = jnp.maximum(distance, root(sums[1]))
     total = total + sums[0]
     rate = h.global_scale * quotient(distance, jnp.sqrt(total[0] + h.eps))

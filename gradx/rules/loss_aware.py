@@ -53,7 +53,8 @@ def scale_by_polyak(
       max_learning_rate: \(\gamma\) in (0, inf].
       eps: \(\epsilon\) in [0, inf).
       variant: ``"sps"``, or ``"sps+"``: the difference of the losses is at least 0.
-      axis_name: the mapped axis over which the parameters are sharded (`shard_map`, `pmap`).
+      axis_name: the mapped axis over which the parameters are sharded (`shard_map`, `pmap`), or
+        several, or `sharded`.
 
     Raises:
       ValueError: another `variant`; `update` is called without `value`.
@@ -121,7 +122,8 @@ def polyak_sgd(
       f_min: \(f_\mathrm{min}\), any finite number (see `scale_by_polyak`).
       eps: \(\epsilon\) in [0, inf).
       variant: ``"sps"`` or ``"sps+"`` (see `scale_by_polyak`).
-      axis_name: the mapped axis over which the parameters are sharded (`shard_map`, `pmap`).
+      axis_name: the mapped axis over which the parameters are sharded (`shard_map`, `pmap`), or
+        several, or `sharded`.
 
     Raises:
       ValueError: another `variant`; `update` is called without `value`.
@@ -241,7 +243,8 @@ def momo(
       lower_bound: \(f_*\), any finite number: what the loss cannot fall below.
       weight_decay: \(\lambda\) in [0, inf).
       adapt_lower_bound: estimate \(f_*\) as it goes, from `lower_bound` up.
-      axis_name: the mapped axis over which the parameters are sharded (`shard_map`, `pmap`).
+      axis_name: the mapped axis over which the parameters are sharded (`shard_map`, `pmap`), or
+        several, or `sharded`.
 
     Raises:
       ValueError: `update` is called without the parameters or without `value`.
@@ -341,7 +344,8 @@ def momo_adam(
       lower_bound: \(f_*\), any finite number: what the loss cannot fall below.
       weight_decay: \(\lambda\) in [0, inf).
       adapt_lower_bound: estimate \(f_*\) as it goes, from `lower_bound` up.
-      axis_name: the mapped axis over which the parameters are sharded (`shard_map`, `pmap`).
+      axis_name: the mapped axis over which the parameters are sharded (`shard_map`, `pmap`), or
+        several, or `sharded`.
 
     Raises:
       ValueError: `update` is called without the parameters or without `value`.

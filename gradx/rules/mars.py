@@ -38,7 +38,9 @@ class CorrectByMarsState(NamedTuple):
 
 
 @core.recorded
-def correct_by_mars(b1: Hyper = 0.95, gamma: Hyper = 0.025, max_norm: Hyper = 1.0) -> Transform:
+def correct_by_mars(
+    b1: Hyper = 0.95, gamma: Hyper = 0.025, max_norm: Hyper = 1.0, *, axis_name: Any = None
+) -> Transform:
     r"""Corrects the gradients by their change since the last step: MARS for any rule after it.
 
     .. math:: c = g_t + \gamma \frac{\beta_1}{1 - \beta_1} (g_t - g_{t-1}), \qquad
@@ -52,6 +54,8 @@ def correct_by_mars(b1: Hyper = 0.95, gamma: Hyper = 0.025, max_norm: Hyper = 1.
       b1: \(\beta_1\) in [0, 1), the decay of the momentum that follows.
       gamma: \(\gamma\) in [0, inf), how much of the change; 0 is no correction.
       max_norm: \(C\) in (0, inf], the bound of a leaf's norm.
+      axis_name: the mapped axis over which leaves are sharded, inside `shard_map` or `pmap`, or
+        several, or `sharded`. Without it each device measures its own part of a leaf.
 
     Example:
       >>> import gradx, jax.numpy as jnp
@@ -75,6 +79,7 @@ def correct_by_mars(b1: Hyper = 0.95, gamma: Hyper = 0.025, max_norm: Hyper = 1.
         ranges=_RANGES,
         per_step=_weight,
         per_leaf=_bound,
+        axis_name=axis_name,
     )
 
 
@@ -90,7 +95,7 @@ def _bound(g: Any, slots: Any, p: Any, h: Numbers) -> Mapping[str, Array]:
     new, (*_, old) = g(), slots()
     # XLA makes of a constant in a sum an array of its own, and not of a number that it cannot see.
     weight = unshared(jnp.asarray(h.weight, new.real.dtype), new)
-    size = norm(_corrected(new, old, weight))
+    size = norm(_corrected(new, old, weight), h.span)
     return {"factor": jnp.where(size > h.max_norm, h.max_norm / size, 1.0)}
 
 
@@ -125,6 +130,8 @@ def scale_by_mars(
     gamma: Hyper = 0.025,
     max_norm: Hyper = 1.0,
     mu_dtype: Any = None,
+    *,
+    axis_name: Any = None,
 ) -> Transform:
     r"""Rescales the updates by Adam's rule, with gradients that MARS has corrected.
 
@@ -144,6 +151,8 @@ def scale_by_mars(
       gamma: \(\gamma\) in [0, inf), how much of the change; 0 is no correction.
       max_norm: \(C\) in (0, inf], the bound of a leaf's norm.
       mu_dtype: the dtype to keep \(\mu\) in; by default the parameter's, at least float32.
+      axis_name: the mapped axis over which leaves are sharded, inside `shard_map` or `pmap`, or
+        several, or `sharded`. Without it each device measures its own part of a leaf.
 
     Example:
       >>> import gradx, jax.numpy as jnp
@@ -166,6 +175,7 @@ def scale_by_mars(
         ranges=_RANGES,
         per_step=_factors,
         per_leaf=_bound,
+        axis_name=axis_name,
     )
 
 
@@ -204,6 +214,7 @@ def mars(
     mask: Any = None,
     *,
     decay: DecayKind = "learning_rate",
+    axis_name: Any = None,
 ) -> Transform:
     r"""MARS-AdamW: AdamW on gradients that are corrected by their change.
 
@@ -222,6 +233,8 @@ def mars(
       weight_decay: \(\lambda\) in [0, inf).
       mask: which leaves decay (see `add_decayed_weights`).
       decay: what \(\lambda\) is multiplied by (see `adamw`).
+      axis_name: the mapped axis over which leaves are sharded, inside `shard_map` or `pmap`, or
+        several, or `sharded`. Without it each device measures its own part of a leaf.
 
     Raises:
       ValueError: `update` is called without the parameters, and there is weight decay.
@@ -238,6 +251,6 @@ def mars(
     are treated alike, and `partition` makes such groups.
     """
     return chain(
-        scale_by_mars(b1, b2, eps, gamma, max_norm, mu_dtype),
+        scale_by_mars(b1, b2, eps, gamma, max_norm, mu_dtype, axis_name=axis_name),
         *scale_and_decay(learning_rate, weight_decay, mask, decay),
     )

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from gradx import core, hyper
+from gradx import core, hyper, mapped
 from gradx import tree as gtree
 from gradx.combine import chain, identity
 from gradx.core import Params, State, Transform, Updates
@@ -62,7 +62,9 @@ def differentially_private_aggregate(
       seed: Optax's former name for `key`, for an integer.
       axis_name: the mapped axis over which the examples are sharded, inside `shard_map` or `pmap`:
         \(B\) is then their number on all devices, and the noise is added once. Every device has to
-        have the same key.
+        have the same key. In `shard_map` with its types, differentiate with respect to
+        ``jax.lax.pcast(params, axis, to="varying")``: JAX would add up examples before they are
+        bounded.
 
     Raises:
       ValueError: neither or both of `key` and `seed` are given; noise without a bound; in `update`,
@@ -91,6 +93,12 @@ def differentially_private_aggregate(
         raise ValueError(f"{where}: give a key (a jax.random.key or an integer), and not seed too.")
     start: Any = seed if key is None else key
     check_key("key", start)
+    over = mapped.axes(axis_name)
+    if any(axis.said is not None for axis in over):
+        raise ValueError(
+            f"{where}: axis_name must be the name of the mapped axis that the examples are sharded "
+            f"over, or a tuple of names, got {core.show(axis_name)}; no leaf may be cut along it."
+        )
     silent = isinstance(sigma, float) and sigma == 0.0  # 0 times an infinite bound would be NaN
     deviation = 0.0 if silent else bound * sigma
     if isinstance(deviation, float) and math.isinf(deviation):
@@ -115,9 +123,9 @@ def differentially_private_aggregate(
         weights = factors([flat.values[i] for i in present], bound)
         sums = {i: weighted_sum(weights, flat.values[i]) for i in present}
         count: Any = size
-        if axis_name is not None:
-            with gtree.mapped(axis_name, where):
-                sums, count = jax.lax.psum((sums, size), axis_name)
+        if over:
+            kinds = _devices(over, flat, params, where)
+            sums, count = mapped.over_all(jax.lax.psum, (sums, size), kinds)
         new: list[Any] = list(flat.values)
         for i, now in zip(present, keys, strict=True):
             noise = None if silent else (deviation, now)
@@ -140,6 +148,34 @@ def _check_shapes(flat: gtree.Flat, present: list[int], params: Params | None, w
                 f"{jnp.shape(p)}; it must be {('examples', *jnp.shape(p))}: one gradient for each "
                 f"example, as jax.vmap(jax.grad(loss), (None, 0)) makes them."
             )
+
+
+def _devices(
+    over: mapped.Axes, flat: gtree.Flat, params: Params | None, where: str
+) -> mapped.Kinds:
+    """The axes to add up over, once it is sure that gradients are those of a device's examples."""
+    values: Any = [None] * len(flat.values)
+    if params is not None:
+        values = gtree.flatten_like(flat, params, f"{where}: params")
+    spans = mapped.spans(over, flat, None, where)
+    for i, g in enumerate(flat.values):
+        for name in () if g is None else spans[i].typed:
+            if name not in mapped.varies_over(g):
+                raise ValueError(
+                    f"{where}: at {flat.paths[i]!r} the gradients do not vary over the mapped axis "
+                    f"{name!r}: inside shard_map, JAX has already added up those of examples on "
+                    f"different devices, unbounded. Differentiate with respect to "
+                    f"jax.lax.pcast(params, {name!r}, to='varying')."
+                )
+            if values[i] is not None and name in mapped.varies_over(values[i]):
+                raise ValueError(
+                    f"{where}: at {flat.paths[i]!r} the parameter varies over the mapped axis "
+                    f"{name!r}, so that a device has a part of each example's gradient. Shard the "
+                    f"examples alone over it, and give update the parameters as they were, not "
+                    f"those of jax.lax.pcast."
+                )
+    typed = spans[0].typed
+    return typed, tuple(axis.name for axis in over if axis.name not in typed)
 
 
 @jax.jit  # one trace per shape and dtype, instead of one per leaf

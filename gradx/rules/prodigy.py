@@ -99,7 +99,8 @@ def dadapt_adamw(
       eps: \(\epsilon\) in (0, inf).
       estim_lr0: the first \(d\) in (0, inf), well below the right one.
       weight_decay: \(w\) in [0, inf).
-      axis_name: the mapped axis over which the parameters are sharded (`shard_map`, `pmap`).
+      axis_name: the mapped axis over which the parameters are sharded (`shard_map`, `pmap`), or
+        several, or `sharded`.
 
     Raises:
       ValueError: `update` is called without the parameters.
@@ -247,7 +248,8 @@ def prodigy(
       estim_lr_coef: \(c\) in (0, inf).
       weight_decay: \(w\) in [0, inf).
       safeguard_warmup: \(d\) in place of \(\lambda_t\) in \(s\), for a long warmup.
-      axis_name: the mapped axis over which the parameters are sharded (`shard_map`, `pmap`).
+      axis_name: the mapped axis over which the parameters are sharded (`shard_map`, `pmap`), or
+        several, or `sharded`.
 
     Raises:
       ValueError: `update` is called without the parameters.

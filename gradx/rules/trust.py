@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import optax
 
-from gradx import core, hyper, sources
+from gradx import core, hyper, mapped, sources
 from gradx.combine import chain, identity
 from gradx.core import Count, Transform, Updates
 from gradx.decay import WeightDecaySchedule, add_decayed_weights
@@ -42,6 +42,8 @@ def lars(
     trust_ratio_mask: Any = True,
     momentum: Hyper = 0.9,
     nesterov: bool = False,
+    *,
+    axis_name: Any = None,
 ) -> Transform:
     r"""LARS: momentum with a learning rate for each layer.
 
@@ -62,6 +64,8 @@ def lars(
       trust_ratio_mask: the leaves whose update is scaled by \(r\); True for all.
       momentum: \(\mu\) in [0, 1).
       nesterov: look one step ahead.
+      axis_name: the mapped axis over which leaves are sharded, inside `shard_map` or `pmap`, or
+        several, or `sharded`. Without it each device measures its own part of a leaf.
 
     Raises:
       ValueError: `update` is called without the parameters.
@@ -80,7 +84,7 @@ def lars(
     \rVert\) below, where the paper has \(\lVert g \rVert + \lambda \lVert \theta \rVert\).
     """
     hyper.check("weight_decay", weight_decay)
-    ratio = scale_by_trust_ratio(trust_coefficient=trust_coefficient, eps=eps)
+    ratio = scale_by_trust_ratio(trust_coefficient=trust_coefficient, eps=eps, axis_name=axis_name)
     return chain(
         add_decayed_weights(weight_decay, weight_decay_mask),
         ratio if trust_ratio_mask is None else masked(ratio, trust_ratio_mask),
@@ -98,6 +102,8 @@ def lamb(
     eps_root: Hyper = 0.0,
     weight_decay: Hyper = 0.0,
     mask: Any = None,
+    *,
+    axis_name: Any = None,
 ) -> Transform:
     r"""LAMB: AdamW whose step in each layer is a share of the layer's norm.
 
@@ -116,6 +122,8 @@ def lamb(
       eps_root: in [0, inf), inside the root.
       weight_decay: \(\lambda\) in [0, inf).
       mask: which leaves decay (see `add_decayed_weights`).
+      axis_name: the mapped axis over which leaves are sharded, inside `shard_map` or `pmap`, or
+        several, or `sharded`. Without it each device measures its own part of a leaf.
 
     Raises:
       ValueError: `update` is called without the parameters.
@@ -134,13 +142,13 @@ def lamb(
     return chain(
         scale_by_adam(b1, b2, eps, eps_root),
         add_decayed_weights(weight_decay, mask),
-        scale_by_trust_ratio(),
+        scale_by_trust_ratio(axis_name=axis_name),
         descend(learning_rate),
     )
 
 
 @core.recorded
-def fromage(learning_rate: Hyper, min_norm: Hyper = 1e-6) -> Transform:
+def fromage(learning_rate: Hyper, min_norm: Hyper = 1e-6, *, axis_name: Any = None) -> Transform:
     r"""Fromage: steps of a given size relative to each layer, undone where they make it grow.
 
     .. math:: u = \frac{1}{\sqrt{1 + \eta^2}}
@@ -151,6 +159,8 @@ def fromage(learning_rate: Hyper, min_norm: Hyper = 1e-6) -> Transform:
     Args:
       learning_rate: \(\eta\) in [0, inf).
       min_norm: \(m\) in [0, inf).
+      axis_name: the mapped axis over which leaves are sharded, inside `shard_map` or `pmap`, or
+        several, or `sharded`. Without it each device measures its own part of a leaf.
 
     Raises:
       ValueError: `update` is called without the parameters.
@@ -169,7 +179,7 @@ def fromage(learning_rate: Hyper, min_norm: Hyper = 1e-6) -> Transform:
         raise ValueError(f"{core.where()}: learning_rate must be given, got None.")
     scheduled = sources.is_scheduled(learning_rate)
     return chain(
-        scale_by_trust_ratio(min_norm),
+        scale_by_trust_ratio(min_norm, axis_name=axis_name),
         leafwise(
             _fromage,
             state=ScaleByScheduleState if scheduled else optax.EmptyState,
@@ -218,6 +228,8 @@ def scale_by_novograd(
     eps_root: Hyper = 0.0,
     weight_decay: Hyper = 0.0,
     mu_dtype: Any = None,
+    *,
+    axis_name: Any = None,
 ) -> Transform:
     r"""Rescales the updates by NovoGrad's rule, Adam with one second moment for each layer.
 
@@ -237,6 +249,8 @@ def scale_by_novograd(
       eps_root: in [0, inf), inside the root.
       weight_decay: \(\lambda\) in [0, inf), which is averaged together with the gradient.
       mu_dtype: the dtype to keep \(\mu\) in; by default the parameter's, at least float32.
+      axis_name: the mapped axis over which leaves are sharded, inside `shard_map` or `pmap`, or
+        several, or `sharded`. Without it each device measures its own part of a leaf.
 
     Raises:
       ValueError: `update` is called without the parameters, unless \(\lambda\) is the constant 0.
@@ -265,6 +279,7 @@ def scale_by_novograd(
         flags={"decays": decays},
         per_step=_novograd_weight,
         per_leaf=_square,
+        axis_name=axis_name,
         needs_params=decays,
     )
 
@@ -278,7 +293,7 @@ def _novograd_weight(h: Numbers, t: Array) -> Mapping[str, Array]:
 
 
 def _square(g: Any, slots: Any, p: Any, h: Numbers) -> Mapping[str, Array]:
-    return {"square": jnp.sum(abs_sq(g()))}
+    return {"square": mapped.total(jnp.sum(abs_sq(g())), h.span)}
 
 
 def _novograd(g: Array, slots: Slots, p: Array, h: Numbers) -> tuple[Array, Slots]:
@@ -297,6 +312,8 @@ def novograd(
     eps: Hyper = 1e-6,
     eps_root: Hyper = 0.0,
     weight_decay: Hyper = 0.0,
+    *,
+    axis_name: Any = None,
 ) -> Transform:
     r"""NovoGrad: momentum of gradients that are normalised by layer.
 
@@ -312,6 +329,8 @@ def novograd(
       eps: \(\epsilon\) in [0, inf).
       eps_root: in [0, inf), inside the root.
       weight_decay: \(\lambda\) in [0, inf).
+      axis_name: the mapped axis over which leaves are sharded, inside `shard_map` or `pmap`, or
+        several, or `sharded`. Without it each device measures its own part of a leaf.
 
     Raises:
       ValueError: `update` is called without the parameters, unless \(\lambda\) is the constant 0.
@@ -327,6 +346,6 @@ def novograd(
     https://arxiv.org/abs/1904.03288.
     """
     return chain(
-        scale_by_novograd(b1, b2, eps, eps_root, weight_decay),
+        scale_by_novograd(b1, b2, eps, eps_root, weight_decay, axis_name=axis_name),
         descend(learning_rate),
     )

@@ -12,7 +12,7 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from gradx import core
+from gradx import core, mapped
 from gradx.combine import Contract
 from gradx.core import Params, State, Transform, Updates
 from gradx.counting import steps
@@ -20,7 +20,6 @@ from gradx.gating import all_finite, as_gate, check_inner, gated_update, parts_o
 from gradx.sources import Array
 from gradx.stage import check_state
 from gradx.step import safe_increment
-from gradx.tree import mapped
 
 __all__ = [
     "ApplyIfFiniteState",
@@ -205,9 +204,9 @@ def apply_if_finite(
       after_limit: ``"skip"``: later failures are skipped, too. Training has come to a halt, and
         says so: check on the host whether `state.notfinite_count > max_consecutive_errors`.
         ``"apply"``: they are applied, as in Optax, and make the parameters NaN.
-      axis_name: the mapped axis over which the updates differ, inside `shard_map` or `pmap`: one
-        device's failure makes all of them skip. Place `pmean` before instead if you use it; a mean
-        is finite on all devices or on none.
+      axis_name: the mapped axis, or several, over which the updates differ, inside `shard_map` or
+        `pmap`: one device's failure makes all of them skip. Place `pmean` before instead if you use
+        it; a mean is finite on all devices or on none.
 
     Raises:
       ValueError: `inner` is no transformation; a limit that is no whole number, or negative.
@@ -224,6 +223,7 @@ def apply_if_finite(
     where = core.where()
     check_inner(inner, where)
     limit = steps("max_consecutive_errors", max_consecutive_errors, 0)
+    over = mapped.axes(axis_name)
     if after_limit not in ("skip", "apply"):
         raise ValueError(f"{where}: after_limit must be 'skip' or 'apply', got {after_limit!r}.")
 
@@ -240,9 +240,8 @@ def apply_if_finite(
     ) -> tuple[Updates, ApplyIfFiniteState]:
         check_state(state, ApplyIfFiniteState, where)
         finite = all_finite(updates)
-        if axis_name is not None:
-            with mapped(axis_name, where):
-                finite = jax.lax.pmin(finite.astype(jnp.int32), axis_name) == 1
+        if over:
+            finite = mapped.everywhere(jax.lax.pmin, finite.astype(jnp.int32), over, where) == 1
         failures = jnp.where(finite, 0, safe_increment(state.notfinite_count))
         gate = finite if after_limit == "skip" else finite | (failures > limit)
         updates, inner_state = gated_update(

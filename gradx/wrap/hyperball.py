@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -44,7 +44,7 @@ class _SphereRule(Rule):
     def seen(self, flat: gtree.Flat) -> list[Matrix | None]:
         return only_matrices(self.choice, flat, self.where, "axes")
 
-    def _first_slots(self, flat: gtree.Flat) -> list[Slots | None]:
+    def _first_slots(self, flat: gtree.Flat, sums: Sequence[Any]) -> list[Slots | None]:
         check_paths(self.choice, flat, self.where)
         rows = zip(flat.values, self.seen(flat), flat.paths, strict=True)
         return [None if m is None else (self._radius(p, m, path),) for p, m, path in rows]

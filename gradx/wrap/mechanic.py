@@ -104,7 +104,7 @@ def mechanize(
       s_init: \(s_\mathrm{init}\) in (0, inf), what all \(s_i\) begin with.
       num_betas: \(n\), how many decays there are to learn from, a whole number of at least 1.
       axis_name: the mapped axis over which the parameters are sharded, inside `shard_map` or
-        `pmap`; the base optimizer has to be told by itself.
+        `pmap`, or several, or `sharded`; the base optimizer has to be told by itself.
 
     Raises:
       ValueError: `base_optimizer` is no transformation; `update` is called without the parameters.

@@ -20,8 +20,8 @@ from gradx.combine import Contract, stateless
 from gradx.contract import EmptyState
 from gradx.core import Params, State, Transform, Updates
 from gradx.moments import ema
+from gradx.norms import global_norm
 from gradx.sources import Hyper
-from gradx.tree import global_norm
 
 __all__ = ["MonitorState", "SnapshotState", "measure_with_ema", "monitor", "snapshot"]
 

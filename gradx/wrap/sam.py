@@ -8,12 +8,13 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from gradx import core
+from gradx import core, mapped
 from gradx import tree as gtree
 from gradx.combine import Contract
 from gradx.core import Params, Part, State, Transform, Updates
 from gradx.counting import steps
 from gradx.gating import afresh, check_inner, gated_update
+from gradx.replicas import AVERAGE, combined
 from gradx.sources import Array
 from gradx.stage import is_array, widen
 from gradx.step import apply_updates
@@ -71,11 +72,13 @@ def sam(
         `grad_fn(params, i)` gives the gradients for the adversary's step i, 0 to \(k - 2\). Wanted
         where a step has side effects (statistics of batch norms) that uphill steps must not have.
       batch_axis_name: in opaque mode inside `pmap` or `shard_map`, the mapped axis over which to
-        average what `grad_fn` gives.
+        average what `grad_fn` gives, or several, or `sharded`. It works as in `pmean`: in
+        `shard_map` leave it out if `grad_fn` averages the loss.
 
     Raises:
       ValueError: a part is no transformation; a period that is no whole number or less than 1;
-        `batch_axis_name` without `opaque_mode`; in `update`, no parameters, or no `grad_fn`.
+        `batch_axis_name` without `opaque_mode`; in `update`, no parameters, or no `grad_fn`; what
+        `grad_fn` gives has been summed over the axis by JAX.
 
     Example:
       >>> import gradx, jax, jax.numpy as jnp
@@ -98,6 +101,7 @@ def sam(
     check_inner(optimizer, where, "optimizer")
     check_inner(adv_optimizer, where, "adv_optimizer")
     period = steps("sync_period", sync_period, 1)
+    over = mapped.axes(batch_axis_name, "batch_axis_name")
     if batch_axis_name is not None and not opaque_mode:
         raise ValueError(
             f"{where}: batch_axis_name is for opaque_mode; in transparent mode average the "
@@ -165,9 +169,8 @@ def sam(
             uphill, adv_state = adversary.update(updates, adv_state, there, **extra)
             there = apply_updates(there, jax.tree.map(jnp.negative, uphill))
             updates = grad_fn(there, i)
-            if batch_axis_name is not None:
-                with gtree.mapped(batch_axis_name, where):
-                    updates = jax.lax.pmean(updates, batch_axis_name)
+            if over:
+                updates = combined(jax.lax.pmean, updates, params, over, where, remedy=_AVERAGE)
         if reset_state:
             adv_state = afresh(adv_optimizer, params, adv_state, when=jnp.array(True))
         updates, opt_state = core.with_extra_args(optimizer).update(
@@ -196,6 +199,11 @@ def sam(
         ]
 
     return Transform(init, update, parts=described)
+
+
+_AVERAGE = AVERAGE.replace("say already_reduced=True", "leave batch_axis_name out").replace(
+    "give update the parameters as they were", "let grad_fn do so"
+)
 
 
 @jax.jit  # one trace per shape and dtype, instead of one per leaf
