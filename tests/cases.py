@@ -1321,8 +1321,8 @@ def each(rows: Iterable[Case]) -> Any:
 
 
 def first_of(name: str, values: Iterable[Any], ids: Any = None) -> Any:
-    """Marks a test of a mechanism that several rules share: it runs with the first of them, and
-    under ``-m full`` with the others."""
+    """Marks a test that holds for the same reason with any of the values: it runs with the first
+    of them, and under ``-m full`` with the others."""
     first, *rest = values
     marked = [first, *(pytest.param(value, marks=pytest.mark.full) for value in rest)]
     return pytest.mark.parametrize(name, marked, ids=ids)

