@@ -42,10 +42,12 @@ from gradx.stage import (
     check_array,
     check_leaf,
     check_state,
+    check_wrapping,
     is_array,
     measured,
     staged,
     widen,
+    wrong_state,
 )
 from gradx.step import safe_increment
 
@@ -104,12 +106,17 @@ class Rule:
         )
         return self.wrapped(state, zero, self.hypers.initial())
 
+    @property
+    def counted(self) -> bool:
+        """Whether there is a count beside the rule's own state, which has none for a schedule."""
+        return self.hypers.scheduled and not self.counts
+
     def wrapped(self, state: State, count: Any, values: Mapping[str, Array]) -> State:
         """The rule's own state with the live values and the count that it needs beside it."""
-        count = count if self.hypers.scheduled and not self.counts else None
-        if count is None and not self.hypers.tunables:
+        if not self.counted and not self.hypers.tunables:
             return state
-        return HyperparamsState(count, {name: values[name] for name in self.hypers.tunables}, state)
+        live = {name: values[name] for name in self.hypers.tunables}
+        return HyperparamsState(count if self.counted else None, live, state)
 
     def _first_slots(self, flat: gtree.Flat) -> list[Slots | None]:
         return [self._own_slots(p) if is_array(p) else None for p in flat.values]
@@ -148,6 +155,7 @@ class Rule:
         outer = state if isinstance(state, HyperparamsState) else None
         inner = state if outer is None else outer.inner_state
         check_state(inner, self.state, self.where)
+        check_wrapping(state, self.hypers.tunables, self.counted, self.where)
         columns = [self._opened(f, leaves.flat, getattr(inner, f)) for f in self.fields]
         count = getattr(inner, self.count) if self.counts else None
         count = outer.count if count is None and outer is not None else count
@@ -208,7 +216,16 @@ class Rule:
         """The slots of all leaves that a field of the state holds."""
         what = f"{self.where}: the state's {name}"
         if name not in self.several:
-            return gtree.flatten_like(flat, value, what)
+            column = gtree.flatten_like(flat, value, what)
+            for i, slot in enumerate(column):
+                arrays = slot is None or isinstance(slot, tuple | list)
+                if not arrays and not jax.tree_util.all_leaves([slot]):
+                    raise wrong_state(
+                        self.where,
+                        f"whose {name} has a tree in it, {type(slot).__name__}, where the updates "
+                        f"have the one leaf {flat.paths[i]!r}",
+                    )
+            return column
         kind = self.several[name]
         if not isinstance(value, kind):
             raise ValueError(

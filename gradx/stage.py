@@ -8,7 +8,7 @@ jitted call a leaf.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import SimpleNamespace
 from typing import Any, NamedTuple, Protocol, TypeVar
@@ -22,6 +22,7 @@ from gradx import tree as gtree
 from gradx.again import Done, again, hidden
 from gradx.core import Params, State, Transform, Updates
 from gradx.gate import gated
+from gradx.live import HyperparamsState
 from gradx.sources import Array
 
 T = TypeVar("T")
@@ -285,14 +286,59 @@ def widen(x: Array) -> Array:
     return x.astype(gtree.wide(x.dtype)) if jnp.issubdtype(x.dtype, jnp.inexact) else x
 
 
-def check_state(state: Any, expected: Any, where: str) -> None:
-    """Raises ValueError for the state of another part; one of Optax's own class is welcome."""
+def check_state(state: Any, expected: Any, where: str, keys: Collection[Any] | None = None) -> None:
+    """Raises ValueError for the state of another part; one of Optax's own class is welcome.
+
+    If there are keys, its only field is a dictionary with these.
+    """
     found = type(state).__name__, getattr(state, "_fields", None)
-    if found != (expected.__name__, expected._fields):
-        raise ValueError(
-            f"{where}: got a state of type {type(state).__name__} instead of {expected.__name__}. "
-            f"Was it made by another chain's init?"
+    if found == (expected.__name__, expected._fields):
+        if keys is not None:
+            check_keys(state[0], keys, where)
+        return
+    if found[0] != expected.__name__:
+        told = f"of type {found[0]} instead of {expected.__name__}"
+    else:
+        told = f"{found[0]} with the fields {found[1]} instead of {expected._fields}"
+    raise wrong_state(where, told)
+
+
+def check_wrapping(state: Any, live: Collection[str], counted: bool, where: str) -> None:
+    """Raises ValueError unless a rule's state has these live values, and a count if it needs one.
+
+    A value too many would be reported by `hyperparams` and used by nobody.
+    """
+    wrapped = isinstance(state, HyperparamsState)
+    found = set(state.hyperparams) if wrapped else set()
+    told = []
+    if extra := sorted(found - set(live)):
+        told.append(
+            f"with the live values {extra}, which are constants, schedules or from elsewhere here"
         )
+    if missing := sorted(set(live) - found):
+        told.append(f"without the live values {missing}, which are tunable(…) here")
+    if (wrapped and state.count is not None) != counted:
+        told.append(
+            "without a count, which a schedule needs here"
+            if counted
+            else "with the count of a schedule, of which there is none here"
+        )
+    if not told and wrapped and not live and not counted:
+        told.append("of type HyperparamsState, without anything in it")
+    if told:
+        raise wrong_state(where, " and ".join(told))
+
+
+def check_keys(state: Any, keys: Collection[Any], where: str) -> None:
+    """Raises ValueError unless a state is a dictionary with these keys."""
+    if not isinstance(state, Mapping) or set(state) != set(keys):
+        found = f"keys {list(state)}" if isinstance(state, Mapping) else f"a {type(state).__name__}"
+        raise wrong_state(where, f"with {found} instead of a dictionary with keys {list(keys)}")
+
+
+def wrong_state(where: str, told: str) -> ValueError:
+    """The error of a state that was made by something else."""
+    return ValueError(f"{where}: got a state {told}. Was it made by another chain's init?")
 
 
 def check_leaf(flat: gtree.Flat, i: int, where: str, g: Any, p: Any, calls: Sequence[Call]) -> None:

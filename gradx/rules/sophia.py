@@ -269,7 +269,8 @@ class _Sophia:
         diagonal = gtree.flatten_like(flat, made, f"{self.where}: the Hessian's diagonal")
         pairs = zip(flat.values, diagonal, strict=True)
         only = flat.unflatten([None if g is None else d for g, d in pairs])
-        before = with_own(state, _Curvature(inner.count, inner.nu))
+        live = getattr(state, "hyperparams", {})
+        before = self.averaged.wrapped(_Curvature(inner.count, inner.nu), None, live)
         _, after = run(self.averaged, self.where, only, before, None, extra, gate)
         chosen = jax.tree.map(partial(_chosen, gate), kept, inner.hessian_fn_state)
         return chosen, own_state(after).nu
