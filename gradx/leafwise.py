@@ -14,20 +14,19 @@ by leaf in one pass, and a pass is traced once for each distinct shape, not once
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
-from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 from gradx import core, hyper, sources
 from gradx import tree as gtree
 from gradx.core import Params, State, Transform
 from gradx.live import HyperparamsState
+from gradx.names import check_names, joined_names, named, split
 from gradx.sources import Array
 from gradx.stage import (
     Call,
@@ -45,9 +44,9 @@ from gradx.stage import (
     check_wrapping,
     is_array,
     measured,
+    slots_of,
     staged,
     widen,
-    wrong_state,
 )
 from gradx.step import safe_increment
 
@@ -68,15 +67,17 @@ class Rule:
     per_leaf: PerLeaf | None = None
     scalars: Mapping[str, Any] = field(default_factory=dict)
     several: Mapping[str, Any] = field(default_factory=dict)
-    count: str = "count"
+    count: tuple[str, ...] = ("count",)
+    whole_tree: Collection[str] | None = None
     flags: Mapping[str, Any] = field(default_factory=dict)
     axis_name: Any = None
     needs_params: bool = False
     where: str
 
     @property
-    def counts(self) -> bool:
-        return self.count in self.state._fields
+    def counts(self) -> list[str]:
+        """The fields that count the updates; all hold the same number."""
+        return [f for f in self.state._fields if f in self.count]
 
     @property
     def sees_tree(self) -> bool:
@@ -85,7 +86,7 @@ class Rule:
     @property
     def fields(self) -> list[str]:
         """The fields that are trees like the parameters; the others are single numbers."""
-        return [f for f in self.state._fields if f != self.count and f not in self.scalars]
+        return [f for f in self.state._fields if f not in {*self.count, *self.scalars}]
 
     def init(self, params: Params) -> State:
         flat = gtree.flatten(params)
@@ -102,7 +103,7 @@ class Rule:
         }
         zero = jnp.zeros((), jnp.int32)
         state = self.state(
-            **trees, **self._first_scalars(flat), **({self.count: zero} if self.counts else {})
+            **trees, **self._first_scalars(flat), **{f: jnp.copy(zero) for f in self.counts}
         )
         return self.wrapped(state, zero, self.hypers.initial())
 
@@ -157,14 +158,14 @@ class Rule:
         check_state(inner, self.state, self.where)
         check_wrapping(state, self.hypers.tunables, self.counted, self.where)
         columns = [self._opened(f, leaves.flat, getattr(inner, f)) for f in self.fields]
-        count = getattr(inner, self.count) if self.counts else None
-        count = outer.count if count is None and outer is not None else count
+        counts = [getattr(inner, f) for f in self.counts]
+        count = counts[0] if counts else None if outer is None else outer.count
         step = sources.Step(count, {} if outer is None else outer.hyperparams, extra, self.where)
         active = [i for i, u in enumerate(leaves.updates) if is_array(u)]
         group_of, groups = self.hypers.groups(leaves.flat, active)
         old_scalars = {name: getattr(inner, name) for name in self.scalars}
         numbers = [self._numbers(group, step, old_scalars) for group in groups]
-        programs = [self._split(h) for h in numbers]
+        programs = [split(h, self.where) for h in numbers]
         calls = {
             i: Call(
                 self.update,
@@ -177,11 +178,16 @@ class Rule:
             for i in active
         }
         new_scalars = dict(old_scalars)
-        if self.per_tree is not None and active:
-            (shared,) = numbers
-            decided, changed = self.per_tree(SimpleNamespace(**shared), self._sums(leaves, calls))
-            static, traced = self._split({**shared, **decided})
-            calls = {i: call._replace(static=static, traced=traced) for i, call in calls.items()}
+        if self.per_tree is not None and (active or self.measure is None):
+            shared = (
+                numbers[0] if not self.hypers.varies_by_path else self._shared(step, old_scalars)
+            )
+            decided, changed = self.per_tree(named(shared), self._sums(leaves, calls))
+            further = [joined_names(h, decided, "per_tree", self.where) for h in numbers]
+            programs = [split(h, self.where) for h in further]
+            for i, call in calls.items():
+                static, traced = programs[group_of[i]]
+                calls[i] = call._replace(static=static, traced=traced)
             new_scalars |= {
                 name: jnp.asarray(x, old_scalars[name].dtype) for name, x in changed.items()
             }
@@ -203,12 +209,17 @@ class Rule:
                 )
                 for k, (name, column) in enumerate(zip(self.fields, columns, strict=True))
             }
-            new_count = None if count is None else gated(safe_increment(count), count)
+
+            def further(n: Array) -> Array:
+                return gated(safe_increment(n), n)
+
             single = {name: gated(x, old_scalars[name]) for name, x in new_scalars.items()}
-            new = type(inner)(**trees, **single, **({self.count: new_count} if self.counts else {}))
+            counted = dict(zip(self.counts, map(further, counts), strict=True))
+            new = type(inner)(**trees, **single, **counted)
             if outer is None:
                 return new
-            return HyperparamsState(None if self.counts else new_count, outer.hyperparams, new)
+            new_count = None if outer.count is None else further(outer.count)
+            return HyperparamsState(new_count, outer.hyperparams, new)
 
         return finish
 
@@ -216,16 +227,7 @@ class Rule:
         """The slots of all leaves that a field of the state holds."""
         what = f"{self.where}: the state's {name}"
         if name not in self.several:
-            column = gtree.flatten_like(flat, value, what)
-            for i, slot in enumerate(column):
-                arrays = slot is None or isinstance(slot, tuple | list)
-                if not arrays and not jax.tree_util.all_leaves([slot]):
-                    raise wrong_state(
-                        self.where,
-                        f"whose {name} has a tree in it, {type(slot).__name__}, where the updates "
-                        f"have the one leaf {flat.paths[i]!r}",
-                    )
-            return column
+            return slots_of(name, flat, value, self.where)
         kind = self.several[name]
         if not isinstance(value, kind):
             raise ValueError(
@@ -252,24 +254,13 @@ class Rule:
         h = {**self.flags, **scalars, **hyper.resolve(group, step)}
         if self.per_step is not None:
             t: Any = None if step.count is None else safe_increment(step.count)
-            h |= self.per_step(SimpleNamespace(**h), t)
+            h = joined_names(h, self.per_step(named(h), t), "per_step", self.where)
         return h
 
-    def _split(
-        self, h: Mapping[str, Any]
-    ) -> tuple[tuple[tuple[str, Any, str], ...], dict[str, Array]]:
-        """What is known now and becomes part of the program, and what is known only in the run."""
-        arrays_of = jax.Array | np.ndarray | np.generic
-        traced = {k: jnp.asarray(v) for k, v in h.items() if isinstance(v, arrays_of)}
-        # Equal values of different kinds (True and 1.0, 0.0 and -0.0) are different programs.
-        static = tuple((k, v, f"{type(v)}{v}") for k, v in h.items() if k not in traced)
-        for name, value, _ in static:
-            if not isinstance(value, Hashable):
-                raise ValueError(
-                    f"{self.where}: h.{name} is {core.show(value)}; flags and numbers must be "
-                    f"hashable (a tuple, not a list) or arrays."
-                )
-        return static, traced
+    def _shared(self, step: sources.Step, scalars: Mapping[str, Array]) -> dict[str, Any]:
+        """What `per_tree` is given where numbers that it does not read go by path."""
+        whole = {name: self.hypers.sources[name] for name in self.whole_tree or ()}
+        return {**self.flags, **scalars, **hyper.resolve(whole, step)}
 
     def _sums(self, leaves: Leaves, calls: Mapping[int, Call]) -> Mapping[str, Array]:
         """What `measure` gives, added up over the leaves (and the devices that share them)."""
@@ -302,7 +293,8 @@ def leafwise(
     per_tree: Callable[[Numbers, Sums], Decided] | None = None,
     per_leaf: PerLeaf | None = None,
     scalars: Mapping[str, Any] | None = None,
-    count: str = "count",
+    count: str | tuple[str, ...] = "count",
+    whole_tree: Collection[str] | None = None,
     several: Mapping[str, Any] | None = None,
     axis_name: Any = None,
     needs_params: bool = False,
@@ -328,14 +320,16 @@ def leafwise(
       measure: `(g, slots, p, h) -> sums`, numbers of one leaf (its squared norm, say), which are
         added up over all leaves before any is updated. `h` is without what `per_tree` makes.
       per_tree: `(h, sums) -> (numbers, scalars)`, what is decided once for the whole tree: further
-        numbers for `update`, and the new values of the scalars that change.
+        numbers for `update`, and the new values of the scalars that change. Without `measure` it is
+        also called in a step in which no leaf has a gradient.
       per_leaf: `(g, slots, p, h) -> numbers`, what is decided once for a leaf, such as its norm:
         further numbers for `update`. `g`, `slots` and `p` are functions here; each call gives the
         arrays anew, for one reduction, since an array that has to be kept for several would cost
         more than to calculate it twice.
       scalars: the fields of `state` that are one number for the tree, with what each begins at: a
         number, or a function of the list of the parameters' arrays. `h` has their old values.
-      count: the name of the field that counts the updates.
+      count: the name of the field that counts the updates; or of several that hold the same count.
+      whole_tree: the hypers that `per_tree` reads, which cannot go by path; by default all.
       several: the fields whose slot is a named tuple of arrays, with its class: such a field is a
         named tuple of trees, which every container of states knows, where a tree of tuples would be
         taken for a deeper tree.
@@ -373,9 +367,10 @@ def leafwise(
       HeavyBallState(velocity={'w': Array([0., 0.], dtype=float32)})
     """
     where = core.where()
+    check_names(where, ranges, hypers=hypers, flags=flags, scalars=scalars)
     numbers = hyper.Hypers(hypers or {}, where, ranges)
-    if per_tree is not None and numbers.varies_by_path:
-        raise ValueError(f"{where}: takes one number for the whole tree, not by_path(…).")
+    if per_tree is not None:
+        numbers.check_whole_tree(whole_tree)
     rule = Rule(
         update=update,
         slots=init,
@@ -387,7 +382,8 @@ def leafwise(
         per_leaf=per_leaf,
         scalars=scalars or {},
         several=several or {},
-        count=count,
+        count=(count,) if isinstance(count, str) else count,
+        whole_tree=whole_tree,
         flags=flags or {},
         axis_name=axis_name,
         needs_params=needs_params,

@@ -10,7 +10,6 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from types import SimpleNamespace
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 import jax
@@ -23,6 +22,7 @@ from gradx.again import Done, again, hidden
 from gradx.core import Params, State, Transform, Updates
 from gradx.gate import gated
 from gradx.live import HyperparamsState
+from gradx.names import Static, joined_names, namespace
 from gradx.sources import Array
 
 T = TypeVar("T")
@@ -39,7 +39,7 @@ class Call(NamedTuple):
     """One rule at one leaf: which, with which numbers, and the leaf's part of the state."""
 
     rule: Callable[[Array, Slots, Any, Numbers], tuple[Array, Slots]]
-    static: tuple[tuple[str, Any, str], ...]  # numbers and flags known now: part of the program
+    static: Static  # numbers and flags known now: part of the program
     traced: dict[str, Array]  # numbers known only in the run
     slots: Slots
     needs_params: bool
@@ -193,7 +193,7 @@ def _shapes(tree: Any) -> list[tuple[int, ...]]:
 
 @functools.partial(jax.jit, static_argnums=0)
 def _apply(
-    program: tuple[tuple[Any, tuple[tuple[str, Any, str], ...], Any, int | None], ...],
+    program: tuple[tuple[Any, Static, Any, int | None], ...],
     g: Array,
     p: Array | None,
     traced: tuple[dict[str, Array], ...],
@@ -218,6 +218,7 @@ def _apply(
             if since is not None:
                 h.before = functools.partial(anew.update, since)  # anew, too
             decided = per_leaf(anew.update, functools.partial(anew.hidden, wide), anew.params, h)
+            joined_names(vars(h) | numbers, decided, "per_leaf", core.show(rule))
             h = namespace(static, {**numbers, **compared, **decided})
         given = u, wide, p, h
         u, new = rule(*given) if gate is None else gated(rule, gate, *given)
@@ -260,7 +261,7 @@ class _Anew:
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def measured(
     measure: Callable[[Array, Slots, Any, Numbers], Mapping[str, Any]],
-    static: tuple[tuple[str, Any, str], ...],
+    static: Static,
     g: Array,
     p: Array | None,
     traced: dict[str, Array],
@@ -275,10 +276,6 @@ def measured(
     g = widen(g if slots else hidden(g, 1))
     p = None if p is None else widen(p)
     return measure(g, jax.tree.map(widen, slots), p, namespace(static, traced))
-
-
-def namespace(static: Sequence[tuple[str, Any, str]], traced: Mapping[str, Array]) -> Numbers:
-    return SimpleNamespace(**{name: value for name, value, _ in static}, **traced)
 
 
 def widen(x: Array) -> Array:
@@ -327,6 +324,22 @@ def check_wrapping(state: Any, live: Collection[str], counted: bool, where: str)
         told.append("of type HyperparamsState, without anything in it")
     if told:
         raise wrong_state(where, " and ".join(told))
+
+
+def slots_of(name: str, flat: gtree.Flat, value: Any, where: str) -> list[Any]:
+    """The slot of each leaf in a field of a state: an array, or a tuple or list of them.
+
+    Raises:
+      ValueError: the field is another tree, perhaps one with more leaves below one of these.
+    """
+    slots = gtree.flatten_like(flat, value, f"{where}: the state's {name}")
+    for i, slot in enumerate(slots):
+        arrays = slot is None or isinstance(slot, tuple | list)
+        if not arrays and not jax.tree_util.all_leaves([slot]):
+            told = f"whose {name} has a tree in it, {type(slot).__name__}"
+            path = flat.paths[i]
+            raise wrong_state(where, f"{told}, where the updates have the one leaf {path!r}")
+    return slots
 
 
 def check_keys(state: Any, keys: Collection[Any], where: str) -> None:

@@ -28,7 +28,7 @@ LAYERS = [
     ["core"],
     ["sources", "state_map", "step"],
     ["hyper", "lapack"],
-    ["live", "counting", "arguments", "matrices", "polar", "blocks", "whitening"],
+    ["live", "names", "counting", "arguments", "matrices", "polar", "blocks", "whitening"],
     ["gate"],
     ["again"],
     ["stage"],

@@ -140,7 +140,7 @@ def scale_by_sophia(
         init=partial(zero_moments, mu_dtype=storage("mu_dtype", mu_dtype)),
         state=ScaleByAdamState,
         hypers={"b1": b1, "b2": b2, "eps": eps, "gamma": gamma, **clipping},
-        ranges={"eps": "(0, inf)", "gamma": "(0, inf)", "clip_threshold": "(0, inf]"},
+        ranges={"eps": "(0, inf)", "gamma": "(0, inf)", **dict.fromkeys(clipping, "(0, inf]")},
         flags={"clips": bool(clipping)},
         per_step=_correction,
     )
