@@ -29,7 +29,7 @@ LAYERS = [
     ["sources", "state_map", "step"],
     ["hyper", "lapack"],
     ["live", "names", "counting", "arguments", "matrices", "polar", "blocks", "whitening"],
-    ["gate"],
+    ["gate", "matrix_names"],
     ["again"],
     ["stage"],
     ["leafwise"],
