@@ -117,7 +117,7 @@ def scale_by_sophia(
       >>> state = tx.init(p)
       >>> for _ in range(2):
       ...     updates, state = tx.update(jax.grad(loss)(p), state, p, obj_fn=loss)
-      >>> updates, state.nu
+      >>> updates.round(3), state.nu.round(3)
       (Array([0.6, 0.6], dtype=float32), Array([  1., 100.], dtype=float32))
 
     Reference: Liu et al., *Sophia*, https://arxiv.org/abs/2305.14342, Algorithm 3. As in Optax,
@@ -365,7 +365,7 @@ def sophia(
       >>> loss = lambda p: jnp.sum(p**2)
       >>> tx = gradx.sophia(0.1, weight_decay=0.0)
       >>> p = jnp.array([1.0, -2.0])
-      >>> tx.update(jax.grad(loss)(p), tx.init(p), p, obj_fn=loss)[0]
+      >>> tx.update(jax.grad(loss)(p), tx.init(p), p, obj_fn=loss)[0].round(3)
       Array([-0.1,  0.1], dtype=float32)
 
     Reference: Liu et al., *Sophia: a scalable stochastic second-order optimizer for language model
