@@ -229,8 +229,8 @@ def matrices_by_name(params: Any) -> Any:
     head, too, if it is the model's last one: it holds the leaf itself, it is no part of a block,
     and no further one of its series follows (``fc1`` is followed by ``fc2``). So ``output/kernel``
     is a head, and ``decoder/layers_0/kernel`` and ``layer_0/output/dense/kernel`` are not. Where
-    this cannot be told, as for the last of ``Dense_0`` and ``Dense_1`` in a tree without any head, the
-    leaf is a matrix, and `describe` warns of it.
+    this cannot be told, as for the last of ``Dense_0`` and ``Dense_1`` in a tree without any head,
+    the leaf is a matrix, and `describe` warns of it.
 
     Of the other leaves, those with two axes are matrices, (inputs, outputs). With more axes a leaf
     is one matrix, (window, inputs, outputs), below a word that begins with ``conv``; flattened over

