@@ -25,6 +25,7 @@ from gradx.leafwise import *
 from gradx.live import *
 from gradx.mapped import *
 from gradx.matrices import *
+from gradx.matrix_names import *
 from gradx.matrixwise import *
 from gradx.momenta import *
 from gradx.moments import *

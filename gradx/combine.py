@@ -19,6 +19,7 @@ from gradx import core
 from gradx import tree as gtree
 from gradx.core import Params, Part, State, Transform, Updates
 from gradx.stage import Leaves, Results, Rows, Stage, run, staged, widen
+from gradx.states import check_keys, check_state, wrong_state
 
 __all__ = ["chain", "identity", "named_chain", "stateless", "stateless_with_tree_map"]
 
@@ -31,6 +32,7 @@ Contract: TypeAlias = optax.GradientTransformation
 
 @dataclass(frozen=True, eq=False)
 class _Nothing:
+    where: str
     sees_tree = False
 
     def init(self, params: Params) -> State:
@@ -39,6 +41,10 @@ class _Nothing:
     def begin(
         self, leaves: Leaves, state: State, extra: Mapping[str, Any], rows: Rows
     ) -> Callable[[Results], State]:
+        # What keeps nothing takes any empty state. One with arrays is another part's, as where an
+        # optimizer was built with a momentum before, and now has none.
+        if jax.tree.leaves(state):
+            check_state(state, optax.EmptyState, self.where)
         return lambda _: state
 
 
@@ -54,7 +60,8 @@ def identity() -> Transform:
       >>> tx.update(jnp.ones(1), tx.init(jnp.ones(1)))[0]
       Array([1.], dtype=float32)
     """
-    return staged(_Nothing(), core.where())
+    where = core.where()
+    return staged(_Nothing(where), where)
 
 
 @core.recorded
@@ -255,11 +262,11 @@ def chain(*args: Contract) -> Transform:
     """
 
     def unpack(state: State) -> Sequence[State]:
-        if not isinstance(state, tuple | list) or len(state) != len(args):
-            raise ValueError(
-                f"{where}: the state must be a tuple of {len(args)} states, one for each part, as "
-                f"init makes it; got {type(state).__name__}"
-                f"{f' of {len(state)}' if isinstance(state, tuple | list) else ''}."
+        plain = isinstance(state, tuple | list) and not hasattr(state, "_fields")
+        if not plain or len(state) != len(args):
+            told = f"of type {type(state).__name__}{f' of length {len(state)}' if plain else ''}"
+            raise wrong_state(
+                where, f"{told} instead of a tuple of {len(args)} states, one for each part"
             )
         return state
 
@@ -298,11 +305,7 @@ def named_chain(*args: tuple[str, Contract]) -> Transform:
         raise ValueError(f"{where}: names must be unique, but {twice} come more than once.")
 
     def unpack(state: State) -> Sequence[State]:
-        if not isinstance(state, Mapping) or set(state) != set(names):
-            raise ValueError(
-                f"{where}: the state must be a dictionary with the keys {names}; got "
-                f"{list(state) if isinstance(state, Mapping) else type(state).__name__}."
-            )
+        check_keys(state, names, where)
         return [state[name] for name in names]
 
     def pack(states: Sequence[State]) -> State:

@@ -14,6 +14,7 @@ from gradx import tree as gtree
 from gradx.core import Params, State, Transform, Updates
 from gradx.gradients import as_key, check_key
 from gradx.sources import Array
+from gradx.states import check_state
 
 __all__ = ["HutchinsonState", "hutchinson_estimator_diag_hessian"]
 
@@ -89,6 +90,7 @@ def hutchinson_estimator_diag_hessian(
                 f"parameters alone: call update(updates, state, params, obj_fn=…), got "
                 f"{core.show(obj_fn)}."
             )
+        check_state(state, HutchinsonState, where)
         # Keys are split as by Optax, so that the same key gives the same signs.
         key, now = jax.random.split(state.key)
         leaves: list[Any] = jax.tree.leaves(params)

@@ -65,7 +65,7 @@ def lifted(
         state=state,
         like_leaf=like_leaf,
         hypers=hypers,
-        ranges={"shampoo_beta": "[0, 1)", **SLOW},
+        ranges=hyper.used({"shampoo_beta": "[0, 1)", **SLOW}, hypers),
         flags={"most": hyper.constant("max_clamp_value", max_clamp_value, "(0, inf)")},
         per_step=_of_the_step,
         start=_start,
@@ -76,7 +76,7 @@ def lifted(
 
 
 def _of_the_step(h: Numbers, t: Array) -> Mapping[str, Any]:
-    return {"begun": t > 1, "shampoo_beta": getattr(h, "shampoo_beta", h.b2)}
+    return {"begun": t > 1, "factor_decay": getattr(h, "shampoo_beta", h.b2)}
 
 
 def gathered(g: Array, seen: Array, slots: Slots, h: Numbers) -> Slots:
@@ -85,7 +85,7 @@ def gathered(g: Array, seen: Array, slots: Slots, h: Numbers) -> Slots:
     There are no weights in the first step.
     """
     left, right, rows, columns, high, wide = slots
-    (m, n), beta = g.shape, h.shampoo_beta
+    (m, n), beta = g.shape, h.factor_decay
     by_high, by_wide = (jnp.where(h.begun, 1 / values, 1) for values in (high, wide))
     if left.size:
         half = into(g, rows[:0, :0], columns)

@@ -13,7 +13,8 @@ from gradx.core import Params, Part, State, Transform, Updates
 from gradx.decay import DecayKind, scale_and_decay
 from gradx.gating import check_inner
 from gradx.groups import partition
-from gradx.matrices import check_paths, matrices, matrices_by_name, reasons
+from gradx.matrices import check_paths, matrices
+from gradx.matrix_names import matrices_by_name, reasons
 from gradx.moments import scale_by_adam
 from gradx.scale import descend
 from gradx.sources import Hyper, beside

@@ -72,6 +72,12 @@ def gated(
     return read(update_var), structure.unflatten(new)
 
 
+def _nameless(jaxpr: Any) -> dict[str, Any]:
+    """The names of arguments and results, which no longer fit; where JAX keeps any."""
+    forget = getattr(getattr(jaxpr, "debug_info", None), "with_unknown_names", None)
+    return {} if forget is None else {"debug_info": forget()}
+
+
 def evaluate(jaxpr: Any, begin: int, end: int, values: dict[Any, Any]) -> None:
     """Adds the values of the variables that some equations make to those that are known."""
     from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
@@ -79,6 +85,5 @@ def evaluate(jaxpr: Any, begin: int, end: int, values: dict[Any, Any]) -> None:
     eqns = jaxpr.eqns[begin:end]
     known = list(values)
     made = [v for eqn in eqns for v in eqn.outvars]
-    info = jaxpr.debug_info.with_unknown_names()
-    part = jaxpr.replace(constvars=[], invars=known, outvars=made, eqns=eqns, debug_info=info)
+    part = jaxpr.replace(constvars=[], invars=known, outvars=made, eqns=eqns, **_nameless(jaxpr))
     values |= dict(zip(made, jaxpr_as_fun(ClosedJaxpr(part, []))(*values.values()), strict=True))

@@ -16,6 +16,7 @@ from gradx.live import is_node
 from gradx.mapped import varies_over, vary
 from gradx.sources import Array
 from gradx.stage import run
+from gradx.states import wrong_state
 
 
 def gated_update(
@@ -165,8 +166,12 @@ def parts_of(inner: Contract, field: str) -> Callable[[Params, State], list[Part
     return lambda params, state: [Part("", inner, params, getattr(state, field))]
 
 
-def afresh(tx: Contract, params: Params, state: State, *, when: Array) -> State:
-    """The state, or where `when` says so the one that `tx` begins with; live values stay."""
+def afresh(tx: Contract, params: Params, state: State, where: str, *, when: Array) -> State:
+    """The state, or where `when` says so the one that `tx` begins with; live values stay.
+
+    Raises:
+      ValueError: the state is none of `tx`.
+    """
 
     def chosen(first: Any, now: Any) -> Any:
         if not is_node(now):
@@ -177,7 +182,17 @@ def afresh(tx: Contract, params: Params, state: State, *, when: Array) -> State:
         )
 
     def chosen_tree(first: Any, now: Any) -> Any:
-        return jax.tree.map(chosen, first, now, is_leaf=is_node)
+        # By path, not by class: a state of Optax's own class is welcome.
+        structure: Any
+        (begun, _), (old, structure) = (
+            jax.tree_util.tree_flatten_with_path(tree, is_leaf=is_node) for tree in (first, now)
+        )
+        kinds = [[(path, is_node(x)) for path, x in leaves] for leaves in (begun, old)]
+        if kinds[0] != kinds[1]:
+            raise wrong_state(where, f"in which {core.show(tx)} cannot find its own")
+        return structure.unflatten(
+            [chosen(x, y) for (_, x), (_, y) in zip(begun, old, strict=True)]
+        )
 
     return chosen_tree(tx.init(params), state)
 

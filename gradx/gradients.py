@@ -13,6 +13,7 @@ from gradx.core import Count, Params, State, Transform, Updates
 from gradx.leafwise import leafwise
 from gradx.sources import Array
 from gradx.stage import Numbers, Slots, check_array
+from gradx.states import check_state
 from gradx.step import safe_increment
 
 __all__ = ["AddNoiseState", "ZeroNansState", "add_noise", "centralize", "zero_nans"]
@@ -133,6 +134,7 @@ def add_noise(
     def update(
         updates: Updates, state: State, params: Params | None = None, **extra: Any
     ) -> tuple[Updates, AddNoiseState]:
+        check_state(state, AddNoiseState, where)
         count = safe_increment(state.count)
         deviation = jnp.sqrt(variance / count**exponent)
         rng_key, now = jax.random.split(state.rng_key)

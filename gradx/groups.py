@@ -22,6 +22,7 @@ from gradx.leafwise import leafwise
 from gradx.masks import marks, mask_flags
 from gradx.sources import Array, check_optional
 from gradx.stage import Leaves, Numbers, Results, Rows, Slots, Stage, is_array, staged
+from gradx.states import check_state
 
 __all__ = ["MaskedState", "PartitionState", "freeze", "masked", "partition", "set_to_zero"]
 
@@ -69,6 +70,7 @@ class _Masked:
     def begin(
         self, leaves: Leaves, state: State, extra: Mapping[str, Any], rows: Rows
     ) -> Callable[[Results], State]:
+        check_state(state, MaskedState, self.where)
         # Of what it may see itself: a mask inside a mask is not asked about what that hides.
         chosen = leaves.only(mask_flags(self.mask, leaves.tree, self.where))
         end = self.inner.begin(chosen, state.inner_state, extra, rows)
@@ -127,6 +129,7 @@ def masked(inner: Contract, mask: Any, *, mask_compatible_extra_args: bool = Fal
     def update(
         updates: Updates, state: State, params: Params | None = None, **extra: Any
     ) -> tuple[Updates, State]:
+        check_state(state, MaskedState, where)
         chosen = mask_flags(mask, updates, where)
         flat = gtree.flatten(updates)
         if mask_compatible_extra_args:
@@ -156,6 +159,7 @@ class _Partition:
 
     groups: Mapping[Hashable, _Masked]
     check: Callable[[Params], None]
+    where: str
 
     @property
     def sees_tree(self) -> bool:
@@ -168,6 +172,7 @@ class _Partition:
     def begin(
         self, leaves: Leaves, state: State, extra: Mapping[str, Any], rows: Rows
     ) -> Callable[[Results], State]:
+        check_state(state, PartitionState, self.where, self.groups)
         ends = {
             label: group.begin(leaves, state.inner_states[label], extra, rows)
             for label, group in self.groups.items()
@@ -245,21 +250,17 @@ def partition(
                 )
 
     def described(params: Params, state: State) -> list[Part]:
+        states = state.inner_states
         return [
-            Part(
-                str(label),
-                tx,
-                hide(params, mask_flags(mask_of(label), params, where)),
-                state.inner_states[label].inner_state,
-            )
-            for label, tx in transforms.items()
+            Part(str(k), tx, _visible(params, mask_of(k), where), states[k].inner_state)
+            for k, tx in transforms.items()
         ]
 
     if all(stage_of(tx) is not None for tx in transforms.values()):
         staged_groups = {
             k: _Masked(stage_of(tx), mask_of(k), where) for k, tx in transforms.items()
         }
-        return staged(_Partition(staged_groups, check), where, described)
+        return staged(_Partition(staged_groups, check, where), where, described)
 
     groups = {
         label: masked(tx, mask_of(label), mask_compatible_extra_args=mask_compatible_extra_args)
@@ -274,6 +275,7 @@ def partition(
         updates: Updates, state: State, params: Params | None = None, **extra: Any
     ) -> tuple[Updates, State]:
         new = {}
+        check_state(state, PartitionState, where, groups)
         for label, tx in groups.items():
             updates, new[label] = tx.update(updates, state.inner_states[label], params, **extra)
         return updates, type(state)(new)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -73,6 +73,11 @@ HOW_TO_GIVE = (
     "Give a number, a schedule (count -> number), tunable(…), by_path(…), from_call(…) or a "
     "product scaled(…)."
 )
+
+
+def used(ranges: Mapping[str, str], numbers: Collection[str]) -> dict[str, str]:
+    """Those of the ranges for which there is a number; a rule may have some only if asked for."""
+    return {name: interval for name, interval in ranges.items() if name in numbers}
 
 
 def check_number(value: float, interval: str, name: str, where: str) -> None:
@@ -227,6 +232,15 @@ class Hypers:
     def check_paths(self, paths: Sequence[str]) -> None:
         for source in self.sources.values():
             _check_paths(source, paths, f"{self.where}: by_path")
+
+    def check_whole_tree(self, names: Collection[str] | None) -> None:
+        """Raises ValueError for a number by path among these (by default all)."""
+        for name in self.sources if names is None else names:
+            if any(isinstance(node, ByPath) for node in self.sources[name].walk()):
+                raise ValueError(
+                    f"{self.where}: takes one number for the whole tree, not by_path(…); {name} is "
+                    f"{core.show(self.sources[name])}."
+                )
 
     def groups(
         self, flat: gtree.Flat, active: Sequence[int]

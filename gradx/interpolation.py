@@ -33,11 +33,11 @@ from gradx.stage import (
     Slots,
     Stage,
     Sums,
-    check_state,
     is_array,
     staged,
     widen,
 )
+from gradx.states import check_state
 
 __all__ = ["ScheduleFreeState", "schedule_free_eval_params"]
 

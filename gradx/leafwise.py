@@ -14,20 +14,19 @@ by leaf in one pass, and a pass is traced once for each distinct shape, not once
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 from gradx import core, hyper, mapped, sources
 from gradx import tree as gtree
 from gradx.core import Params, State, Transform
 from gradx.live import HyperparamsState
+from gradx.names import Static, check_names, joined_names, named, split
 from gradx.sources import Array
 from gradx.stage import (
     Call,
@@ -38,16 +37,15 @@ from gradx.stage import (
     Results,
     Rows,
     Slots,
-    Static,
     Sums,
     check_array,
     check_leaf,
-    check_state,
     is_array,
     measured,
     staged,
     widen,
 )
+from gradx.states import check_state, check_wrapping, closed, opened
 from gradx.step import safe_increment
 
 __all__ = ["leafwise"]
@@ -68,15 +66,17 @@ class Rule:
     measure_init: Callable[[Array], Mapping[str, Any]] | None = None
     scalars: Mapping[str, Any] = field(default_factory=dict)
     several: Mapping[str, Any] = field(default_factory=dict)
-    count: str = "count"
+    count: tuple[str, ...] = ("count",)
+    whole_tree: Collection[str] | None = None
     flags: Mapping[str, Any] = field(default_factory=dict)
     axes: mapped.Axes = ()
     needs_params: bool = False
     where: str
 
     @property
-    def counts(self) -> bool:
-        return self.count in self.state._fields
+    def counts(self) -> list[str]:
+        """The fields that count the updates; all hold the same number."""
+        return [f for f in self.state._fields if f in self.count]
 
     @property
     def sees_tree(self) -> bool:
@@ -85,7 +85,7 @@ class Rule:
     @property
     def fields(self) -> list[str]:
         """The fields that are trees like the parameters; the others are single numbers."""
-        return [f for f in self.state._fields if f != self.count and f not in self.scalars]
+        return [f for f in self.state._fields if f not in {*self.count, *self.scalars}]
 
     def init(self, params: Params) -> State:
         flat = gtree.flatten(params)
@@ -101,23 +101,30 @@ class Rule:
         made = self._first_slots(flat, sums)
         pairs = list(zip(flat.values, made, strict=True))
         trees = {
-            name: self._closed(name, flat, [p if slots is None else slots[i] for p, slots in pairs])
+            name: closed(
+                self.several.get(name), flat, [p if own is None else own[i] for p, own in pairs]
+            )
             for i, name in enumerate(self.fields)
         }
         zero = jnp.zeros((), jnp.int32)
         state = self.state(
             **trees,
             **self._first_scalars(flat, sums),
-            **({self.count: zero} if self.counts else {}),
+            **{f: jnp.copy(zero) for f in self.counts},
         )
         return self.wrapped(state, zero, self.hypers.initial())
 
+    @property
+    def counted(self) -> bool:
+        """Whether there is a count beside the rule's own state, which has none for a schedule."""
+        return self.hypers.scheduled and not self.counts
+
     def wrapped(self, state: State, count: Any, values: Mapping[str, Array]) -> State:
         """The rule's own state with the live values and the count that it needs beside it."""
-        count = count if self.hypers.scheduled and not self.counts else None
-        if count is None and not self.hypers.tunables:
+        if not self.counted and not self.hypers.tunables:
             return state
-        return HyperparamsState(count, {name: values[name] for name in self.hypers.tunables}, state)
+        live = {name: values[name] for name in self.hypers.tunables}
+        return HyperparamsState(count if self.counted else None, live, state)
 
     def _first_slots(self, flat: gtree.Flat, sums: Sequence[Any]) -> list[Slots | None]:
         pairs = zip(flat.values, sums, strict=True)
@@ -159,15 +166,19 @@ class Rule:
         outer = state if isinstance(state, HyperparamsState) else None
         inner = state if outer is None else outer.inner_state
         check_state(inner, self.state, self.where)
-        columns = [self._opened(f, leaves.flat, getattr(inner, f)) for f in self.fields]
-        count = getattr(inner, self.count) if self.counts else None
-        count = outer.count if count is None and outer is not None else count
+        check_wrapping(state, self.hypers.tunables, self.counted, self.where)
+        columns = [
+            opened(f, self.several.get(f), leaves.flat, getattr(inner, f), self.where)
+            for f in self.fields
+        ]
+        counts = [getattr(inner, f) for f in self.counts]
+        count = counts[0] if counts else None if outer is None else outer.count
         step = sources.Step(count, {} if outer is None else outer.hyperparams, extra, self.where)
         active = [i for i, u in enumerate(leaves.updates) if is_array(u)]
         group_of, groups = self.hypers.groups(leaves.flat, active)
         old_scalars = {name: getattr(inner, name) for name in self.scalars}
         numbers = [self._numbers(group, step, old_scalars) for group in groups]
-        programs = [self._split(h) for h in numbers]
+        programs = [split(h, self.where) for h in numbers]
         spans = leaves.spans(self.axes, self.where)
 
         def call(i: int, static: Static, traced: dict[str, Array]) -> Call:
@@ -183,12 +194,15 @@ class Rule:
 
         calls = {i: call(i, *programs[group_of[i]]) for i in active}
         new_scalars = dict(old_scalars)
-        if self.per_tree is not None and active:
-            (shared,) = numbers
+        if self.per_tree is not None and (active or self.measure is None):
+            shared = (
+                numbers[0] if not self.hypers.varies_by_path else self._shared(step, old_scalars)
+            )
             sums = self._sums(leaves, calls, spans)
-            decided, changed = self.per_tree(SimpleNamespace(**shared), sums)
-            program = self._split({**shared, **decided})
-            calls = {i: call(i, *program) for i in active}
+            decided, changed = self.per_tree(named(shared), sums)
+            further = [joined_names(h, decided, "per_tree", self.where) for h in numbers]
+            programs = [split(h, self.where) for h in further]
+            calls = {i: call(i, *programs[group_of[i]]) for i in active}
             new_scalars |= {
                 name: jnp.asarray(x, old_scalars[name].dtype) for name, x in changed.items()
             }
@@ -203,45 +217,26 @@ class Rule:
 
         def finish(results: Results) -> State:
             trees = {
-                name: self._closed(
-                    name,
+                name: closed(
+                    self.several.get(name),
                     leaves.flat,
                     [results[i][mine[i]][k] if i in mine else old for i, old in enumerate(column)],
                 )
                 for k, (name, column) in enumerate(zip(self.fields, columns, strict=True))
             }
-            new_count = None if count is None else gated(safe_increment(count), count)
+
+            def further(n: Array) -> Array:
+                return gated(safe_increment(n), n)
+
             single = {name: gated(x, old_scalars[name]) for name, x in new_scalars.items()}
-            new = type(inner)(**trees, **single, **({self.count: new_count} if self.counts else {}))
+            counted = dict(zip(self.counts, map(further, counts), strict=True))
+            new = type(inner)(**trees, **single, **counted)
             if outer is None:
                 return new
-            return HyperparamsState(None if self.counts else new_count, outer.hyperparams, new)
+            new_count = None if outer.count is None else further(outer.count)
+            return HyperparamsState(new_count, outer.hyperparams, new)
 
         return finish
-
-    def _opened(self, name: str, flat: gtree.Flat, value: Any) -> list[Any]:
-        """The slots of all leaves that a field of the state holds."""
-        what = f"{self.where}: the state's {name}"
-        if name not in self.several:
-            return gtree.flatten_like(flat, value, what)
-        kind = self.several[name]
-        if not isinstance(value, kind):
-            raise ValueError(
-                f"{what} must be {kind.__name__}, got {type(value).__name__}. Was it made with "
-                f"other arguments?"
-            )
-        trees = [(f"{what}.{k}", getattr(value, k)) for k in kind._fields]
-        columns = [gtree.flatten_like(flat, tree, what) for what, tree in trees]
-        return [kind(*slots) for slots in zip(*columns, strict=True)]
-
-    def _closed(self, name: str, flat: gtree.Flat, column: list[Any]) -> Any:
-        """The field of the state that holds these slots."""
-        if name not in self.several:
-            return flat.unflatten(column)
-        kind = self.several[name]
-        slots = [x if isinstance(x, kind) else kind(*[x] * len(kind._fields)) for x in column]
-        trees = [flat.unflatten([getattr(x, k) for x in slots]) for k in kind._fields]
-        return kind(*trees)
 
     def _numbers(
         self, group: Mapping[str, sources.Source], step: sources.Step, scalars: Mapping[str, Array]
@@ -250,22 +245,13 @@ class Rule:
         h = {**self.flags, **scalars, **hyper.resolve(group, step)}
         if self.per_step is not None:
             t: Any = None if step.count is None else safe_increment(step.count)
-            h |= self.per_step(SimpleNamespace(**h), t)
+            h = joined_names(h, self.per_step(named(h), t), "per_step", self.where)
         return h
 
-    def _split(self, h: Mapping[str, Any]) -> tuple[Static, dict[str, Array]]:
-        """What is known now and becomes part of the program, and what is known only in the run."""
-        arrays_of = jax.Array | np.ndarray | np.generic
-        traced = {k: jnp.asarray(v) for k, v in h.items() if isinstance(v, arrays_of)}
-        # Equal values of different kinds (True and 1.0, 0.0 and -0.0) are different programs.
-        static = tuple((k, v, f"{type(v)}{v}") for k, v in h.items() if k not in traced)
-        for name, value, _ in static:
-            if not isinstance(value, Hashable):
-                raise ValueError(
-                    f"{self.where}: h.{name} is {core.show(value)}; flags and numbers must be "
-                    f"hashable (a tuple, not a list) or arrays."
-                )
-        return static, traced
+    def _shared(self, step: sources.Step, scalars: Mapping[str, Array]) -> dict[str, Any]:
+        """What `per_tree` is given where numbers that it does not read go by path."""
+        whole = {name: self.hypers.sources[name] for name in self.whole_tree or ()}
+        return {**self.flags, **scalars, **hyper.resolve(whole, step)}
 
     def _sums(
         self, leaves: Leaves, calls: Mapping[int, Call], spans: Sequence[mapped.Span | None]
@@ -298,7 +284,8 @@ def leafwise(
     per_leaf: PerLeaf | None = None,
     measure_init: Callable[[Array], Mapping[str, Any]] | None = None,
     scalars: Mapping[str, Any] | None = None,
-    count: str = "count",
+    count: str | tuple[str, ...] = "count",
+    whole_tree: Collection[str] | None = None,
     several: Mapping[str, Any] | None = None,
     axis_name: Any = None,
     needs_params: bool = False,
@@ -324,7 +311,8 @@ def leafwise(
       measure: `(g, slots, p, h) -> sums`, numbers of one leaf (its squared norm, say), which are
         added up over all leaves before any is updated. `h` is without what `per_tree` makes.
       per_tree: `(h, sums) -> (numbers, scalars)`, what is decided once for the whole tree: further
-        numbers for `update`, and the new values of the scalars that change.
+        numbers for `update`, and the new values of the scalars that change. Without `measure` it is
+        also called in a step in which no leaf has a gradient.
       per_leaf: `(g, slots, p, h) -> numbers`, what is decided once for a leaf, such as its norm:
         further numbers for `update`. `g`, `slots` and `p` are functions here; each call gives the
         arrays anew, for one reduction, since an array that has to be kept for several would cost
@@ -334,7 +322,8 @@ def leafwise(
       scalars: the fields of `state` that are one number for the tree, with what each begins at: a
         number, or a function of the sums of `measure_init` over all leaves. `h` has their old
         values.
-      count: the name of the field that counts the updates.
+      count: the name of the field that counts the updates; or of several that hold the same count.
+      whole_tree: the hypers that `per_tree` reads, which cannot go by path; by default all.
       several: the fields whose slot is a named tuple of arrays, with its class: such a field is a
         named tuple of trees, which every container of states knows, where a tree of tuples would be
         taken for a deeper tree.
@@ -373,9 +362,10 @@ def leafwise(
       HeavyBallState(velocity={'w': Array([0., 0.], dtype=float32)})
     """
     where = core.where()
+    check_names(where, ranges, hypers=hypers, flags=flags, scalars=scalars)
     numbers = hyper.Hypers(hypers or {}, where, ranges)
-    if per_tree is not None and numbers.varies_by_path:
-        raise ValueError(f"{where}: takes one number for the whole tree, not by_path(…).")
+    if per_tree is not None:
+        numbers.check_whole_tree(whole_tree)
     rule = Rule(
         update=update,
         slots=init,
@@ -388,7 +378,8 @@ def leafwise(
         measure_init=measure_init,
         scalars=scalars or {},
         several=several or {},
-        count=count,
+        count=(count,) if isinstance(count, str) else count,
+        whole_tree=whole_tree,
         flags=flags or {},
         axes=mapped.axes(axis_name),
         needs_params=needs_params,

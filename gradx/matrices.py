@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import operator
-import re
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -14,7 +13,7 @@ from gradx import core
 from gradx import tree as gtree
 from gradx.sources import Array, ByPath
 
-__all__ = ["MatrixAxes", "matrices_by_name"]
+__all__ = ["MatrixAxes"]
 
 _FIELDS = ("reduction_axis", "output_axis")
 
@@ -137,20 +136,6 @@ def check_paths(choice: Any, flat: gtree.Flat, where: str) -> None:
         choice.check(gtree.array_paths(flat), f"{where}: by_path")
 
 
-def reasons(choice: Any, flat: gtree.Flat, where: str, name: str) -> dict[str, str]:
-    """Path to why the leaf is a matrix, or none, and what matrices there are in it."""
-    said = {}
-    found = matrices(choice, flat, where, name, stacked=True)
-    for path, x, m in zip(flat.paths, flat.values, found, strict=True):
-        shape = jnp.shape(x)
-        why = axes_by_name(path, shape)[1] if choice is matrices_by_name else f"by {name}"
-        if m is not None:
-            count = f"{m.shape[0]} of " * (m.shape[0] > 1)
-            why = f"{why}: {count}{m.rows}×{m.columns}"
-        said[path] = why
-    return said
-
-
 def axis_numbers(given: Any) -> tuple[int, ...]:
     """One axis, or several, as a tuple; raises TypeError for what is no whole number."""
     return tuple(map(whole_number, given if np.iterable(given) else (given,)))
@@ -217,110 +202,3 @@ def _matrix(flat: gtree.Flat, i: int, axes: Any, what: str, stacked: bool) -> Ma
         )
     blocks, high = (math.prod(shape[n] for n in group) for group in (rest, rows))
     return Matrix(rest, rows, columns, blocks, high, side_by_side // parts, parts)
-
-
-# ---------------------------------------------------------------- by name
-
-# What a segment of a path is if this is its last word: `lm_head` and `head_2` are a head; `heads`,
-# `overhead` and `head_mixer` are not.
-_LAST_WORDS = {
-    "an embedding": "embed embedding embeddings embedder emb wte wpe vocab token tokens "
-    "pos position positions",
-    "a head": "head logits unembed unembedding readout classifier",
-    "a bias, a scale or a norm": "bias scale norm layernorm rmsnorm batchnorm groupnorm bn ln",
-}
-_KINDS = {word: kind for kind, words in _LAST_WORDS.items() for word in words.split()}
-_OF_EMBED = {"in", "out", "tokens", "table", "positions", "matrix", "weights"}  # `embed_in`
-_ATTENTION = ("attention", "attn", "mha")
-_INTO_HEADS = {"query", "key", "value", "qkv", "q", "k", "v"}
-_OUT_OF_HEADS = {"out", "o"}
-
-_WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+")  # of `RMSNorm_0`: RMS, Norm
-
-
-def _kind(words: list[str]) -> str | None:
-    """What a segment of these words is, if it is no matrix."""
-    words = [word for word in words if len(word) > 1]  # `ln_f` is a norm
-    if words[:1] in (["embed"], ["embedding"]) and _OF_EMBED.intersection(words[1:2]):
-        return "an embedding"
-    return _KINDS.get(words[-1]) if words else None
-
-
-def axes_by_name(path: str, shape: tuple[int, ...]) -> tuple[MatrixAxes | None, str]:
-    """How one leaf is seen, and why."""
-    rank = len(shape)
-    if rank < 2:
-        return None, "fewer than two axes"
-    segments = [[word.lower() for word in _WORD.findall(name)] for name in path.split("/")]
-    every_word = [word for words in segments for word in words]
-    in_attention = any(word.endswith(_ATTENTION) for word in every_word)
-    found = {_kind(words) for words in segments}
-    for kind in _LAST_WORDS:
-        if kind in found and not (kind == "a head" and in_attention):
-            return None, kind
-    outputs_first = path.split("/")[-1] == "weight"
-    if rank > 2 and any(word.startswith("conv") for word in every_word):
-        if outputs_first:  # the window before the channels, as in other kernels
-            return MatrixAxes((*range(2, rank), 1), 0), "a convolution"
-        return MatrixAxes(tuple(range(rank - 1)), rank - 1), "a convolution"
-    if outputs_first:
-        if rank == 2:
-            return MatrixAxes(1, 0), "two axes, outputs first"
-        return MatrixAxes(-1, -2), "a stack of matrices, outputs first"
-    if rank == 2:
-        return MatrixAxes(0, 1), "two axes"
-    named = [[word for word in words if word not in ("proj", "kernel")] for words in segments]
-    last_words = {words[-1] for words in named if words}
-    if last_words & _INTO_HEADS:
-        return MatrixAxes(-3, (-2, -1)), "heads side by side in the columns"
-    if in_attention and last_words & _OUT_OF_HEADS:
-        return MatrixAxes((-3, -2), -1), "heads side by side in the rows"
-    return MatrixAxes(-2, -1), "a stack of matrices"
-
-
-@core.registered
-def matrices_by_name(params: Any) -> Any:
-    r"""Which leaves are matrices, as far as paths and shapes can tell: the default of `muon`.
-
-    No matrices are leaves with fewer than two axes, and those with a segment in their path that is,
-    by its last word:
-
-    * an embedding: ``embed``, ``embedding(s)``, ``embedder``, ``emb``, ``wte``, ``wpe``, ``vocab``,
-      ``token(s)``, ``pos``, ``position(s)``; or by its first, ``embed`` or ``embedding``, if
-      ``in``, ``out``, ``tokens``, ``table``, ``positions``, ``matrix`` or ``weights`` follows;
-    * a head: ``head``, ``logits``, ``unembed``, ``unembedding``, ``readout``, ``classifier``;
-      inside an ``attention``, ``attn`` or ``mha`` none is;
-    * a bias, a scale or a norm: ``bias``, ``scale``, ``norm``, ``layernorm``, ``rmsnorm``,
-      ``batchnorm``, ``groupnorm``, ``bn``, ``ln``.
-
-    Words end at ``_``, at digits and where capitals begin (``LayerNorm_0``); digits and single
-    letters do not count (``head_2``, ``ln_f``). So ``lm_head`` is a head, and ``token_mixer``,
-    ``multi_head_attention`` and ``scale_net`` are nothing of all this.
-
-    Of the other leaves, those with two axes are matrices, (inputs, outputs). With more axes a leaf
-    is one matrix, (window, inputs, outputs), below a word that begins with ``conv``; flattened over
-    its heads in an attention that has them in an axis of their own; else a stack of matrices, in
-    its last two axes. A leaf called ``weight`` has its outputs first, as in Equinox and PyTorch:
-    (outputs, inputs), (outputs, inputs, window), and stacks of (outputs, inputs).
-
-    Args:
-      params: the parameters, or anything with their shapes.
-
-    Returns:
-      A tree like them of `MatrixAxes`, with None for what is no matrix.
-
-    Example:
-      >>> import gradx, jax.numpy as jnp
-      >>> params = {"embed": jnp.ones((9, 4)), "mlp": jnp.ones((4, 8)), "bias": jnp.ones(4)}
-      >>> gradx.matrices_by_name(params)
-      {'bias': None, 'embed': None, 'mlp': MatrixAxes(rows=0, columns=1, parts=1)}
-
-    Deviation from Optax, whose `muon` takes every leaf with two axes for a matrix, embeddings and
-    heads as well, and no leaf with more. For that pass a function: ``lambda params:
-    jax.tree.map(lambda x: gradx.MatrixAxes() if x.ndim == 2 else None, params)``.
-    """
-    flat = gtree.flatten(params)
-    pairs = zip(flat.paths, flat.values, strict=True)
-    return flat.unflatten(
-        [None if x is None else axes_by_name(path, jnp.shape(x))[0] for path, x in pairs]
-    )

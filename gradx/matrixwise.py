@@ -8,7 +8,7 @@ and worked on together, so that a thousand of them cost one compilation; devices
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -25,6 +25,7 @@ from gradx.leafwise import Rule
 from gradx.live import own_state
 from gradx.mapped import varies_over
 from gradx.matrices import Matrix, check_paths, only_matrices
+from gradx.names import check_names
 from gradx.sources import Array
 from gradx.stacked import How, Share, check_share, together, whole
 from gradx.stage import (
@@ -83,7 +84,7 @@ class MatrixRule(Rule):
 
     def step_of(self, state: State) -> Any:
         """The updates done before this one, if something is done in some steps only."""
-        return None if self.how.renew is None else getattr(own_state(state), self.count)
+        return None if self.how.renew is None else getattr(own_state(state), self.counts[0])
 
     def begin(
         self, leaves: Leaves, state: State, extra: Mapping[str, Any], rows: Rows
@@ -209,6 +210,7 @@ def matrixwise(
     per_tree: Callable[[Numbers, Sums], Decided] | None = None,
     scalars: Mapping[str, Any] | None = None,
     count: str = "count",
+    whole_tree: Collection[str] | None = None,
     needs_params: bool = False,
     axes: Any = None,
     axes_name: str = "axes",
@@ -235,7 +237,8 @@ def matrixwise(
         itself, and begin at zero; with their dtypes, or None for the leaf's, at least float32, or
         ``"real"`` for that without an imaginary part. A named tuple of these is a slot of several
         arrays, and in the state one of several trees.
-      hypers, ranges, flags, per_step, per_tree, scalars, count, needs_params: as for `leafwise`.
+      hypers, ranges, flags, per_step, per_tree, scalars, count, whole_tree, needs_params: as for
+        `leafwise`.
       axes: which leaves are matrices, in which axes: a `MatrixAxes` for all leaves, a tree of them,
         a function that makes one from the parameters, or `by_path`. Without it every leaf must have
         two axes.
@@ -285,9 +288,10 @@ def matrixwise(
         raise ValueError(
             f"{where}: renew needs a state with the field {count!r}, to know the step."
         )
+    check_names(where, ranges, hypers=hypers, flags=flags, scalars=scalars)
     numbers = hyper.Hypers(hypers or {}, where, ranges)
-    if per_tree is not None and numbers.varies_by_path:
-        raise ValueError(f"{where}: takes one number for the whole tree, not by_path(…).")
+    if per_tree is not None:
+        numbers.check_whole_tree(whole_tree)
     like_leaf = like_leaf or {}
     rule = MatrixRule(
         update=update,
@@ -298,7 +302,8 @@ def matrixwise(
         per_tree=per_tree,
         scalars=scalars or {},
         several={k: type(kind) for k, kind in like_leaf.items() if isinstance(kind, tuple)},
-        count=count,
+        count=(count,),
+        whole_tree=whole_tree,
         flags=flags or {},
         needs_params=needs_params,
         where=where,

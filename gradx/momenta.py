@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
-from gradx import core
+from gradx import core, hyper
 from gradx.core import Transform, Updates
 from gradx.leafwise import leafwise
 from gradx.moments import average, storage, zeros
@@ -74,7 +74,7 @@ def averaging(
         state=state,
         several={"mu": Averages} if slow else {},
         hypers={**number, **slow},
-        ranges={**dict.fromkeys(number, interval), **SLOW},
+        ranges={**dict.fromkeys(number, interval), **hyper.used(SLOW, slow)},
         per_step=per_step,
         flags=flags,
     )

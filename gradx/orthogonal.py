@@ -70,11 +70,12 @@ def momentum(
 
 def _corrections(h: Numbers, t: Array, *, name: str, corrects: bool) -> Mapping[str, Any]:
     beta = getattr(h, name)
+    own = {} if name == "b1" else {"b1": beta}
     now = 1 / weight_so_far(beta, t) if corrects else 1.0
     if not h.nesterov:
-        return {"b1": beta, "of_mu": now, "of_g": 0.0}
+        return {**own, "of_mu": now, "of_g": 0.0}
     then = 1 / weight_so_far(beta, t + 1) if corrects else 1.0
-    return {"b1": beta, "of_mu": beta * then, "of_g": (1 - beta) * now}
+    return {**own, "of_mu": beta * then, "of_g": (1 - beta) * now}
 
 
 def _momentum(g: Array, slots: Slots, p: None, h: Numbers) -> tuple[Array, Slots]:

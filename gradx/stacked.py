@@ -13,8 +13,9 @@ import jax.numpy as jnp
 from gradx import core
 from gradx.gating import choose, either, rarely
 from gradx.matrices import Matrix
+from gradx.names import namespace
 from gradx.sources import Array
-from gradx.stage import Numbers, Slots, namespace, widen
+from gradx.stage import Numbers, Slots, widen
 
 __all__ = ["Share"]
 

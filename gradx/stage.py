@@ -10,7 +10,6 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from types import SimpleNamespace
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 import jax
@@ -22,6 +21,7 @@ from gradx import tree as gtree
 from gradx.again import Done, again, hidden
 from gradx.core import Params, State, Transform, Updates
 from gradx.gate import gated
+from gradx.names import Static, joined_names, namespace
 from gradx.sources import Array
 
 T = TypeVar("T")
@@ -30,7 +30,6 @@ Slots = tuple[Array, ...]
 Numbers = Any  # a namespace: h.b1 is a float where it is constant, else a scalar array
 # `per_leaf(g, slots, p, h)` with functions that give the arrays anew, for one reduction each.
 PerLeaf = Callable[..., Mapping[str, Any]]
-Static = tuple[tuple[str, Any, str], ...]  # numbers and flags that are part of the program
 Sums = Mapping[str, Array]  # what a rule measures, added up over the leaves
 Decided = tuple[Mapping[str, Any], Mapping[str, Any]]  # numbers for `h`; new scalars of the state
 
@@ -39,7 +38,7 @@ class Call(NamedTuple):
     """One rule at one leaf: which, with which numbers, and the leaf's part of the state."""
 
     rule: Callable[[Array, Slots, Any, Numbers], tuple[Array, Slots]]
-    static: Static
+    static: Static  # numbers and flags known now: part of the program
     traced: dict[str, Array]  # numbers known only in the run
     slots: Slots
     needs_params: bool
@@ -225,6 +224,7 @@ def _apply(
             if since is not None:
                 h.before = functools.partial(anew.update, since)  # anew, too
             decided = per_leaf(anew.update, functools.partial(anew.hidden, wide), anew.params, h)
+            joined_names(vars(h) | numbers, decided, "per_leaf", core.show(rule))
             h = namespace(static, {**numbers, **compared, **decided})
         given = u, wide, p, h
         u, new = rule(*given) if gate is None else gated(rule, gate, *given)
@@ -284,23 +284,9 @@ def measured(
     return measure(g, jax.tree.map(widen, slots), p, namespace(static, traced))
 
 
-def namespace(static: Sequence[tuple[str, Any, str]], traced: Mapping[str, Array]) -> Numbers:
-    return SimpleNamespace(**{name: value for name, value, _ in static}, **traced)
-
-
 def widen(x: Array) -> Array:
     x = jnp.asarray(x)
     return x.astype(gtree.wide(x.dtype)) if jnp.issubdtype(x.dtype, jnp.inexact) else x
-
-
-def check_state(state: Any, expected: Any, where: str) -> None:
-    """Raises ValueError for the state of another part; one of Optax's own class is welcome."""
-    found = type(state).__name__, getattr(state, "_fields", None)
-    if found != (expected.__name__, expected._fields):
-        raise ValueError(
-            f"{where}: got a state of type {type(state).__name__} instead of {expected.__name__}. "
-            f"Was it made by another chain's init?"
-        )
 
 
 def check_leaf(flat: gtree.Flat, i: int, where: str, g: Any, p: Any, calls: Sequence[Call]) -> None:

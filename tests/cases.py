@@ -318,14 +318,13 @@ OPTIMIZERS = [
     row("adopt", learning_rate=0.05, b2=0.99, _bad={"clip_value_fn": 1.0}),
     row("adopt", "nesterov", learning_rate=0.05, b2=0.99, nesterov=True, _temporaries=1),
     row("adopt", "unbounded", learning_rate=0.05, b2=0.9, use_clipping=False),
-    row("ademamix", learning_rate=0.02, b3=0.99, alpha=2.0, _ranges=TWO_MEMORIES, _whole_tree=True),
+    row("ademamix", learning_rate=0.02, b3=0.99, alpha=2.0, _ranges=TWO_MEMORIES),
     row("simplified_ademamix", learning_rate=0.01, b1=0.9, alpha=2.0, _ranges=MIX),
     row(
         "optimistic_gradient_descent",
         learning_rate=0.1,
         beta=0.5,
         _ranges=OPTIMISTIC,
-        _whole_tree=True,
         _temporaries=1,
     ),
     row(
@@ -333,7 +332,6 @@ OPTIMIZERS = [
         learning_rate=0.05,
         beta=0.5,
         _ranges=OPTIMISTIC,
-        _whole_tree=True,
         _temporaries=2,
     ),
     row(
@@ -343,7 +341,6 @@ OPTIMIZERS = [
         _in_optax=False,  # it is there, and warns
         _ranges={"optimism": "[0, inf)"},
         _renamed={"optimism": "beta"},
-        _whole_tree=True,
         _temporaries=2,
     ),
     row(
@@ -1020,14 +1017,13 @@ PIECES = [
     row("scale_by_adan", eps_root=1e-4, _ranges=ADAN),
     row("scale_by_acprop", _temporaries=1),
     row("scale_by_adopt", b2=0.9),
-    row("scale_by_ademamix", b3=0.99, _ranges=TWO_MEMORIES, _whole_tree=True),
+    row("scale_by_ademamix", b3=0.99, _ranges=TWO_MEMORIES),
     row("scale_by_simplified_ademamix", eps_root=1e-4, _ranges=MIX),
     row(
         "scale_by_optimistic_gradient",
         alpha=0.5,
         beta=2.0,
         _ranges=OPTIMISTIC,
-        _whole_tree=True,
         _temporaries=1,
     ),
     row("scale_by_rprop", learning_rate=0.1, _in_optax=False, _ranges=RPROP),

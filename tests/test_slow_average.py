@@ -102,6 +102,12 @@ def test_in_the_identity_basis_it_is_ademamix() -> None:
     close(run(soap, grads)[0][1:], run(ademamix, grads[1:])[0])
 
 
+# A number of the run is rounded to float32 and a constant is not, and each of the five steps of
+# Newton and Schulz multiplies a small singular value, with its rounding, by more than three. How
+# many roundings there are depends on what the compiler joins: 1.2e-6 was seen.
+IN_FLOAT32 = 5e-6
+
+
 def test_its_numbers_may_be_live_and_grow() -> None:
     warmup = gradx.linear_schedule(0.0, 5.0, 3)
     tx = gradx.scale_by_muon(b3=gradx.tunable(0.5), alpha=warmup)
@@ -110,17 +116,17 @@ def test_its_numbers_may_be_live_and_grow() -> None:
     assert gradx.hyperparams(state) == {"b3": 0.5}
     state = gradx.set_hyperparams(state, b3=0.75)
     first, state = tx.update(g, state)
-    close(first, gradx.scale_by_muon().update(g, gradx.scale_by_muon().init(g))[0], 1e-6)
+    close(first, gradx.scale_by_muon().update(g, gradx.scale_by_muon().init(g))[0], IN_FLOAT32)
     second = tx.update(-g, state)[0]
     constant = gradx.scale_by_muon(b3=0.75, alpha=5 / 3)
     _, state = constant.update(g, constant.init(g))
-    close(second, constant.update(-g, state)[0], 1e-6)
+    close(second, constant.update(-g, state)[0], IN_FLOAT32)
 
 
 @pytest.mark.parametrize("factory", [gradx.scale_by_muon, gradx.scale_by_soap])
 def test_a_state_without_it_is_refused(factory: Any) -> None:
     g = {"w": jnp.ones((3, 2))}
-    with pytest.raises(ValueError, match=r"state's mu must be Averages, got dict. Was it made"):
+    with pytest.raises(ValueError, match="whose mu is of type dict instead of Averages. Was it made"):
         factory(b3=0.9).update(g, factory().init(g))
 
 

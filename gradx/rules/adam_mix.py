@@ -7,7 +7,6 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
-import numpy as np
 
 from gradx import core
 from gradx.combine import chain
@@ -16,8 +15,7 @@ from gradx.decay import DecayKind, scale_and_decay
 from gradx.leafwise import leafwise
 from gradx.moments import average, storage, weight_so_far, zero_moments, zeros
 from gradx.sources import Array, Hyper
-from gradx.stage import Decided, Numbers, Slots, Sums
-from gradx.step import safe_increment
+from gradx.stage import Numbers, Slots
 from gradx.tree import abs_sq
 
 __all__ = [
@@ -160,8 +158,8 @@ class ScaleByAdemamixState(NamedTuple):
     """The state of AdEMAMix.
 
     Attributes:
-      count: the updates done so far, by which `m1` and `nu` are corrected, int32 ().
-      count_m2: the updates done so far, by which schedules of `b3` and `alpha` go, int32 ().
+      count: the updates done so far, int32 ().
+      count_m2: the same number, as Optax's state has it, int32 ().
       m1: the fast average of gradients, like the parameters.
       m2: the slow average of gradients, like the parameters.
       nu: the second moment, like the parameters, real.
@@ -204,9 +202,6 @@ def scale_by_ademamix(
       mu_dtype: the dtype to keep \(m_1\) and \(m_2\) in; by default the parameter's, at least
         float32.
 
-    Raises:
-      ValueError: a number is given by path.
-
     Example:
       >>> import gradx, jax.numpy as jnp
       >>> tx = gradx.scale_by_ademamix(b3=0.5, alpha=2.0)
@@ -225,10 +220,8 @@ def scale_by_ademamix(
             "b1": b1, "b2": b2, "b3": b3, "alpha": alpha, "eps": eps, "eps_root": eps_root,
         },
         ranges={"b3": "[0, 1)", "alpha": "[0, inf)"},
-        per_tree=_corrections,
-        # Schedules read the field that the lift counts; the other count is kept here.
-        count="count_m2",
-        scalars={"count": np.int32(0)},
+        per_step=_corrections,
+        count=("count", "count_m2"),
     )  # fmt: skip
 
 
@@ -236,10 +229,8 @@ def _moments(p: Array, *, mu_dtype: Any) -> Slots:
     return (*zeros(p, dtype=mu_dtype), *zeros(p, dtype=mu_dtype), jnp.zeros_like(p.real))
 
 
-def _corrections(h: Numbers, sums: Sums) -> Decided:
-    t = safe_increment(h.count)
-    numbers = {"correct_m1": 1 / weight_so_far(h.b1, t), "correct_nu": 1 / weight_so_far(h.b2, t)}
-    return numbers, {"count": t}
+def _corrections(h: Numbers, t: Array) -> Mapping[str, Array]:
+    return {"correct_m1": 1 / weight_so_far(h.b1, t), "correct_nu": 1 / weight_so_far(h.b2, t)}
 
 
 def _ademamix(g: Array, slots: Slots, p: None, h: Numbers) -> tuple[Array, Slots]:

@@ -21,18 +21,8 @@ from gradx.gating import check_inner, gated_update, rarely
 from gradx.matrices import Matrix, check_paths, matrices
 from gradx.moments import scale_by_adam
 from gradx.sources import Array, Hyper
-from gradx.stage import (
-    Call,
-    Leaves,
-    Numbers,
-    Results,
-    Rows,
-    Slots,
-    check_array,
-    check_state,
-    staged,
-    widen,
-)
+from gradx.stage import Call, Leaves, Numbers, Results, Rows, Slots, check_array, staged, widen
+from gradx.states import check_state
 from gradx.step import safe_increment
 
 __all__ = ["GaLoreDimensionNumbers", "GaLoreState", "galore", "scale_by_galore"]

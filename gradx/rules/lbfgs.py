@@ -33,11 +33,11 @@ from gradx.stage import (
     Rows,
     Slots,
     check_array,
-    check_state,
     is_array,
     staged,
     widen,
 )
+from gradx.states import check_state
 from gradx.step import safe_increment
 
 __all__ = ["ScaleByLBFGSState", "lbfgs", "scale_by_lbfgs"]

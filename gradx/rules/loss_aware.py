@@ -158,7 +158,7 @@ def _with_loss(
     return leafwise(
         rule,
         hypers={**hypers, "value": from_call("value")},
-        ranges={"beta": "[0, 1)", "eps": "(0, inf)"},
+        ranges=hyper.used({"beta": "[0, 1)", "eps": "(0, inf)"}, hypers),
         flags={"lower_bound": first, "adapt_lower_bound": bound[1]},
         per_tree=_decide,
         scalars={"barf": 0.0, "gamma": 0.0, "lb": first},

@@ -137,7 +137,7 @@ def scale_by_normuon(
             init=_no_squares,
             state=_Neurons,
             hypers={"b2": b2, "eps": eps, **aligned},
-            ranges={"consistent_rms": "(0, inf)"},
+            ranges=dict.fromkeys(aligned, "(0, inf)"),
             flags={"aligned": bool(aligned)},
             axes=axes,
             chunk=chunk,

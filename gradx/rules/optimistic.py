@@ -46,9 +46,6 @@ def scale_by_optimistic_gradient(alpha: Hyper = 1.0, beta: Hyper = 1.0) -> Trans
       alpha: \(\alpha\) in [0, inf).
       beta: \(\beta\) in [0, inf).
 
-    Raises:
-      ValueError: a number is given by path.
-
     Example:
       >>> import gradx, jax.numpy as jnp
       >>> tx = gradx.scale_by_optimistic_gradient()
@@ -68,6 +65,7 @@ def scale_by_optimistic_gradient(alpha: Hyper = 1.0, beta: Hyper = 1.0) -> Trans
         hypers={"alpha": alpha, "beta": beta},
         ranges={"alpha": "[0, inf)", "beta": "[0, inf)"},
         per_tree=_no_longer_first,
+        whole_tree=(),
         scalars={"is_initial_step": True},
     )
 
@@ -93,9 +91,6 @@ def optimistic_gradient_descent(
       learning_rate: \(\eta\) in [0, inf).
       alpha: \(\alpha\) in [0, inf).
       beta: \(\beta\) in [0, inf).
-
-    Raises:
-      ValueError: alpha or beta is given by path.
 
     Example:
       >>> import gradx, jax.numpy as jnp
@@ -146,9 +141,6 @@ def optimistic_adam_v2(
       mu_dtype: the dtype to keep the first moment in.
       nesterov: look one step ahead, in the moment.
 
-    Raises:
-      ValueError: alpha or beta is given by path.
-
     Example:
       >>> import gradx, jax.numpy as jnp
       >>> tx = gradx.optimistic_adam_v2(0.1, nesterov=False)
@@ -191,9 +183,6 @@ def optimistic_adam(
       eps_root: in [0, inf), inside the root.
       mu_dtype: the dtype to keep the first moment in.
       nesterov: look one step ahead, in the moment.
-
-    Raises:
-      ValueError: the learning rate or the optimism is given by path.
 
     Example:
       >>> import gradx, jax.numpy as jnp

@@ -18,6 +18,7 @@ from gradx.per_example import examples, factors, weighted_sum
 from gradx.scale import descend
 from gradx.sources import Array, Hyper
 from gradx.stage import check_array
+from gradx.states import check_state
 
 __all__ = [
     "DifferentiallyPrivateAggregateState",
@@ -113,6 +114,7 @@ def differentially_private_aggregate(
     def update(
         updates: Updates, state: State, params: Params | None = None, **extra: Any
     ) -> tuple[Updates, DifferentiallyPrivateAggregateState]:
+        check_state(state, DifferentiallyPrivateAggregateState, where)
         flat, size = examples(updates, where)
         present = [i for i, g in enumerate(flat.values) if g is not None]
         _check_shapes(flat, present, params, where)

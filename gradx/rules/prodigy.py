@@ -270,6 +270,7 @@ def prodigy(
     bias, as in Optax; both are options of the authors' code. In Optax a step with \(s = 0\) (a
     first gradient of zero, a learning rate that begins at zero) makes the estimate NaN for ever.
     """
+    slowest = {} if beta3 is None else {"beta3": beta3}
     first = hyper.constant("estim_lr0", estim_lr0, "(0, inf)")
     return leafwise(
         _prodigy,
@@ -278,12 +279,12 @@ def prodigy(
         hypers={
             "learning_rate": learning_rate,
             **_two_betas(betas),
-            **({} if beta3 is None else {"beta3": beta3}),
+            **slowest,
             "eps": eps,
             "estim_lr_coef": estim_lr_coef,
             "weight_decay": weight_decay,
         },
-        ranges={"beta3": "[0, 1)", "estim_lr_coef": "(0, inf)"},
+        ranges={"estim_lr_coef": "(0, inf)", **dict.fromkeys(slowest, "[0, 1)")},
         flags={"estim_lr0": first, "safeguard_warmup": safeguard_warmup},
         per_step=_prodigy_step,
         measure=_prodigy_sums,

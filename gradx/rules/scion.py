@@ -18,7 +18,8 @@ from gradx.counting import flag
 from gradx.decay import add_decayed_weights
 from gradx.groups import partition
 from gradx.leafwise import leafwise
-from gradx.matrices import Matrix, MatrixAxes, axes_by_name, check_paths, is_axes, matrices
+from gradx.matrices import Matrix, MatrixAxes, check_paths, is_axes, matrices
+from gradx.matrix_names import Judgement, judged
 from gradx.momenta import averaging, momentum_of, remembered
 from gradx.norms import by_factor
 from gradx.orthogonal import Normalisation, NSCoefficients, orthogonalise, signs
@@ -64,12 +65,13 @@ class _Norms:
         norms = _at_leaves(self.norms, flat, f"{self.where}: norms", _is_name)
         axes = _at_leaves(self.axes, flat, f"{self.where}: axes", is_axes)
         found: list[tuple[str, Any]] = []
-        for path, x, norm, given in zip(flat.paths, flat.values, norms, axes, strict=True):
+        columns = flat.paths, flat.values, judged(tree), norms, axes
+        for path, x, judgement, norm, given in zip(*columns, strict=True):
             if x is None:
                 found.append(("rms", None))
                 continue
-            shape = jnp.shape(x)
-            by_name, usual = _by_name(path, shape)
+            shape, usual = jnp.shape(x), judgement.axes
+            by_name = _by_name(judgement)
             norm = by_name if norm in (None, "auto") else norm
             if norm not in _FACTORS:
                 raise ValueError(
@@ -105,10 +107,9 @@ def _is_name(x: Any) -> bool:
     return isinstance(x, str)
 
 
-def _by_name(path: str, shape: tuple[int, ...]) -> tuple[str, MatrixAxes | None]:
-    axes, why = axes_by_name(path, shape)
+def _by_name(judgement: Judgement) -> str:
     named = {"a head": "sign", "a convolution": "spectral_conv"}
-    return named.get(why, "rms" if axes is None else "spectral"), axes
+    return named.get(judgement.why, "rms" if judgement.axes is None else "spectral")
 
 
 def _of_window(m: Matrix, shape: tuple[int, ...]) -> float:

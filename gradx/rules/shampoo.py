@@ -9,7 +9,7 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from gradx import blocks, core, lapack
+from gradx import blocks, core, hyper, lapack
 from gradx.combine import Contract
 from gradx.core import Count, Transform, Updates
 from gradx.counting import flag, steps
@@ -167,7 +167,7 @@ def scale_by_shampoo(
             "graft_eps": graft_eps,
             "exponent": exponent,
         },
-        ranges={**_RANGES, **SLOW},
+        ranges={**_RANGES, **hyper.used(SLOW, slow)},
         flags={
             "block": block,
             "graft": graft,

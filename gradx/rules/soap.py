@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 
-from gradx import core
+from gradx import core, hyper
 from gradx.combine import Contract
 from gradx.core import Count, Transform, Updates
 from gradx.counting import flag, steps
@@ -143,7 +143,7 @@ def scale_by_soap(
         state=SoapState,
         like_leaf={"mu": kept(mu_dtype, slow), "nu": "real"},
         hypers=hypers,
-        ranges={"shampoo_beta": "[0, 1)", **SLOW},
+        ranges=hyper.used({"shampoo_beta": "[0, 1)", **SLOW}, hypers),
         flags={"corrects": flag("bias_correction", bias_correction)},
         per_step=_of_the_step,
         axes=axes,
@@ -165,7 +165,7 @@ def _of_the_step(h: Numbers, t: Array) -> Mapping[str, Any]:
         "begun": begun,
         "correct_mu": correct_mu,
         "correct_nu": correct_nu,
-        "shampoo_beta": getattr(h, "shampoo_beta", h.b2),
+        "factor_decay": getattr(h, "shampoo_beta", h.b2),
     }
 
 
@@ -176,7 +176,7 @@ def _soap(g: Array, slots: Slots, p: None, h: Numbers) -> tuple[Array, Slots]:
     nu = average(nu, abs_sq(seen), h.b2)
     u = momentum_of(mu, h, h.correct_mu) / (jnp.sqrt(h.correct_nu * nu) + h.eps)
     u = out_of(jnp.where(h.begun, u, 0), *bases)
-    return u, (mu, nu, *averaged(g, left, right, h.shampoo_beta), *bases)
+    return u, (mu, nu, *averaged(g, left, right, h.factor_decay), *bases)
 
 
 def _start(slots: Slots, h: Numbers) -> Slots:

@@ -23,18 +23,8 @@ from gradx.leafwise import leafwise
 from gradx.live import own_state, with_own
 from gradx.moments import ScaleByAdamState, average, storage, weight_so_far, zero_moments
 from gradx.sources import Array, Hyper
-from gradx.stage import (
-    Leaves,
-    Numbers,
-    Results,
-    Rows,
-    Slots,
-    check_state,
-    is_array,
-    measured,
-    run,
-    staged,
-)
+from gradx.stage import Leaves, Numbers, Results, Rows, Slots, is_array, measured, run, staged
+from gradx.states import check_state
 from gradx.step import safe_increment
 
 __all__ = ["SophiaState", "scale_by_sophia", "sophia"]
@@ -117,7 +107,7 @@ def scale_by_sophia(
       >>> state = tx.init(p)
       >>> for _ in range(2):
       ...     updates, state = tx.update(jax.grad(loss)(p), state, p, obj_fn=loss)
-      >>> updates, state.nu
+      >>> updates.round(1), state.nu.round()
       (Array([0.6, 0.6], dtype=float32), Array([  1., 100.], dtype=float32))
 
     Reference: Liu et al., *Sophia*, https://arxiv.org/abs/2305.14342, Algorithm 3. As in Optax,
@@ -140,7 +130,7 @@ def scale_by_sophia(
         init=partial(zero_moments, mu_dtype=storage("mu_dtype", mu_dtype)),
         state=ScaleByAdamState,
         hypers={"b1": b1, "b2": b2, "eps": eps, "gamma": gamma, **clipping},
-        ranges={"eps": "(0, inf)", "gamma": "(0, inf)", "clip_threshold": "(0, inf]"},
+        ranges={"eps": "(0, inf)", "gamma": "(0, inf)", **dict.fromkeys(clipping, "(0, inf]")},
         flags={"clips": bool(clipping)},
         per_step=_correction,
     )
@@ -269,7 +259,8 @@ class _Sophia:
         diagonal = gtree.flatten_like(flat, made, f"{self.where}: the Hessian's diagonal")
         pairs = zip(flat.values, diagonal, strict=True)
         only = flat.unflatten([None if g is None else d for g, d in pairs])
-        before = with_own(state, _Curvature(inner.count, inner.nu))
+        live = getattr(state, "hyperparams", {})
+        before = self.averaged.wrapped(_Curvature(inner.count, inner.nu), None, live)
         _, after = run(self.averaged, self.where, only, before, None, extra, gate)
         chosen = jax.tree.map(partial(_chosen, gate), kept, inner.hessian_fn_state)
         return chosen, own_state(after).nu
@@ -364,7 +355,7 @@ def sophia(
       >>> loss = lambda p: jnp.sum(p**2)
       >>> tx = gradx.sophia(0.1, weight_decay=0.0)
       >>> p = jnp.array([1.0, -2.0])
-      >>> tx.update(jax.grad(loss)(p), tx.init(p), p, obj_fn=loss)[0]
+      >>> tx.update(jax.grad(loss)(p), tx.init(p), p, obj_fn=loss)[0].round(3)
       Array([-0.1,  0.1], dtype=float32)
 
     Reference: Liu et al., *Sophia: a scalable stochastic second-order optimizer for language model

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 
-from gradx import core
+from gradx import core, hyper
 from gradx.combine import Contract, chain
 from gradx.core import Count, Transform, Updates
 from gradx.counting import steps
@@ -132,7 +132,7 @@ def scale_by_splus(
         state=SplusState,
         like_leaf={"mu": kept(mu_dtype, slow)},
         hypers={"b1": b1, "b2": b2, "eps": eps, **slow},
-        ranges=SLOW,
+        ranges=hyper.used(SLOW, slow),
         axes=axes,
         renew=_renew,
         every=steps("precondition_frequency", precondition_frequency, 1),

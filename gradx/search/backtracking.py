@@ -14,7 +14,8 @@ from gradx.core import Count, Params, State, Transform, Updates
 from gradx.counting import steps
 from gradx.search.line import check_params, like, line_search, real_dtype
 from gradx.sources import Array
-from gradx.stage import check_state, widen
+from gradx.stage import widen
+from gradx.states import check_state
 from gradx.step import safe_increment
 
 __all__ = [

@@ -14,7 +14,8 @@ from gradx.counting import steps
 from gradx.search import wolfe
 from gradx.search.line import Line, Point, check_params, like, line_search, real_dtype
 from gradx.sources import Array
-from gradx.stage import check_state, widen
+from gradx.stage import widen
+from gradx.states import check_state
 
 __all__ = ["ScaleByZoomLinesearchState", "ZoomLinesearchInfo", "scale_by_zoom_linesearch"]
 

@@ -17,7 +17,8 @@ from gradx.counting import steps
 from gradx.gating import as_gate, check_inner, count_not_finite, gated_update, parts_of
 from gradx.moments import storage
 from gradx.sources import Array, FromCall, Step
-from gradx.stage import check_array, check_state, is_array, widen
+from gradx.stage import check_array, is_array, widen
+from gradx.states import check_state
 from gradx.step import safe_increment
 
 __all__ = [
@@ -236,6 +237,7 @@ class MultiSteps(Transform):
         So it is True after a call that updates, and still after calls right behind it that
         `should_skip_update_fn` leaves out: `state.skip_state` tells them apart.
         """
+        self._accumulation.check(state)
         return jnp.logical_and(state.mini_step == 0, state.gradient_step > 0)
 
     def gradient_transformation(self) -> MultiSteps:
@@ -282,6 +284,10 @@ class _Accumulation:
             return state
         return WeightedMultiStepsState(*state, weight_sum=jnp.zeros((), jnp.float32))
 
+    def check(self, state: State) -> None:
+        kind = WeightedMultiStepsState if self.weights.sources else MultiStepsState
+        check_state(state, kind, self.where)
+
     def _empty(self, p: Any) -> Array:
         kept = self.dtype
         if kept == jnp.float32 or jnp.iscomplexobj(p):
@@ -291,8 +297,7 @@ class _Accumulation:
     def update(
         self, updates: Updates, state: State, params: Params | None = None, **extra: Any
     ) -> tuple[Updates, State]:
-        weighs = bool(self.weights.sources)
-        check_state(state, WeightedMultiStepsState if weighs else MultiStepsState, self.where)
+        self.check(state)
         skip_state: Any = ()
         counts: Any = True  # unless the call is skipped
         if self.should_skip is not None:

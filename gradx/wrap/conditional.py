@@ -18,7 +18,7 @@ from gradx.core import Params, State, Transform, Updates
 from gradx.counting import steps
 from gradx.gating import all_finite, as_gate, check_inner, gated_update, parts_of
 from gradx.sources import Array
-from gradx.stage import check_state
+from gradx.states import check_state
 from gradx.step import safe_increment
 
 __all__ = [

@@ -24,7 +24,7 @@ from gradx.core import Count, Params, Part, State, Transform, Updates
 from gradx.live import InjectStatefulHyperparamsState
 from gradx.moments import storage
 from gradx.sources import Array
-from gradx.stage import check_state
+from gradx.states import check_keys, check_state
 from gradx.step import safe_increment
 
 __all__ = [
@@ -169,6 +169,7 @@ class _Injection:
         missing = [name for name in names if name not in state.hyperparams]
         if missing:
             raise ValueError(f"inject_hyperparams: the state has no numbers {missing}.")
+        check_keys(state.hyperparams_states, self.schedules, "inject_hyperparams: its schedules")
 
 
 def _in_the_dtypes_of(old: State, new: State) -> State:

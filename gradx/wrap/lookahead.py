@@ -16,6 +16,7 @@ from gradx.gating import afresh, check_inner
 from gradx.hyper import constant
 from gradx.sources import Array
 from gradx.stage import widen
+from gradx.states import check_state
 
 __all__ = ["LookaheadParams", "LookaheadState", "lookahead"]
 
@@ -121,9 +122,10 @@ def lookahead(
                 f"{where}: needs the fast and the slow parameters: call update(updates, state, "
                 f"params) with params=LookaheadParams(fast=…, slow=…); got {type(params).__name__}."
             )
+        check_state(state, LookaheadState, where)
         done, fast_state = state.steps_since_sync, state.fast_state
         if reset_state:
-            fast_state = afresh(fast_optimizer, params.fast, fast_state, when=done == 0)
+            fast_state = afresh(fast_optimizer, params.fast, fast_state, where, when=done == 0)
         made, fast_state = fast.update(updates, fast_state, params.fast, **extra)
         flat = gtree.flatten(made)
         columns = [

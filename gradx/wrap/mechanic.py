@@ -28,12 +28,12 @@ from gradx.stage import (
     Slots,
     Stage,
     Sums,
-    check_state,
     is_array,
     run,
     staged,
     widen,
 )
+from gradx.states import check_state
 from gradx.tree import abs_sq, dot, unshared
 
 __all__ = ["MechanicState", "mechanize"]

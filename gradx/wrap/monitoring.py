@@ -22,6 +22,7 @@ from gradx.core import Params, State, Transform, Updates
 from gradx.moments import ema
 from gradx.norms import global_norm
 from gradx.sources import Hyper
+from gradx.states import check_state, wrong_state
 
 __all__ = ["MonitorState", "SnapshotState", "measure_with_ema", "monitor", "snapshot"]
 
@@ -99,6 +100,7 @@ def snapshot(measure_name: str, measure: Callable[[Updates], Any]) -> Transform:
       {'norm': Array(5., dtype=float32)}
     """
     _check(measure_name, measure)
+    where = core.where()
 
     def init(params: Params) -> State:
         return SnapshotState({measure_name: _arrays(measure(params))})
@@ -106,6 +108,7 @@ def snapshot(measure_name: str, measure: Callable[[Updates], Any]) -> Transform:
     def update(
         updates: Updates, state: State, params: Params | None = None, **extra: Any
     ) -> tuple[Updates, State]:
+        check_state(state, SnapshotState, where, [measure_name])
         old = state.measurement[measure_name]
         return updates, type(state)({measure_name: _like(measure(hidden(updates, 1)), old)})
 
@@ -149,6 +152,7 @@ def measure_with_ema(
     """
     _check("measure", measure)
     average = ema(decay, debias, accumulator_dtype)
+    where = core.where()
 
     def measured(tree: Any) -> Any:
         return jax.tree.map(lambda x: x.astype(gtree.wide(x.dtype)), _arrays(measure(tree)))
@@ -159,6 +163,8 @@ def measure_with_ema(
     def update(
         updates: Updates, state: State, params: Params | None = None, **extra: Any
     ) -> tuple[Updates, State]:
+        if not isinstance(state, tuple | list) or len(state) != 2:
+            raise wrong_state(where, f"of type {type(state).__name__} instead of a pair")
         empty, old = state
         mean, new = average.update(measured(updates), old, **extra)
         return mean, (empty, new)
@@ -208,6 +214,7 @@ def monitor(measures: Mapping[str, Contract | Callable[[Updates], Any]]) -> Tran
         else:
             _check(name, measure, "a function of the updates or a transformation")
             transforms[name] = _as_transform(measure)
+    where = core.where()
     functions = [name for name, measure in measures.items() if not core.is_transform(measure)]
 
     def at_first(name: str, params: Params, state: State) -> dict[str, Any]:
@@ -231,6 +238,10 @@ def monitor(measures: Mapping[str, Contract | Callable[[Updates], Any]]) -> Tran
     def update(
         updates: Updates, state: State, params: Params | None = None, **extra: Any
     ) -> tuple[Updates, State]:
+        check_state(state, MonitorState, where)
+        if len(state.measure_states) != len(transforms):
+            found = f"of {len(state.measure_states)} measures instead of {list(transforms)}"
+            raise wrong_state(where, found)
         measurements: dict[str, Any] = {}
         states: list[State] = []
         for (name, tx), old in zip(transforms.items(), state.measure_states, strict=True):

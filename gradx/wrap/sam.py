@@ -17,6 +17,7 @@ from gradx.gating import afresh, check_inner, gated_update
 from gradx.replicas import AVERAGE, combined
 from gradx.sources import Array
 from gradx.stage import is_array, widen
+from gradx.states import check_state, wrong_state
 from gradx.step import apply_updates
 
 __all__ = ["SAMState", "sam"]
@@ -130,7 +131,7 @@ def sam(
         adv_state = state.adv_state
         if reset_state:
             # Before the gate, which is closed in this call, and keeps what it finds.
-            adv_state = afresh(adv_optimizer, params, adv_state, when=ends)
+            adv_state = afresh(adv_optimizer, params, adv_state, where, when=ends)
         # Two rules that square the same gradients would share the squares, and store them.
         hidden = jax.tree.map(jax.lax.optimization_barrier, updates)
         uphill, adv_state = gated_update(
@@ -172,7 +173,7 @@ def sam(
             if over:
                 updates = combined(jax.lax.pmean, updates, params, over, where, remedy=_AVERAGE)
         if reset_state:
-            adv_state = afresh(adv_optimizer, params, adv_state, when=jnp.array(True))
+            adv_state = afresh(adv_optimizer, params, adv_state, where, when=jnp.array(True))
         updates, opt_state = core.with_extra_args(optimizer).update(
             updates, state.opt_state, params, **extra
         )
@@ -188,6 +189,10 @@ def sam(
     ) -> tuple[Updates, SAMState]:
         if params is None:
             raise ValueError(f"{where}: needs the parameters: call update(updates, state, params).")
+        check_state(state, SAMState, where)
+        if opaque_mode != (state.cache is None):
+            made_in = "transparent" if opaque_mode else "opaque"
+            raise wrong_state(where, f"of {made_in} mode, which opaque_mode={opaque_mode} is not")
         if opaque_mode:
             return opaque(updates, state, params, extra, grad_fn)
         return transparent(updates, state, params, extra)

@@ -16,6 +16,7 @@ from gradx.core import Params, Part, State, Transform, Updates
 from gradx.gating import check_inner
 from gradx.sources import Array
 from gradx.stage import check_array
+from gradx.states import check_state
 
 __all__ = [
     "SplitRealAndImaginaryArrays",
@@ -181,6 +182,7 @@ def split_real_and_imaginary(inner: Contract) -> Transform:
     def update(
         updates: Updates, state: State, params: Params | None = None, **extra: Any
     ) -> tuple[Updates, SplitRealAndImaginaryState]:
+        check_state(state, SplitRealAndImaginaryState, where)
         made, inner_state = wrapped.update(
             jax.tree.map(_split, updates),
             state.inner_state,
