@@ -138,11 +138,6 @@ def scale_and_decay(
     if decay == "schedule":
         shapes = _shapes(learning_rate)
         weight_decay = sources.scaled(weight_decay, *shapes) if shapes else weight_decay
-    elif decay != "independent":
-        raise ValueError(
-            f"{core.where()}: decay must be 'learning_rate', 'schedule' or 'independent', got "
-            f"{decay!r}."
-        )
     return rate, add_decayed_weights(weight_decay, mask, flip_sign=True)
 
 

@@ -14,6 +14,7 @@ import numpy as np
 
 from gradx import core
 from gradx import tree as gtree
+from gradx.calls import kept
 from gradx.sources import (
     REQUIRED,
     Array,
@@ -155,7 +156,7 @@ def _check_constant(value: Any, interval: str, name: str, where: str) -> Number:
     if math.isinf(in_float32(number)):  # too large for the arithmetic
         check_number(in_float32(number), interval, name, where)
     # An array stays an argument of the program: a loop over arrays compiles once.
-    return as_float(value) if isinstance(value, jax.Array) else number
+    return as_float(kept(value)) if isinstance(value, jax.Array) else number
 
 
 def in_float32(value: float) -> float:

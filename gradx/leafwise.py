@@ -26,6 +26,7 @@ import optax
 
 from gradx import core, hyper, sources
 from gradx import tree as gtree
+from gradx.calls import checked
 from gradx.core import Params, State, Transform
 from gradx.live import HyperparamsState
 from gradx.sources import Array
@@ -272,6 +273,7 @@ class Rule:
             return jax.lax.psum(sums, self.axis_name)
 
 
+@checked
 def leafwise(
     update: Callable[[Array, Slots, Any, Numbers], tuple[Array, Slots]],
     *,

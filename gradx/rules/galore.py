@@ -210,8 +210,6 @@ def scale_by_galore(
         )
     gap = steps("update_proj_gap", update_proj_gap, 1)
     factor = hyper.constant("scale", scale, "(0, inf)")
-    if side not in ("longer", "shorter"):
-        raise ValueError(f"{where}: side must be 'longer' or 'shorter', got {side!r}.")
     base = scale_by_adam() if base_optimizer is None else base_optimizer
     check_inner(base, where, "base_optimizer")
     stage = _GaLore(rank, gap, factor, base, weight_dimension_numbers, side, where)

@@ -51,11 +51,9 @@ class MonitorState(NamedTuple):
     measure_states: tuple[State, ...]
 
 
-def _check(name: Any, measure: Any, wanted: str = "a function of the updates") -> None:
+def _check_name(name: Any) -> None:
     if not isinstance(name, str) or not name:
         raise ValueError(f"{core.where()}: a measurement must have a name, got {name!r}.")
-    if not callable(measure):
-        raise ValueError(f"{core.where()}: {name!r} must be {wanted}, got {core.show(measure)}.")
 
 
 def _arrays(measured: Any) -> Any:
@@ -98,7 +96,7 @@ def snapshot(measure_name: str, measure: Callable[[Updates], Any]) -> Transform:
       >>> state[0].measurement
       {'norm': Array(5., dtype=float32)}
     """
-    _check(measure_name, measure)
+    _check_name(measure_name)
 
     def init(params: Params) -> State:
         return SnapshotState({measure_name: _arrays(measure(params))})
@@ -147,7 +145,6 @@ def measure_with_ema(
       >>> rate
       Array(0.5263, dtype=float32)
     """
-    _check("measure", measure)
     average = ema(decay, debias, accumulator_dtype)
 
     def measured(tree: Any) -> Any:
@@ -203,11 +200,16 @@ def monitor(measures: Mapping[str, Contract | Callable[[Updates], Any]]) -> Tran
         )
     transforms: dict[str, Any] = {}
     for name, measure in measures.items():
+        _check_name(name)
         if core.is_transform(measure):
             transforms[name] = core.with_extra_args(measure)
-        else:
-            _check(name, measure, "a function of the updates or a transformation")
+        elif callable(measure):
             transforms[name] = _as_transform(measure)
+        else:
+            raise ValueError(
+                f"{core.where()}: {name!r} must be a function of the updates or a transformation, "
+                f"got {core.show(measure)}."
+            )
     functions = [name for name, measure in measures.items() if not core.is_transform(measure)]
 
     def at_first(name: str, params: Params, state: State) -> dict[str, Any]:
