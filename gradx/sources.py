@@ -328,7 +328,8 @@ def check_optional(optional: Any, names: Collection[Any], where: str) -> None:
         not isinstance(name, Hashable) or name not in known for name in optional
     ):
         raise ValueError(
-            f"{where}: optional must be a list of some of {known}, or True; got {core.show(optional)}."
+            f"{where}: optional must be a list of some of {known}, or True; got "
+            f"{core.show(optional)}."
         )
 
 

@@ -377,3 +377,144 @@ def test_an_array_is_still_an_argument_of_the_program() -> None:
     assert_close(traced(0.5), jax.tree.map(lambda x: -0.5 * x, PARAMS), rtol=1e-6)
     inside = jax.jit(lambda: gradx.sgd(jnp.float32(0.5)).spec.arguments[0][1] * 2)
     assert inside() == 1.0
+
+
+# ---------------------------------------------------------------- as a part of trees
+
+
+def warmed(length: int) -> Any:
+    return lambda count: jnp.minimum((count + 1.0) / length, 1.0)
+
+
+TREES = [
+    lambda: gradx.adam(0.1),
+    lambda: gradx.MultiSteps(gradx.adam(gradx.tunable(0.1)), 2),
+    lambda: gradx.chain(
+        gradx.clip(1.0), gradx.masked(gradx.trace(0.9), {"bias": True, "kernel": False})
+    ),
+    lambda: gradx.partition(
+        {"a": gradx.sgd(0.1), "b": gradx.adam(0.1)}, gradx.by_path({"b": "a"}, "b")
+    ),
+    lambda: gradx.inject_hyperparams(gradx.sgd)(0.1),
+    lambda: gradx.chain(optax.scale(0.5), gradx.sgd(0.1)),
+    lambda: gradx.leafwise(scaled_by, hypers={"rate": 0.5}),
+]
+
+
+@pytest.mark.parametrize("make", TREES)
+def test_a_transformation_is_a_tree_without_leaves(make: Any) -> None:
+    tx = make()
+    held = {"tx": tx, "x": [jnp.ones(2)]}
+    assert jax.tree.leaves(tx) == []
+    again = jax.tree.map(lambda x: x + 1, held)
+    assert again["tx"] is tx
+    assert repr(jax.eval_shape(lambda held: held, held)["tx"]) == repr(tx)
+    assert copy.deepcopy(held)["tx"] is tx
+    expected = steps(tx)
+
+    @jax.jit
+    def two(held: Any) -> Any:
+        def body(carry: Any, _: Any) -> Any:
+            tx, state = carry
+            updates, state = tx.update(PARAMS, state, PARAMS)
+            return (tx, state), updates
+
+        return jax.lax.scan(body, (held["tx"], held["tx"].init(PARAMS)), length=2)[1]
+
+    for i, updates in enumerate(expected):
+        assert_close(jax.tree.map(lambda x, i=i: x[i], two(held)), updates, rtol=1e-6)
+    batch = {"tx": tx, "x": [jnp.ones((3, 2))]}
+    assert jax.vmap(lambda held: held["x"][0].sum())(batch).shape == (3,)
+
+
+def test_equal_ones_share_a_trace_and_others_do_not() -> None:
+    """What a schedule or a mask closes over is what tells them apart."""
+    traces = []
+
+    @jax.jit
+    def first(tx: Any, g: Any) -> Any:
+        traces.append(tx)
+        return tx.update(g, tx.init(g), g)[0]
+
+    for _ in range(2):
+        first(gradx.MultiSteps(gradx.adam(gradx.linear_schedule(0.1, 0.0, 9)), 2), PARAMS)
+    assert len(traces) == 1
+    made = [gradx.sgd(warmed(length)) for length in (1, 2, 4)]
+    made += [gradx.sgd(functools.partial(lambda count, by: by, by=by)) for by in (0.3, 0.2)]
+    made += [
+        gradx.masked(gradx.scale(9.0), lambda tree, on=on: jax.tree.map(lambda x: on, tree))
+        for on in (True, False)
+    ]
+    for _ in range(2):
+        for tx, size in zip(made, (-1.0, -0.5, -0.25, -0.3, -0.2, 9.0, 1.0), strict=True):
+            assert_close(
+                first(tx, PARAMS), jax.tree.map(lambda x, c=size: c * x, PARAMS), rtol=1e-6
+            )
+    assert len(traces) == 1 + len(made)
+
+
+def test_bools_and_numbers_are_no_equals() -> None:
+    pairs = [
+        (gradx.by_path({"a": True}, 0.1), gradx.by_path({"a": 1}, 0.1)),
+        (gradx.masked(gradx.identity(), [True]), gradx.masked(gradx.identity(), (True,))),
+        (
+            gradx.masked(gradx.identity(), {"a": True}),
+            gradx.masked(gradx.identity(), OrderedDict(a=True)),
+        ),
+        (gradx.scale(0.0), gradx.scale(-0.0)),
+    ]
+    for one, other in pairs:
+        assert one != other
+
+
+def filter_jit(function: Any) -> Any:
+    """As that of Equinox: arrays are traced; all else is static, compared by `==`."""
+
+    @functools.partial(jax.jit, static_argnums=(1, 2))
+    def run(arrays: Any, structure: Any, static: Any) -> Any:
+        pairs = zip(arrays, static, strict=True)
+        return function(*structure.unflatten([s if a is None else a for a, s in pairs]))
+
+    def call(*args: Any) -> Any:
+        leaves, structure = jax.tree.flatten(args)
+        arrays = [x if isinstance(x, jax.Array) else None for x in leaves]
+        return run(
+            arrays,
+            structure,
+            tuple(None if a is not None else x for a, x in zip(arrays, leaves, strict=True)),
+        )
+
+    return call
+
+
+def test_in_equinoxs_hands() -> None:
+    seen = []
+
+    @filter_jit
+    def step(tx: Any, state: Any, g: Any) -> Any:
+        seen.append(tx)
+        return tx.update(g, state, g)
+
+    for _ in range(2):
+        tx = gradx.MultiSteps(gradx.adam(0.1), 2)
+        updates, _ = step(tx, tx.init(PARAMS), PARAMS)
+        assert_same(updates, steps(tx, 1)[0])
+    assert len(seen) == 1
+    assert seen[0].spec is not None
+    assert isinstance(seen[0], gradx.MultiSteps)
+
+
+def test_a_class_of_ones_own_is_a_tree_without_leaves_too() -> None:
+    class Mine(gradx.Transform):
+        pass
+
+    mine = Mine(*gradx.sgd(0.1))
+    assert jax.tree.leaves(mine) == []
+    assert jax.tree.map(abs, [mine])[0] is mine
+    assert type(mine.with_spec(gradx.sgd(0.1).spec)) is Mine
+
+
+def test_schedules_and_sources_stay_leaves() -> None:
+    """As functions are: a tree of schedules can be mapped over."""
+    schedules = {"a": gradx.constant_schedule(1.0), "b": halving}
+    assert jax.tree.map(lambda s: float(s(1)), schedules) == {"a": 1.0, "b": 0.5}
