@@ -64,19 +64,10 @@ class Spec:
 
     def call(self, arguments: Mapping[str, Any] | None = None) -> Any:
         """Makes the object again, from these arguments or (by default) from its own."""
-        args: list[Any] = []
-        kwargs: dict[str, Any] = {}
-        for name, value in (dict(self.arguments) if arguments is None else arguments).items():
-            match self.signature.parameters[name].kind:
-                case inspect.Parameter.POSITIONAL_ONLY:
-                    args.append(value)
-                case inspect.Parameter.VAR_POSITIONAL:
-                    args.extend(value)
-                case inspect.Parameter.VAR_KEYWORD:
-                    kwargs.update(value)
-                case _:
-                    kwargs[name] = value
-        return self.factory(*args, **kwargs)
+        given = dict(self.arguments if arguments is None else arguments)
+        bound = inspect.BoundArguments(self.signature, given)
+        bound.apply_defaults()  # else what stands before `*args` could only be given by name
+        return self.factory(*bound.args, **bound.kwargs)
 
     def __repr__(self) -> str:
         shown = []
@@ -286,7 +277,8 @@ class Transform(Described, optax.GradientTransformationExtraArgs):
       spec: the factory and arguments it was made from, if known.
       stage: the same transformation as work on single leaves, if it is that; combinators fuse
         neighbouring stages into one pass over the tree (see `gradx.leafwise`).
-      parts: `(params, state) -> parts`, the transformations it is made of, for `describe`.
+      parts: `(params, state) -> parts`, the transformations it is made of, for `describe` and
+        `set_hyperparams`, which knows no parameters and gives a tree without leaves.
       remake: `numbers -> transformation`, of one whose numbers stand in its state, such as
         `inject_hyperparams` makes: what they are checked by when they are set.
 

@@ -132,7 +132,7 @@ def scale_and_decay(
         \text{independent:}    &\quad \theta \leftarrow \theta - \eta_t u - \lambda \theta
     """
     rate = descend(learning_rate)
-    hyper.check("weight_decay", weight_decay)
+    weight_decay = hyper.checked("weight_decay", weight_decay)
     if decay == "learning_rate":
         return add_decayed_weights(weight_decay, mask), rate
     if decay == "schedule":

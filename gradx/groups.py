@@ -282,7 +282,7 @@ def partition(
             Part(
                 str(label),
                 tx,
-                hide(params, mask_flags(mask_of(label), params, where)),
+                _visible(params, mask_of(label), where),
                 state.inner_states[label].inner_state,
             )
             for label, tx in transforms.items()

@@ -74,6 +74,11 @@ class Rule:
     where: str
 
     @property
+    def kind(self) -> Any:
+        """The class of the state, without what live values add to it."""
+        return self.state
+
+    @property
     def counts(self) -> bool:
         return self.count in self.state._fields
 

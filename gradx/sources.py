@@ -102,6 +102,7 @@ class Scheduled(Source):
 class Tunable(Source):
     initial: Number
     name: str | None = None  # the key in the state; set when a rule takes the source
+    intervals: tuple[str, ...] = ()  # in which it has to lie, as the factories on the way say
 
     def value(self, step: Step) -> Number:
         assert self.name is not None

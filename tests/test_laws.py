@@ -30,7 +30,7 @@ from problems import (
 )
 
 import gradx
-from gradx import hyper, live
+from gradx import calls, hyper, sources
 from gradx.sources import Tunable
 
 P = jax.sharding.PartitionSpec
@@ -332,13 +332,20 @@ def as_constants(case: Case) -> Any:
 
 def numbers_of(case: Case) -> dict[str, float]:
     """The hyperparameters of a row, with their values."""
-    parameters = inspect.signature(getattr(gradx, case.factory)).parameters
-    values = {
-        name: case.kwargs.get(name, parameter.default)
-        for name, parameter in parameters.items()
-        if live._takes_number(parameter)
+    return {
+        name: value
+        for name, value in given_numbers(case, sources.takes_number)
+        if isinstance(value, float)
     }
-    return {name: value for name, value in values.items() if isinstance(value, float)}
+
+
+def given_numbers(case: Case, takes: Any) -> list[tuple[str, Any]]:
+    parameters = calls.signature(getattr(gradx, case.factory)).parameters
+    return [
+        (name, case.kwargs.get(name, parameter.default))
+        for name, parameter in parameters.items()
+        if takes(parameter.annotation)
+    ]
 
 
 @every_case
@@ -361,7 +368,8 @@ def test_numbers_are_the_same_wherever_they_come_from(case: Case) -> None:
 
 def how_many_numbers(case: Case) -> int:
     inner = [v for v in case.kwargs.values() if isinstance(v, Case)]
-    return len(numbers_of(case)) + sum(map(how_many_numbers, inner))
+    tuples = [value for _, value in given_numbers(case, sources.takes_numbers)]
+    return len(numbers_of(case)) + sum(map(len, tuples)) + sum(map(how_many_numbers, inner))
 
 
 def sources_of(tx: Any, p: Any) -> list[tuple[str, Any]]:

@@ -46,7 +46,7 @@ LAYERS = [
     ["search.wolfe"],
     ["search.backtracking", "search.zoom"],
     ["rules.*", "distributed.*", "wrap.*"],
-    ["inspect", "config"],
+    ["inspect", "config", "setting"],
     [""],  # gradx/__init__.py
 ]
 

@@ -212,7 +212,7 @@ def adafactor(
     by itself, is \(\min(10^{-2}, 1/\sqrt t)\).
     """
     if weight_decay_rate is not None:
-        hyper.check("weight_decay", weight_decay_rate)
+        weight_decay_rate = hyper.checked("weight_decay", weight_decay_rate)
     elif weight_decay_mask is not None:
         raise ValueError(f"{core.where()}: weight_decay_mask needs a weight_decay_rate.")
     dtype = storage("dtype_momentum", dtype_momentum)

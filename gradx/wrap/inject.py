@@ -252,7 +252,16 @@ class Injected(core.Described):
             inner = [make({**plain, **as_sources})] if ours else []
             return [Part("", tx, params, state.inner_state) for tx in inner]
 
-        return Transform(injection.init, injection.update, spec=spec, parts=described)
+        def remake(values: Mapping[str, Any]) -> GradientTransformation:
+            return make({n: f(f.init()) for n, f in stateful.items()} | dict(values))
+
+        return Transform(
+            injection.init,
+            injection.update,
+            spec=spec,
+            parts=described,
+            remake=remake,
+        )
 
 
 def _stateful(schedule: Any) -> StatefulSchedule:

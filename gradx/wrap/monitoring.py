@@ -18,7 +18,7 @@ from gradx import tree as gtree
 from gradx.again import hidden
 from gradx.combine import Contract, stateless
 from gradx.contract import EmptyState
-from gradx.core import Params, State, Transform, Updates
+from gradx.core import Params, Part, State, Transform, Updates
 from gradx.moments import ema
 from gradx.sources import Hyper
 from gradx.tree import global_norm
@@ -160,7 +160,12 @@ def measure_with_ema(
         mean, new = average.update(measured(updates), old, **extra)
         return mean, (empty, new)
 
-    return Transform(init, update)
+    def described(params: Params, state: State) -> list[Part]:
+        some = bool(jax.tree.leaves(params))  # not if somebody only looks at the state
+        seen = jax.eval_shape(measured, params) if some else params
+        return [Part("", average, seen, state[1])]
+
+    return Transform(init, update, parts=described)
 
 
 @core.recorded
@@ -241,7 +246,11 @@ def monitor(measures: Mapping[str, Contract | Callable[[Updates], Any]]) -> Tran
             states.append(new)
         return updates, type(state)(measurements, tuple(states))
 
-    return Transform(init, update)
+    def described(params: Params, state: State) -> list[Part]:
+        pairs = zip(transforms.items(), state.measure_states, strict=True)
+        return [Part(name, tx, params, kept) for (name, tx), kept in pairs]
+
+    return Transform(init, update, parts=described)
 
 
 def _as_transform(measure: Callable[[Updates], Any]) -> Transform:
