@@ -168,14 +168,18 @@ def _can_be_checked(kind: Any) -> bool:
 # ---------------------------------------------------------------- what becomes of the arguments
 
 
-def take(factory: Callable[..., Any], bound: inspect.BoundArguments) -> None:
+def take(factory: Callable[..., Any], bound: inspect.BoundArguments) -> bool:
     """Checks the options of a call, and makes all of its arguments the factory's own.
 
+    Returns:
+      Whether that has changed any of them.
+
     Raises:
-      ValueError: an argument that is none of what its annotation says.
+      ValueError: an option that is none of what its annotation says.
     """
-    taken = check(factory, bound.arguments, where())
-    bound.arguments = {name: kept(value) for name, value in taken.items()}
+    given = bound.arguments
+    bound.arguments = {k: kept(v) for k, v in check(factory, given, where()).items()}
+    return any(value is not given[name] for name, value in bound.arguments.items())
 
 
 def check(
@@ -188,24 +192,31 @@ def check(
     """
     options = _options(factory)
     changed = {}
-    for name in options.keys() & arguments.keys():
-        option, value = options[name], arguments[name]
-        fits, value = option.taken(value)
+    for name, option in options.items():
+        if name not in arguments:
+            continue
+        fits, value = option.taken(arguments[name])
         if not fits:
             raise ValueError(f"{where}: {name} must be {option}, got {show(value)}.")
-        changed[name] = value
+        if value is not arguments[name]:
+            changed[name] = value
     return {**arguments, **changed} if changed else arguments
 
 
 def checked(function: Callable[P, T]) -> Callable[P, T]:
     """`check` for a public function that leaves no description: a lift, a helper."""
     plain = inspect.signature(function)
+    by_place = [n for n, p in plain.parameters.items() if p.kind <= p.POSITIONAL_OR_KEYWORD]
 
     @functools.wraps(function)
     def call(*args: P.args, **kwargs: P.kwargs) -> T:
-        bound = plain.bind(*args, **kwargs)
+        given = {**dict(zip(by_place, args, strict=False)), **kwargs}
         who = where() if _building.get() else function.__name__
-        bound.arguments = {**check(function, bound.arguments, who)}
+        taken = check(function, given, who)
+        if taken is given:  # no bind, which takes as long as all else here
+            return function(*args, **kwargs)
+        bound = plain.bind(*args, **kwargs)
+        bound.arguments |= {name: taken[name] for name in bound.arguments if name in taken}
         return function(*bound.args, **bound.kwargs)
 
     return call

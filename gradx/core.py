@@ -188,8 +188,10 @@ def recorded(factory: Callable[P, T]) -> Callable[P, T]:
     def make(*args: P.args, **kwargs: P.kwargs) -> T:
         bound = signature.bind(*args, **kwargs)
         with inside(factory.__name__):
-            take(factory, bound)
-            made: Any = factory(*bound.args, **bound.kwargs)
+            if take(factory, bound):
+                made: Any = factory(*bound.args, **bound.kwargs)
+            else:
+                made = factory(*args, **kwargs)
         if isinstance(made, optax.GradientTransformation) and not isinstance(made, Transform):
             made = Transform(*with_extra_args(made))  # a factory around Optax's
         described: T = made.with_spec(Spec(make, given(bound)))

@@ -62,7 +62,7 @@ CALLS: dict[str, tuple[Any, ...]] = {
     "partition": ({"a": gradx.sgd(0.1)}, "a"),
     "per_example_layer_norm_clip": (PARAMS, 1.0),
     "piecewise_interpolate_schedule": ("linear", 1.0),
-    "recorded": (gradx.sgd,),
+    "recorded": (lambda: gradx.sgd(0.1),),  # without a name of its own it is not registered
     "sam": (gradx.sgd(0.1), gradx.sgd(0.1)),
     "scale_by_backtracking_linesearch": (5,),
     "scale_by_zoom_linesearch": (5,),
