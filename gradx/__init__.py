@@ -77,6 +77,7 @@ from gradx.search.backtracking import *
 from gradx.search.line import *
 from gradx.search.zoom import *
 from gradx.selective import *
+from gradx.setting import *
 from gradx.sources import *
 from gradx.stacked import *
 from gradx.state_map import *

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import collections.abc
 import inspect
-import types
 import typing
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -13,8 +12,9 @@ from typing import Any, Literal
 import jax
 import numpy as np
 
-from gradx import core
+from gradx.calls import is_bool, members
 from gradx.contract import StatefulSchedule
+from gradx.show import is_dtype
 from gradx.sources import Fixed, Source
 
 
@@ -30,7 +30,9 @@ class Argument:
     @property
     def role(self) -> Literal["number", "schedule", "option"]:
         value = self.value
-        if isinstance(value, bool | Source) or core.is_dtype(value) or Fixed in self.kinds:
+        if isinstance(value, bool | Source) or is_dtype(value) or Fixed in self.kinds:
+            return "option"
+        if bool in self.kinds and is_bool(value):
             return "option"
         if isinstance(value, StatefulSchedule):
             return "schedule"
@@ -61,28 +63,12 @@ class Argument:
         return Source in self.kinds
 
 
-def signature(factory: Callable[..., Any]) -> inspect.Signature:
-    """With the annotations evaluated, if that can be done."""
-    try:
-        return inspect.signature(factory, eval_str=True)
-    except (NameError, AttributeError, TypeError, SyntaxError):
-        return inspect.signature(factory)
-
-
-def _members(annotation: Any) -> tuple[Any, ...]:
-    if annotation is inspect.Parameter.empty or isinstance(annotation, str):
-        return ()
-    if typing.get_origin(annotation) in (typing.Union, types.UnionType):
-        return typing.get_args(annotation)
-    return (annotation,)
-
-
 def by_name(bound: inspect.BoundArguments, typed: bool) -> dict[str, Argument]:
     """The arguments of a call, those in ``**kwargs`` too; but not what is in ``*args``."""
     found: dict[str, Argument] = {}
     for name, value in bound.arguments.items():
         parameter = bound.signature.parameters[name]
-        about = parameter.default, _members(parameter.annotation), typed
+        about = parameter.default, members(parameter.annotation), typed
         if parameter.kind is inspect.Parameter.VAR_KEYWORD:
             found |= {n: Argument(v, *about) for n, v in value.items()}
         elif parameter.kind is not inspect.Parameter.VAR_POSITIONAL:

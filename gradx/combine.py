@@ -79,7 +79,6 @@ def stateless(f: Callable[[Updates, Params | None], Updates]) -> Transform:
       >>> tx.update({"w": jnp.array([-3.0])}, tx.init(None))[0]
       {'w': Array([-1.], dtype=float32)}
     """
-    _check_function(f)
 
     def update(
         updates: Updates, state: State, params: Params | None = None, **extra: Any
@@ -105,7 +104,6 @@ def stateless_with_tree_map(f: Callable[[Any, Any], Any]) -> Transform:
       >>> tx.update(jnp.ones(1), tx.init(None), jnp.array([-2.0]))[0]
       Array([2.], dtype=float32)
     """
-    _check_function(f)
     where = core.where()
 
     def update(
@@ -120,11 +118,6 @@ def stateless_with_tree_map(f: Callable[[Any, Any], Any]) -> Transform:
         return flat.unflatten(new), optax.EmptyState()
 
     return Transform(lambda params: optax.EmptyState(), update)
-
-
-def _check_function(f: Any) -> None:
-    if not callable(f):
-        raise ValueError(f"{core.where()}: f must be a function, got {f!r}.")
 
 
 # ---------------------------------------------------------------- in sequence

@@ -11,11 +11,9 @@ The description (a `Spec`: which public factory made it, with which arguments) i
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import inspect
-from collections.abc import Callable, Iterator, Mapping
-from contextvars import ContextVar
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ParamSpec, Self, TypeAlias, TypeVar
 
@@ -24,9 +22,14 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from gradx.calls import checked, take
+from gradx.calls import inside as inside
+from gradx.calls import where as where
 from gradx.contract import OptState, with_extra_args_support
 from gradx.contract import Params as Params
 from gradx.contract import Updates as Updates
+from gradx.show import foreign_name, is_dtype
+from gradx.show import show as show
 
 __all__ = ["Transform", "recorded", "registered"]
 
@@ -61,19 +64,10 @@ class Spec:
 
     def call(self, arguments: Mapping[str, Any] | None = None) -> Any:
         """Makes the object again, from these arguments or (by default) from its own."""
-        args: list[Any] = []
-        kwargs: dict[str, Any] = {}
-        for name, value in (dict(self.arguments) if arguments is None else arguments).items():
-            match self.signature.parameters[name].kind:
-                case inspect.Parameter.POSITIONAL_ONLY:
-                    args.append(value)
-                case inspect.Parameter.VAR_POSITIONAL:
-                    args.extend(value)
-                case inspect.Parameter.VAR_KEYWORD:
-                    kwargs.update(value)
-                case _:
-                    kwargs[name] = value
-        return self.factory(*args, **kwargs)
+        given = dict(self.arguments if arguments is None else arguments)
+        bound = inspect.BoundArguments(self.signature, given)
+        bound.apply_defaults()  # else what stands before `*args` could only be given by name
+        return self.factory(*bound.args, **bound.kwargs)
 
     def __repr__(self) -> str:
         shown = []
@@ -109,58 +103,21 @@ class Spec:
 def _hashable(value: Any) -> Any:
     if is_dtype(value):
         return jnp.dtype(value)
-    if isinstance(value, np.ndarray | np.generic | jax.Array) and np.ndim(value) == 0:
-        return value if isinstance(value, jax.core.Tracer) else _hashable(value.item())
-    if isinstance(value, float) and value == 0:
-        return str(value)  # -0.0 equals 0.0, but makes another program
+    if isinstance(value, jax.core.Tracer):
+        return value
+    if isinstance(value, jax.Array) and jnp.issubdtype(value.dtype, jax.dtypes.prng_key):
+        return str(value.dtype), np.asarray(jax.random.key_data(value)).tobytes(), value.shape
+    if isinstance(value, np.ndarray | np.generic | jax.Array) and value.ndim == 0:
+        return _hashable(value.item())
+    if isinstance(value, bool) or (isinstance(value, float) and value == 0):
+        return type(value), str(value)  # True equals 1 and -0.0 equals 0.0, but not in a program
     if isinstance(value, Mapping):
-        return tuple((k, _hashable(v)) for k, v in value.items())
+        return type(value), tuple((k, _hashable(v)) for k, v in value.items())
+    if isinstance(value, set):
+        return frozenset(value)
     if isinstance(value, list | tuple) and not isinstance(value, Transform):
         return type(value).__name__, tuple(_hashable(v) for v in value)
     return value
-
-
-def show(value: Any) -> str:
-    """How an argument reads inside a repr: as the code that would make it, kept short."""
-    if isinstance(value, optax.GradientTransformation) and not isinstance(value, Transform):
-        return foreign_name(value)
-    if isinstance(value, jax.core.Tracer):
-        return f"<traced {value.dtype}{list(value.shape)}>"
-    if isinstance(value, np.ndarray | np.generic | jax.Array):
-        if value.ndim == 0 and not jnp.issubdtype(value.dtype, jax.dtypes.prng_key):
-            return repr(value.item())
-        return f"<{value.dtype}{list(value.shape)}>"
-    if isinstance(value, Mapping):
-        return "{" + ", ".join(f"{k!r}: {show(v)}" for k, v in value.items()) + "}"
-    if isinstance(value, list | tuple) and not hasattr(value, "spec"):
-        names = getattr(value, "_fields", None)
-        if names is not None:
-            pairs = zip(names, value, strict=True)
-            return f"{type(value).__name__}({', '.join(f'{k}={show(v)}' for k, v in pairs)})"
-        inner = ", ".join(show(v) for v in value)
-        return f"[{inner}]" if isinstance(value, list) else f"({inner}{',' * (len(value) == 1)})"
-    if is_dtype(value):
-        return str(jnp.dtype(value).name)
-    if isinstance(value, functools.partial):
-        filled = [*map(show, value.args), *(f"{k}={show(v)}" for k, v in value.keywords.items())]
-        return f"partial({', '.join([show(value.func), *filled])})"
-    if callable(value) and not hasattr(value, "spec"):
-        return getattr(value, "__qualname__", type(value).__name__).replace("<locals>.", "")
-    return repr(value)
-
-
-def is_dtype(value: Any) -> bool:
-    """A dtype in any of its forms: ``jnp.bfloat16``, ``np.float32``, ``np.dtype("float32")``."""
-    scalar_type = isinstance(value, type) and issubclass(value, np.generic)
-    return isinstance(value, np.dtype) or scalar_type or type(value) is type(jnp.bfloat16)
-
-
-def foreign_name(tx: optax.GradientTransformation) -> str:
-    """What can be said of a transformation that carries no spec: where its `init` was written."""
-    init = tx.init
-    module = getattr(init, "__module__", "").partition(".")[0]
-    name = getattr(init, "__qualname__", type(init).__name__).partition(".<locals>")[0]
-    return f"{module}.{name}(…)" if module else f"{name}(…)"
 
 
 class Described:
@@ -208,24 +165,8 @@ REGISTRY: dict[str, Callable[..., Any]] = {}
 FUNCTIONS: dict[str, Callable[..., Any]] = {}
 """Every registered function by name: masks and schedules that a config may name."""
 
-_building: ContextVar[tuple[str, ...]] = ContextVar("_building", default=())
 
-
-def where() -> str:
-    """The factories being run at the moment, for error messages: ``adamw > scale_by_adam``."""
-    return " > ".join(_building.get()) or "gradx"
-
-
-@contextlib.contextmanager
-def inside(name: str) -> Iterator[None]:
-    """Names a factory to `where` while it runs."""
-    token = _building.set((*_building.get(), name))
-    try:
-        yield
-    finally:
-        _building.reset(token)
-
-
+@checked
 def recorded(factory: Callable[P, T]) -> Callable[P, T]:
     """Makes a factory leave its name and arguments on what it returns; keeps its signature.
 
@@ -245,12 +186,15 @@ def recorded(factory: Callable[P, T]) -> Callable[P, T]:
 
     @functools.wraps(factory)
     def make(*args: P.args, **kwargs: P.kwargs) -> T:
-        bound = signature.bind(*args, **kwargs).arguments
+        bound = signature.bind(*args, **kwargs)
         with inside(factory.__name__):
-            made: Any = factory(*args, **kwargs)
+            if take(factory, bound):
+                made: Any = factory(*bound.args, **bound.kwargs)
+            else:
+                made = factory(*args, **kwargs)
         if isinstance(made, optax.GradientTransformation) and not isinstance(made, Transform):
             made = Transform(*with_extra_args(made))  # a factory around Optax's
-        described: T = made.with_spec(Spec(make, given(signature, bound)))
+        described: T = made.with_spec(Spec(make, given(bound)))
         return described
 
     if "<" not in make.__qualname__:  # what is local to a function cannot be found by name
@@ -263,10 +207,11 @@ def recorded_class(cls: type[T]) -> type[T]:
     signature, new = inspect.signature(cls), cls.__new__
 
     def make(cls_: type[T], *args: Any, **kwargs: Any) -> T:
-        bound = signature.bind(*args, **kwargs).arguments
+        bound = signature.bind(*args, **kwargs)
         with inside(cls.__name__):
-            made: Any = new(cls_, *args, **kwargs)
-        made.spec = Spec(cls, given(signature, bound))
+            take(cls, bound)
+            made: Any = new(cls_, *bound.args, **bound.kwargs)
+        made.spec = Spec(cls, given(bound))
         return made
 
     cls.__new__ = functools.wraps(new)(make)  # type: ignore[assignment]
@@ -274,12 +219,13 @@ def recorded_class(cls: type[T]) -> type[T]:
     return cls
 
 
-def given(signature: inspect.Signature, bound: Mapping[str, Any]) -> tuple[tuple[str, Any], ...]:
-    """The arguments that differ from the defaults."""
+def given(bound: inspect.BoundArguments) -> tuple[tuple[str, Any], ...]:
+    """The arguments of a call that differ from the defaults."""
+    parameters = bound.signature.parameters
     return tuple(
-        (name, _copied(value))
-        for name, value in bound.items()
-        if not _is_default(value, signature.parameters[name].default)
+        (name, value)
+        for name, value in bound.arguments.items()
+        if not _is_default(value, parameters[name].default)
     )
 
 
@@ -311,13 +257,6 @@ def registered_name(factory: Callable[..., Any]) -> str:
     return name if module.split(".")[0] == "gradx" else f"{module}:{name}"
 
 
-def _copied(value: Any) -> Any:
-    """What the caller may change later is copied, so that a description stays true."""
-    if type(value) is dict:
-        return {k: _copied(v) for k, v in value.items()}
-    return [_copied(v) for v in value] if type(value) is list else value
-
-
 def _is_default(value: Any, default: Any) -> bool:
     if value is default:
         return True
@@ -340,10 +279,16 @@ class Transform(Described, optax.GradientTransformationExtraArgs):
       spec: the factory and arguments it was made from, if known.
       stage: the same transformation as work on single leaves, if it is that; combinators fuse
         neighbouring stages into one pass over the tree (see `gradx.leafwise`).
-      parts: `(params, state) -> parts`, the transformations it is made of, for `describe`.
+      parts: `(params, state) -> parts`, the transformations it is made of, for `describe` and
+        `set_hyperparams`, which knows no parameters and gives a tree without leaves.
+      remake: `numbers -> transformation`, of one whose numbers stand in its state, such as
+        `inject_hyperparams` makes: what they are checked by when they are set.
 
     Two transforms made by the same factory from equal arguments are equal and hash alike, so a
-    transform can be a static argument of `jax.jit`.
+    transform can be a static argument of `jax.jit`. To JAX it is a tree without leaves, so it can
+    also be an ordinary argument, or a part of one (`jax.jit`, `scan`, `vmap`, `eqx.filter_jit`);
+    equal ones share a trace. One whose arguments have no hash (arrays with axes) equals itself
+    alone, and so does a function among the arguments.
 
     Example:
       >>> import gradx
@@ -355,6 +300,11 @@ class Transform(Described, optax.GradientTransformationExtraArgs):
 
     stage: Any
     parts: Callable[[Params, State], list[Part]] | None
+    remake: Callable[[Mapping[str, Any]], Any] | None
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        jax.tree_util.register_static(cls)  # it is per class
 
     def __new__(
         cls,
@@ -364,19 +314,27 @@ class Transform(Described, optax.GradientTransformationExtraArgs):
         spec: Spec | None = None,
         stage: Any = None,
         parts: Callable[[Params, State], list[Part]] | None = None,
+        remake: Callable[[Mapping[str, Any]], Any] | None = None,
     ) -> Transform:
         self: Transform = super().__new__(cls, init, update)
-        self.spec, self.stage, self.parts = spec, stage, parts
+        self.spec, self.stage, self.parts, self.remake = spec, stage, parts, remake
         return self
 
-    def with_spec(self, spec: Spec) -> Transform:
-        return Transform(self.init, self.update, spec=spec, stage=self.stage, parts=self.parts)
+    def with_spec(self, spec: Spec) -> Self:
+        made: Self = tuple.__new__(type(self), self)
+        made.__dict__.update(self.__dict__, spec=spec)
+        return made
 
     def __repr__(self) -> str:
         if self.spec is not None:
             return repr(self.spec)
         rule = getattr(self.stage, "update", None)
         return foreign_name(self) if rule is None else f"leafwise({show(rule)})"
+
+
+# As the named tuple that it is, it would be a tree of two functions, which any `jax.tree.map` takes
+# apart; and what that puts together again has neither spec nor stage.
+jax.tree_util.register_static(Transform)
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Steps, flags and counts: what a schedule is told when it is made, and what it is asked later."""
+"""Steps and counts: what a schedule is told when it is made, and what it is asked later."""
 
 from __future__ import annotations
 
@@ -39,13 +39,6 @@ def steps(name: str, value: Any, low: int) -> int:
         )
     hyper.check_number(int(value), f"[{low}, inf)", name, core.where())
     return int(value)
-
-
-def flag(name: str, value: Any, words: str = "True or False") -> bool:
-    """True or False; any other value would be one of them by accident, as ``"no"`` is true."""
-    if not isinstance(value, bool | np.bool_):
-        raise ValueError(f"{core.where()}: {name} must be {words}, got {core.show(value)}.")
-    return bool(value)
 
 
 # ---------------------------------------------------------------- when it is asked

@@ -132,17 +132,12 @@ def scale_and_decay(
         \text{independent:}    &\quad \theta \leftarrow \theta - \eta_t u - \lambda \theta
     """
     rate = descend(learning_rate)
-    hyper.check("weight_decay", weight_decay)
+    weight_decay = hyper.checked("weight_decay", weight_decay)
     if decay == "learning_rate":
         return add_decayed_weights(weight_decay, mask), rate
     if decay == "schedule":
         shapes = _shapes(learning_rate)
         weight_decay = sources.scaled(weight_decay, *shapes) if shapes else weight_decay
-    elif decay != "independent":
-        raise ValueError(
-            f"{core.where()}: decay must be 'learning_rate', 'schedule' or 'independent', got "
-            f"{decay!r}."
-        )
     return rate, add_decayed_weights(weight_decay, mask, flip_sign=True)
 
 

@@ -71,7 +71,8 @@ def with_fallback(
     split = partition(groups, labels, optional=True)
 
     def described(params: Params, state: State) -> list[Part]:
-        why = reasons(or_by_name(axes), gtree.flatten(params), where, name)
+        flat = gtree.flatten(params)
+        why = reasons(or_by_name(axes), flat, where, name) if flat.values else {}
         parts = split.parts(params, state) if split.parts is not None else []
         return [replace(part, why=why) for part in parts]
 

@@ -14,6 +14,7 @@ import numpy as np
 
 from gradx import core
 from gradx import tree as gtree
+from gradx.calls import kept
 from gradx.sources import (
     REQUIRED,
     Array,
@@ -51,7 +52,7 @@ class Interval:
 
 
 # The field's names, each with the range in which it makes sense. A rule that means something
-# else by a name gives its own range; `set_hyperparams` reads this table too.
+# else by a name gives its own range.
 RANGES: dict[str, str] = {
     "learning_rate": "[0, inf)",
     "weight_decay": "[0, inf)",
@@ -100,7 +101,11 @@ def as_source(value: Any, name: str, interval: str, where: str) -> Source:
             _check_constant(value.initial, interval, name, where)
             if not isinstance(value.initial, jax.core.Tracer):
                 check_number(in_float32(float(value.initial)), interval, name, where)
-            return replace(value, name=value.name or name)
+            return replace(
+                value,
+                name=value.name or name,
+                intervals=tuple(dict.fromkeys([*value.intervals, interval])),
+            )
         case ByPath():
             rules = {
                 pattern: as_source(v, f"{name}[{pattern}]", interval, where)
@@ -136,9 +141,27 @@ def factor_range(interval: str) -> str:
     return ANY if -1.0 in Interval(interval) else "[0, inf)"
 
 
-def check(name: str, value: Any) -> None:
-    """Checks a number in an optimizer that hands it on to a part with a wider range."""
+def checked(name: str, value: Any) -> Any:
+    """A number of an optimizer that hands it on to a part with a wider range.
+
+    Its live values remember the narrower one.
+    """
     Hypers({name: value}, core.where())
+    return _within(value, RANGES[name])
+
+
+def _within(value: Any, interval: str) -> Any:
+    match value:
+        case Tunable():
+            return replace(value, intervals=(*value.intervals, interval))
+        case ByPath():
+            rules = {pattern: _within(v, interval) for pattern, v in value.rules.items()}
+            return replace(value, rules=rules, default=_within(value.default, interval))
+        case Scaled():
+            return replace(
+                value, factors=tuple(_within(f, factor_range(interval)) for f in value.factors)
+            )
+    return value
 
 
 def constant(name: str, value: Any, interval: str = ANY) -> Number:
@@ -160,7 +183,7 @@ def _check_constant(value: Any, interval: str, name: str, where: str) -> Number:
     if math.isinf(in_float32(number)):  # too large for the arithmetic
         check_number(in_float32(number), interval, name, where)
     # An array stays an argument of the program: a loop over arrays compiles once.
-    return as_float(value) if isinstance(value, jax.Array) else number
+    return as_float(kept(value)) if isinstance(value, jax.Array) else number
 
 
 def in_float32(value: float) -> float:
@@ -210,8 +233,15 @@ class Hypers:
         }
         nodes = [node for source in self.sources.values() for node in source.walk()]
         self.tunables: dict[str, Tunable] = {}
+        self.intervals: dict[str, set[str]] = {}
         for node in nodes:
             if isinstance(node, Tunable) and node.name is not None:
+                if node.name == "tx":
+                    raise ValueError(
+                        f"{where}: no live value may be called 'tx', which set_hyperparams takes "
+                        f"for the transformation; give it another name, tunable(…, name=…)."
+                    )
+                self.intervals.setdefault(node.name, set()).update(node.intervals)
                 shared = self.tunables.setdefault(node.name, node)
                 if shared.initial is not node.initial and shared.initial != node.initial:
                     raise ValueError(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import html
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,8 +17,7 @@ import optax
 from gradx import core
 from gradx import tree as gtree
 from gradx.core import Params, State
-from gradx.joined import Joined
-from gradx.leafwise import Rule
+from gradx.joined import rules_of
 from gradx.sources import ByPath, Source
 from gradx.stage import check_array
 
@@ -153,7 +152,7 @@ def _rows(part: core.Part, first: str, rest: str) -> Iterator[Row]:
     yield Row(first, shown, numbers, paths, _kept(state))
     below = rest + ("│    " if parts else "  ")
     yield from _grouped(below, {path: part.why[path] for path in paths if path in part.why})
-    for one in [] if parts else _rules(rule):
+    for one in [] if parts else rules_of(rule):
         for name, source in one.hypers.sources.items():
             if _by_path(source):
                 yield from _grouped(below, {p: f"{name}={source.at(p)!r}" for p in paths})
@@ -166,12 +165,8 @@ def _rows(part: core.Part, first: str, rest: str) -> Iterator[Row]:
         )
 
 
-def _rules(stage: Any) -> Sequence[Rule]:
-    return stage.rules if isinstance(stage, Joined) else [stage] * isinstance(stage, Rule)
-
-
 def _numbers(stage: Any, spec: core.Spec | None) -> str:
-    rules = _rules(stage)
+    rules = rules_of(stage)
     sources = [f"{k}={_brief(source)}" for r in rules for k, source in r.hypers.sources.items()]
     flags = [f"{k}={core.show(value)}" for r in rules for k, value in r.flags.items() if value]
     shown = {name for r in rules for name in (*r.hypers.sources, *r.flags)}

@@ -83,3 +83,8 @@ def joined(kind: Any, *parts: Transform) -> Transform:
     """Lifted rules one after the other, with a state of the named tuple `kind`."""
     where = core.where()
     return staged(Joined(kind, [part.stage for part in parts], where), where)
+
+
+def rules_of(stage: Any) -> Sequence[Rule]:
+    """The lifted rules that a stage consists of; none if it is another kind of stage."""
+    return stage.rules if isinstance(stage, Joined) else [stage] * isinstance(stage, Rule)

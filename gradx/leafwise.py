@@ -24,6 +24,7 @@ import optax
 
 from gradx import core, hyper, mapped, sources
 from gradx import tree as gtree
+from gradx.calls import checked
 from gradx.core import Params, State, Transform
 from gradx.live import HyperparamsState
 from gradx.names import Static, check_names, joined_names, named, split
@@ -72,6 +73,11 @@ class Rule:
     axes: mapped.Axes = ()
     needs_params: bool = False
     where: str
+
+    @property
+    def kind(self) -> Any:
+        """The class of the state, without what live values add to it."""
+        return self.state
 
     @property
     def counts(self) -> list[str]:
@@ -270,6 +276,7 @@ class Rule:
         return sums
 
 
+@checked
 def leafwise(
     update: Callable[[Array, Slots, Any, Numbers], tuple[Array, Slots]],
     *,

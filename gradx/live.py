@@ -2,26 +2,21 @@
 
 from __future__ import annotations
 
-import difflib
-import inspect
-import re
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 
-from gradx import core, hyper, sources
+from gradx import core, sources
 from gradx import tree as gtree
-from gradx.sources import Array, Hyper
+from gradx.calls import signature
+from gradx.sources import Array
 
 __all__ = [
     "HyperparamsState",
     "InjectHyperparamsState",
     "InjectStatefulHyperparamsState",
     "hyperparams",
-    "set_hyperparams",
     "tunable",
 ]
 
@@ -134,21 +129,17 @@ def _live_transform(tx: core.Transform) -> core.Transform:
     if tx.spec is None:
         raise ValueError(f"tunable: {tx!r} was not made by a recorded factory.")
     arguments = dict(tx.spec.arguments)
-    for name, parameter in tx.spec.signature.parameters.items():
-        if _takes_number(parameter):
-            given = arguments.get(name, parameter.default)
-            arguments[name] = _live_number(given)
+    for name, parameter in signature(tx.spec.factory).parameters.items():
+        value = arguments.get(name, parameter.default)
+        if value is parameter.empty:
+            continue
+        annotation = parameter.annotation
+        if sources.takes_number(annotation) or sources.takes_numbers(annotation):
+            arguments[name] = _live_number(value)
         elif name in arguments:
-            arguments[name] = _live_parts(arguments[name])
+            arguments[name] = _live_parts(value)
     made: core.Transform = tx.spec.call(arguments)
     return made
-
-
-def _takes_number(parameter: inspect.Parameter) -> bool:
-    annotation = parameter.annotation
-    if isinstance(annotation, str):  # postponed evaluation keeps the source text
-        return annotation.split(".")[-1].removesuffix(" | None") == "Hyper"
-    return bool(annotation in (Hyper, Hyper | None))
 
 
 def _live_number(value: Any) -> Any:
@@ -162,6 +153,10 @@ def _live_number(value: Any) -> Any:
             )
         case sources.Scaled():
             return sources.scaled(*(_live_number(f) for f in value.factors))
+        case tuple():
+            return tuple(map(_live_number, value))
+        case dict():  # that of `**numbers`
+            return {name: _live_number(v) for name, v in value.items()}
     return tunable(value) if sources.is_real(value) else value
 
 
@@ -200,84 +195,18 @@ def hyperparams(state: Any) -> dict[str, Array]:
       >>> list(gradx.hyperparams(tx.init({"w": jnp.ones(2), "v": jnp.ones(2)})))
       ['a/learning_rate', 'b/learning_rate']
     """
-    return {name: _array(value) for name, (_, value, _) in _places(state).items()}
+    return {name: array_of(value) for name, (_, value, _) in live_places(state).items()}
 
 
-def set_hyperparams(state: Any, /, **values: Any) -> Any:
-    """A state with other live values.
-
-    Args:
-      state: any state with live values (see `tunable`); it is not changed.
-      **values: name to new value, the names being those that `hyperparams(state)` lists. A name
-        with ``*``, which stands for any letters (``*/`` also for none), sets all that it matches.
-        Values are scalars, or arrays of the shape that the live value has (after a `vmap`, say).
-
-    Returns:
-      A state of the same structure and dtypes: a jitted step is not compiled again.
-
-    Raises:
-      ValueError: a name that is unknown, ambiguous, given twice, or belongs to a constant or a
-        schedule; a value that is not finite, of another shape, no whole number where the state has
-        one, or out of the range that arguments of this name have in general (a state does not know
-        a rule's own ranges). Traced values are not checked.
-
-    Example:
-      >>> import gradx, jax.numpy as jnp
-      >>> state = gradx.sgd(gradx.tunable(0.1)).init(jnp.ones(3))
-      >>> gradx.set_hyperparams(state, learning_rate=0.01)[1].hyperparams
-      {'learning_rate': Array(0.01, dtype=float32)}
-
-      A rate that matrices and other leaves share has two places in the state, and is set in both:
-
-      >>> params = {"mlp": jnp.ones((2, 2)), "bias": jnp.ones(2)}
-      >>> state = gradx.muon(gradx.tunable(0.1)).init(params)
-      >>> state = gradx.set_hyperparams(state, **{"*/learning_rate": 0.01})
-      >>> list(gradx.hyperparams(state))
-      ['adam/learning_rate', 'muon/learning_rate']
-    """
-    places = _places(state)
-    new: dict[_Path, Array] = {}
-    wanted = [(name, value) for given, value in values.items() for name in _named(given, places)]
-    for name, value in wanted:
-        path, old, scheduled = places[name]
-        if path in new:
-            raise ValueError(f"set_hyperparams: {name} is set twice, by {sorted(values)}.")
-        if scheduled:
-            raise ValueError(
-                f"set_hyperparams: {name} follows a schedule, which the next update asks again. To "
-                f"set it, give inject_hyperparams a number, or scaled(schedule, tunable(1.0))."
-            )
-        new[path] = _checked(name, path[-1], value, _array(old))
-    return _renewed(state, new, ())
-
-
-def _renewed(state: Any, new: Mapping[_Path, Array], above: _Path) -> Any:
-    """The state with the values of `new` at their paths."""
-
-    def renew(path: _Path, node: Any) -> Any:
-        if not is_node(node):
-            return node
-        path = (*above, *path)
-        live = {k: _like(v, new.get((*path, k))) for k, v in node.hyperparams.items()}
-        inner = _renewed(node.inner_state, new, (*path, *_INNER))
-        return node._replace(hyperparams=live, inner_state=inner)
-
-    return jax.tree_util.tree_map_with_path(renew, state, is_leaf=is_node)
-
-
-def _array(value: Any) -> Array:
+def array_of(value: Any) -> Array:
     """A live value, also if Flax NNX keeps it in a variable."""
     array: Array = jax.tree.leaves(value)[0]
     return array
 
 
-def _like(old: Any, new: Array | None) -> Any:
-    return old if new is None else jax.tree.unflatten(jax.tree.structure(old), [new])
-
-
-_Path = tuple[Any, ...]
+Path = tuple[Any, ...]
 _PLUMBING = {"inner_state", "inner_states", "opt_state", "hyperparams"}
-_INNER = (jax.tree_util.GetAttrKey("inner_state"),)
+INNER = (jax.tree_util.GetAttrKey("inner_state"),)
 _NODES = (HyperparamsState, InjectStatefulHyperparamsState, InjectHyperparamsState)
 _KINDS = {(node.__name__, node._fields) for node in _NODES}
 
@@ -288,18 +217,18 @@ def is_node(x: Any) -> bool:
     return (type(x).__name__, getattr(x, "_fields", None)) in _KINDS
 
 
-def _nodes(state: Any, above: _Path = ()) -> Iterator[tuple[_Path, Any]]:
+def live_nodes(state: Any, above: Path = ()) -> Iterator[tuple[Path, Any]]:
     """Every node with live values, those inside others too, with its path."""
     for path, node in jax.tree_util.tree_flatten_with_path(state, is_leaf=is_node)[0]:
         if is_node(node):
             yield (*above, *path), node
-            yield from _nodes(node.inner_state, (*above, *path, *_INNER))
+            yield from live_nodes(node.inner_state, (*above, *path, *INNER))
 
 
-def _places(state: Any) -> dict[str, tuple[_Path, Any, bool]]:
+def live_places(state: Any) -> dict[str, tuple[Path, Any, bool]]:
     """Name to (the path of the live value, the value as the state keeps it, is it scheduled)."""
-    found: list[tuple[list[str], _Path, Any, bool]] = []
-    for path, node in _nodes(state):
+    found: list[tuple[list[str], Path, Any, bool]] = []
+    for path, node in live_nodes(state):
         steps = [s for s in (gtree.key_name(k) for k in path) if s not in _PLUMBING]
         scheduled = getattr(node, "hyperparams_states", {})
         for key, value in node.hyperparams.items():
@@ -312,49 +241,3 @@ def _places(state: Any) -> dict[str, tuple[_Path, Any, bool]]:
         key if keys.count(key) == 1 else name: (path, value, scheduled)
         for key, name, (_, path, value, scheduled) in zip(keys, names, found, strict=True)
     }
-
-
-def _named(given: str, places: Mapping[str, Any]) -> list[str]:
-    pattern = re.escape(given).replace(r"\*/", "(.*/)?").replace(r"\*", ".*")
-    found = [given] if given in places else [n for n in places if re.fullmatch(pattern, n)]
-    if not found:
-        raise ValueError(_unknown(given, list(places)))
-    return found
-
-
-def _unknown(name: str, names: list[str]) -> str:
-    ambiguous = [n for n in names if n.endswith(f"/{name}")]
-    if ambiguous:
-        return (
-            f"set_hyperparams: {name!r} is ambiguous: it is one of {ambiguous}. Give the longer "
-            f"name, set_hyperparams(state, **{{{ambiguous[0]!r}: …}}), or set all with '*/{name}'."
-        )
-    near = difflib.get_close_matches(name, names, n=1)
-    hint = f" Did you mean {near[0]!r}?" if near else ""
-    return (
-        f"set_hyperparams: the state has no live value {name!r}; it has {names or 'none'}.{hint} "
-        f"A constant or a scheduled number cannot be set: make it live where the chain is built, "
-        f"as in tunable(0.1) or scaled(schedule, tunable(1.0))."
-    )
-
-
-def _checked(name: str, key: str, value: Any, old: Array) -> Array:
-    where = "set_hyperparams"
-    is_array = isinstance(value, np.ndarray | jax.Array) and value.size > 0
-    if not sources.is_real(value.ravel()[0] if is_array else value):
-        raise ValueError(f"{where}: {name} must be a real number, got {core.show(value)}.")
-    if jnp.shape(value) != old.shape:
-        raise ValueError(
-            f"{where}: {name} has shape {old.shape}, got a value of shape {jnp.shape(value)}."
-        )
-    if isinstance(value, jax.core.Tracer):
-        return value.astype(old.dtype)
-    interval = hyper.RANGES.get(re.split(r"[\[.]", key)[0], hyper.ANY)
-    interval = hyper.factor_range(interval) if ".factor" in key else interval
-    with np.errstate(over="ignore", invalid="ignore"):
-        kept = np.asarray(value).astype(old.dtype)  # 1 - 1e-12 is 1 there, and 1e39 infinite
-    if jnp.issubdtype(old.dtype, jnp.integer) and (kept != value).any():
-        raise ValueError(f"{where}: {name} is a whole number, got {core.show(value)}.")
-    for number in np.ravel(kept):
-        hyper.check_number(float(number), interval, name, where)
-    return jnp.array(kept)  # a copy, which may be donated

@@ -18,8 +18,9 @@ import optax
 
 from gradx import core, hyper
 from gradx import tree as gtree
+from gradx.calls import checked
 from gradx.core import State, Transform
-from gradx.counting import flag, steps
+from gradx.counting import steps
 from gradx.gating import if_open, rarely
 from gradx.leafwise import Rule
 from gradx.live import own_state
@@ -197,6 +198,7 @@ def _given(u: Array, slots: Slots, p: None, h: Numbers) -> tuple[Array, Slots]:
     return h.made, slots
 
 
+@checked
 def matrixwise(
     update: Callable[[Array, Slots, Any, Numbers], tuple[Array, Slots]],
     *,
@@ -318,7 +320,7 @@ def matrixwise(
             start=start,
             gather=gather,
             every=steps("every", every, 1),
-            staggered=flag("staggered", staggered),
+            staggered=staggered,
         ),
     )
     return staged(rule, where)

@@ -22,7 +22,8 @@ class _Names(SimpleNamespace):
     def __getattr__(self, name: str) -> Any:  # only asked for what there is not
         if name.startswith("__"):  # what Python and its tools look for
             raise AttributeError(name)
-        raise AttributeError(f"h has no {name!r}; it has {sorted(vars(self))}.")
+        there = sorted(set(vars(self)) - set(RESERVED))
+        raise AttributeError(f"h has no {name!r}; it has {there}.")
 
 
 def named(h: Mapping[str, Any]) -> Any:

@@ -15,7 +15,7 @@ import optax
 from gradx import core, hyper, polar
 from gradx import tree as gtree
 from gradx.core import Count, Params, State, Transform, Updates
-from gradx.counting import flag, static, steps
+from gradx.counting import static, steps
 from gradx.matrices import check_paths, matrices
 from gradx.matrixwise import matrixwise
 from gradx.momenta import averaging, momentum_of, remembered
@@ -54,7 +54,6 @@ def momentum(
 
     With `b3` there is a slow one, too, and does not look ahead.
     """
-    corrects = flag("bias_correction", bias_correction)
     return averaging(
         _momentum,
         Momentum,
@@ -63,8 +62,8 @@ def momentum(
         b3,
         alpha,
         mu_dtype,
-        per_step=partial(_corrections, name=name, corrects=corrects),
-        flags={"nesterov": flag("nesterov", nesterov)},
+        per_step=partial(_corrections, name=name, corrects=bias_correction),
+        flags={"nesterov": nesterov},
     )
 
 
@@ -115,7 +114,7 @@ def orthogonalise(
         _orthogonal,
         state=Orthogonalised,
         hypers={"eps": eps},
-        flags={**flags, "adaptive": flag("adaptive", adaptive)},
+        flags={**flags, "adaptive": adaptive},
         scalars=scalars,
         axes=axes,
         axes_name=axes_name,
@@ -130,17 +129,12 @@ def polar_arguments(
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """The flags and the scalars of a rule that takes a `polar_factor`; it needs `eps` besides."""
     where = core.where()
-    if preconditioning not in polar.NORMALISATIONS:
-        raise ValueError(
-            f"{where}: preconditioning must be one of {list(polar.NORMALISATIONS)}, got "
-            f"{preconditioning!r}."
-        )
     kept, count = coefficients(ns_coeffs, ns_steps, where)
     flags = {
         "steps": count,
         "preconditioning": preconditioning,
         "dtype": storage("dtype", dtype),
-        "gram": None if gram is None else flag("gram", gram, "True, False or None"),
+        "gram": gram,
     }
     return flags, {"ns_coeffs": kept}
 
@@ -267,10 +261,6 @@ def convention_or(
 ) -> Convention | None:
     """Checks what a user said about sizes; None if `consistent_rms` gives them."""
     where = core.where()
-    if convention is not None and convention not in _FACTORS:
-        raise ValueError(
-            f"{where}: convention must be one of {list(_FACTORS)}, got {core.show(convention)}."
-        )
     if consistent_rms is None:
         return default if convention is None else convention
     if convention is not None:

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from gradx import core, hyper
 from gradx import tree as gtree
+from gradx.calls import checked
 from gradx.core import Updates
 from gradx.sources import Array
 
@@ -130,6 +131,7 @@ def per_example_global_norm_clip(grads: Updates, l2_norm_clip: float) -> tuple[U
     return flat.unflatten(sums), jnp.sum(weights < 1.0, dtype=jnp.int32)
 
 
+@checked
 def per_example_layer_norm_clip(
     grads: Updates, global_l2_norm_clip: float, uniform: bool = True
 ) -> tuple[Updates, Updates]:

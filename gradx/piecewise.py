@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from itertools import accumulate, pairwise
 from operator import mul
-from typing import Any
+from typing import Any, Literal
 
 import jax.numpy as jnp
 
@@ -116,7 +116,7 @@ def piecewise_constant_schedule(
 
 @core.recorded
 def piecewise_interpolate_schedule(
-    interpolate_type: str,
+    interpolate_type: Literal["linear", "cosine"],
     init_value: Number,
     boundaries_and_scales: Mapping[int, float] | None = None,
 ) -> ScheduleFn:
@@ -141,11 +141,6 @@ def piecewise_interpolate_schedule(
       >>> [float(schedule(t)) for t in (0, 5, 10, 15, 20, 99)]
       [1.0, 0.75, 0.5, 0.375, 0.25, 0.25]
     """
-    if interpolate_type not in ("linear", "cosine"):
-        raise ValueError(
-            f"{core.where()}: interpolate_type must be 'linear' or 'cosine', got "
-            f"{interpolate_type!r}."
-        )
     values, starts = _accumulated(init_value, boundaries_and_scales)
     return ScheduleFn(polyline(values, starts, interpolate_type))
 

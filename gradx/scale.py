@@ -93,11 +93,6 @@ def scale_by_schedule(step_size_fn: Schedule) -> Transform:
       >>> tx.update(jnp.ones(1), tx.init(jnp.ones(1)))[0]
       Array([-0.1], dtype=float32)
     """
-    if not callable(step_size_fn):
-        raise ValueError(
-            f"{core.where()}: step_size_fn must be a function of the count, got {step_size_fn!r}; "
-            f"for a constant there is scale(…)."
-        )
     return _scaling("step_size", step_size_fn, _scale)
 
 

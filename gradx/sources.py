@@ -19,10 +19,10 @@ from __future__ import annotations
 import contextlib
 import difflib
 import re
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
-from typing import Annotated, Any, Self, TypeAlias
+from typing import Annotated, Any, Self, TypeAlias, get_args, get_origin
 
 import jax
 import jax.numpy as jnp
@@ -30,6 +30,7 @@ import numpy as np
 
 from gradx import core
 from gradx import tree as gtree
+from gradx.calls import members
 
 __all__ = ["Hyper", "by_path", "from_call", "scaled"]
 
@@ -101,6 +102,7 @@ class Scheduled(Source):
 class Tunable(Source):
     initial: Number
     name: str | None = None  # the key in the state; set when a rule takes the source
+    intervals: tuple[str, ...] = ()  # in which it has to lie, as the factories on the way say
 
     def value(self, step: Step) -> Number:
         assert self.name is not None
@@ -228,6 +230,17 @@ Fixed: TypeAlias = Annotated[float, "known before the run"]
 """A number that decides over shapes: nothing injects or traces it."""
 
 
+def takes_number(annotation: Any) -> bool:
+    """Whether an argument is a number from any source; `annotation` is evaluated, not a text."""
+    return Source in members(annotation)
+
+
+def takes_numbers(annotation: Any) -> bool:
+    """Whether it is a tuple of them, such as Adam's two averages in one argument."""
+    pairs = [get_args(kind) for kind in members(annotation) if get_origin(kind) is tuple]
+    return any(takes_number(kind) for kinds in pairs for kind in kinds)
+
+
 def is_real(value: Any) -> bool:
     """One integer or floating-point number, of Python, NumPy or JAX; no bool."""
     kinds = int | float | np.generic | np.ndarray | jax.Array
@@ -311,9 +324,13 @@ def check_optional(optional: Any, names: Collection[Any], where: str) -> None:
     """Raises ValueError unless `optional` is a bool or names some of the patterns or labels."""
     if isinstance(optional, bool):
         return
-    if isinstance(optional, str) or any(name not in names for name in optional):
+    known = list(names)
+    if isinstance(optional, str) or any(
+        not isinstance(name, Hashable) or name not in known for name in optional
+    ):
         raise ValueError(
-            f"{where}: optional must be a list of some of {list(names)}, or True; got {optional!r}."
+            f"{where}: optional must be a list of some of {known}, or True; got "
+            f"{core.show(optional)}."
         )
 
 

@@ -10,6 +10,7 @@ import optax
 
 from gradx import core
 from gradx import tree as gtree
+from gradx.calls import checked
 from gradx.contract import MaskedNode, OptState
 
 __all__ = ["tree_map_params"]
@@ -29,6 +30,7 @@ def _marker() -> Any:
 MARKER = _marker()
 
 
+@checked
 def tree_map_params(
     initable: Any,
     f: Callable[..., Any],

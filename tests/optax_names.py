@@ -21,6 +21,7 @@ import optax.transforms
 
 import gradx
 from gradx import contract, core
+from gradx.show import is_dtype
 
 # Where Optax keeps what belongs into gradx. The top comes last, as it deprecates some names.
 MODULES = [optax.transforms, optax.schedules, optax.contrib, optax]
@@ -174,7 +175,7 @@ def same(name: str, ours: Any, theirs: Any) -> bool:
     if name in SAMPLES:
         mine, wanted = ours(*SAMPLES[name]), theirs(*SAMPLES[name])
         return bool(jnp.allclose(mine, wanted, rtol=1e-6))
-    if core.is_dtype(ours) and core.is_dtype(theirs):
+    if is_dtype(ours) and is_dtype(theirs):
         return core.show(ours) == core.show(theirs)
     plain = int | float | str | tuple
     alike = isinstance(ours, bool) == isinstance(theirs, bool)

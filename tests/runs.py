@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import inspect
 from typing import Any
 
 import jax
@@ -15,7 +14,7 @@ from cases import Case
 from problems import STEPS, gradients, moved, params, trajectory
 
 import gradx
-from gradx import live
+from gradx import calls, sources
 
 
 def first(stacked: Any, i: int = 0) -> Any:
@@ -83,10 +82,27 @@ def paths_and_types(state: Any) -> list[Any]:
 
 def numbers_of(case: Case) -> dict[str, float]:
     """The hyperparameters of a row, with their values."""
-    parameters = inspect.signature(getattr(gradx, case.factory)).parameters
-    values = {
-        name: case.kwargs.get(name, parameter.default)
-        for name, parameter in parameters.items()
-        if live._takes_number(parameter)
+    return {
+        name: value
+        for name, value in given_numbers(case, sources.takes_number)
+        if isinstance(value, float)
     }
-    return {name: value for name, value in values.items() if isinstance(value, float)}
+
+
+def given_numbers(case: Case, takes: Any) -> list[tuple[str, Any]]:
+    parameters = calls.signature(getattr(gradx, case.factory)).parameters
+    return [
+        (name, case.kwargs.get(name, parameter.default))
+        for name, parameter in parameters.items()
+        if takes(parameter.annotation)
+    ]
+
+
+def sources_of(tx: Any, p: Any) -> list[tuple[str, Any]]:
+    """Every source in the rules of a transformation, whatever its factory's signature says."""
+    if tx.parts is None:
+        rules = getattr(tx.stage, "rules", [tx.stage])
+        hypers = [rule.hypers for rule in rules if hasattr(rule, "hypers")]
+        return [source for numbers in hypers for source in numbers.sources.items()]
+    parts = tx.parts(p, jax.eval_shape(tx.init, p))
+    return [source for part in parts for source in sources_of(part.transform, part.params)]

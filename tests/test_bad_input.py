@@ -40,9 +40,9 @@ def test_set_hyperparams_wants_real_numbers(value: Any) -> None:
 
 def test_live_numbers_are_checked_as_they_are_stored() -> None:
     """1 - 1e-12 is 1 in float32, and Adam's bias correction would be 1/0."""
-    state = gradx.scale_by_adam(b2=gradx.tunable(0.9)).init(PARAMS)
+    tx = gradx.scale_by_adam(b2=gradx.tunable(0.9))
     with pytest.raises(ValueError, match="b2"):
-        gradx.set_hyperparams(state, b2=1 - 1e-12)
+        gradx.set_hyperparams(tx.init(PARAMS), tx=tx, b2=1 - 1e-12)
     with pytest.raises(ValueError, match="b2"):
         gradx.scale_by_adam(b2=gradx.tunable(1 - 1e-12))
     for too_large in (1e39, gradx.tunable(1e39)):

@@ -213,7 +213,7 @@ def test_hyperparam_dtype() -> None:
     assert set(kinds.values()) == {"bfloat16"}
     assert types(tx.update(P, state, P)[1]) == types(state)
     with pytest.raises(ValueError, match=r"b2 must be in \[0, 1\), got 1\.0"):
-        gradx.set_hyperparams(state, b2=0.9999)  # in bfloat16 it is 1
+        gradx.set_hyperparams(state, tx=tx, b2=0.9999)  # in bfloat16 it is 1
     with pytest.raises(ValueError, match="hyperparam_dtype"):
         inject_hyperparams(gradx.adam, hyperparam_dtype=int)
 
@@ -362,7 +362,7 @@ def test_reading_and_setting_by_name() -> None:
     with pytest.raises(ValueError, match="Did you mean 'eps_root'"):
         gradx.set_hyperparams(state, eps_rot=0.1)
     with pytest.raises(ValueError, match=r"b2 must be in \[0, 1\)"):
-        gradx.set_hyperparams(state, b2=1.5)
+        gradx.set_hyperparams(state, tx=tx, b2=1.5)
 
 
 def test_one_inside_the_other() -> None:

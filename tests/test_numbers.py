@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import inspect
 import re
+import typing
 from typing import Any
 
+import cases
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,9 +16,11 @@ import optax
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from problems import assert_close, assert_same
+from problems import assert_close, assert_same, params
+from runs import sources_of
 
 import gradx
+from gradx.sources import Constant
 
 PARAMS = {"bias": jnp.array([0.5, -1.0]), "kernel": jnp.array([[1.0, 2.0], [-3.0, 0.25]])}
 GRADS = {"bias": jnp.array([1.0, -2.0]), "kernel": jnp.array([[0.5, 1.0], [4.0, -8.0]])}
@@ -190,7 +196,135 @@ def test_a_pattern_sets_all_that_it_matches() -> None:
 )
 def test_a_bad_value_is_refused_by_name(name: str, value: Any, match: str) -> None:
     with pytest.raises(ValueError, match=match):
-        gradx.set_hyperparams(LIVE.init(PARAMS), **{name: value})
+        gradx.set_hyperparams(LIVE.init(PARAMS), tx=LIVE, **{name: value})
+
+
+# A transformation with one live value, then what it may be set to, and what not.
+RANGES = [
+    (lambda x: gradx.scion(0.1, momentum=x(0.1)), "momentum", (1.0, 0.5), (0.0, 1.5)),
+    (lambda x: gradx.sophia(0.1, eps=x(1e-8)), "eps", (1e-6,), (0.0,)),
+    (lambda x: gradx.add_decayed_weights(x(-0.1)), "weight_decay", (-0.1, 0.0), (np.inf,)),
+    # An optimizer hands it on to that, and does not allow so much itself.
+    (lambda x: gradx.adamw(0.1, weight_decay=x(0.1)), "weight_decay", (0.0,), (-0.1,)),
+    (lambda x: gradx.clip_by_global_norm(x(1.0)), "max_norm", (np.inf, 2.0), (0.0, np.nan)),
+    (lambda x: gradx.MultiSteps(gradx.sgd(x(0.1)), 2), "learning_rate", (2.0,), (-1.0,)),
+    (
+        lambda x: gradx.freeze({"bias": True, "kernel": False}, gradx.trace(x(0.9))),
+        "decay",
+        (0.0,),
+        (1.0,),
+    ),
+    (
+        lambda x: gradx.partition({"a": gradx.lion(0.1, b2=x(0.5))}, {"bias": "a", "kernel": "a"}),
+        "b2",
+        (0.02,),
+        (0.0,),
+    ),
+    (
+        lambda x: gradx.prodigy(betas=(x(0.9), 0.99)),
+        "b1",
+        (0.0,),
+        (1.0,),
+    ),
+    (
+        lambda x: gradx.monitor({"m": gradx.measure_with_ema(unmeasured, x(0.9))}),
+        "decay",
+        (0.0,),
+        (1.0,),
+    ),
+    (lambda x: gradx.mechanize(gradx.sgd(0.1), eps=x(1e-8)), "eps", (1.0,), (0.0,)),
+    (lambda x: gradx.inject_hyperparams(gradx.scion)(x(0.1).initial), "momentum", (1.0,), (0.0,)),
+    (
+        lambda x: gradx.inject_hyperparams(gradx.adam)(0.1, b1=x(0.9)),
+        "b1",
+        (0.0,),
+        (1.0,),
+    ),
+    (lambda x: gradx.sgd(gradx.scaled(ramp, x(1.0))), "learning_rate.factor1", (5.0,), (-5.0,)),
+]
+
+
+def unmeasured(updates: Any) -> Any:
+    return updates["bias"][0]
+
+
+@pytest.mark.parametrize(("make", "name", "good", "bad"), RANGES)
+def test_a_transformation_knows_the_ranges_of_its_rules(
+    make: Any, name: str, good: Any, bad: Any
+) -> None:
+    tx = make(gradx.tunable)
+    state = tx.init(PARAMS)
+    for value in good:
+        new = gradx.set_hyperparams(state, tx=tx, **{name: value})
+        assert gradx.hyperparams(new)[name] == np.float32(value)
+    for value in bad:
+        with pytest.raises(ValueError, match=f"set_hyperparams: .*{re.escape(name)}.* must be in"):
+            gradx.set_hyperparams(state, tx=tx, **{name: value})
+    with pytest.raises(ValueError, match=r"must be finite, got inf.*set_hyperparams\(state, tx=tx"):
+        gradx.set_hyperparams(state, **{name: np.inf})
+    gradx.set_hyperparams(state, **{name: -7.0})  # nobody knows its range
+
+
+@pytest.mark.parametrize("case", cases.CASES, ids=lambda case: case.id)
+def test_every_live_value_has_a_range(case: cases.Case) -> None:
+    """And what it begins with lies in it, so that every rule of the table is found."""
+    tx = gradx.tunable(case.make())
+    state = tx.init(PARAMS)
+    values = gradx.hyperparams(state)
+    same = gradx.set_hyperparams(state, tx=tx, **values)
+    assert_same(gradx.hyperparams(same), values)
+    for name in values:
+        with pytest.raises(ValueError, match="must be in"):
+            gradx.set_hyperparams(state, tx=tx, **{name: np.nan})
+
+
+def test_a_state_of_another_transformation_has_no_ranges() -> None:
+    live = gradx.adam(gradx.tunable(0.1))
+    for tx in (
+        gradx.adam(0.1),
+        gradx.sgd(gradx.tunable(0.1), 0.9),
+        gradx.chain(live),
+        gradx.adam(gradx.tunable(0.1), b1=gradx.tunable(0.9)),
+        gradx.inject_hyperparams(gradx.adam)(0.1),
+        gradx.MultiSteps(live, 2),
+    ):
+        with pytest.raises(ValueError, match="set_hyperparams: the state is not one of"):
+            gradx.set_hyperparams(live.init(PARAMS), tx=tx, learning_rate=0.2)
+    with pytest.raises(ValueError, match="tx must be a transformation of gradx"):
+        gradx.set_hyperparams(live.init(PARAMS), tx=optax.adam(0.1), learning_rate=0.2)  # type: ignore[arg-type]
+    foreign = gradx.chain(optax.chain(optax.identity(), live))
+    state = foreign.init(PARAMS)
+    with pytest.raises(ValueError, match="the range of learning_rate is not known"):
+        gradx.set_hyperparams(state, tx=foreign, learning_rate=0.2)
+    gradx.set_hyperparams(state, learning_rate=0.2)
+
+
+def test_larger_states_are_looked_into() -> None:
+    from flax import nnx
+    from flax.training.train_state import TrainState
+
+    tx = gradx.chain(gradx.clip_by_global_norm(gradx.tunable(1.0)), gradx.adam(gradx.tunable(0.1)))
+    model = nnx.Dict(jax.tree.map(nnx.Param, PARAMS))
+    for state in (
+        TrainState.create(apply_fn=None, params=PARAMS, tx=tx),
+        {"step": 0, "opt_state": tx.init(PARAMS)},
+        nnx.Optimizer(model, tx, wrt=nnx.Param).opt_state,
+    ):
+        new = gradx.set_hyperparams(state, tx=tx, max_norm=np.inf, learning_rate=0.2)
+        assert_close(gradx.hyperparams(new)["learning_rate"], 0.2, rtol=1e-6)
+        with pytest.raises(ValueError, match=r"learning_rate must be in \[0, inf\)"):
+            gradx.set_hyperparams(state, tx=tx, learning_rate=-0.1)
+
+
+def test_no_live_value_is_called_tx() -> None:
+    with pytest.raises(ValueError, match=r"sgd.*no live value may be called 'tx'"):
+        gradx.sgd(gradx.tunable(0.1, name="tx"))
+    with pytest.raises(ValueError, match="no live value may be called 'tx'"):
+        gradx.leafwise(doubled, hypers={"tx": gradx.tunable(0.1)})
+
+
+def doubled(g: Any, slots: Any, p: Any, h: Any) -> Any:
+    return 2 * g, slots
 
 
 def test_names_that_occur_twice_are_told_apart_by_their_place() -> None:
@@ -261,7 +395,7 @@ def test_a_sweep_is_one_vmap_over_states() -> None:
     same = gradx.set_hyperparams(states, learning_rate=rates, weight_decay=decays)
     assert_same(same, states)
     with pytest.raises(ValueError, match=r"learning_rate must be in \[0, inf\), got -1.0"):
-        gradx.set_hyperparams(states, learning_rate=np.array([0.1, -1.0, 0.1]))
+        gradx.set_hyperparams(states, tx=tx, learning_rate=np.array([0.1, -1.0, 0.1]))
 
 
 def test_numbers_stay_float32_beside_bfloat16() -> None:
@@ -317,6 +451,65 @@ def test_live_once_is_live_for_good() -> None:
     assert sorted(gradx.hyperparams(gradx.tunable(tx).init(PARAMS))) == ["decay", "rate"]
     twice = gradx.tunable(gradx.tunable(gradx.sgd(0.1)))
     assert list(gradx.hyperparams(twice.init(PARAMS))) == ["learning_rate"]
+
+
+@gradx.recorded
+def mine(
+    learning_rate: float | gradx.Hyper,
+    momentum: gradx.Hyper | float | None = 0.9,
+    decay: typing.Optional[gradx.Hyper] = 0.1,  # noqa: UP045
+    betas: tuple[gradx.Hyper, gradx.Hyper] | None = (0.9, 0.99),
+    *factors: gradx.Hyper,
+    strength: float = 1.0,
+) -> gradx.Transform:
+    parts = [gradx.scale(x) for x in factors]
+    assert betas is not None
+    adam = gradx.scale_by_adam(*betas)
+    return gradx.chain(
+        adam, gradx.add_decayed_weights(decay), *parts, gradx.sgd(learning_rate, momentum)
+    )
+
+
+def test_a_number_is_told_by_what_its_annotation_means() -> None:
+    """However it is spelt; a `float` is one that the rule must know before the run."""
+    live = gradx.tunable(mine(0.1, 0.9, 0.1, (0.9, 0.99), 2.0, 3.0))
+    names = {"learning_rate", "decay", "b1", "b2", "weight_decay", "0/step_size"}
+    found = gradx.hyperparams(live.init(PARAMS))
+    assert {"learning_rate", "decay", "b1", "b2", "weight_decay"} < set(found)
+    assert sorted(float(v) for k, v in found.items() if "step_size" in k) == [2.0, 3.0]
+    assert len(found) == len(names) + 1
+    assert gradx.hyperparams(gradx.tunable(mine(0.1)).init(PARAMS)).keys() == names - {
+        "0/step_size"
+    }
+
+
+def numbers_left(tx: Any) -> list[tuple[str, float]]:
+    """The constants in the rules of a transformation of which every number was made live."""
+    nodes = [(k, n) for k, s in sources_of(gradx.tunable(tx), params()) for n in s.walk()]
+    return [(name, float(node.number)) for name, node in nodes if isinstance(node, Constant)]
+
+
+FACTORIES = {case.factory: case for case in reversed(cases.CASES)}.values()
+
+
+@pytest.mark.parametrize("case", FACTORIES, ids=lambda case: case.factory)
+def test_no_number_of_a_rule_is_left_out(case: cases.Case) -> None:
+    """Where an argument moves a number of a rule, that number is live, whatever the annotation."""
+    make = getattr(gradx, case.factory)
+    arguments = cases.made(case.kwargs, gradx)
+    for name, parameter in inspect.signature(make).parameters.items():
+        given = arguments.get(name, parameter.default)
+        several = given if isinstance(given, tuple) else (given,)
+        if not any(isinstance(x, float) for x in several):
+            continue
+        left = []
+        for by in (0.9, 0.97, 1.01, 1.02, 0.5):  # two of these are in every range
+            moved = tuple((x or 0.01) * by if isinstance(x, float) else x for x in several)
+            with contextlib.suppress(ValueError):
+                new = moved if isinstance(given, tuple) else moved[0]
+                left.append(numbers_left(make(**{**arguments, name: new})))
+        assert len(left) > 1
+        assert left[0] == left[1], name
 
 
 @pytest.mark.parametrize(
@@ -402,7 +595,7 @@ def test_live_values_by_path_are_called_by_their_pattern() -> None:
     state = gradx.set_hyperparams(state, **{"learning_rate[bias]": 0.7})
     assert_close(tx.update(GRADS, state)[0], times({"bias": 0.7, "kernel": 0.2}), rtol=1e-6)
     with pytest.raises(ValueError, match=r"learning_rate\[bias\] must be in \[0, inf\), got -1.0"):
-        gradx.set_hyperparams(state, **{"learning_rate[bias]": -1.0})
+        gradx.set_hyperparams(state, tx=tx, **{"learning_rate[bias]": -1.0})
     constants = gradx.sgd(gradx.by_path({"bias": 0.1}, default=0.2))
     live = gradx.tunable(constants).init(PARAMS)
     assert list(gradx.hyperparams(live)) == ["learning_rate[bias]", "learning_rate[default]"]

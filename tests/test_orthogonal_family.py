@@ -227,31 +227,6 @@ def test_sizes_by_default() -> None:
         assert_same(ours, theirs)
 
 
-@pytest.mark.parametrize(
-    ("name", "flags"),
-    [
-        ("muon", ["gram", "nesterov", "adaptive", "bias_correction", "adam_nesterov"]),
-        ("normuon", ["gram", "nesterov"]),
-        ("adamuon", ["gram", "nesterov"]),
-        ("scion", ["gram", "unconstrained"]),
-        ("dion2", ["gram"]),
-        ("soap", ["staggered", "bias_correction"]),
-        ("splus", ["staggered"]),
-        ("kl_soap", ["staggered"]),
-        ("kl_shampoo", ["staggered"]),
-        ("shampoo", ["staggered", "bias_correction"]),
-    ],
-)
-def test_flags_are_true_or_false(name: str, flags: list[str]) -> None:
-    for flag in flags:
-        for value in ("no", 1, jnp.array(True)):
-            with pytest.raises(
-                ValueError, match=rf"{name}\b.*: {flag} must be True(,| or) False.*, got"
-            ):
-                getattr(gradx, name)(0.1, **{flag: value})
-        getattr(gradx, name)(0.1, **{flag: np.True_})
-
-
 def test_a_preset_takes_no_other_number_of_steps() -> None:
     for name, steps in polar.NS_PRESETS.items():
         for own in {5, len(steps)}:

@@ -24,7 +24,8 @@ ROOT = Path(gradx.__file__).parent
 # From the bottom up. A module imports from the layers below its own, never from its own or from
 # above: so rooms (`rules.*`) never import rooms, and what two of them need moves down.
 LAYERS = [
-    ["tree", "contract"],
+    ["tree", "contract", "show"],
+    ["calls"],
     ["core"],
     ["sources", "state_map", "step"],
     ["hyper", "lapack", "masks"],
@@ -46,7 +47,7 @@ LAYERS = [
     ["search.wolfe"],
     ["search.backtracking", "search.zoom"],
     ["rules.*", "distributed.*", "wrap.*"],
-    ["inspect", "config"],
+    ["inspect", "config", "setting"],
     [""],  # gradx/__init__.py
 ]
 

@@ -9,7 +9,6 @@ import optax
 
 from gradx import core, mapped
 from gradx.core import Params, State, Transform, Updates
-from gradx.counting import flag
 from gradx.replicas import AVERAGE, combined
 
 __all__ = ["pmean", "psum"]
@@ -95,12 +94,13 @@ _IS_THE_SUM = (
 def _combining(reduce: Any, axis_name: Any, already_reduced: bool, remedy: str) -> Transform:
     where = core.where()
     over = mapped.some_axes(axis_name)
-    done = flag("already_reduced", already_reduced)
 
     def update(
         updates: Updates, state: State, params: Params | None = None, **extra: Any
     ) -> tuple[Updates, State]:
-        made = combined(reduce, updates, params, over, where, already_reduced=done, remedy=remedy)
+        made = combined(
+            reduce, updates, params, over, where, already_reduced=already_reduced, remedy=remedy
+        )
         return made, state
 
     return Transform(lambda params: optax.EmptyState(), update)

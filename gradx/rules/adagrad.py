@@ -183,7 +183,7 @@ def adadelta(
 
     Reference: Zeiler, *ADADELTA*, https://arxiv.org/abs/1212.5701.
     """
-    hyper.check("weight_decay", weight_decay)
+    weight_decay = hyper.checked("weight_decay", weight_decay)
     return chain(
         add_decayed_weights(weight_decay, weight_decay_mask),
         scale_by_adadelta(rho, eps),

@@ -197,10 +197,6 @@ def scale_by_adopt(
     Reference: Taniguchi et al., *ADOPT: modified Adam can converge with any \(\beta_2\)*,
     https://arxiv.org/abs/2411.02853. A complex number is bounded in its modulus.
     """
-    if not callable(clip_value_fn):
-        raise ValueError(
-            f"{core.where()}: clip_value_fn must be a function of the count, got {clip_value_fn!r}."
-        )
     return leafwise(
         _adopt,
         init=partial(zero_moments, mu_dtype=storage("mu_dtype", mu_dtype)),

@@ -43,7 +43,7 @@ def _squares(g: Array, slots: Slots, p: Array, h: Numbers) -> Mapping[str, Array
 
 def _decayed(weight_decay: Hyper | None, mask: Any) -> Transform:
     if weight_decay is not None:
-        hyper.check("weight_decay", weight_decay)
+        weight_decay = hyper.checked("weight_decay", weight_decay)
     return identity() if weight_decay is None else add_decayed_weights(weight_decay, mask)
 
 

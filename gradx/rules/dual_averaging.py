@@ -128,7 +128,7 @@ def madgrad(
     Reference: Defazio and Jelassi, *Adaptivity without compromise: a momentumized, adaptive, dual
     averaged gradient method*, https://arxiv.org/abs/2101.11075, 2021.
     """
-    hyper.check("weight_decay", weight_decay)
+    weight_decay = hyper.checked("weight_decay", weight_decay)
     return chain(add_decayed_weights(weight_decay), scale_by_madgrad(learning_rate, momentum, eps))
 
 
@@ -245,7 +245,7 @@ def cocob(
     Reference: Orabona and Tommasi, *Training deep networks without learning rates through coin
     betting*, https://arxiv.org/abs/1705.07795, 2017, Algorithm 2.
     """
-    hyper.check("weight_decay", weight_decay)
+    weight_decay = hyper.checked("weight_decay", weight_decay)
     return chain(
         add_decayed_weights(weight_decay, mask),
         scale_by_learning_rate(learning_rate, flip_sign=False),

@@ -92,11 +92,6 @@ def scale_by_factored_rms(
     bound on \(\beta\), by `decay_rate_fn`, is that of Zhai et al., *Scaling vision transformers*,
     https://arxiv.org/abs/2106.04560.
     """
-    if not callable(decay_rate_fn):
-        raise ValueError(
-            f"{core.where()}: decay_rate_fn must be a function (count, decay_rate) -> beta, got "
-            f"{core.show(decay_rate_fn)}."
-        )
     least = math.ceil(hyper.constant("min_dim_size_to_factor", min_dim_size_to_factor, "[1, inf)"))
     offset = counting.steps("step_offset", step_offset, 0)
     return leafwise(
@@ -217,7 +212,7 @@ def adafactor(
     by itself, is \(\min(10^{-2}, 1/\sqrt t)\).
     """
     if weight_decay_rate is not None:
-        hyper.check("weight_decay", weight_decay_rate)
+        weight_decay_rate = hyper.checked("weight_decay", weight_decay_rate)
     elif weight_decay_mask is not None:
         raise ValueError(f"{core.where()}: weight_decay_mask needs a weight_decay_rate.")
     dtype = storage("dtype_momentum", dtype_momentum)

@@ -200,14 +200,13 @@ def scale_by_galore(
         )
     gap = steps("update_proj_gap", update_proj_gap, 1)
     factor = hyper.constant("scale", scale, "(0, inf)")
-    if side not in ("longer", "shorter"):
-        raise ValueError(f"{where}: side must be 'longer' or 'shorter', got {side!r}.")
     base = scale_by_adam() if base_optimizer is None else base_optimizer
     check_inner(base, where, "base_optimizer")
     stage = _GaLore(rank, gap, factor, base, weight_dimension_numbers, side, where)
 
     def described(params: Params, state: State) -> list[Part]:
-        seen = jax.eval_shape(stage.proxies, params)
+        some = bool(jax.tree.leaves(params))  # not if somebody only looks at the state
+        seen = jax.eval_shape(stage.proxies, params) if some else params
         return [Part("base_optimizer", base, seen, state.base_optimizer_state)]
 
     return staged(stage, where, described)

@@ -6,7 +6,7 @@ They are told the loss, at the parameters that the gradient is of, in each call 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax.numpy as jnp
 
@@ -35,7 +35,7 @@ def scale_by_polyak(
     f_min: Hyper = 0.0,
     max_learning_rate: Hyper = 1.0,
     eps: Hyper = 0.0,
-    variant: str = "sps",
+    variant: Literal["sps", "sps+"] = "sps",
     *,
     axis_name: Any = None,
 ) -> Transform:
@@ -69,8 +69,6 @@ def scale_by_polyak(
     https://arxiv.org/abs/2002.10542, 2021; ``"sps+"``: Garrigos et al., *Function value learning*,
     https://arxiv.org/abs/2307.14528, 2023.
     """
-    if variant not in ("sps", "sps+"):
-        raise ValueError(f"{core.where()}: variant must be 'sps' or 'sps+', got {variant!r}.")
     return leafwise(
         by_factor,
         measure=squares,
@@ -105,7 +103,7 @@ def polyak_sgd(
     scaling: Hyper = 1.0,
     f_min: Hyper = 0.0,
     eps: Hyper = 0.0,
-    variant: str = "sps",
+    variant: Literal["sps", "sps+"] = "sps",
     *,
     axis_name: Any = None,
 ) -> Transform:

@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 from gradx import core
 from gradx.combine import Contract, chain
 from gradx.core import Count, Transform, Updates
-from gradx.counting import flag
 from gradx.decay import DecayKind, scale_and_decay
 from gradx.fallback import or_by_name, with_fallback
 from gradx.joined import joined
@@ -270,7 +269,7 @@ def muon(
             eps,
             adam_eps_root,
             mu_dtype,
-            nesterov=flag("adam_nesterov", adam_nesterov),
+            nesterov=adam_nesterov,
         ),
         *scale_and_decay(rate, adam_weight_decay, None, decay),
     )

@@ -194,7 +194,7 @@ def optimistic_adam(
     Optax calls it deprecated, and takes no schedules here.
     """
     optimism = learning_rate if optimism is None else optimism
-    hyper.check("learning_rate", learning_rate)
+    learning_rate = hyper.checked("learning_rate", learning_rate)
     return chain(
         scale_by_adam(b1, b2, eps, eps_root, mu_dtype, nesterov=nesterov),
         scale_by_optimistic_gradient(learning_rate, optimism),

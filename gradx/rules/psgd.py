@@ -174,14 +174,6 @@ def scale_by_psgd_kron(
     update, whenever they are fitted and not by chance; a matrix without any gradient keeps its
     factors, which would grow until they overflow.
     """
-    where = core.where()
-    if memory_save_mode not in (None, "one_diag", "all_diag"):
-        raise ValueError(
-            f"{where}: memory_save_mode must be None, 'one_diag' or 'all_diag', got "
-            f"{core.show(memory_save_mode)}."
-        )
-    if probe not in ("normal", "expected"):
-        raise ValueError(f"{where}: probe must be 'normal' or 'expected', got {core.show(probe)}.")
     check_key("key", key)
     scale = hyper.constant("preconditioner_init_scale", preconditioner_init_scale, "(0, inf)")
     limit = steps("max_size_triangular", max_size_triangular, 0)

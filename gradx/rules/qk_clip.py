@@ -12,6 +12,7 @@ import optax
 
 from gradx import core, hyper
 from gradx import tree as gtree
+from gradx.calls import check
 from gradx.core import Params, State, Transform
 from gradx.leafwise import Rule
 from gradx.matrices import axis_numbers
@@ -219,6 +220,7 @@ def _checked(heads: Any, path: str, x: Any, where: str) -> _Heads | None:
             f"{where}: heads must be HeadAxis or None for each leaf; at {path!r} it is "
             f"{core.show(heads)}."
         )
+    check(HeadAxis, heads._asdict(), f"{where}: heads at {path!r}")
     rank = jnp.ndim(x)
     try:
         axes = axis_numbers(heads.axis)
@@ -233,7 +235,7 @@ def _checked(heads: Any, path: str, x: Any, where: str) -> _Heads | None:
             f"{where}: at {path!r} of shape {jnp.shape(x)} there are no axes {core.show(heads)}."
         )
     power = float(hyper.constant("power", heads.power, "[0, inf)"))
-    return _Heads(tuple(bound), bool(heads.side_by_side), power)
+    return _Heads(tuple(bound), heads.side_by_side, power)
 
 
 # ---------------------------------------------------------------- their logits

@@ -14,7 +14,6 @@ from gradx import core
 from gradx import tree as gtree
 from gradx.combine import chain, wide_throughout
 from gradx.core import Params, State, Transform, Updates
-from gradx.counting import flag
 from gradx.decay import add_decayed_weights
 from gradx.groups import partition
 from gradx.leafwise import leafwise
@@ -381,5 +380,5 @@ def scion(
         chunk=chunk,
         share=share,
     )
-    towards_zero = [] if flag("unconstrained", unconstrained) else [add_decayed_weights(1.0)]
+    towards_zero = [] if unconstrained else [add_decayed_weights(1.0)]
     return wide_throughout(chain(made, *towards_zero, descend(learning_rate)))

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from gradx import blocks, core, hyper, lapack
 from gradx.combine import Contract
 from gradx.core import Count, Transform, Updates
-from gradx.counting import flag, steps
+from gradx.counting import steps
 from gradx.decay import DecayKind
 from gradx.fallback import matrix_optimizer, or_by_name
 from gradx.matrixwise import matrixwise
@@ -145,10 +145,6 @@ def scale_by_shampoo(
     the old roots stay, without an error after three times; a matrix has two sides however small it
     is, where by default those of no more than `block_size` elements are flattened to vectors.
     """
-    if graft not in _GRAFTS:
-        raise ValueError(
-            f"{core.where()}: graft must be one of {list(_GRAFTS)}, got {core.show(graft)}."
-        )
     block = steps("block_size", block_size, 1)
     has_nu = graft in ("adam", "rmsprop", "adagrad")
     slow = slow_average(b3, alpha)
@@ -171,7 +167,7 @@ def scale_by_shampoo(
         flags={
             "block": block,
             "graft": graft,
-            "corrects": flag("bias_correction", bias_correction),
+            "corrects": bias_correction,
         },
         per_step=_factors,
         axes=axes,

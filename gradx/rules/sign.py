@@ -135,8 +135,6 @@ def scale_by_lion(
     https://arxiv.org/abs/2302.06675. Deviation from Optax: \(c\) is calculated from the new
     \(\mu\), so that the old one can be overwritten in place; the values agree to rounding.
     """
-    if mode not in _MODES:
-        raise ValueError(f"{core.where()}: mode must be one of {list(_MODES)}, got {mode!r}.")
     return leafwise(
         _lion,
         init=partial(zeros, dtype=storage("mu_dtype", mu_dtype)),

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from gradx import core, hyper
 from gradx.combine import Contract
 from gradx.core import Count, Transform, Updates
-from gradx.counting import flag, steps
+from gradx.counting import steps
 from gradx.decay import DecayKind
 from gradx.eigenbasis import (
     averaged,
@@ -144,7 +144,7 @@ def scale_by_soap(
         like_leaf={"mu": kept(mu_dtype, slow), "nu": "real"},
         hypers=hypers,
         ranges=hyper.used({"shampoo_beta": "[0, 1)", **SLOW}, hypers),
-        flags={"corrects": flag("bias_correction", bias_correction)},
+        flags={"corrects": bias_correction},
         per_step=_of_the_step,
         axes=axes,
         start=_start,

@@ -14,7 +14,7 @@ from gradx import core
 from gradx import tree as gtree
 from gradx.combine import Contract, chain
 from gradx.contract import MaskedNode
-from gradx.core import Count, Params, State, Transform, Updates
+from gradx.core import Count, Params, Part, State, Transform, Updates
 from gradx.counting import steps
 from gradx.curvature import hutchinson_estimator_diag_hessian
 from gradx.decay import DecayKind, scale_and_decay
@@ -135,6 +135,15 @@ def scale_by_sophia(
         per_step=_correction,
     )
     averaged = leafwise(_average, init=_no_curvature, state=_Curvature, hypers={"b2": b2})
+
+    def described(params: Params, state: State) -> list[Part]:
+        inner = own_state(state)
+        moments = ScaleByAdamState(inner.count, inner.mu, inner.nu)
+        return [
+            Part("", moved, params, with_own(state, moments)),
+            Part("hessian_diagonal_fn", hessian_diagonal_fn, params, inner.hessian_fn_state),
+        ]
+
     return staged(
         _Sophia(
             moved.stage,
@@ -145,6 +154,7 @@ def scale_by_sophia(
             where,
         ),
         where,
+        described,
     )
 
 
@@ -191,10 +201,6 @@ class _Sophia:
     report: int
     where: str
     sees_tree = True  # the estimate is given the gradients as they are when it is this part's turn
-
-    @property
-    def hypers(self) -> Any:
-        return self.moved.hypers
 
     def init(self, params: Params) -> State:
         made = self.moved.init(params)

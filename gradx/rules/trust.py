@@ -83,7 +83,7 @@ def lars(
     https://arxiv.org/abs/1708.03888. As in Optax, the ratio has \(\lVert g + \lambda \theta
     \rVert\) below, where the paper has \(\lVert g \rVert + \lambda \lVert \theta \rVert\).
     """
-    hyper.check("weight_decay", weight_decay)
+    weight_decay = hyper.checked("weight_decay", weight_decay)
     ratio = scale_by_trust_ratio(trust_coefficient=trust_coefficient, eps=eps, axis_name=axis_name)
     return chain(
         add_decayed_weights(weight_decay, weight_decay_mask),
@@ -138,7 +138,7 @@ def lamb(
     Reference: You et al., *Large batch optimization for deep learning: training BERT in 76
     minutes*, https://arxiv.org/abs/1904.00962, algorithm 2 with \(\phi(x) = x\).
     """
-    hyper.check("weight_decay", weight_decay)
+    weight_decay = hyper.checked("weight_decay", weight_decay)
     return chain(
         scale_by_adam(b1, b2, eps, eps_root),
         add_decayed_weights(weight_decay, mask),

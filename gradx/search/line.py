@@ -19,6 +19,7 @@ import optax
 
 from gradx import core, sources
 from gradx import tree as gtree
+from gradx.calls import checked
 from gradx.core import Params, State, Updates
 from gradx.sources import Array
 from gradx.stage import check_array, widen
@@ -270,6 +271,7 @@ def _hides(tree: Any) -> bool:
 # ---------------------------------------------------------------- what a search leaves behind
 
 
+@checked
 def value_and_grad_from_state(value_fn: Callable[..., Any]) -> Callable[..., tuple[Array, Updates]]:
     r"""`jax.value_and_grad` that takes both from the state, where a line search has left them.
 
@@ -307,10 +309,6 @@ def value_and_grad_from_state(value_fn: Callable[..., Any]) -> Callable[..., tup
       5.0
       0.0
     """
-    if not callable(value_fn):
-        raise ValueError(
-            f"value_and_grad_from_state: value_fn must be a function, got {core.show(value_fn)}."
-        )
 
     def value_and_grad(
         params: Params, *args: Any, state: State, **kwargs: Any

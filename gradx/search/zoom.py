@@ -128,11 +128,6 @@ def scale_by_zoom_linesearch(
         approx_dec_rtol=_or_none("approx_dec_rtol", approx_dec_rtol, "[0, inf)"),
         precision=hyper.constant("stepsize_precision", stepsize_precision, "[0, inf)"),
     )
-    if initial_guess_strategy not in ("one", "keep"):
-        raise ValueError(
-            f"{where}: initial_guess_strategy must be 'one' or 'keep', got "
-            f"{initial_guess_strategy!r}."
-        )
 
     def init(params: Params) -> ScaleByZoomLinesearchState:
         check_params(params, where)

@@ -197,18 +197,13 @@ class MultiSteps(Transform):
         check_inner(opt, where, "opt")
         if not callable(every_k_schedule):
             steps("every_k_schedule", every_k_schedule, 1)
-        if should_skip_update_fn is not None and not callable(should_skip_update_fn):
-            raise ValueError(
-                f"{where}: should_skip_update_fn must be a function, got "
-                f"{core.show(should_skip_update_fn)}."
-            )
         weights = hyper.Hypers({} if weight is None else {"weight": weight}, where, WEIGHT)
         if weights.tunables or weights.varies_by_path:
             raise ValueError(f"{where}: weight must be a number or from_call(…), got {weight!r}.")
         accumulation = _Accumulation(
             opt,
             every_k_schedule,
-            bool(use_grad_mean),
+            use_grad_mean,
             should_skip_update_fn,
             storage("accumulator_dtype", accumulator_dtype),
             weights,
@@ -243,11 +238,6 @@ class MultiSteps(Transform):
     def gradient_transformation(self) -> MultiSteps:
         """The transformation itself; Optax's `MultiSteps` is none."""
         return self
-
-    def with_spec(self, spec: core.Spec) -> MultiSteps:
-        made: MultiSteps = tuple.__new__(type(self), self)
-        made.__dict__.update(self.__dict__, spec=spec)
-        return made
 
 
 WEIGHT = {"weight": "[0, inf)"}

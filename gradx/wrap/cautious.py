@@ -96,10 +96,6 @@ def cautious(
     """
     where = core.where()
     check_inner(inner, where)
-    if direction not in ("descent", "ascent"):
-        raise ValueError(
-            f"{where}: direction must be 'descent' or 'ascent', got {core.show(direction)}."
-        )
     least, ascends = hyper.constant("min_share", min_share, "(0, 1]"), direction == "ascent"
 
     def described(params: Params, state: State) -> list[Part]:

@@ -140,11 +140,6 @@ def _conditionally(
 ) -> Transform:
     where = core.where()
     check_inner(inner, where)
-    if not callable(condition):
-        raise ValueError(
-            f"{where}: should_transform_fn must be a function step -> bool, got "
-            f"{core.show(condition)}."
-        )
 
     def init(params: Params) -> State:
         return state_type(inner_state=inner.init(params), step=jnp.zeros((), jnp.int32))
@@ -224,8 +219,6 @@ def apply_if_finite(
     check_inner(inner, where)
     limit = steps("max_consecutive_errors", max_consecutive_errors, 0)
     over = mapped.axes(axis_name)
-    if after_limit not in ("skip", "apply"):
-        raise ValueError(f"{where}: after_limit must be 'skip' or 'apply', got {after_limit!r}.")
 
     def init(params: Params) -> ApplyIfFiniteState:
         return ApplyIfFiniteState(

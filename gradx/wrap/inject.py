@@ -19,6 +19,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from gradx import arguments, core, live
+from gradx.calls import checked, kept
+from gradx.calls import signature as signature_of
 from gradx.contract import GradientTransformation, Schedule, StatefulSchedule
 from gradx.core import Count, Params, Part, State, Transform, Updates
 from gradx.live import InjectStatefulHyperparamsState
@@ -202,7 +204,7 @@ class Injected(core.Described):
         self, inner: Callable[..., Any], static: frozenset[str], dtype: Any, spec: Any = None
     ):
         self.__wrapped__, self._static, self._dtype, self.spec = inner, static, dtype, spec
-        self.__signature__ = arguments.signature(inner)
+        self.__signature__ = signature_of(inner)
         for name in ("__module__", "__name__", "__qualname__", "__doc__"):
             if hasattr(inner, name):
                 setattr(self, name, getattr(inner, name))
@@ -219,7 +221,8 @@ class Injected(core.Described):
     def __call__(self, *args: Any, **kwargs: Any) -> Transform:
         inner, signature = self.__wrapped__, self.__signature__
         bound = signature.bind(*args, **kwargs)
-        spec = core.Spec(self, core.given(signature, bound.arguments))
+        bound.arguments = {n: kept(v) for n, v in bound.arguments.items()}
+        spec = core.Spec(self, core.given(bound))
         bound.apply_defaults()
         ours = core.REGISTRY.get(getattr(inner, "__name__", "")) is inner
         given = arguments.by_name(bound, typed=ours)
@@ -250,7 +253,16 @@ class Injected(core.Described):
             inner = [make({**plain, **as_sources})] if ours else []
             return [Part("", tx, params, state.inner_state) for tx in inner]
 
-        return Transform(injection.init, injection.update, spec=spec, parts=described)
+        def remake(values: Mapping[str, Any]) -> GradientTransformation:
+            return make({n: f(f.init()) for n, f in stateful.items()} | dict(values))
+
+        return Transform(
+            injection.init,
+            injection.update,
+            spec=spec,
+            parts=described,
+            remake=remake,
+        )
 
 
 def _stateful(schedule: Any) -> StatefulSchedule:
@@ -306,13 +318,8 @@ def inject_hyperparams(
     Reference: the state has the structure of Optax's, `InjectStatefulHyperparamsState`.
     """
     where = core.where()
-    if not callable(inner_factory):
-        raise ValueError(
-            f"{where}: inner_factory must be a function that returns a transformation, as in "
-            f"inject_hyperparams(adam)(learning_rate=0.1); got {core.show(inner_factory)}."
-        )
     static = frozenset([static_args] if isinstance(static_args, str) else static_args)
-    parameters = arguments.signature(inner_factory).parameters
+    parameters = signature_of(inner_factory).parameters
     open_ended = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
     unknown = sorted(static - set(parameters))
     if unknown and not open_ended:
@@ -323,6 +330,7 @@ def inject_hyperparams(
     return Injected(inner_factory, static, storage("hyperparam_dtype", hyperparam_dtype))
 
 
+@checked
 def inject_stateful_hyperparams(
     inner_factory: Callable[..., GradientTransformation],
     static_args: str | Iterable[str] = (),

@@ -129,7 +129,7 @@ def mechanize(
     num_betas = steps("num_betas", num_betas, 1)
     first = hyper.constant("s_init", s_init, "(0, inf)")
     nothing = np.zeros(num_betas)
-    tuner = leafwise(
+    tuning = leafwise(
         _move,
         init=_from_here,
         state=_Tuner,
@@ -142,13 +142,18 @@ def mechanize(
         scalars={"r": nothing, "m": nothing, "v": nothing, "s": np.full(num_betas, first)},
         axis_name=axis_name,
         needs_params=True,
-    ).stage
+    )
+    tuner = tuning.stage
 
     def init(params: Params) -> State:
         return _join(MechanicState, base_optimizer.init(params), tuner.init(params))
 
     def described(params: Params, state: State) -> list[Part]:
-        return [Part("", base_optimizer, params, _split(state, where)[1])]
+        _, inner, own = _split(state, where)
+        return [
+            Part("base_optimizer", base_optimizer, params, inner),
+            Part("", tuning, params, own),
+        ]
 
     base = stage_of(base_optimizer)
     if base is not None:

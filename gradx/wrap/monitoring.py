@@ -18,7 +18,7 @@ from gradx import tree as gtree
 from gradx.again import hidden
 from gradx.combine import Contract, stateless
 from gradx.contract import EmptyState
-from gradx.core import Params, State, Transform, Updates
+from gradx.core import Params, Part, State, Transform, Updates
 from gradx.moments import ema
 from gradx.norms import global_norm
 from gradx.sources import Hyper
@@ -52,11 +52,9 @@ class MonitorState(NamedTuple):
     measure_states: tuple[State, ...]
 
 
-def _check(name: Any, measure: Any, wanted: str = "a function of the updates") -> None:
+def _check_name(name: Any) -> None:
     if not isinstance(name, str) or not name:
         raise ValueError(f"{core.where()}: a measurement must have a name, got {name!r}.")
-    if not callable(measure):
-        raise ValueError(f"{core.where()}: {name!r} must be {wanted}, got {core.show(measure)}.")
 
 
 def _arrays(measured: Any) -> Any:
@@ -99,7 +97,7 @@ def snapshot(measure_name: str, measure: Callable[[Updates], Any]) -> Transform:
       >>> state[0].measurement
       {'norm': Array(5., dtype=float32)}
     """
-    _check(measure_name, measure)
+    _check_name(measure_name)
     where = core.where()
 
     def init(params: Params) -> State:
@@ -150,7 +148,6 @@ def measure_with_ema(
       >>> rate
       Array(0.5263, dtype=float32)
     """
-    _check("measure", measure)
     average = ema(decay, debias, accumulator_dtype)
     where = core.where()
 
@@ -169,7 +166,12 @@ def measure_with_ema(
         mean, new = average.update(measured(updates), old, **extra)
         return mean, (empty, new)
 
-    return Transform(init, update)
+    def described(params: Params, state: State) -> list[Part]:
+        some = bool(jax.tree.leaves(params))  # not if somebody only looks at the state
+        seen = jax.eval_shape(measured, params) if some else params
+        return [Part("", average, seen, state[1])]
+
+    return Transform(init, update, parts=described)
 
 
 @core.recorded
@@ -209,11 +211,16 @@ def monitor(measures: Mapping[str, Contract | Callable[[Updates], Any]]) -> Tran
         )
     transforms: dict[str, Any] = {}
     for name, measure in measures.items():
+        _check_name(name)
         if core.is_transform(measure):
             transforms[name] = core.with_extra_args(measure)
-        else:
-            _check(name, measure, "a function of the updates or a transformation")
+        elif callable(measure):
             transforms[name] = _as_transform(measure)
+        else:
+            raise ValueError(
+                f"{core.where()}: {name!r} must be a function of the updates or a transformation, "
+                f"got {core.show(measure)}."
+            )
     where = core.where()
     functions = [name for name, measure in measures.items() if not core.is_transform(measure)]
 
@@ -250,7 +257,11 @@ def monitor(measures: Mapping[str, Contract | Callable[[Updates], Any]]) -> Tran
             states.append(new)
         return updates, type(state)(measurements, tuple(states))
 
-    return Transform(init, update)
+    def described(params: Params, state: State) -> list[Part]:
+        pairs = zip(transforms.items(), state.measure_states, strict=True)
+        return [Part(name, tx, params, kept) for (name, tx), kept in pairs]
+
+    return Transform(init, update, parts=described)
 
 
 def _as_transform(measure: Callable[[Updates], Any]) -> Transform:

@@ -120,7 +120,7 @@ def schedule_free_sgd(
     rate = _warmed(learning_rate, warmup_steps)
     base = chain(identity(), _clock(rate))
     if weight_decay is not None:
-        hyper.check("weight_decay", weight_decay)
+        weight_decay = hyper.checked("weight_decay", weight_decay)
         base = chain(add_decayed_weights(weight_decay), base)
     return with_averaging(base, averaging(rate, b1, weight_lr_power, state_dtype, scaled=True))
 
@@ -171,7 +171,7 @@ def schedule_free_adamw(
     counts of the warmup see `schedule_free`.
     """
     rate = _warmed(learning_rate, warmup_steps)
-    hyper.check("weight_decay", weight_decay)
+    weight_decay = hyper.checked("weight_decay", weight_decay)
     base = chain(
         scale_by_rms(b2, eps, eps_in_sqrt=False, bias_correction=True),
         add_decayed_weights(weight_decay),
@@ -182,7 +182,7 @@ def schedule_free_adamw(
 
 def _warmed(learning_rate: Hyper, warmup_steps: int | None) -> Hyper:
     """The learning rate with its warmup, live or scheduled ones too."""
-    hyper.check("learning_rate", learning_rate)
+    learning_rate = hyper.checked("learning_rate", learning_rate)
     if warmup_steps is None:
         return learning_rate
     if isinstance(learning_rate, sources.Tunable):  # its name in the state stays

@@ -27,9 +27,18 @@ from mechanisms import (
     table,
 )
 from problems import STEPS, assert_close, assert_same, gradients, params, step
-from runs import as_constants, first, numbers_of, plain_steps, three_steps
+from runs import (
+    as_constants,
+    first,
+    given_numbers,
+    numbers_of,
+    plain_steps,
+    sources_of,
+    three_steps,
+)
 
 import gradx
+from gradx import sources
 from gradx.sources import Tunable
 
 P = jax.sharding.PartitionSpec
@@ -154,17 +163,8 @@ def test_numbers_are_the_same_wherever_they_come_from(case: Case) -> None:
 
 def how_many_numbers(case: Case) -> int:
     inner = [v for v in case.kwargs.values() if isinstance(v, Case)]
-    return len(numbers_of(case)) + sum(map(how_many_numbers, inner))
-
-
-def sources_of(tx: Any, p: Any) -> list[tuple[str, Any]]:
-    """Every source in the rules of a transformation, whatever its factory's signature says."""
-    if tx.parts is None:
-        rules = getattr(tx.stage, "rules", [tx.stage])
-        hypers = [rule.hypers for rule in rules if hasattr(rule, "hypers")]
-        return [source for numbers in hypers for source in numbers.sources.items()]
-    parts = tx.parts(p, jax.eval_shape(tx.init, p))
-    return [source for part in parts for source in sources_of(part.transform, part.params)]
+    tuples = [value for _, value in given_numbers(case, sources.takes_numbers)]
+    return len(numbers_of(case)) + sum(map(len, tuples)) + sum(map(how_many_numbers, inner))
 
 
 @every_mechanism
