@@ -58,7 +58,9 @@ def by_leaf(g: Any, slots: Any, p: Any, h: Any) -> Any:
 
 
 @pytest.mark.parametrize(
-    "given", [{"per_step": again}, {"per_tree": decided}, {"per_leaf": by_leaf}], ids=str
+    "given",
+    [{"per_step": again}, {"per_tree": decided}, {"per_leaf": by_leaf}],
+    ids=lambda given: next(iter(given)),
 )
 @pytest.mark.parametrize("place", ["hypers", "flags"])
 def test_a_name_made_in_the_run_hides_none(given: dict[str, Any], place: str) -> None:
