@@ -249,8 +249,10 @@ def kept(value: Any) -> Any:
         parts = [kept(v) for v in value]
         same = all(new is old for new, old in zip(parts, value, strict=True))
         return value if same else tuple.__new__(type(value), parts)
-    if isinstance(value, functools.partial) or jax.tree_util.all_leaves([value]):
+    if isinstance(value, functools.partial):
         return value
+    if jax.tree_util.all_leaves([value]):  # a mapping that JAX does not know is a plain one
+        return {k: kept(v) for k, v in value.items()} if isinstance(value, Mapping) else value
     structure: Any
     parts, structure = jax.tree.flatten(value, is_leaf=lambda x: x is not value)
     return structure.unflatten([kept(part) for part in parts])

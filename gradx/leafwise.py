@@ -24,7 +24,7 @@ import optax
 
 from gradx import core, hyper, mapped, sources
 from gradx import tree as gtree
-from gradx.calls import checked
+from gradx.calls import checked, kept
 from gradx.core import Params, State, Transform
 from gradx.live import HyperparamsState
 from gradx.names import Static, check_names, joined_names, named, split
@@ -81,7 +81,7 @@ class Rule:
 
     @property
     def counts(self) -> list[str]:
-        """The fields that count the updates; all hold the same number."""
+        """The fields that count the updates."""
         return [f for f in self.state._fields if f in self.count]
 
     @property
@@ -178,12 +178,13 @@ class Rule:
             for f in self.fields
         ]
         counts = [getattr(inner, f) for f in self.counts]
-        count = counts[0] if counts else None if outer is None else outer.count
-        step = sources.Step(count, {} if outer is None else outer.hyperparams, extra, self.where)
+        done = counts or [None if outer is None else outer.count]
+        live = {} if outer is None else outer.hyperparams
+        step = sources.Step(done[-1], live, extra, self.where)
         active = [i for i, u in enumerate(leaves.updates) if is_array(u)]
         group_of, groups = self.hypers.groups(leaves.flat, active)
         old_scalars = {name: getattr(inner, name) for name in self.scalars}
-        numbers = [self._numbers(group, step, old_scalars) for group in groups]
+        numbers = [self._numbers(group, step, done[0], old_scalars) for group in groups]
         programs = [split(h, self.where) for h in numbers]
         spans = leaves.spans(self.axes, self.where)
 
@@ -201,11 +202,9 @@ class Rule:
         calls = {i: call(i, *programs[group_of[i]]) for i in active}
         new_scalars = dict(old_scalars)
         if self.per_tree is not None and (active or self.measure is None):
-            shared = (
-                numbers[0] if not self.hypers.varies_by_path else self._shared(step, old_scalars)
-            )
-            sums = self._sums(leaves, calls, spans)
-            decided, changed = self.per_tree(named(shared), sums)
+            by_path = self.hypers.varies_by_path
+            shared = self._shared(step, old_scalars) if by_path else numbers[0]
+            decided, changed = self.per_tree(named(shared), self._sums(leaves, calls, spans))
             further = [joined_names(h, decided, "per_tree", self.where) for h in numbers]
             programs = [split(h, self.where) for h in further]
             calls = {i: call(i, *programs[group_of[i]]) for i in active}
@@ -245,12 +244,16 @@ class Rule:
         return finish
 
     def _numbers(
-        self, group: Mapping[str, sources.Source], step: sources.Step, scalars: Mapping[str, Array]
+        self,
+        group: Mapping[str, sources.Source],
+        step: sources.Step,
+        count: Array | None,
+        scalars: Mapping[str, Array],
     ) -> dict[str, Any]:
         """What a group of leaves is given as `h`, but for what takes the whole tree."""
         h = {**self.flags, **scalars, **hyper.resolve(group, step)}
         if self.per_step is not None:
-            t: Any = None if step.count is None else safe_increment(step.count)
+            t: Any = None if count is None else safe_increment(count)
             h = joined_names(h, self.per_step(named(h), t), "per_step", self.where)
         return h
 
@@ -329,7 +332,8 @@ def leafwise(
       scalars: the fields of `state` that are one number for the tree, with what each begins at: a
         number, or a function of the sums of `measure_init` over all leaves. `h` has their old
         values.
-      count: the name of the field that counts the updates; or of several that hold the same count.
+      count: the name of the field that counts the updates. Of several, `t` goes by the first and
+        schedules by the last; they differ only if a state is made so.
       whole_tree: the hypers that `per_tree` reads, which cannot go by path; by default all.
       several: the fields whose slot is a named tuple of arrays, with its class: such a field is a
         named tuple of trees, which every container of states knows, where a tree of tuples would be
@@ -387,7 +391,7 @@ def leafwise(
         several=several or {},
         count=(count,) if isinstance(count, str) else count,
         whole_tree=whole_tree,
-        flags=flags or {},
+        flags=kept(dict(flags or {})),
         axes=mapped.axes(axis_name),
         needs_params=needs_params,
         where=where,

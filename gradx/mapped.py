@@ -152,9 +152,13 @@ def axes(axis_name: Any, argument: str = "axis_name") -> Axes:
 
 def some_axes(axis_name: Any) -> Axes:
     """`axes` where there has to be one."""
-    if axis_name is None:
-        raise ValueError(f"{core.where()}: axis_name must be given, got None.")
-    return axes(axis_name)
+    found = axes(axis_name)
+    if not found or any(axis.said is True for axis in found):
+        raise ValueError(
+            f"{core.where()}: axis_name must name an axis, or sharded(…) with the leaves that are "
+            f"cut along it: without them none would be combined. Got {core.show(axis_name)}."
+        )
+    return found
 
 
 def _is_name(name: Any) -> bool:

@@ -44,6 +44,8 @@ _ATTENTION = ("attention", "attn", "mha")
 _INTO_HEADS = {"query", "key", "value", "qkv", "q", "k", "v"}
 _OUT_OF_HEADS = {"out", "o"}
 _LAST_LAYER = {"cls", "output", "outputs", "out", "predictions", "decoder", "fc"}
+# Also in the middle of a model, so that it is a head only where nothing else may be one.
+_HIDDEN_TOO = {"fc"}
 _ARRAYS = {"kernel", "weight", "weights", "w", "bias", "b"}  # what a module calls its own
 
 _WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+")  # of `RMSNorm_0`: RMS, Norm
@@ -133,10 +135,17 @@ class _Tree:
         if any(_number(s)[0] == stem and _number(s)[1] > number for s in beside):
             return None
         if all(named):
-            others = {s for s in beside if _name(s) in _LAST_LAYER and _number(s)[0] != stem}
-            sure = not self.has_head and not (_name(below[0]) == "fc" and others)
+            rivals = any(self._is_plain(s) for s in beside if _number(s)[0] != stem)
+            sure = not self.has_head and not (_name(below[0]) in _HIDDEN_TOO and rivals)
             return "head" if sure else "perhaps"
-        return None if self.has_head or names & _LAST_LAYER else "perhaps"
+        return None if self.has_head or names & (_LAST_LAYER - _HIDDEN_TOO) else "perhaps"
+
+    def _is_plain(self, segment: str) -> bool:
+        """Whether a module of the model itself may be a dense layer, hidden or last."""
+        words = _words(segment)
+        inside = self.children.get((*self.top, segment), set())
+        known = _kind(words) is not None or any(word.startswith("conv") for word in words)
+        return inside <= _ARRAYS and not known
 
 
 def judged(tree: Any) -> list[Judgement]:

@@ -18,7 +18,7 @@ import optax
 
 from gradx import core, hyper
 from gradx import tree as gtree
-from gradx.calls import checked
+from gradx.calls import checked, kept
 from gradx.core import State, Transform
 from gradx.counting import steps
 from gradx.gating import if_open, rarely
@@ -306,7 +306,7 @@ def matrixwise(
         several={k: type(kind) for k, kind in like_leaf.items() if isinstance(kind, tuple)},
         count=(count,),
         whole_tree=whole_tree,
-        flags=flags or {},
+        flags=kept(dict(flags or {})),
         needs_params=needs_params,
         where=where,
         choice=axes,

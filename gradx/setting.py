@@ -26,7 +26,7 @@ from gradx.live import (
     own_state,
 )
 from gradx.sources import Array
-from gradx.states import check_state
+from gradx.states import check_keys, check_state
 
 __all__ = ["set_hyperparams"]
 
@@ -207,9 +207,12 @@ def _found(tx: Any, params: Params, state: State) -> Iterator[tuple[Path, _Check
         return
     if tx.remake is not None:
         check_state(state, InjectStatefulHyperparamsState, core.show(tx))
+        check_keys(state.hyperparams, tx.init({}).hyperparams, core.show(tx))
+        inner = tx.remake({})
         for name, mark in state.hyperparams.items():
-            yield _path(mark), functools.partial(_remade, tx.remake, name)
-        yield from _found(tx.remake({}), params, state.inner_state)
+            if isinstance(inner, Transform):  # what Optax's factories make is not checked by them
+                yield _path(mark), functools.partial(_remade, tx.remake, name)
+        yield from _found(inner, params, state.inner_state)
     elif tx.parts is not None:
         for part in tx.parts(params, state):
             yield from _found(part.transform, part.params, part.state)

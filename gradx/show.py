@@ -19,7 +19,8 @@ def show(value: Any) -> str:
     if isinstance(value, jax.core.Tracer):
         return f"<traced {value.dtype}{list(value.shape)}>"
     if isinstance(value, np.ndarray | np.generic | jax.Array):
-        if value.ndim == 0 and not jnp.issubdtype(value.dtype, jax.dtypes.prng_key):
+        gone = isinstance(value, jax.Array) and value.is_deleted()
+        if value.ndim == 0 and not gone and not jnp.issubdtype(value.dtype, jax.dtypes.prng_key):
             return repr(value.item())
         return f"<{value.dtype}{list(value.shape)}>"
     if isinstance(value, Mapping):

@@ -1320,5 +1320,8 @@ def first_of(name: str, values: Iterable[Any], ids: Any = None) -> Any:
     """Marks a test that holds for the same reason with any of the values: it runs with the first
     of them, and under ``-m full`` with the others."""
     first, *rest = values
-    marked = [first, *(pytest.param(value, marks=pytest.mark.full) for value in rest)]
-    return pytest.mark.parametrize(name, marked, ids=ids)
+    several = "," in name
+    marked = [
+        pytest.param(*(value if several else [value]), marks=pytest.mark.full) for value in rest
+    ]
+    return pytest.mark.parametrize(name, [first, *marked], ids=ids)

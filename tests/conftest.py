@@ -7,6 +7,7 @@ them; what is older than a week is deleted. An empty cache is always right, only
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import time
@@ -14,9 +15,15 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
-FLAG = "--xla_force_host_platform_device_count"
-if FLAG not in os.environ.get("XLA_FLAGS", ""):
-    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {FLAG}=8".strip()
+FLAGS = {
+    "--xla_force_host_platform_device_count": 8,
+    # LLVM's optimizations take a sixth of the tests' time, and tiny arrays gain nothing by them.
+    # Fusions and buffers are decided before. `.ci/run` has LLVM's default for `-m full`.
+    "--xla_backend_optimization_level": 0,
+}
+for flag, value in FLAGS.items():
+    if flag not in os.environ.get("XLA_FLAGS", ""):
+        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flag}={value}".strip()
 # XLA's thread pool: with fewer threads than devices, a collective can wait for itself for ever.
 os.environ.setdefault("NPROC", "16")
 
@@ -25,7 +32,7 @@ CACHE = Path(
     or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "gradx-tests"
 )
 WEEK = 7 * 24 * 3600
-os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(CACHE))
+os.environ["JAX_COMPILATION_CACHE_DIR"] = str(CACHE)
 # JAX keeps only what took a second to compile; here a thousand programs take a tenth each.
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
@@ -55,10 +62,14 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> ByRow:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    # In the order of the table and the files: doctests, which are quick, come last, so that
+    # workers end together.
+    config.option.loadscopereorder = False
     if not hasattr(config, "workerinput"):  # once a run
-        for path in CACHE.glob("*"):
-            if path.stat().st_mtime < time.time() - WEEK:
-                path.unlink(missing_ok=True)
+        for path in CACHE.glob("*-cache"):
+            with contextlib.suppress(OSError):  # another run may delete it, too
+                if path.stat().st_mtime < time.time() - WEEK:
+                    path.unlink()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

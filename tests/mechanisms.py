@@ -1,16 +1,18 @@
 """Which mechanisms a row of `cases.py` uses, and which rows stand for them all.
 
 A mechanism is one implementation of the protocol (a class of stages, or an `update` that uses the
-contract directly) together with the features of the lift that it is built with, such as
-`Rule(count, per_step, slots)`. Rows that use the same mechanisms run the same code around their
-arithmetic. So a law about a mechanism runs on the rows that bring a new one into the table, their
-representatives, and on all others under ``-m full``. `python tests/mechanisms.py` prints them.
+contract directly), one feature of the lift that it is told to use, such as `Rule(per_leaf)`, or two
+features that it has to use together, `Rule(count, per_leaf)`. Rows with the same mechanisms run the
+same code around their arithmetic. So a law about a mechanism runs on a few rows that together use
+all of them, their representatives, and on all others under ``-m full``.
+`python tests/mechanisms.py` prints them.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -22,9 +24,17 @@ from problems import params
 from gradx.leafwise import Rule
 
 # What the lift does only where a rule asks for it.
-OF_A_RULE = ("slots", "per_step", "measure", "per_tree", "per_leaf", "scalars", "several")
+OF_A_RULE = (
+    *("slots", "per_step", "measure", "measure_init", "per_tree", "per_leaf"),
+    *("scalars", "several", "whole_tree"),
+)
 OF_A_MATRIX_RULE = ("either_way", "like_leaf")
 OF_RENEWAL = ("renew", "start", "gather", "staggered")
+# What is the rule's own, or what only `test_collectives.py` and `test_matrixwise.py` can ask.
+OF_NEITHER = (
+    *("update", "state", "hypers", "flags", "count", "needs_params", "where", "axes"),
+    *("choice", "name", "how", "chunk", "share", "every"),
+)
 
 
 def mechanisms(case: Case) -> frozenset[str]:
@@ -53,8 +63,10 @@ def _of_stage(stage: Any, seen: set[int]) -> Iterator[str]:
         used = [name for name in (*OF_A_RULE, *OF_A_MATRIX_RULE) if getattr(stage, name, None)]
         how = getattr(stage, "how", None)
         used += [name for name in OF_RENEWAL if getattr(how, name, None)]
-        used += ["count"] if stage.counts else []
-        yield f"{kind}({', '.join(sorted(used))})"
+        used = sorted(used + ["count"] * bool(stage.counts))
+        yield kind
+        for some in (*itertools.combinations(used, 1), *itertools.combinations(used, 2)):
+            yield f"{kind}({', '.join(some)})"
         return
     yield kind
     for field in dataclasses.fields(stage):
@@ -83,8 +95,13 @@ def table() -> dict[str, list[str]]:
 
 @functools.cache
 def representatives() -> frozenset[str]:
-    """The rows that are the first to use some mechanism."""
-    return frozenset(rows[0] for rows in table().values())
+    """Few rows that together use all mechanisms: always the next that adds the most."""
+    used = {case.id: mechanisms(case) for case in CASES}
+    missing, chosen = set(table()), []
+    while missing:
+        chosen.append(max(used, key=lambda row: len(used[row] & missing)))
+        missing -= used[chosen[-1]]
+    return frozenset(chosen)
 
 
 def each_mechanism(rows: Iterable[Case]) -> Any:

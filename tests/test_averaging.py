@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from compilers import counts_buffers
 from problems import assert_close, assert_same, gradients, params, step, trajectory
 
 import gradx
@@ -308,6 +309,7 @@ def test_fast_and_slow_parameters_can_be_donated() -> None:
     assert_same(p.slow["a"], jnp.ones(3))
 
 
+@counts_buffers
 @pytest.mark.parametrize("reset", [False, True])
 def test_lookahead_needs_no_memory(reset: bool) -> None:
     def temporaries(library: Any) -> float:

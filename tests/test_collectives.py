@@ -465,8 +465,10 @@ def test_only_the_parameters_tell_what_a_gradient_belongs_to() -> None:
 def test_already_reduced_is_yes_or_no() -> None:
     with pytest.raises(ValueError, match="pmean: already_reduced must be True or False, got 'no'"):
         gradx.pmean("d", already_reduced="no")  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="pmean: axis_name must be given"):
+    with pytest.raises(ValueError, match="pmean: axis_name must name an axis"):
         gradx.pmean(None)
+    with pytest.raises(ValueError, match="without them none would be combined"):
+        gradx.pmean(gradx.sharded("d"))
 
 
 @pytest.mark.parametrize("reduce", [lambda x: x, MEAN])

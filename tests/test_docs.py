@@ -147,7 +147,8 @@ def laws() -> Iterator[Any]:
     """Every law, with the cases it is for."""
     for path in sorted((ROOT / "tests/laws").glob("test_*.py")):
         for name, law in vars(load(path)).items():
-            marks = {m.args[0]: m.args[1] for m in getattr(law, "pytestmark", [])}
+            marks = getattr(law, "pytestmark", [])
+            marks = {m.args[0]: m.args[1] for m in marks if m.name == "parametrize"}
             if name.startswith("test_") and set(marks) == {"case"}:
                 cases = [getattr(row, "values", [row])[0] for row in marks["case"]]
                 yield pytest.param(law, cases, id=name)

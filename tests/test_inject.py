@@ -410,7 +410,7 @@ def test_bad_input_is_refused() -> None:
     with pytest.raises(ValueError, match=r"'learning_rte'.*Is 'learning_rate' meant"):
         tx.update(P, state, P)
     del state.hyperparams["learning_rte"], state.hyperparams["learning_rate"]
-    with pytest.raises(ValueError, match=r"no numbers \['learning_rate'\]"):
+    with pytest.raises(ValueError, match=r"without the numbers \['learning_rate'\]"):
         tx.update(P, state, P)
 
 

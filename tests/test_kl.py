@@ -61,6 +61,7 @@ def test_the_factors_find_the_covariance_that_made_the_gradients() -> None:
     close(state.row_factor[-1], found[0], rtol=0.15)
 
 
+@pytest.mark.full
 def test_eigenvalues_are_kept_above_their_clamp() -> None:
     state = gradx.scale_by_kl_shampoo().init(jnp.ones((20, 5)))
     assert (state.row_values == jnp.float32(0.1)).all()

@@ -19,11 +19,10 @@ FACTORIES = [
     gradx.scale_by_kl_soap,
     gradx.scale_by_kl_shampoo,
 ]
-every = pytest.mark.parametrize("factory", FACTORIES, ids=lambda f: f.__name__)
 one = first_of("factory", FACTORIES, ids=lambda f: f.__name__)
 
 
-@every
+@one
 def test_transposed_gradients_give_transposed_updates(factory: Any) -> None:
     grads, tx = normal(12, 4, 3), factory(precondition_frequency=3)
     updates, state = run(tx, grads)
@@ -35,7 +34,7 @@ def test_transposed_gradients_give_transposed_updates(factory: Any) -> None:
         close(getattr(of_transposed, field), getattr(state, field.replace("row", "column")))
 
 
-@every
+@one
 def test_turned_gradients_give_turned_updates(factory: Any) -> None:
     """But for the first step, before there are bases."""
     grads, tx = normal(12, 4, 3), factory(precondition_frequency=3)
@@ -100,7 +99,7 @@ def test_poor_gradients_keep_the_bases_orthogonal(
     assert largest == 0 if kind == "zero" else 0 < largest <= most
 
 
-@every
+@one
 @pytest.mark.parametrize("shape", [(1, 5), (5, 1), (1, 1)])
 def test_rows_and_columns(factory: Any, shape: tuple[int, int]) -> None:
     updates, state = run(factory(precondition_frequency=3), normal(10, *shape))
@@ -127,8 +126,8 @@ def test_all_bases_are_renewed_in_every_kth_step(factory: Any) -> None:
     np.testing.assert_array_equal(changed[:, 1], changed[:, 0])
 
 
-@pytest.mark.parametrize(
-    ("factory", "count"),
+@first_of(
+    "factory, count",
     [*((f, 3) for f in FACTORIES), *((gradx.scale_by_soap, n) for n in (1, 4, 6, 9))],
 )
 def test_staggered_each_basis_is_renewed_once_in_k_steps(factory: Any, count: int) -> None:

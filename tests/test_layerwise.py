@@ -10,6 +10,7 @@ import numpy as np
 import optax
 import pytest
 from cases import first_of
+from compilers import counts_buffers
 from problems import assert_close, assert_same, step
 
 import gradx
@@ -262,6 +263,7 @@ def first(step: Any) -> Any:
     return step < 1
 
 
+@counts_buffers
 @pytest.mark.parametrize("make", EXPENSIVE.values(), ids=EXPENSIVE)
 def test_no_temporaries_with_several_leaves_of_one_shape(make: Any) -> None:
     """Numbers that the leaves share must not become arrays in memory, either."""

@@ -9,6 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from cases import first_of
+from compilers import counts_buffers
 from objectives import (
     OBJECTIVES,
     assert_same_way,
@@ -29,8 +31,8 @@ P = jax.sharding.PartitionSpec
 # ---------------------------------------------------------------- the same ways as Optax's
 
 
-@pytest.mark.parametrize(
-    ("kwargs", "dtype", "steps"),
+@first_of(
+    "kwargs, dtype, steps",
     [
         ({}, np.float64, 8),
         ({}, np.float32, 6),
@@ -90,6 +92,7 @@ def minimum_of_scipy(value_and_grad_of: Any, x: Any, tolerance: float, *data: An
     return minimize(value_and_grad, np.asarray(x), jac=True, method="L-BFGS-B", options=options)
 
 
+@pytest.mark.full
 def test_the_minima_of_scipy() -> None:
     """With about as many evaluations: the first column is gradx's, the second SciPy's.
 
@@ -116,6 +119,7 @@ def test_the_minima_of_scipy() -> None:
             assert evaluations[i] <= 1.25 * scipy.nfev + 4, (o.name, evaluations[i], scipy.nfev)
 
 
+@pytest.mark.full
 def test_the_logistic_regression_of_scipy() -> None:
     """569 tumours, 30 measurements of each: the minimum that SciPy finds."""
     data = load_breast_cancer()
@@ -236,6 +240,7 @@ def test_it_is_differentiable() -> None:
         assert np.isfinite(grad(jnp.array(start))).all()
 
 
+@pytest.mark.full
 def test_it_minimises_on_each_device_for_itself() -> None:
     tx = gradx.lbfgs(memory_size=2)
     mesh = jax.make_mesh((2,), ("d",), axis_types=(jax.sharding.AxisType.Auto,))
@@ -331,6 +336,7 @@ def memory_of(tx: Any, n: int = 8) -> tuple[int, float]:
     return donated - used.alias_size_in_bytes, used.temp_size_in_bytes / gradx.state_bytes(p)
 
 
+@counts_buffers
 def test_the_memory_is_updated_in_place() -> None:
     """Beside the direction there is one leaf of the memory at a time; Optax has four copies."""
     (not_reused, ours), (_, theirs) = (memory_of(lib.scale_by_lbfgs()) for lib in (gradx, optax))

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from cases import first_of
 from objectives import assert_same_way, quickly
 
 import gradx
@@ -71,9 +72,7 @@ BACKTRACKING = {
 }
 
 
-@pytest.mark.parametrize(
-    ("name", "dtype"), [(name, np.float32 if name == "keep" else np.float64) for name in ZOOMS]
-)
+@first_of("name, dtype", [(name, np.float32 if name == "keep" else np.float64) for name in ZOOMS])
 def test_zoom_goes_the_way_of_optax(name: str, dtype: Any) -> None:
     rate = 0.01 if name in ("one", "bounded") else 0.1
     kwargs = {"max_linesearch_steps": 20, **ZOOMS[name]}

@@ -25,7 +25,6 @@ RULES = {
     "dion": gradx.scale_by_dion(),
     "dion2": gradx.scale_by_dion2(),
 }
-every_rule = pytest.mark.parametrize("tx", RULES.values(), ids=RULES)
 one_rule = first_of("tx", RULES.values(), ids=RULES)
 
 
@@ -54,7 +53,7 @@ def plain(tree: Any) -> Any:
     )
 
 
-@every_rule
+@one_rule
 def test_a_hole_before_the_matrices(tx: Any) -> None:
     some = {"b": normal(4, 3), "c": normal(3, 3, seed=1)}
     holed = {"a": None, **some}
@@ -111,7 +110,7 @@ def test_sharded_leaves_on_an_explicit_mesh(tx: Any, shared: bool) -> None:
                 assert jax.typeof(got[k]).sharding.spec == jax.typeof(x).sharding.spec
 
 
-@every_rule
+@one_rule
 def test_half_precision_is_rounded_once(tx: Any) -> None:
     """At the end of a chain, not after the rule."""
     p = normal(8, 6).astype(jnp.bfloat16)
@@ -148,7 +147,7 @@ def test_a_gradient_near_the_end_of_the_range(size: float) -> None:
     same(tx.update(g * size, tx.init(g))[0], want)
 
 
-@pytest.mark.parametrize("factory", [gradx.muon, gradx.soap, gradx.splus, gradx.scion])
+@first_of("factory", [gradx.muon, gradx.soap, gradx.splus, gradx.scion])
 def test_numbers_by_path_for_either_group(factory: Any) -> None:
     params = {"embed": normal(5, 3), "mlp": normal(4, 3), "bias": normal(3)}
     rate = gradx.by_path({"embed": 0.5, "mlp": 0.1}, default=0.2)

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from compilers import counts_buffers
 from problems import assert_close, assert_same, gradients, params, trajectory
 
 import gradx
@@ -80,6 +81,7 @@ def test_caution_with_tiny_numbers_and_with_nan() -> None:
     assert np.isnan(broken).all()
 
 
+@counts_buffers
 def test_caution_adds_no_state_and_no_temporaries() -> None:
     adam = gradx.adam(0.1)
     tx = gradx.cautious(adam)
@@ -156,6 +158,7 @@ def test_mars_before_muon_sees_the_change() -> None:
     assert_close(updates, expected, rtol=1e-5)
 
 
+@counts_buffers
 def test_mars_needs_no_temporaries() -> None:
     assert temporaries(gradx.mars(0.1, weight_decay=0.1)) < 0.05
 
@@ -243,6 +246,7 @@ def test_the_hyperball_refuses_what_is_no_matrix() -> None:
     assert_same(updates["bias"], jnp.zeros(2))
 
 
+@counts_buffers
 def test_the_hyperball_needs_no_temporaries() -> None:
     assert temporaries(gradx.hyperball(gradx.scale_by_adam(), 0.1)) < 0.05
 

@@ -62,6 +62,8 @@ CALLS: dict[str, tuple[Any, ...]] = {
     "partition": ({"a": gradx.sgd(0.1)}, "a"),
     "per_example_layer_norm_clip": (PARAMS, 1.0),
     "piecewise_interpolate_schedule": ("linear", 1.0),
+    "pmean": ("data",),
+    "psum": ("data",),
     "recorded": (lambda: gradx.sgd(0.1),),  # without a name of its own it is not registered
     "sam": (gradx.sgd(0.1), gradx.sgd(0.1)),
     "scale_by_backtracking_linesearch": (5,),
@@ -302,7 +304,7 @@ def test_arrays_may_be_deleted_when_it_is_made(case: cases.Case) -> None:
     gradx.describe(tx, PARAMS)
     for x in jax.tree.leaves(tx.init(PARAMS)):
         x.delete()
-    assert jax.tree.leaves(jax.device_get(tx.init(PARAMS))) is not None
+    jax.device_get(tx.init(PARAMS))  # of deleted arrays it would raise
 
 
 @pytest.mark.parametrize(

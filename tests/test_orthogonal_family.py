@@ -67,7 +67,7 @@ def test_a_transposed_matrix_has_the_transposed_update(name: str) -> None:
     assert_close([x.T for x in turned], twice(MAKERS[name](), g), rtol=1e-4)
 
 
-@every_maker
+@first_of("name", MAKERS)
 def test_zero_extreme_and_rank_one_gradients(name: str) -> None:
     rank_one = np.outer(numbers(3), numbers(4, seed=1))
     zero = {str(t): jnp.zeros((3, 4), t) for t in (jnp.float32, jnp.bfloat16, jnp.float16)}
@@ -120,7 +120,7 @@ def test_the_gram_matrix_gives_the_same() -> None:
 # ---------------------------------------------------------------- many matrices
 
 
-@every_maker
+@first_of("name", MAKERS)
 def test_stacked_layers_and_parts_are_updated_like_separate_matrices(name: str) -> None:
     each = [numbers(6, 4, seed=i) for i in range(3)]
     separate = twice(MAKERS[name](), each)

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from compilers import counts_buffers
 from problems import assert_close, assert_same
 
 import gradx
@@ -98,6 +99,7 @@ def test_half_precision_is_summed_in_float32() -> None:
     assert_same(tx.update({"a": large}, tx.init({}))[0], {"a": large[0]})
 
 
+@counts_buffers
 def test_half_precision_is_not_widened_as_a_whole() -> None:
     g = jax.ShapeDtypeStruct((64, 128, 32), jnp.bfloat16)
     clip = jax.jit(lambda g: gradx.per_example_global_norm_clip(g, 1.0))

@@ -49,6 +49,7 @@ def test_with_noise_it_is_the_authors_rule(mode: Any, shape: tuple[int, int]) ->
     assert_close(list(made), [us[0] for us in expected], rtol=5e-6)
 
 
+@pytest.mark.full
 def test_the_key_decides_the_noise() -> None:
     grads = some(3, 4, 3)
     made = [run(gradx.scale_by_psgd_kron(key=k), grads)[0] for k in (0, jax.random.key(0), 1)]
@@ -116,7 +117,7 @@ def test_which_factors_are_diagonal(numbers: Any, left: Any, right: Any) -> None
     assert (turned.left.shape, turned.right.shape) == (right, left)
 
 
-@pytest.mark.parametrize("probe", ["normal", "expected"])
+@first_of("probe", ["normal", "expected"])
 def test_it_whitens(probe: Any) -> None:
     """Gradients with rows and columns of very different size, mixed, come out white."""
     mix = some(3, 3, seed=5) * jnp.array([4.0, 1.0, 0.5])
@@ -142,6 +143,7 @@ def test_updates_are_capped() -> None:
     assert_close(jnp.sqrt(jnp.mean(made**2, axis=(1, 2))), np.full(3, 1.1), rtol=1e-6)
 
 
+@pytest.mark.full
 def test_stacked_layers_are_matrices_of_their_own() -> None:
     grads = some(4, 3, 4, 2)
     made, state = run(gradx.scale_by_psgd_kron(axes=gradx.MatrixAxes(1, 2)), grads)
@@ -154,8 +156,8 @@ def test_stacked_layers_are_matrices_of_their_own() -> None:
 # ---------------------------------------------------------------- hard gradients
 
 
-@pytest.mark.parametrize("probe", ["normal", "expected"])
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16])
+@first_of("probe", ["normal", "expected"])
+@first_of("dtype", [jnp.float16, jnp.bfloat16, jnp.float32])
 def test_updates_stay_finite(probe: Any, dtype: Any) -> None:
     shapes, sizes = [(1, 4), (4, 1), (1, 1), (3, 5)], [0.0, 1e-30, 1e4, 1e15]
     values = [min(size, float(jnp.finfo(dtype).max) / 4) for size in sizes]
@@ -166,7 +168,7 @@ def test_updates_stay_finite(probe: Any, dtype: Any) -> None:
     assert {u.dtype for u in jax.tree.leaves(made)} == {jnp.dtype(dtype)}
 
 
-@pytest.mark.parametrize("first", [0.0, 1e-30])
+@first_of("first", [0.0, 1e-30])
 @pytest.mark.parametrize("probe", ["normal", "expected"])
 def test_a_gradient_after_a_long_sleep(probe: Any, first: float) -> None:
     """Without a gradient nothing holds the factors back; they must not grow until they overflow."""
@@ -195,6 +197,7 @@ def test_a_leaf_that_is_no_matrix_is_named() -> None:
         gradx.scale_by_psgd_kron().init({"bias": jnp.ones(3)})
 
 
+@pytest.mark.full
 def test_shared_by_devices_it_is_the_same() -> None:
     auto = (jax.sharding.AxisType.Auto,)
     mesh = jax.make_mesh((jax.device_count(),), ("d",), axis_types=auto)

@@ -56,6 +56,7 @@ def test_a_matrix_of_one_block_keeps_its_two_factors() -> None:
     assert_close(state.right, sum(g.T @ g for g in grads), rtol=1e-6)
 
 
+@pytest.mark.full
 def test_stacked_layers_are_matrices_of_their_own() -> None:
     grads = [some(3, 4, 2, seed=i) for i in range(3)]
     stacked = gradx.scale_by_shampoo(eps=1e-2, axes=gradx.MatrixAxes(1, 2))
@@ -66,7 +67,7 @@ def test_stacked_layers_are_matrices_of_their_own() -> None:
         assert_close([u[i] for u in made], alone, rtol=5e-6)
 
 
-@pytest.mark.parametrize("block_size", [1024, 2])
+@first_of("block_size", [2, 1024])
 def test_a_transposed_matrix_has_the_transposed_update(block_size: int) -> None:
     grads = [some(5, 3, seed=i) for i in range(3)]
     tx = gradx.scale_by_shampoo(eps=1e-2, block_size=block_size)
@@ -114,7 +115,7 @@ def test_staggered_each_step_renews_some() -> None:
 # ---------------------------------------------------------------- hard gradients
 
 
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16])
+@first_of("dtype", [jnp.float16, jnp.bfloat16, jnp.float32])
 def test_updates_stay_finite(dtype: Any) -> None:
     shapes, sizes = [(1, 4), (4, 1), (1, 1), (3, 5)], [0.0, 1e-30, 1e4, 1e15]
     values = [min(size, float(jnp.finfo(dtype).max) / 4) for size in sizes]
@@ -147,6 +148,7 @@ def test_what_is_not_finite_stays_unless_it_is_kept_out() -> None:
     assert_close(kept_out[:2] + kept_out[3:], alone, rtol=1e-6)
 
 
+@pytest.mark.full
 def test_where_eigenvalues_cannot_be_found_the_old_roots_stay(monkeypatch: Any) -> None:
     def decompose(x: Any) -> Any:  # as LAPACK does if it does not converge
         values, vectors = eigh(x)
@@ -184,6 +186,7 @@ def test_a_leaf_that_is_no_matrix_is_named() -> None:
         gradx.scale_by_shampoo().init({"bias": jnp.ones(3)})
 
 
+@pytest.mark.full
 def test_shared_by_devices_it_is_the_same() -> None:
     auto = (jax.sharding.AxisType.Auto,)
     mesh = jax.make_mesh((jax.device_count(),), ("d",), axis_types=auto)

@@ -7,6 +7,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from cases import first_of
 from matrix_runs import close, normal, run
 
 import gradx
@@ -34,9 +35,7 @@ LINEAR = [
     (gradx.scale_by_kl_shampoo, KL),
     (gradx.scale_by_shampoo, {**UNCORRECTED, "graft": "none"}),
 ]
-every = pytest.mark.parametrize(
-    ("factory", "kwargs", "name", "twice"), RULES, ids=[f.__name__ for f, *_ in RULES]
-)
+one = first_of("factory, kwargs, name, twice", RULES, ids=[f.__name__ for f, *_ in RULES])
 
 
 def made(factory: Any, kwargs: dict[str, Any], name: str, b1: float, **slow: Any) -> Any:
@@ -44,7 +43,7 @@ def made(factory: Any, kwargs: dict[str, Any], name: str, b1: float, **slow: Any
     return factory(**kwargs, **{name: given}, **slow)
 
 
-@every
+@one
 def test_without_weight_it_makes_no_difference(
     factory: Any, kwargs: dict[str, Any], name: str, twice: float
 ) -> None:
@@ -53,7 +52,7 @@ def test_without_weight_it_makes_no_difference(
     close(slow, run(made(factory, kwargs, name, 0.9), grads)[0], 1e-12)
 
 
-@every
+@one
 def test_as_slow_as_the_other_it_counts_twice(
     factory: Any, kwargs: dict[str, Any], name: str, twice: float
 ) -> None:
@@ -62,7 +61,7 @@ def test_as_slow_as_the_other_it_counts_twice(
     close(slow, twice * run(made(factory, kwargs, name, 0.9), grads)[0], 1e-9)
 
 
-@pytest.mark.parametrize(("factory", "kwargs"), LINEAR, ids=[f.__name__ for f, _ in LINEAR])
+@first_of("factory, kwargs", LINEAR, ids=[f.__name__ for f, _ in LINEAR])
 def test_what_is_linear_in_the_momentum_adds_the_two(factory: Any, kwargs: dict[str, Any]) -> None:
     """Each with the preconditioner that both have in common: it is made of the gradients alone."""
     grads = normal(8, 4, 3)

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import references
+from cases import first_of
 from matrix_runs import close, normal, orthogonal, run
 
 import gradx
@@ -35,6 +36,7 @@ def test_the_scale_of_the_gradients_makes_no_difference() -> None:
     close(run(tx, 1e-50 * grads)[0], run(tx, grads)[0])
 
 
+@pytest.mark.full
 def test_convolutions_are_as_matrices() -> None:
     grads = normal(8, 2, 4, 3)
     axes = gradx.MatrixAxes((0, 1), 2)
@@ -94,6 +96,7 @@ def test_what_is_no_matrix_goes_to_the_fallback() -> None:
 # ---------------------------------------------------------------- when the bases are renewed
 
 
+@pytest.mark.full
 def test_staggered_shapes_take_turns_too() -> None:
     """In four steps four matrices are renewed, one in each, though each has a shape of its own."""
     g = {f"w{n}": jnp.asarray(np.random.default_rng(n).normal(size=(n, n))) for n in (2, 3, 4, 5)}
@@ -128,7 +131,7 @@ def computations(text: str) -> dict[str, str]:
     return found
 
 
-@pytest.mark.parametrize("staggered", [False, True])
+@first_of("staggered", [False, True])
 @pytest.mark.parametrize("many", [False, True])
 def test_what_is_expensive_stands_under_a_conditional(staggered: bool, many: bool) -> None:
     """Also where several states are stepped at once, each with its count."""
@@ -150,6 +153,7 @@ def test_what_is_expensive_stands_under_a_conditional(staggered: bool, many: boo
     assert not expensive & always
 
 
+@pytest.mark.full
 def test_many_states_with_their_own_counts() -> None:
     tx = gradx.scale_by_soap(precondition_frequency=3)
     grads = normal(9, 4, 3)

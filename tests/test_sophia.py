@@ -81,6 +81,7 @@ def test_shares_of_the_batch_are_averaged_over_a_mapped_axis() -> None:
 # ---------------------------------------------------------------- Sophia with it
 
 
+@pytest.mark.full
 def test_trains_as_in_optax() -> None:
     for extra in ({}, {"clip_threshold": None, "eps": 0.1}, {"update_interval": 1, "gamma": 0.5}):
         ours = run(gradx.sophia(1e-3, b2=0.9, **extra), 12)

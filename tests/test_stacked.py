@@ -9,6 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from cases import first_of
+from compilers import counts_buffers
 from matrix_runs import close, normal, run
 
 import gradx
@@ -48,7 +50,8 @@ def leaf_by_leaf(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     assert calls
 
 
-@pytest.mark.parametrize("staggered", [False, True])
+@pytest.mark.full
+@first_of("staggered", [True, False])
 def test_leaf_by_leaf_it_is_as_in_stacks(monkeypatch: pytest.MonkeyPatch, staggered: bool) -> None:
     """Leaves that hold one matrix or several, and the turns that they take."""
     axes = gradx.MatrixAxes(-2, -1)
@@ -68,6 +71,7 @@ def test_where_a_small_leaf_begins_is_no_constant() -> None:
     assert "conditional(" in for_cpus(tx, {f"w{i}": (3, 7) for i in range(5)}).as_text()
 
 
+@counts_buffers
 def test_large_matrices_are_neither_stacked_nor_cut_out_again() -> None:
     n, count = 256, 4
     compiled = for_cpus(gradx.scale_by_muon(), {f"w{i}": (n, n) for i in range(count)})
@@ -116,6 +120,7 @@ def test_leaves_of_no_matrices_and_of_other_devices() -> None:
     close(np.asarray(updates["c"][:2]), np.asarray(alone["c"]))
 
 
+@pytest.mark.full
 def test_no_step_renews_two_of_the_largest_before_each_has_had_one() -> None:
     """Of the shapes' turns: by name, the second large one would come together with the first."""
     shapes = {"a": (5, 4), "b": (3, 3), "c": (4, 5)}

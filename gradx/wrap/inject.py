@@ -26,7 +26,7 @@ from gradx.core import Count, Params, Part, State, Transform, Updates
 from gradx.live import InjectStatefulHyperparamsState
 from gradx.moments import storage
 from gradx.sources import Array
-from gradx.states import check_keys, check_state
+from gradx.states import check_keys, check_state, wrong_state
 from gradx.step import safe_increment
 
 __all__ = [
@@ -166,11 +166,12 @@ class _Injection:
                 near = difflib.get_close_matches(name, names, n=1)
                 raise ValueError(
                     f"inject_hyperparams: the state has a number {name!r}, which is none of "
-                    f"{names}.{f' Is {near[0]!r} meant?' if near else ''}"
+                    f"{names}.{f' Is {near[0]!r} meant?' if near else ''} Was it made by another "
+                    f"chain's init?"
                 )
         missing = [name for name in names if name not in state.hyperparams]
         if missing:
-            raise ValueError(f"inject_hyperparams: the state has no numbers {missing}.")
+            raise wrong_state("inject_hyperparams", f"without the numbers {missing}")
         check_keys(state.hyperparams_states, self.schedules, "inject_hyperparams: its schedules")
 
 

@@ -229,7 +229,7 @@ def monitor(measures: Mapping[str, Contract | Callable[[Updates], Any]]) -> Tran
             shapes = jax.eval_shape(
                 lambda p, s: _arrays(transforms[name].update(p, s, p)[0]), params, state
             )
-        except Exception:
+        except (ValueError, TypeError):
             if name in functions:
                 raise
             return {}  # it wants extra arguments, perhaps; else its first update will say more

@@ -9,7 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from cases import CASES, Case, each
+from cases import CASES, Case
+from mechanisms import each_mechanism
 
 import gradx
 
@@ -29,7 +30,7 @@ def counted(tx: Any, gradients: Any, params: Any) -> dict[str, int]:
         return jax.tree.map(int, counts(tx.update(gradients, tx.init(params), params)[1]))
 
 
-@each([case for case in CASES if counts(jax.eval_shape(case.make().init, P))])
+@each_mechanism(case for case in CASES if counts(jax.eval_shape(case.make().init, P)))
 def test_a_step_without_gradients_is_counted_like_any_other(case: Case) -> None:
     """Else two counts of one state may part, and schedules follow neither."""
     tx = case.ready()

@@ -8,7 +8,8 @@ from typing import Any
 import jax
 import optax
 import pytest
-from cases import CASES, Case, each
+from cases import Case
+from mechanisms import every_mechanism
 from problems import params
 from runs import numbers_of
 
@@ -50,7 +51,7 @@ def variants(case: Case) -> Iterator[Any]:
         yield case.make(**{name: gradx.constant_schedule(value)})
 
 
-@each(CASES)
+@every_mechanism
 def test_the_state_of_something_else_is_refused(case: Case) -> None:
     made = [case.bind(tx) for tx in variants(case)]
     states = [begun(tx) for tx in made]
