@@ -168,6 +168,14 @@ MODELS: dict[str, dict[str, tuple[tuple[int, ...], Any]]] = {
         "fc/kernel": ((8, 8), PERHAPS),
         "head/kernel": ((8, 3), HEAD),
     },
+    "a block of GPT, alone": {
+        "c_fc/kernel": ((8, 32), PERHAPS),
+        "c_proj/kernel": ((32, 8), PERHAPS),
+    },
+    "fc and a layer that says nothing": {
+        "fc/kernel": ((8, 8), PERHAPS),
+        "dense/kernel": ((8, 8), PERHAPS),
+    },
     "fc before an output": {
         "body/0/kernel": ((8, 8), MATRIX),
         "fc/kernel": ((8, 8), PERHAPS),

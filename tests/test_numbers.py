@@ -771,3 +771,17 @@ def test_weight_decay_by_path_and_by_mask_agree() -> None:
         assert_close(first_update(by_path), first_update(masked), rtol=1e-6)
     with pytest.raises(ValueError, match=r"weight_decay\[bias\] must be in \[0, inf\), got -1.0"):
         gradx.adamw(0.1, weight_decay=gradx.by_path({"bias": -1.0}, default=0.5))
+
+
+def test_what_optax_made_has_no_known_range() -> None:
+    """Its factories check nothing, so that with `tx` less would be checked than without it."""
+    tx = gradx.inject_hyperparams(optax.adam)(0.1)
+    with pytest.raises(ValueError, match="the range of learning_rate is not known"):
+        gradx.set_hyperparams(tx.init(jnp.ones(2)), tx=tx, learning_rate=np.nan)
+
+
+def test_the_state_of_another_injection_is_refused() -> None:
+    state = gradx.inject_hyperparams(gradx.scale_by_adam)(0.9).init(jnp.ones(2))
+    tx = gradx.inject_hyperparams(gradx.scale_by_adam, static_args=("b2",))(0.9)
+    with pytest.raises(ValueError, match="the state is not one of"):
+        gradx.set_hyperparams(state, tx=tx, b1=0.5)

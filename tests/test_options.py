@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import copy
 import functools
 import inspect
@@ -170,6 +171,10 @@ def test_a_users_factory_is_checked_too(option: Any, match: str) -> None:
 # ---------------------------------------------------------------- changed afterwards
 
 
+def sized(g: Any, slots: Any, p: Any, h: Any) -> Any:
+    return h.size * g, slots
+
+
 def mutable() -> dict[str, tuple[Any, Callable[[Any], Any], Callable[[Any], None]]]:
     """Name to (an argument that can be changed, what takes it, how it changes)."""
 
@@ -196,6 +201,16 @@ def mutable() -> dict[str, tuple[Any, Callable[[Any], Any], Callable[[Any], None
             dict(both),
             lambda both: gradx.partition(both, {"bias": "a", "kernel": "b"}),
             put("a", gradx.scale(9.0)),
+        ),
+        "user's mapping": (
+            collections.UserDict(both),
+            lambda both: gradx.partition(both, {"bias": "a", "kernel": "b"}),
+            put("a", gradx.scale(9.0)),
+        ),
+        "flags": (
+            {"size": 2.0},
+            lambda flags: gradx.leafwise(sized, flags=flags),
+            put("size", 3.0),
         ),
         "rules": (
             {"bias": 0.1, "b": 0.2},
