@@ -70,7 +70,8 @@ def opened(name: str, kind: Any, flat: gtree.Flat, value: Any, where: str) -> li
         return [kind(*arrays) for arrays in zip(*trees, strict=True)]
     slots = gtree.flatten_like(flat, value, f"{where}: the state's {name}")
     for i, slot in enumerate(slots):
-        arrays = slot is None or isinstance(slot, tuple | list)
+        numbered = isinstance(slot, Mapping) and all(isinstance(k, int) for k in slot)
+        arrays = slot is None or isinstance(slot, tuple | list) or numbered  # NNX's own tuple
         if not arrays and not jax.tree_util.all_leaves([slot]):
             told = f"whose {name} has a tree in it, {type(slot).__name__}"
             path = flat.paths[i]

@@ -27,6 +27,7 @@ def reference_of(case: Case) -> Any:
     return case.make(references, **({} if case.value is None else {"value": case.value}))
 
 
+@functools.cache
 def reference_trajectory(case: Case, dtype: Any) -> list[Any]:
     flat, treedef = jax.tree.flatten(params(dtype))
     grads = jax.tree.leaves(gradients(dtype))
@@ -38,7 +39,7 @@ def reference_trajectory(case: Case, dtype: Any) -> list[Any]:
 def plain_steps(case: Case, library: Any, dtype: Any) -> tuple[list[Any], list[Any]]:
     """The parameters after each step, and the updates, operation by operation.
 
-    Twenty steps in float64, where an algorithm shows; ten where rounding and types do.
+    Twenty steps in float64, where an algorithm shows; ten where rounding and types do, or Optax.
 
     An operation is compiled once for all rows, where a program for each row is most of what the
     laws would cost. What compilers make of a row, the laws about mechanisms compare with this.
@@ -50,7 +51,8 @@ def plain_steps(case: Case, library: Any, dtype: Any) -> tuple[list[Any], list[A
         p, g = jax.tree.map(jnp.asarray, (p, g))
         tx = case.ready(library)
         state, after, made = tx.init(p), [], []
-        for i in range(STEPS if dtype == np.float64 else NARROW_STEPS):
+        shows = dtype == np.float64 and library is gradx
+        for i in range(STEPS if shows else NARROW_STEPS):
             updates, state = tx.update(first(g, i), state, p)
             p = moved(p, updates)
             after.append(jax.tree.map(np.asarray, p))

@@ -11,6 +11,7 @@ import numpy as np
 import optax
 import pytest
 import references
+from cases import first_of
 from problems import assert_close, assert_same, bowl, params, step
 
 import gradx
@@ -125,7 +126,7 @@ def test_in_a_partition_each_measures_its_own_leaves() -> None:
         assert_close(p[name], only[name], rtol=1e-6)
 
 
-@pytest.mark.parametrize("name", SHARDED)
+@first_of("name", SHARDED)
 def test_one_may_differentiate_through_steps(name: str) -> None:
     """At the first step the distance is 0, where a root has no derivative."""
 

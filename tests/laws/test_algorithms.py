@@ -100,11 +100,11 @@ def test_agrees_with_optax(case: Case) -> None:
         {dtype: plain_steps(case, library, dtype)[0] for dtype in (np.float32, np.float64)}
         for library in (gradx, optax)
     )
-    wide = of_optax(ours[np.float64][-1])
+    last = len(theirs[np.float32]) - 1
+    wide, narrow = (of_optax(ours[dtype][last]) for dtype in (np.float64, np.float32))
     assert_close(wide, theirs[np.float64][-1], rtol=1e-6 if case.narrow_in_optax else 1e-10)
-    narrow, last = of_optax(ours[np.float32][-1]), len(ours[np.float32]) - 1
-    beyond = distance(theirs[np.float32][last], theirs[np.float64][last])
-    assert_close(narrow, theirs[np.float32][last], rtol=2e-6 + beyond)
+    beyond = distance(theirs[np.float32][-1], theirs[np.float64][-1])
+    assert_close(narrow, theirs[np.float32][-1], rtol=2e-6 + beyond)
     p = of_optax(params())
     mine, other = (jax.eval_shape(case.ready(library).init, p) for library in (gradx, optax))
     assert paths_and_types(mine) == paths_and_types(other)
