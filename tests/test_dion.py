@@ -147,6 +147,7 @@ def test_the_first_basis_follows_from_the_key_alone() -> None:
 # ---------------------------------------------------------------- Dion2, row by row
 
 
+@pytest.mark.full
 def test_the_whole_matrix_is_muon() -> None:
     gs = [[numbers(*shape, seed=i) for shape in SHAPES] for i in range(3)]
     for name in ("exact", "polar_express"):
@@ -212,6 +213,7 @@ def operations(tx: Any, shape: Any) -> float:
     return float(lowered.compile().cost_analysis()["flops"])
 
 
+@pytest.mark.full
 def test_the_work_of_dion2_falls_with_the_fraction() -> None:
     rows, columns = 64, 256
     muon = operations(gradx.scale_by_muon("modded_nanogpt"), (rows, columns))

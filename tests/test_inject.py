@@ -218,6 +218,7 @@ def test_hyperparam_dtype() -> None:
         inject_hyperparams(gradx.adam, hyperparam_dtype=int)
 
 
+@pytest.mark.full
 def test_numbers_are_as_wide_as_the_parameters() -> None:
     with jax.enable_x64(True):
         wide = params(np.float64)

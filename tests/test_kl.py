@@ -42,6 +42,7 @@ def test_poor_gradients_keep_the_state_sound(factory: Any, kind: str, shape: Any
     assert state.column_values.min() >= np.float32(0.01)
 
 
+@pytest.mark.full
 def test_the_factors_find_the_covariance_that_made_the_gradients() -> None:
     """Of gradients A N Bᵀ for a standard normal N: AAᵀ and BBᵀ, up to a factor for both."""
     a, b = np.diag([4.0, 2.0, 1.0]), np.diag([3.0, 1.0])

@@ -273,6 +273,7 @@ def test_none_and_empty_trees_and_a_zero_gradient() -> None:
     assert nothing(tx.init({}))[0] == {}
 
 
+@pytest.mark.full
 def test_a_tree_is_one_vector_and_a_complex_plane_two_real_ones() -> None:
     tx = gradx.lbfgs(memory_size=3)
 

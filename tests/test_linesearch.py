@@ -127,6 +127,7 @@ def evaluations(tx: Any, batched: bool) -> tuple[int, int]:
     return len(traced), len(evaluated)
 
 
+@pytest.mark.full
 def test_no_evaluation_is_wasted() -> None:
     """Optax's zoom traces the objective twice, and under vmap evaluates both every time."""
     ours, theirs = searches(store_grad=True), searches(optax, store_grad=True)
@@ -403,6 +404,7 @@ def test_it_is_part_of_any_chain() -> None:
 # ---------------------------------------------------------------- what is printed
 
 
+@pytest.mark.full
 def test_verbose_says_why_a_search_failed(capfd: pytest.CaptureFixture[str]) -> None:
     def kinked(x: Any) -> Any:
         return jnp.sum(x**2 + jnp.abs(x - 0.3))

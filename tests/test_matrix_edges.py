@@ -80,7 +80,7 @@ def test_gates_of_many_states_may_disagree(tx: Any) -> None:
 
 
 @one_rule
-@pytest.mark.parametrize("shared", [False, True])
+@first_of("shared", [True, False])
 def test_sharded_leaves_on_an_explicit_mesh(tx: Any, shared: bool) -> None:
     """Several steps, with parameters, gradients and state on the mesh."""
     mesh = jax.make_mesh((2,), ("d",), axis_types=(AxisType.Explicit,))

@@ -171,6 +171,7 @@ def test_examples_may_be_shared_by_devices() -> None:
         update(g)
 
 
+@pytest.mark.full
 @pytest.mark.filterwarnings('ignore:"seed" is deprecated:DeprecationWarning')
 def test_dpsgd_trains_as_in_optax() -> None:
     for momentum in ({}, {"momentum": 0.9}, {"momentum": 0.9, "nesterov": True}):

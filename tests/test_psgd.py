@@ -34,6 +34,7 @@ def run(tx: Any, grads: Any) -> tuple[Any, Any]:
 # ---------------------------------------------------------------- noise
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("mode", [None, "one_diag", "all_diag"])
 @first_of("shape", [(4, 3), (3, 3), (1, 4)])
 def test_with_noise_it_is_the_authors_rule(mode: Any, shape: tuple[int, int]) -> None:

@@ -67,6 +67,7 @@ def test_stacked_layers_are_matrices_of_their_own() -> None:
         assert_close([u[i] for u in made], alone, rtol=5e-6)
 
 
+@pytest.mark.full
 @first_of("block_size", [2, 1024])
 def test_a_transposed_matrix_has_the_transposed_update(block_size: int) -> None:
     grads = [some(5, 3, seed=i) for i in range(3)]
@@ -137,6 +138,7 @@ def test_factors_without_full_rank_do_no_harm(eps: float, rtol: float) -> None:
     assert_close(made, [us[0] for us in expected], rtol=rtol)
 
 
+@pytest.mark.full
 def test_what_is_not_finite_stays_unless_it_is_kept_out() -> None:
     grads = [some(3, 2, seed=i) for i in range(4)]
     bad = [*grads[:2], grads[0].at[0, 0].set(jnp.inf), *grads[2:]]

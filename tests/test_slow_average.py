@@ -80,8 +80,8 @@ def mixed(grads: Any, b3: float, alpha: float) -> Any:
     return np.stack(made)
 
 
-@pytest.mark.parametrize(
-    ("factory", "kwargs"),
+@first_of(
+    "factory, kwargs",
     [
         (gradx.scale_by_muon, {"beta": 0.0, "nesterov": False}),
         (gradx.scale_by_psgd_kron, {"b1": 0.0, "probe": "expected"}),

@@ -110,6 +110,7 @@ def test_staggered_shapes_take_turns_too() -> None:
         assert sum(not s for s in same.values()) == 1
 
 
+@pytest.mark.full
 def test_staggered_a_matrix_does_what_it_does_alone_at_its_phase() -> None:
     """The second of two is renewed in the steps 1, 3, 5, ...: as alone, but for the phase."""
     grads = [normal(9, 4, 3, seed=i) for i in range(2)]

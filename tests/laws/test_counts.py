@@ -60,6 +60,7 @@ def test_ademamix_takes_numbers_by_path(name: str) -> None:
     assert float(jnp.abs(made[1]["b"] - made[2]["b"]).max()) > 0
 
 
+@pytest.mark.full
 def test_psgd_takes_the_numbers_of_single_matrices_by_path() -> None:
     p = {"u": jnp.ones((2, 3)), "v": jnp.ones((2, 3))}
     by_path = gradx.by_path({"u": 0.5}, default=0.25)
