@@ -228,7 +228,7 @@ _UNCHANGING = (type(None), bool, int, float, complex, str, bytes, type, types.Fu
 def kept(value: Any) -> Any:
     """The same, in objects that nobody else has: it cannot be changed, donated or deleted later.
 
-    Functions, and objects that JAX does not know as trees, stay what they are.
+    Functions, and objects that are no trees to JAX, are not copied.
     """
     if isinstance(value, (*_UNCHANGING, jax.core.Tracer)):
         return value

@@ -281,8 +281,8 @@ class Transform(Described, optax.GradientTransformationExtraArgs):
         neighbouring stages into one pass over the tree (see `gradx.leafwise`).
       parts: `(params, state) -> parts`, the transformations it is made of, for `describe` and
         `set_hyperparams`, which knows no parameters and gives a tree without leaves.
-      remake: `numbers -> transformation`, of one whose numbers stand in its state, such as
-        `inject_hyperparams` makes: what they are checked by when they are set.
+      remake: `numbers -> transformation`, where the state holds the numbers, as with
+        `inject_hyperparams`. `set_hyperparams` calls it to check new numbers.
 
     Two transforms made by the same factory from equal arguments are equal and hash alike, so a
     transform can be a static argument of `jax.jit`. To JAX it is a tree without leaves, so it can
@@ -332,8 +332,8 @@ class Transform(Described, optax.GradientTransformationExtraArgs):
         return foreign_name(self) if rule is None else f"leafwise({show(rule)})"
 
 
-# As the named tuple that it is, it would be a tree of two functions, which any `jax.tree.map` takes
-# apart; and what that puts together again has neither spec nor stage.
+# JAX takes a named tuple for a tree of two functions. `jax.tree.map` would rebuild the tuple without
+# its spec and stage.
 jax.tree_util.register_static(Transform)
 
 

@@ -3,7 +3,6 @@ say which call is which."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -54,19 +53,8 @@ def arrays_of(stored: Stored, prefix: str) -> Stored:
     return {name: stored[f"{prefix}/{name}"] for name in ("b", "w")}
 
 
-def one_each(keys: Iterable[str]) -> Any:
-    """The first trajectory of each algorithm, by the first word of its key; `-m full` has all."""
-    seen: set[str] = set()
-    marked = []
-    for key in keys:
-        word = key.split("_")[0]
-        marked.append(pytest.param(key, marks=[pytest.mark.full] * (word in seen)))
-        seen.add(word)
-    return pytest.mark.parametrize("key", marked)
-
-
 @first_of("dtype", ["float64", "float32"])
-@one_each(ROWS)
+@pytest.mark.parametrize("key", ROWS)
 def test_as_in_torch(key: str, dtype: str, stored: Stored) -> None:
     row = ROWS[key]
     with jax.enable_x64(dtype == "float64"):
@@ -76,7 +64,7 @@ def test_as_in_torch(key: str, dtype: str, stored: Stored) -> None:
     assert_as_stored(key, after, stored, {"float64": 1e-12, "float32": 2e-6}[dtype])
 
 
-@one_each(table_others.ROWS)
+@pytest.mark.parametrize("key", table_others.ROWS)
 def test_as_in_others(key: str, stored: Stored, others: Stored) -> None:
     """In float64 only: that is where an algorithm shows, and the laws look at float32."""
     row = table_others.ROWS[key]
