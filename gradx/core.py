@@ -332,7 +332,7 @@ class Transform(Described, optax.GradientTransformationExtraArgs):
         return foreign_name(self) if rule is None else f"leafwise({show(rule)})"
 
 
-# JAX takes a named tuple for a tree of two functions. `jax.tree.map` would rebuild the tuple without
+# JAX takes a named tuple for a tree of two functions, and `jax.tree.map` would rebuild it without
 # its spec and stage.
 jax.tree_util.register_static(Transform)
 
