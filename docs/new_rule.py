@@ -19,7 +19,7 @@ from gradx.leafwise import leafwise
 from gradx.moments import average, weight_so_far
 from gradx.sources import Array, Hyper
 from gradx.stage import Numbers, Slots
-from gradx.tree import abs_sq
+from gradx.trees import abs_sq
 
 __all__ = ["ScaleByQHAdamState", "qhadam", "scale_by_qhadam"]
 

@@ -6,7 +6,8 @@ one array, and lifted over trees, groups of parameters, dtypes, devices and hype
 Every public name is here, flat; each module lists its own in `__all__`.
 """
 
-from gradx import tree as tree
+from types import ModuleType
+
 from gradx.clip import *
 from gradx.combine import *
 from gradx.config import *
@@ -14,6 +15,7 @@ from gradx.constrain import *
 from gradx.contract import *
 from gradx.core import *
 from gradx.curvature import *
+from gradx.curves import *
 from gradx.cycles import *
 from gradx.decay import *
 from gradx.distributed.collectives import *
@@ -72,7 +74,6 @@ from gradx.rules.sophia import *
 from gradx.rules.splus import *
 from gradx.rules.trust import *
 from gradx.scale import *
-from gradx.schedules import *
 from gradx.search.backtracking import *
 from gradx.search.line import *
 from gradx.search.zoom import *
@@ -101,5 +102,5 @@ __version__ = "0.1.0"
 __all__ = [
     name
     for name, value in dict(globals()).items()
-    if not name.startswith("_") and (name == "tree" or not isinstance(value, type(tree)))
+    if not (name.startswith("_") or isinstance(value, ModuleType) or value is ModuleType)
 ]

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from gradx.sources import Array
-from gradx.tree import abs_sq
+from gradx.trees import abs_sq
 
 
 class Cut(NamedTuple):

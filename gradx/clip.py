@@ -8,7 +8,7 @@ from typing import Any
 import jax.numpy as jnp
 
 from gradx import core
-from gradx import tree as gtree
+from gradx import trees as gtree
 from gradx.core import Transform
 from gradx.leafwise import leafwise
 from gradx.norms import by_factor, rms, squares

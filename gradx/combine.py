@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import optax
 
 from gradx import core
-from gradx import tree as gtree
+from gradx import trees as gtree
 from gradx.core import Params, Part, State, Transform, Updates
 from gradx.stage import Leaves, Results, Rows, Stage, run, staged, widen
 from gradx.states import check_keys, check_state, wrong_state

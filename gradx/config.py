@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from gradx import core
+from gradx.near import hint
 
 __all__ = ["from_config", "to_config"]
 
@@ -131,7 +131,7 @@ def from_config(config: Mapping[str, Any]) -> Any:
         if argument not in allowed:
             raise ValueError(
                 f"from_config: {name} has no argument {argument!r}; it has {allowed}."
-                f"{_near(argument, allowed)}"
+                f"{hint(argument, allowed)}"
             )
     made = {k: _made(v) for k, v in arguments.items()}
     try:
@@ -182,12 +182,7 @@ def _is_pair(pair: Any) -> bool:
 def _known(name: Any, registry: Mapping[str, Any], kind: str) -> Any:
     if not isinstance(name, str) or name not in registry:
         raise ValueError(
-            f"from_config: there is no {kind} {name!r}.{_near(name, registry)} There are: "
+            f"from_config: there is no {kind} {name!r}.{hint(name, registry)} There are: "
             f"{', '.join(sorted(registry))}."
         )
     return registry[name]
-
-
-def _near(name: Any, names: Any) -> str:
-    near = difflib.get_close_matches(str(name), list(names), n=1)
-    return f" Did you mean {near[0]!r}?" if near else ""

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from gradx import core, mapped
-from gradx import tree as gtree
+from gradx import trees as gtree
 from gradx.core import Params, State, Transform, Updates
 from gradx.gradients import as_key, check_key
 from gradx.sources import Array

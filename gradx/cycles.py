@@ -12,8 +12,8 @@ import numpy as np
 
 from gradx import core
 from gradx.counting import is_beyond, power_of, since, steps
+from gradx.curves import ScheduleFn, checked_exponential, cosine, level, ramp
 from gradx.hyper import constant
-from gradx.schedules import ScheduleFn, checked_exponential, cosine, level, ramp
 from gradx.sources import Array, Number, Schedule, Source, as_float
 
 __all__ = [

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import optax
 
 from gradx import core, hyper, sources
-from gradx import tree as gtree
+from gradx import trees as gtree
 from gradx.combine import identity
 from gradx.core import Count, Transform
 from gradx.groups import masked

@@ -31,7 +31,7 @@ from gradx.momenta import SLOW
 from gradx.moments import average
 from gradx.sources import Array, Hyper
 from gradx.stage import Numbers, Slots
-from gradx.tree import abs_sq
+from gradx.trees import abs_sq
 
 
 def _first_slots(p: Array, *, limit: int, value: Any) -> Slots:

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from gradx import core
-from gradx import tree as gtree
+from gradx import trees as gtree
 from gradx.combine import Contract, chain, wide_throughout
 from gradx.core import Params, Part, State, Transform, Updates
 from gradx.decay import DecayKind, scale_and_decay

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from gradx import core, hyper
-from gradx import tree as gtree
+from gradx import trees as gtree
 from gradx.core import Count, Params, State, Transform, Updates
 from gradx.leafwise import leafwise
 from gradx.sources import Array

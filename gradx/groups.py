@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from optax import MaskedNode
 
 from gradx import core
-from gradx import tree as gtree
+from gradx import trees as gtree
 from gradx.combine import Contract, stage_of
 from gradx.core import Params, Part, State, Transform, Updates
 from gradx.leafwise import leafwise

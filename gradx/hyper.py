@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from gradx import core
-from gradx import tree as gtree
+from gradx import trees as gtree
 from gradx.calls import kept
 from gradx.sources import (
     REQUIRED,

@@ -15,7 +15,7 @@ import numpy as np
 import optax
 
 from gradx import core
-from gradx import tree as gtree
+from gradx import trees as gtree
 from gradx.core import Params, State
 from gradx.joined import rules_of
 from gradx.sources import ByPath, Source

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from gradx import core, sources
-from gradx import tree as gtree
+from gradx import trees as gtree
 from gradx.combine import Contract, stage_of
 from gradx.core import Count, Params, Part, State, Transform, Updates
 from gradx.gating import check_inner

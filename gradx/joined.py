@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from gradx import core
-from gradx import tree as gtree
+from gradx import trees as gtree
 from gradx.core import Params, State, Transform
 from gradx.leafwise import Rule
 from gradx.live import HyperparamsState, own_state

@@ -23,7 +23,7 @@ import jax.numpy as jnp
 import optax
 
 from gradx import core, hyper, mapped, sources
-from gradx import tree as gtree
+from gradx import trees as gtree
 from gradx.calls import checked, kept
 from gradx.core import Params, State, Transform
 from gradx.live import HyperparamsState

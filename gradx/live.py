@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import jax
 
 from gradx import core, sources
-from gradx import tree as gtree
+from gradx import trees as gtree
 from gradx.calls import signature
 from gradx.sources import Array
 

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, Self
 import jax
 
 from gradx import core
-from gradx import tree as gtree
+from gradx import trees as gtree
 from gradx.masks import mask_flags
 from gradx.sources import Array
 

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from gradx import core
-from gradx import tree as gtree
+from gradx import trees as gtree
 from gradx.sources import ByPath
 
 

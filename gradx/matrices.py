@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from gradx import core
-from gradx import tree as gtree
+from gradx import trees as gtree
 from gradx.sources import Array, ByPath
 
 __all__ = ["MatrixAxes"]

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from gradx import core
-from gradx import tree as gtree
+from gradx import trees as gtree
 from gradx.contract import MaskedNode
 from gradx.matrices import MatrixAxes, matrices
 

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import optax
 
 from gradx import core, hyper
-from gradx import tree as gtree
+from gradx import trees as gtree
 from gradx.calls import checked, kept
 from gradx.core import State, Transform
 from gradx.counting import steps

@@ -15,7 +15,7 @@ from gradx.leafwise import leafwise
 from gradx.sources import Array, Hyper
 from gradx.stage import Numbers, Slots
 from gradx.step import safe_increment
-from gradx.tree import abs_sq
+from gradx.trees import abs_sq
 
 __all__ = [
     "EmaState",

@@ -9,12 +9,12 @@ import jax.numpy as jnp
 import optax
 
 from gradx import core, mapped
-from gradx import tree as gtree
+from gradx import trees as gtree
 from gradx.core import Transform
 from gradx.leafwise import leafwise
 from gradx.sources import Array, Hyper
 from gradx.stage import Decided, Numbers, Slots, Sums
-from gradx.tree import abs_sq
+from gradx.trees import abs_sq
 
 __all__ = [
     "NormalizeState",

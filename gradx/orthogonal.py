@@ -13,7 +13,7 @@ import numpy as np
 import optax
 
 from gradx import core, hyper, polar
-from gradx import tree as gtree
+from gradx import trees as gtree
 from gradx.core import Count, Params, State, Transform, Updates
 from gradx.counting import static, steps
 from gradx.matrices import check_paths, matrices

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from gradx import core, hyper
-from gradx import tree as gtree
+from gradx import trees as gtree
 from gradx.calls import checked
 from gradx.core import Updates
 from gradx.sources import Array

@@ -11,8 +11,8 @@ import jax.numpy as jnp
 
 from gradx import core
 from gradx.counting import as_count, is_beyond, static, steps
+from gradx.curves import ScheduleFn
 from gradx.hyper import constant
-from gradx.schedules import ScheduleFn
 from gradx.sources import Array, Number, Schedule, as_float
 
 __all__ = [

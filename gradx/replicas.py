@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable
 from typing import Any
 
-from gradx import tree as gtree
+from gradx import trees as gtree
 from gradx.core import Params, Updates
 from gradx.mapped import Axes, Kinds, Span, over_each, spans, varies_over
 from gradx.sources import Array

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import functools
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -25,6 +24,7 @@ from gradx.live import (
     live_places,
     own_state,
 )
+from gradx.near import hint
 from gradx.sources import Array
 from gradx.states import check_keys, check_state
 
@@ -126,10 +126,9 @@ def _unknown(name: str, names: list[str]) -> str:
             f"set_hyperparams: {name!r} is ambiguous: it is one of {ambiguous}. Give the longer "
             f"name, set_hyperparams(state, **{{{ambiguous[0]!r}: …}}), or set all with '*/{name}'."
         )
-    near = difflib.get_close_matches(name, names, n=1)
-    hint = f" Did you mean {near[0]!r}?" if near else ""
     return (
-        f"set_hyperparams: the state has no live value {name!r}; it has {names or 'none'}.{hint} "
+        f"set_hyperparams: the state has no live value {name!r}; it has {names or 'none'}."
+        f"{hint(name, names)} "
         f"A constant or a scheduled number cannot be set: make it live where the chain is built, "
         f"as in tunable(0.1) or scaled(schedule, tunable(1.0))."
     )

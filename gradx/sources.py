@@ -17,7 +17,6 @@ product                ``scaled(schedule, by_path(…))``         all of the abo
 from __future__ import annotations
 
 import contextlib
-import difflib
 import re
 from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
@@ -29,8 +28,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from gradx import core
-from gradx import tree as gtree
+from gradx import trees as gtree
 from gradx.calls import members
+from gradx.near import nearest
 
 __all__ = ["Hyper", "by_path", "from_call", "scaled"]
 
@@ -115,8 +115,8 @@ class FromCall(Source):
 
     def value(self, step: Step) -> Number:
         if self.name not in step.extra:
-            near = difflib.get_close_matches(self.name, step.extra, n=1)
-            hint = f" Did you mean {self.name!r} where the call says {near[0]!r}?" if near else ""
+            near = nearest(self.name, step.extra)
+            hint = f" Did you mean {self.name!r} where the call says {near!r}?" if near else ""
             raise ValueError(
                 f"{step.where}: needs the extra argument {self.name!r}: call "
                 f"update(updates, state, params, {self.name}=…); the call gave "

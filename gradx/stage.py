@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import optax
 
 from gradx import core, mapped
-from gradx import tree as gtree
+from gradx import trees as gtree
 from gradx.again import Done, again, hidden
 from gradx.core import Params, State, Transform, Updates
 from gradx.gate import gated

@@ -9,7 +9,7 @@ import jax
 import optax
 
 from gradx import core
-from gradx import tree as gtree
+from gradx import trees as gtree
 from gradx.calls import checked
 from gradx.contract import MaskedNode, OptState
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import jax
 
-from gradx import tree as gtree
+from gradx import trees as gtree
 from gradx.live import HyperparamsState
 
 

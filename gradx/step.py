@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from gradx import tree as gtree
+from gradx import trees as gtree
 from gradx.core import Params, Updates
 
 __all__ = [

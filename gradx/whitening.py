@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from gradx.sources import Array
-from gradx.tree import abs_sq
+from gradx.trees import abs_sq
 
 # Of the elements' mean size: the noise that is added to what is whitened. It is that of psgd_jax.
 _DAMPING = float(jnp.finfo(jnp.float32).eps) ** 0.5

@@ -408,7 +408,7 @@ def test_bad_input_is_refused() -> None:
     with pytest.raises(ValueError, match="InjectStatefulHyperparamsState"):
         tx.update(P, gradx.sgd(0.1).init(P), P)
     state.hyperparams["learning_rte"] = 0.2
-    with pytest.raises(ValueError, match=r"'learning_rte'.*Is 'learning_rate' meant"):
+    with pytest.raises(ValueError, match=r"'learning_rte'.*Did you mean 'learning_rate'"):
         tx.update(P, state, P)
     del state.hyperparams["learning_rte"], state.hyperparams["learning_rate"]
     with pytest.raises(ValueError, match=r"without the numbers \['learning_rate'\]"):

@@ -14,12 +14,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gradx import core, cycles, hyper, piecewise, schedules, sources
+from gradx import core, curves, cycles, hyper, piecewise, sources
 
 LAST = 2**31 - 1
 NAMES = {
     name: getattr(module, name)
-    for module in (schedules, piecewise, cycles)
+    for module in (curves, piecewise, cycles)
     for name in vars(module)
     if name in core.REGISTRY and name in vars(optax.schedules)
 }
@@ -34,7 +34,7 @@ class Row(NamedTuple):
     borders: tuple[int, ...]
 
     @property
-    def ours(self) -> schedules.ScheduleFn:
+    def ours(self) -> curves.ScheduleFn:
         return NAMES[self.name](*self.args, **self.kwargs)
 
     @property
@@ -53,8 +53,8 @@ def row(name: str, borders: tuple[int, ...], *args: Any, **kwargs: Any) -> Row:
     return Row(name, args, kwargs, borders)
 
 
-WAVE = schedules.cosine_decay_schedule(1.0, 9)
-LINE = schedules.linear_schedule(0.3, 0.5, 10)
+WAVE = curves.cosine_decay_schedule(1.0, 9)
+LINE = curves.linear_schedule(0.3, 0.5, 10)
 CYCLE = {"init_value": 0.1, "peak_value": 1.0, "warmup_steps": 3, "decay_steps": 10}
 ROWS = [
     row("constant_schedule", (10,), 0.3),
@@ -90,7 +90,7 @@ ROWS = [
     row("warmup_exponential_decay_schedule", (20,), 0.0, 1.0, 0, 20, 0.5),
     row("sgdr_schedule", (3, 10), [CYCLE]),
     row("sgdr_schedule", (3, 10, 13, 20, 40), [CYCLE, CYCLE, {**CYCLE, "decay_steps": 20}]),
-    row("join_schedules", (10,), [schedules.linear_schedule(1.0, 0.5, 10)], ()),
+    row("join_schedules", (10,), [curves.linear_schedule(1.0, 0.5, 10)], ()),
     row("join_schedules", (0, 4, 9), [WAVE, LINE, WAVE, LINE, WAVE], (0, 4, 4.0, np.int64(9))),
 ]
 IDS = [f"{r.name}-{i}" for i, r in enumerate(ROWS)]
@@ -161,12 +161,12 @@ def test_one_count_makes_one_float32(row: Row) -> None:
 def test_steps_beyond_int32() -> None:
     far = 4 * (LAST + 1)
     half = np.float32(0.5)
-    assert schedules.linear_schedule(1.0, 0.0, far)(2 * (LAST + 1)) == half
+    assert curves.linear_schedule(1.0, 0.0, far)(2 * (LAST + 1)) == half
     for count in (LAST, jnp.asarray(LAST, jnp.int32)):
-        close(schedules.linear_schedule(1.0, 0.0, far)(count), 0.75)
-        close(schedules.linear_schedule(1.0, 0.0, 10, far)(count), 1.0)
-        close(schedules.cosine_decay_schedule(1.0, far)(count), 0.5 * (1 + np.cos(np.pi / 4)))
-        close(schedules.exponential_decay(1.0, far, 0.0625)(count), 0.5)
+        close(curves.linear_schedule(1.0, 0.0, far)(count), 0.75)
+        close(curves.linear_schedule(1.0, 0.0, 10, far)(count), 1.0)
+        close(curves.cosine_decay_schedule(1.0, far)(count), 0.5 * (1 + np.cos(np.pi / 4)))
+        close(curves.exponential_decay(1.0, far, 0.0625)(count), 0.5)
         close(piecewise.piecewise_constant_schedule(1.0, {5: 0.5, far: 0.1})(count), 0.5)
         close(
             piecewise.piecewise_interpolate_schedule("linear", 1.0, {far: 0.0, 2 * far: 5.0})(
@@ -180,11 +180,11 @@ def test_steps_beyond_int32() -> None:
 def test_numbers_may_be_traced() -> None:
     def at(x: Any, count: Any) -> Any:
         made = [
-            schedules.constant_schedule(x),
-            schedules.polynomial_schedule(x, 2 * x, 1 + x, 10),
-            schedules.cosine_decay_schedule(x, 10, x, 1 + x),
-            schedules.exponential_decay(x, 10, x, end_value=x / 2),
-            schedules.exponential_decay(x, 10, 2 + x, end_value=x * 2),
+            curves.constant_schedule(x),
+            curves.polynomial_schedule(x, 2 * x, 1 + x, 10),
+            curves.cosine_decay_schedule(x, 10, x, 1 + x),
+            curves.exponential_decay(x, 10, x, end_value=x / 2),
+            curves.exponential_decay(x, 10, 2 + x, end_value=x * 2),
             piecewise.piecewise_constant_schedule(x, {5: 0.5}),
             piecewise.cosine_onecycle_schedule(10, x),
             cycles.warmup_cosine_decay_schedule(0.0, x, 3, 10, x / 2),
@@ -208,9 +208,9 @@ def test_join_boundaries_may_be_traced() -> None:
 def test_borders_are_exact_under_jit() -> None:
     # On CPU, 41 / 41 and 61 / 61 are less than 1 in a jitted program.
     for n in (1, 41, 47, 61, 83, 1000):
-        stairs = schedules.exponential_decay(1.0, n, 0.5, staircase=True)
-        line, root = (schedules.polynomial_schedule(1.0, 0.0, p, n) for p in (1, 0.5))
-        wave = schedules.cosine_decay_schedule(1.0, n, exponent=0.5)
+        stairs = curves.exponential_decay(1.0, n, 0.5, staircase=True)
+        line, root = (curves.polynomial_schedule(1.0, 0.0, p, n) for p in (1, 0.5))
+        wave = curves.cosine_decay_schedule(1.0, n, exponent=0.5)
         made = jax.jit(lambda c: [f(c) for f in (stairs, line, root, wave)])  # noqa: B023
         assert [float(v) for v in made(0)] == [1.0, 1.0, 1.0, 1.0]
         assert [float(v) for v in made(n)] == [0.5, 0.0, 0.0, 0.0]
@@ -266,7 +266,7 @@ def near(a: Any, b: Any, scale: float = 10.0) -> None:
 def test_polynomial_goes_from_one_end_to_the_other(
     init: float, end: float, power: float, length: int, begin: int
 ) -> None:
-    schedule = schedules.polynomial_schedule(init, end, power, length, begin)
+    schedule = curves.polynomial_schedule(init, end, power, length, begin)
     near(values(schedule, 0, begin), init)
     near(values(schedule, begin + length, LAST), end)
     assert np.all(np.diff(values(schedule, 0, begin + length)) * np.sign(end - init) >= -1e-5)
@@ -294,7 +294,7 @@ def test_warmup_meets_the_decay_at_the_peak(
 def test_exponential_is_multiplied_by_the_rate_once_a_period(
     init: float, rate: float, length: int, begin: int, staircase: bool
 ) -> None:
-    schedule = schedules.exponential_decay(init, length, rate, begin, staircase, init / 4)
+    schedule = curves.exponential_decay(init, length, rate, begin, staircase, init / 4)
     near(values(schedule, 0, begin), init)
     near(schedule(begin + length), max(init * rate, init / 4))
     near(schedule(begin + 2 * length), max(init * rate**2, init / 4))
@@ -375,35 +375,35 @@ def test_repr_is_the_code_that_makes_it(row: Row) -> None:
 
 def test_half_lives_grow_along_a_straight_line() -> None:
     with jax.enable_x64(True):
-        schedule = schedules.half_life_schedule(0.9, 0.9999, 1000, 10)
+        schedule = curves.half_life_schedule(0.9, 0.9999, 1000, 10)
         values = np.asarray(schedule(np.array([0, 10, 260, 510, 1010, 5000])))
         half_lives = np.log(0.5) / np.log(values)
         first, last = np.log(0.5) / np.log([0.9, 0.9999])
         share = np.array([0, 0, 0.25, 0.5, 1, 1])
         np.testing.assert_allclose(half_lives, first + share * (last - first), rtol=1e-9)
-    assert float(schedules.half_life_schedule(0.9, 0.9999, 10)(10)) == np.float32(0.9999)
+    assert float(curves.half_life_schedule(0.9, 0.9999, 10)(10)) == np.float32(0.9999)
     with pytest.raises(ValueError, match=r"half_life_schedule: end_value must be in \(0, 1\)"):
-        schedules.half_life_schedule(0.9, 1.0, 10)
+        curves.half_life_schedule(0.9, 1.0, 10)
 
 
 def test_repr_reads_well() -> None:
     warmup = cycles.warmup_cosine_decay_schedule
     made = warmup(0.0, 1e-3, 100, decay_steps=1000, exponent=1.0, end_value=1e-5)
     assert repr(made) == "warmup_cosine_decay_schedule(0.0, 0.001, 100, 1000, end_value=1e-05)"
-    both = cycles.join_schedules([made, schedules.constant_schedule(1.0)], [5])
+    both = cycles.join_schedules([made, curves.constant_schedule(1.0)], [5])
     assert repr(both) == f"join_schedules([{made!r}, constant_schedule(1.0)], [5])"
     assert eval(repr(both), dict(NAMES)) == both
     assert made != warmup(0.0, 1e-3, 100, 1000)
     assert made != "a string"
-    bare = schedules.ScheduleFn(abs)
-    assert (repr(bare), bare == bare, bare == schedules.ScheduleFn(abs)) == ("abs", True, False)
+    bare = curves.ScheduleFn(abs)
+    assert (repr(bare), bare == bare, bare == curves.ScheduleFn(abs)) == ("abs", True, False)
     assert len({bare, made, both}) == 3
     with pytest.raises(TypeError, match="cannot be pickled"):
         pickle.dumps(bare)
 
 
 def test_rules_take_it_as_a_schedule() -> None:
-    schedule = schedules.linear_schedule(1.0, 0.0, 10)
+    schedule = curves.linear_schedule(1.0, 0.0, 10)
     source = hyper.as_source(schedule, "learning_rate", "[0, inf)", "sgd")
     assert isinstance(source, sources.Scheduled)
     assert source.schedule == schedule
@@ -502,6 +502,6 @@ def test_refused(name: str, args: Any, kwargs: Any, match: str) -> None:
 
 def test_traced_steps_are_refused() -> None:
     with pytest.raises(ValueError, match="linear_schedule: transition_steps must be known when"):
-        jax.jit(lambda n: schedules.linear_schedule(1.0, 0.0, n)(0))(5)
+        jax.jit(lambda n: curves.linear_schedule(1.0, 0.0, n)(0))(5)
     with pytest.raises(ValueError, match="linear_onecycle_schedule: pct_start must be known when"):
         jax.jit(lambda a: piecewise.linear_onecycle_schedule(9, 1.0, a)(0))(0.5)

@@ -24,7 +24,7 @@ ROOT = Path(gradx.__file__).parent
 # From the bottom up. A module imports from the layers below its own, never from its own or from
 # above: so rooms (`rules.*`) never import rooms, and what two of them need moves down.
 LAYERS = [
-    ["tree", "contract", "show"],
+    ["trees", "contract", "show", "near"],
     ["calls"],
     ["core"],
     ["sources", "state_map", "step"],
@@ -40,7 +40,7 @@ LAYERS = [
     ["stacked"],
     ["matrixwise"],
     ["scale", "norms", "selective"],
-    ["clip", "constrain", "decay", "gradients", "moments", "per_example", "schedules"],
+    ["clip", "constrain", "decay", "gradients", "moments", "per_example", "curves"],
     ["eigenbasis", "momenta"],
     ["curvature", "interpolation", "piecewise", "cycles", "divergence", "fallback", "orthogonal"],
     ["search.line"],
@@ -80,7 +80,7 @@ def imports(module: str, source: str) -> Iterator[str]:
                 imported = [name.name for name in names]
             case ast.ImportFrom(module=origin, names=names, level=level):
                 assert level == 0, f"gradx.{module}: imports are written in full"
-                # `from gradx import tree` names a module, `from gradx.tree import x` does not.
+                # `from gradx import trees` names a module, `from gradx.trees import x` does not.
                 full = [f"{origin}.{name.name}" for name in names]
                 imported = [f if f[6:] in MODULES else origin or "" for f in full]
             case _:
@@ -106,14 +106,14 @@ def test_an_upward_import_would_be_seen() -> None:
     """The law above rests on `imports`: every way to write one is found."""
     code = """
 from gradx import chain, core
-from gradx import tree as gtree
+from gradx import trees as gtree
 from gradx.leafwise import run
 import gradx.rules.sgd
 def late():
     from gradx.inspect import describe
 """
     found = sorted(imports("x", code))
-    assert found == ["", "core", "inspect", "leafwise", "rules.sgd", "tree"]
+    assert found == ["", "core", "inspect", "leafwise", "rules.sgd", "trees"]
     assert layer("rules.sgd") == layer("rules.adam") > layer("combine")
 
 

@@ -16,7 +16,7 @@ from gradx.moments import average, full
 from gradx.scale import descend, scale_by_learning_rate
 from gradx.sources import Array, Hyper
 from gradx.stage import Numbers, Slots
-from gradx.tree import abs_sq
+from gradx.trees import abs_sq
 
 __all__ = [
     "ScaleByAdaDeltaState",

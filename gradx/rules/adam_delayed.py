@@ -25,7 +25,7 @@ from gradx.moments import (
 from gradx.scale import descend
 from gradx.sources import Array, Hyper
 from gradx.stage import Numbers, Slots
-from gradx.tree import abs_sq
+from gradx.trees import abs_sq
 
 __all__ = ["acprop", "adopt", "fourth_root", "scale_by_acprop", "scale_by_adopt"]
 

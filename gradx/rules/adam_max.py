@@ -16,7 +16,7 @@ from gradx.moments import ScaleByAdamState, average, bias_corrections, storage, 
 from gradx.scale import descend
 from gradx.sources import Array, Hyper
 from gradx.stage import Numbers, Slots
-from gradx.tree import abs_sq
+from gradx.trees import abs_sq
 
 __all__ = [
     "ScaleByAmsgradState",

@@ -16,7 +16,7 @@ from gradx.leafwise import leafwise
 from gradx.moments import average, storage, weight_so_far, zero_moments, zeros
 from gradx.sources import Array, Hyper
 from gradx.stage import Numbers, Slots
-from gradx.tree import abs_sq
+from gradx.trees import abs_sq
 
 __all__ = [
     "ScaleByAdemamixState",

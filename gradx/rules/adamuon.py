@@ -20,7 +20,7 @@ from gradx.orthogonal import Normalisation, NSCoefficients, momentum, orthogonal
 from gradx.sources import Array, Hyper
 from gradx.stacked import Share
 from gradx.stage import Numbers, Slots
-from gradx.tree import abs_sq
+from gradx.trees import abs_sq
 
 __all__ = ["AdaMuonState", "adamuon", "scale_by_adamuon"]
 

@@ -15,7 +15,7 @@ from gradx.leafwise import leafwise
 from gradx.moments import after, average, weight_so_far
 from gradx.sources import Array, Hyper
 from gradx.stage import Numbers, Slots
-from gradx.tree import abs_sq
+from gradx.trees import abs_sq
 
 __all__ = ["ScaleByAdanState", "adan", "scale_by_adan"]
 

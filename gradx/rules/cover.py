@@ -17,7 +17,7 @@ from gradx.moments import average, zeros
 from gradx.scale import descend
 from gradx.sources import Array, Hyper
 from gradx.stage import Numbers, Slots
-from gradx.tree import abs_sq
+from gradx.trees import abs_sq
 
 __all__ = ["ScaleBySM3State", "scale_by_sm3", "sm3"]
 

@@ -22,7 +22,7 @@ from gradx.orthogonal import Convention, convention_or, part, part_of, scale_by_
 from gradx.sources import Array, Fixed, Hyper
 from gradx.stacked import Share
 from gradx.stage import Numbers, Slots
-from gradx.tree import abs_sq
+from gradx.trees import abs_sq
 
 __all__ = ["DionState", "dion", "scale_by_dion"]
 

@@ -17,7 +17,7 @@ from gradx.norms import by_factor, quotient, root, squares_at_init
 from gradx.scale import descend
 from gradx.sources import Array, Hyper
 from gradx.stage import Decided, Numbers, Slots, Sums
-from gradx.tree import abs_sq
+from gradx.trees import abs_sq
 
 __all__ = [
     "DoGState",

@@ -14,7 +14,7 @@ from gradx.moments import storage
 from gradx.norms import quotient, root, squares_at_init
 from gradx.sources import Array, Hyper
 from gradx.stage import Numbers, Slots, Sums
-from gradx.tree import abs_sq
+from gradx.trees import abs_sq
 
 __all__ = ["ScaleByDistanceOverGradientsState", "scale_by_distance_over_gradients"]
 

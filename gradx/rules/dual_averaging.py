@@ -16,7 +16,7 @@ from gradx.leafwise import leafwise
 from gradx.scale import scale_by_learning_rate
 from gradx.sources import Array, Hyper, as_float
 from gradx.stage import Numbers, Slots
-from gradx.tree import abs_sq
+from gradx.trees import abs_sq
 
 __all__ = ["COCOBState", "MadgradState", "cocob", "madgrad", "scale_by_cocob", "scale_by_madgrad"]
 

@@ -21,7 +21,7 @@ from gradx.norms import scale_by_param_block_rms
 from gradx.scale import scale, scale_by_learning_rate
 from gradx.sources import Array, Hyper, Number
 from gradx.stage import Numbers, Slots
-from gradx.tree import abs_sq
+from gradx.trees import abs_sq
 
 __all__ = ["FactoredState", "adafactor", "scale_by_factored_rms"]
 

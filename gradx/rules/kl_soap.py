@@ -18,7 +18,7 @@ from gradx.moments import average
 from gradx.sources import Array, Hyper
 from gradx.stacked import Share
 from gradx.stage import Numbers, Slots
-from gradx.tree import abs_sq
+from gradx.trees import abs_sq
 
 __all__ = ["KLSoapState", "kl_soap", "scale_by_kl_soap"]
 

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from gradx import core
-from gradx import tree as gtree
+from gradx import trees as gtree
 from gradx.combine import Contract, chain, identity
 from gradx.core import Count, Params, State, Transform, Updates
 from gradx.counting import steps

@@ -19,7 +19,7 @@ from gradx.norms import by_factor, squares
 from gradx.scale import descend
 from gradx.sources import Array, Hyper, from_call
 from gradx.stage import Decided, Numbers, Slots, Sums
-from gradx.tree import abs_sq, dot, unshared
+from gradx.trees import abs_sq, dot, unshared
 
 __all__ = ["MomoAdamState", "MomoState", "momo", "momo_adam", "polyak_sgd", "scale_by_polyak"]
 

@@ -17,7 +17,7 @@ from gradx.moments import after, average, storage, weight_so_far, zero_moments, 
 from gradx.norms import norm
 from gradx.sources import Array, Hyper
 from gradx.stage import Numbers, Slots
-from gradx.tree import abs_sq, unshared
+from gradx.trees import abs_sq, unshared
 
 __all__ = ["CorrectByMarsState", "ScaleByMarsState", "correct_by_mars", "mars", "scale_by_mars"]
 

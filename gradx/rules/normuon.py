@@ -27,7 +27,7 @@ from gradx.orthogonal import (
 from gradx.sources import Array, Hyper
 from gradx.stacked import Share
 from gradx.stage import Numbers, Slots
-from gradx.tree import abs_sq
+from gradx.trees import abs_sq
 
 __all__ = ["NorMuonState", "normuon", "scale_by_normuon"]
 

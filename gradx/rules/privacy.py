@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from gradx import core, hyper, mapped
-from gradx import tree as gtree
+from gradx import trees as gtree
 from gradx.combine import chain, identity
 from gradx.core import Params, State, Transform, Updates
 from gradx.gradients import as_key, check_key

@@ -14,7 +14,7 @@ from gradx.moments import average, weight_so_far, zero_moments
 from gradx.norms import quotient
 from gradx.sources import Array, Hyper
 from gradx.stage import Decided, Numbers, Slots, Sums
-from gradx.tree import abs_sq, dot, unshared
+from gradx.trees import abs_sq, dot, unshared
 
 __all__ = ["DAdaptAdamWState", "ProdigyState", "dadapt_adamw", "prodigy"]
 

@@ -14,13 +14,13 @@ from gradx import core, hyper, polar
 from gradx.combine import Contract
 from gradx.core import Count, Transform, Updates
 from gradx.counting import as_count, steps
+from gradx.curves import ScheduleFn
 from gradx.decay import DecayKind
 from gradx.fallback import matrix_optimizer, or_by_name
 from gradx.gradients import as_key, check_key
 from gradx.matrixwise import matrixwise
 from gradx.momenta import SLOW, kept, momentum_of, remembered, slow_average
 from gradx.moments import weight_so_far
-from gradx.schedules import ScheduleFn
 from gradx.sources import Array, Hyper, as_float
 from gradx.stacked import Share
 from gradx.stage import Numbers, Slots, Sums

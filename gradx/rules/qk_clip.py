@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import optax
 
 from gradx import core, hyper
-from gradx import tree as gtree
+from gradx import trees as gtree
 from gradx.calls import check
 from gradx.core import Params, State, Transform
 from gradx.leafwise import Rule

@@ -15,7 +15,7 @@ from gradx.moments import average, nu_correction, root, scale_by_rms, trace
 from gradx.scale import descend
 from gradx.sources import Array, Hyper, Number
 from gradx.stage import Numbers, Slots
-from gradx.tree import abs_sq
+from gradx.trees import abs_sq
 
 __all__ = [
     "ScaleByRStdDevState",

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import optax
 
 from gradx import core
-from gradx import tree as gtree
+from gradx import trees as gtree
 from gradx.combine import chain, wide_throughout
 from gradx.core import Params, State, Transform, Updates
 from gradx.decay import add_decayed_weights
@@ -26,7 +26,7 @@ from gradx.scale import descend
 from gradx.sources import Array, ByPath, Hyper
 from gradx.stacked import Share
 from gradx.stage import Call, Leaves, Numbers, Results, Rows, Slots, staged
-from gradx.tree import abs_sq
+from gradx.trees import abs_sq
 
 __all__ = ["ScionState", "scale_by_scion", "scion"]
 

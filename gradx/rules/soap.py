@@ -31,7 +31,7 @@ from gradx.moments import average, weight_so_far
 from gradx.sources import Array, Hyper
 from gradx.stacked import Share
 from gradx.stage import Numbers, Slots
-from gradx.tree import abs_sq
+from gradx.trees import abs_sq
 
 __all__ = ["SoapState", "scale_by_soap", "soap"]
 

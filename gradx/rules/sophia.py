@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from gradx import core
-from gradx import tree as gtree
+from gradx import trees as gtree
 from gradx.combine import Contract, chain
 from gradx.contract import MaskedNode
 from gradx.core import Count, Params, Part, State, Transform, Updates

@@ -20,7 +20,7 @@ from gradx.norms import scale_by_trust_ratio
 from gradx.scale import ScaleByScheduleState, descend
 from gradx.sources import Array, Hyper
 from gradx.stage import Numbers, Slots
-from gradx.tree import abs_sq
+from gradx.trees import abs_sq
 
 __all__ = [
     "ScaleByNovogradState",

@@ -7,7 +7,6 @@ value and gradient of a search for the next step, where they need not be calcula
 
 from __future__ import annotations
 
-import difflib
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,9 +17,10 @@ import jax.numpy as jnp
 import optax
 
 from gradx import core, sources
-from gradx import tree as gtree
+from gradx import trees as gtree
 from gradx.calls import checked
 from gradx.core import Params, State, Updates
+from gradx.near import nearest
 from gradx.sources import Array
 from gradx.stage import check_array, widen
 
@@ -74,11 +74,11 @@ def data_for(value_fn: Callable[..., Any], extra: Mapping[str, Any], where: str)
     named = {p.name: p for p in others if p.kind is not inspect.Parameter.VAR_POSITIONAL}
     lacks = [name for name in named if name not in extra]
     for name in extra:
-        near = difflib.get_close_matches(name, lacks, n=1, cutoff=0.75)
-        if name not in named and near:
+        near = nearest(name, lacks, cutoff=0.75)
+        if name not in named and near is not None:
             raise ValueError(
                 f"{where}: the call gives the extra argument {name!r}, which value_fn does not "
-                f"take. Did you mean {near[0]!r}?"
+                f"take. Did you mean {near!r}?"
             )
     needed = [name for name in lacks if named[name].default is inspect.Parameter.empty]
     if needed:

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from gradx import core, hyper
-from gradx import tree as gtree
+from gradx import trees as gtree
 from gradx.combine import Contract
 from gradx.core import Params, State, Transform, Updates
 from gradx.counting import steps

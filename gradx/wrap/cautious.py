@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from gradx import core, hyper
-from gradx import tree as gtree
+from gradx import trees as gtree
 from gradx.combine import Contract, identity, stage_of
 from gradx.core import Params, Part, State, Transform, Updates
 from gradx.gating import check_inner

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from gradx import core, hyper
-from gradx import tree as gtree
+from gradx import trees as gtree
 from gradx.combine import Contract, chain
 from gradx.core import State, Transform
 from gradx.fallback import adam_for_others, or_by_name, with_fallback
@@ -20,7 +20,7 @@ from gradx.matrices import Matrix, check_paths, only_matrices
 from gradx.norms import quotient, root
 from gradx.sources import Array, Hyper
 from gradx.stage import Leaves, Numbers, Results, Rows, Slots, is_array, staged, widen
-from gradx.tree import abs_sq, unshared
+from gradx.trees import abs_sq, unshared
 
 __all__ = ["ScaleByHyperballState", "hyperball", "scale_by_hyperball"]
 

@@ -7,7 +7,6 @@ that the state has by then.
 
 from __future__ import annotations
 
-import difflib
 import inspect
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -25,6 +24,7 @@ from gradx.contract import GradientTransformation, Schedule, StatefulSchedule
 from gradx.core import Count, Params, Part, State, Transform, Updates
 from gradx.live import InjectStatefulHyperparamsState
 from gradx.moments import storage
+from gradx.near import hint
 from gradx.sources import Array
 from gradx.states import check_keys, check_state, wrong_state
 from gradx.step import safe_increment
@@ -163,10 +163,9 @@ class _Injection:
         check_state(state, InjectStatefulHyperparamsState, "inject_hyperparams")
         for name in state.hyperparams:
             if name not in names:
-                near = difflib.get_close_matches(name, names, n=1)
                 raise ValueError(
                     f"inject_hyperparams: the state has a number {name!r}, which is none of "
-                    f"{names}.{f' Is {near[0]!r} meant?' if near else ''} Was it made by another "
+                    f"{names}.{hint(name, names)} Was it made by another "
                     f"chain's init?"
                 )
         missing = [name for name in names if name not in state.hyperparams]

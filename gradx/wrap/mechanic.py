@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from gradx import core, hyper
-from gradx import tree as gtree
+from gradx import trees as gtree
 from gradx.combine import Contract, stage_of
 from gradx.core import Count, Params, Part, State, Transform, Updates
 from gradx.counting import steps
@@ -34,7 +34,7 @@ from gradx.stage import (
     widen,
 )
 from gradx.states import check_state
-from gradx.tree import abs_sq, dot, unshared
+from gradx.trees import abs_sq, dot, unshared
 
 __all__ = ["MechanicState", "mechanize"]
 

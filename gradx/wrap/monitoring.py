@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from gradx import core
-from gradx import tree as gtree
+from gradx import trees as gtree
 from gradx.again import hidden
 from gradx.combine import Contract, stateless
 from gradx.contract import EmptyState

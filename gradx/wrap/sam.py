@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from gradx import core, mapped
-from gradx import tree as gtree
+from gradx import trees as gtree
 from gradx.combine import Contract
 from gradx.core import Params, Part, State, Transform, Updates
 from gradx.counting import steps

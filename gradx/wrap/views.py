@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from gradx import core
-from gradx import tree as gtree
+from gradx import trees as gtree
 from gradx.combine import Contract
 from gradx.core import Params, Part, State, Transform, Updates
 from gradx.gating import check_inner
