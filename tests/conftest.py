@@ -15,15 +15,9 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
-FLAGS = {
-    "--xla_force_host_platform_device_count": 8,
-    # LLVM's optimizations take a sixth of the tests' time, and tiny arrays gain nothing by them.
-    # Fusions and buffers are decided before. `.ci/run` has LLVM's default for `-m full`.
-    "--xla_backend_optimization_level": 0,
-}
-for flag, value in FLAGS.items():
-    if flag not in os.environ.get("XLA_FLAGS", ""):
-        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flag}={value}".strip()
+DEVICES = "--xla_force_host_platform_device_count"
+if DEVICES not in os.environ.get("XLA_FLAGS", ""):
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {DEVICES}=8".strip()
 # XLA's thread pool: with fewer threads than devices, a collective can wait for itself for ever.
 os.environ.setdefault("NPROC", "16")
 

@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-STEPS = 20
+STEPS = 12
+DRAWN = 20  # so that the first gradients are the same however many are used
 
 
 def params(dtype: Any = np.float32) -> Any:
@@ -21,14 +22,14 @@ def params(dtype: Any = np.float32) -> Any:
 def gradients(dtype: Any = np.float32, steps: int = STEPS) -> Any:
     """A gradient for each step, stacked; their size changes from step to step by up to ten.
 
-    Fewer steps are the first of the twenty.
+    Fewer steps are the first of these.
     """
     rng = np.random.default_rng(1)
-    size = np.exp(rng.uniform(-1.2, 1.2, size=STEPS))
+    size = np.exp(rng.uniform(-1.2, 1.2, size=DRAWN))
 
     def some(shape: Any) -> Any:
-        made = np.stack([_numbers(rng, shape, np.complex128) for _ in range(STEPS)])
-        made = (made * size.reshape((STEPS,) + (1,) * len(shape)))[:steps]
+        made = np.stack([_numbers(rng, shape, np.complex128) for _ in range(DRAWN)])
+        made = (made * size.reshape((DRAWN,) + (1,) * len(shape)))[:steps]
         return (made if np.issubdtype(dtype, np.complexfloating) else made.real).astype(dtype)
 
     return jax.tree.map(some, jax.tree.map(np.shape, params()), is_leaf=_is_shape)

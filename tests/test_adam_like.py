@@ -42,6 +42,7 @@ def test_adan_keeps_the_last_gradient() -> None:
         assert_same(state.g, at(g, i))
 
 
+@pytest.mark.full
 def test_adan_of_the_paper_differs_from_optaxs() -> None:
     p, g = params(), gradients(steps=5)
     ours, papers = (
@@ -210,6 +211,7 @@ def test_rprops_rate_is_one_positive_number(rate: Any) -> None:
 # ---------------------------------------------------------------- pieces
 
 
+@pytest.mark.full
 def test_noise_of_noisy_sgd() -> None:
     """Its variance falls as it should, and a key gives the numbers that it gives in Optax."""
     p = jnp.zeros(20_000)

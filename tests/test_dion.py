@@ -42,6 +42,7 @@ def polar_factor(b: Any, rank: int | None = None) -> Any:
 
 
 @every_shape
+@pytest.mark.full
 def test_at_full_rank_the_momentum_is_muons(shape: Any) -> None:
     gs = [numbers(*shape, seed=i) for i in range(4)]
     muon = gradx.scale_by_muon("exact", beta=0.8, nesterov=False, bias_correction=False)
@@ -123,6 +124,7 @@ def test_without_any_gradient_nothing_moves() -> None:
     ("fraction", "multiple", "rank"),
     [(0.1, 1, 3), (0.11, 1, 4), (1e-9, 1, 1), (0.25, 8, 8), (0.9, 8, 30), (1.0, 1, 30)],
 )
+@pytest.mark.full
 def test_the_rank_is_rounded_up(fraction: float, multiple: int, rank: int) -> None:
     """And 0.1 times 30, which is more than 3 in floating point, to 3."""
     tx = gradx.scale_by_dion(fraction, rank_multiple_of=multiple)

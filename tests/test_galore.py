@@ -39,6 +39,7 @@ SHAPES = {"tall": (6, 3), "wide": (3, 7), "square": (4, 4), "vector": (5,), "con
 # ---------------------------------------------------------------- against Optax
 
 
+@pytest.mark.full
 def test_across_renewals_as_in_optax_where_signs_do_not_matter() -> None:
     """With a base optimizer that keeps squares only."""
     p = some(SHAPES)
@@ -67,6 +68,7 @@ def test_axes_of_a_matrix_as_in_optax(numbers: Any) -> None:
     assert_same(again, ours)
 
 
+@pytest.mark.full
 def test_an_optimizer_of_optax_inside() -> None:
     p = some(SHAPES)
     ours, _ = run(gradx.galore(0.1, 2, base_optimizer=optax.scale_by_adam()), p, 4)

@@ -98,6 +98,7 @@ def test_the_condition_is_given_the_extra_arguments_if_asked_for() -> None:
     assert tx.update(jnp.ones(1), state, loss=jnp.float32(2.0))[0] == 0
 
 
+@pytest.mark.full
 def test_a_gate_needs_no_names_of_variables(monkeypatch: pytest.MonkeyPatch) -> None:
     """JAX keeps them for its messages only, and in another way from version to version."""
 

@@ -19,6 +19,7 @@ both = pytest.mark.parametrize("factory", [gradx.scale_by_kl_shampoo, gradx.scal
 @both
 @pytest.mark.parametrize("kind", ["zero", "late", "one rank", "tiny", "huge"])
 @first_of("shape", [(6, 4), (1, 5), (5, 1)])
+@pytest.mark.full
 def test_poor_gradients_keep_the_state_sound(factory: Any, kind: str, shape: Any) -> None:
     grads = normal(12, *shape).astype(np.float32)
     match kind:
@@ -74,6 +75,7 @@ def test_eigenvalues_are_kept_above_their_clamp() -> None:
 
 
 @both
+@pytest.mark.full
 def test_a_long_side_has_eigenvalues_alone(factory: Any) -> None:
     tx = factory(max_precond_dim=3, precondition_frequency=2)
     _, state = run(tx, normal(4, 6, 3))

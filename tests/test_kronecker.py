@@ -23,6 +23,7 @@ one = first_of("factory", FACTORIES, ids=lambda f: f.__name__)
 
 
 @one
+@pytest.mark.full
 def test_transposed_gradients_give_transposed_updates(factory: Any) -> None:
     grads, tx = normal(12, 4, 3), factory(precondition_frequency=3)
     updates, state = run(tx, grads)
@@ -44,6 +45,7 @@ def test_turned_gradients_give_turned_updates(factory: Any) -> None:
 
 
 @one
+@pytest.mark.full
 def test_stacked_matrices_are_as_single_ones(factory: Any) -> None:
     grads = normal(8, 2, 4, 3)
     alone = [run(factory(precondition_frequency=3), grads[:, i])[0] for i in range(2)]
@@ -54,6 +56,7 @@ def test_stacked_matrices_are_as_single_ones(factory: Any) -> None:
 
 
 @one
+@pytest.mark.full
 def test_devices_may_share_the_matrices(factory: Any) -> None:
     mesh = jax.make_mesh((jax.device_count(),), ("d",), axis_types=(jax.sharding.AxisType.Auto,))
     grads = [normal(5, 4, 3, seed=i) for i in range(3)]
@@ -101,6 +104,7 @@ def test_poor_gradients_keep_the_bases_orthogonal(
 
 @one
 @pytest.mark.parametrize("shape", [(1, 5), (5, 1), (1, 1)])
+@pytest.mark.full
 def test_rows_and_columns(factory: Any, shape: tuple[int, int]) -> None:
     updates, state = run(factory(precondition_frequency=3), normal(10, *shape))
     assert np.isfinite(updates).all()
@@ -120,6 +124,7 @@ def renewed(tx: Any, count: int, steps: int) -> Any:
 
 
 @one
+@pytest.mark.full
 def test_all_bases_are_renewed_in_every_kth_step(factory: Any) -> None:
     changed = renewed(factory(precondition_frequency=4), 2, 10)
     np.testing.assert_array_equal(changed[:, 0], [t % 4 == 0 for t in range(1, 10)])
@@ -130,6 +135,7 @@ def test_all_bases_are_renewed_in_every_kth_step(factory: Any) -> None:
     "factory, count",
     [*((f, 3) for f in FACTORIES), *((gradx.scale_by_soap, n) for n in (1, 4, 6, 9))],
 )
+@pytest.mark.full
 def test_staggered_each_basis_is_renewed_once_in_k_steps(factory: Any, count: int) -> None:
     changed = renewed(factory(precondition_frequency=4, staggered=True), count, 13)
     for begin in range(1, 9):

@@ -143,6 +143,7 @@ def test_the_logistic_regression_of_scipy() -> None:
 
 
 @pytest.mark.parametrize("fixed", [True, False], ids=["fixed", "backtracking"])
+@pytest.mark.full
 def test_it_goes_to_minima_only(fixed: bool) -> None:
     """Himmelblau's function has four minima of 0, four saddles, and a maximum of 181.6.
 

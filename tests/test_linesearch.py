@@ -167,6 +167,7 @@ def test_a_step_is_compiled_once(search: Any, dtype: Any) -> None:
 
 
 @both
+@pytest.mark.full
 def test_inside_shard_map(search: Any) -> None:
     """Each device minimises for itself, in a loop; and all together, with a common objective."""
     tx = gradx.chain(gradx.sgd(0.1), search)

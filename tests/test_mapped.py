@@ -192,6 +192,7 @@ def assert_like_parameters(mesh: Any, tree: Any) -> int:
     ("kind", "jit_init"),
     [(AxisType.Auto, False), (AxisType.Explicit, False), (AxisType.Explicit, True)],
 )
+@pytest.mark.full
 def test_the_state_is_sharded_like_the_parameters(tx: Any, kind: AxisType, jit_init: bool) -> None:
     """From `init` on, and through jitted updates, which compute what one device does."""
 

@@ -65,6 +65,7 @@ def test_a_hole_before_the_matrices(tx: Any) -> None:
 
 
 @one_rule
+@pytest.mark.full
 def test_gates_of_many_states_may_disagree(tx: Any) -> None:
     gated = gradx.apply_if_finite(tx, 5)
     p = normal(2, 4, 3)
@@ -81,6 +82,7 @@ def test_gates_of_many_states_may_disagree(tx: Any) -> None:
 
 @one_rule
 @first_of("shared", [True, False])
+@pytest.mark.full
 def test_sharded_leaves_on_an_explicit_mesh(tx: Any, shared: bool) -> None:
     """Several steps, with parameters, gradients and state on the mesh."""
     mesh = jax.make_mesh((2,), ("d",), axis_types=(AxisType.Explicit,))

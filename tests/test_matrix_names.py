@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import pytest
 
 import gradx
-from gradx import tree as gtree
+from gradx import trees as gtree
 from gradx.contract import MaskedNode
 from gradx.matrix_names import judged
 

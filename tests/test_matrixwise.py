@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from cases import first_of
 from problems import assert_close, assert_same
 
 import gradx
@@ -141,6 +142,7 @@ def test_a_segment_is_what_its_last_word_says() -> None:
     assert [name for name in others.split() if found[name] is not None] == []
 
 
+@pytest.mark.full
 def test_a_weight_with_outputs_first_is_a_kernel_turned() -> None:
     """As in Equinox and PyTorch; the size of the step depends on which side is which."""
     tx = gradx.muon(0.1)
@@ -199,7 +201,7 @@ def test_chunks_change_memory_only() -> None:
 # ---------------------------------------------------------------- shared by devices
 
 
-@pytest.mark.parametrize("kind", ["Auto", "Explicit"])
+@first_of("kind", ["Auto", "Explicit"])
 def test_devices_share_the_matrices(kind: str) -> None:
     """Each does an eighth of the products; what is not a multiple of eight is filled up."""
     axis_type = getattr(jax.sharding.AxisType, kind)
@@ -222,6 +224,7 @@ def test_devices_share_the_matrices(kind: str) -> None:
 # ---------------------------------------------------------------- Muon
 
 
+@pytest.mark.full
 def test_embeddings_and_heads_are_left_to_adam() -> None:
     params = {"embed": jnp.ones((9, 4)), "mlp": jnp.ones((4, 4)), "head": jnp.ones((4, 9))}
     adam = gradx.adam(0.1)

@@ -45,6 +45,7 @@ def test_caution_compares_with_what_it_is_given_itself() -> None:
     np.testing.assert_allclose(updates, [-12.0, 0.0])
 
 
+@pytest.mark.full
 def test_caution_is_the_same_around_any_kind_of_transformation() -> None:
     fused = gradx.cautious(gradx.adam(0.05))
     theirs = gradx.cautious(optax.adam(0.05))
@@ -140,6 +141,7 @@ def test_cautious_decay_by_mask_and_without() -> None:
 # ---------------------------------------------------------------- MARS
 
 
+@pytest.mark.full
 def test_mars_is_a_correction_before_adam() -> None:
     pieces = gradx.chain(gradx.correct_by_mars(gamma=0.3), gradx.scale_by_adam(0.95, 0.99))
     assert_close(after_three(gradx.scale_by_mars(gamma=0.3)), after_three(pieces), rtol=1e-6)
@@ -356,6 +358,7 @@ def test_the_innermost_block_counts() -> None:
         assert_same(updates, p)
 
 
+@pytest.mark.full
 def test_qk_clip_after_muon_in_half_precision() -> None:
     p = jax.tree.map(lambda x: x.astype(jnp.bfloat16), attention())
     tx = gradx.chain(gradx.muon(0.1), gradx.qk_clip())

@@ -59,6 +59,7 @@ def test_the_size_of_the_gradient_does_not_matter(name: str) -> None:
 
 
 @first_of("name", ["muon", "aol", "adamuon", "dion", "dion2"])
+@pytest.mark.full
 def test_a_transposed_matrix_has_the_transposed_update(name: str) -> None:
     # Not with NorMuon, where a neuron is a column, and not with Scion, whose size follows m and n;
     # and not a square matrix with AOL, which looks at rows, and with Dion, which has to choose.
@@ -68,6 +69,7 @@ def test_a_transposed_matrix_has_the_transposed_update(name: str) -> None:
 
 
 @first_of("name", MAKERS)
+@pytest.mark.full
 def test_zero_extreme_and_rank_one_gradients(name: str) -> None:
     rank_one = np.outer(numbers(3), numbers(4, seed=1))
     zero = {str(t): jnp.zeros((3, 4), t) for t in (jnp.float32, jnp.bfloat16, jnp.float16)}
@@ -121,6 +123,7 @@ def test_the_gram_matrix_gives_the_same() -> None:
 
 
 @first_of("name", MAKERS)
+@pytest.mark.full
 def test_stacked_layers_and_parts_are_updated_like_separate_matrices(name: str) -> None:
     each = [numbers(6, 4, seed=i) for i in range(3)]
     separate = twice(MAKERS[name](), each)
@@ -150,8 +153,8 @@ def test_matrices_without_gradient_are_left_alone(name: str) -> None:
 # ---------------------------------------------------------------- as it is elsewhere
 
 
-@pytest.mark.parametrize(
-    ("kind", "adaptive"),
+@first_of(
+    "kind, adaptive",
     [("frobenius", True), ("spectral", False), ("aol", True), ("schatten", False)],
 )
 def test_muon_agrees_with_optax(kind: Any, adaptive: bool) -> None:
@@ -188,6 +191,7 @@ def test_a_neuron_of_normuon_is_an_output() -> None:
 
 
 @pytest.mark.parametrize("name", ["normuon", "adamuon"])
+@pytest.mark.full
 def test_updates_have_the_promised_root_mean_square(name: str) -> None:
     p = {"mlp": numbers(8, 20), "narrow": numbers(30, 2)}
     tx = getattr(gradx, name)(1.0, weight_decay=0.0)
@@ -216,6 +220,7 @@ def test_a_size_is_said_once(name: str) -> None:
     make(consistent_rms=None, convention="none")
 
 
+@pytest.mark.full
 def test_sizes_by_default() -> None:
     p = {"mlp": numbers(4, 6)}
     usual = {"muon": "keller", "normuon": "spectral", "dion": "spectral", "dion2": "spectral"}

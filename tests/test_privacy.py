@@ -138,6 +138,7 @@ def typed_dtype() -> Any:
     return jax.random.key(0).dtype
 
 
+@pytest.mark.full
 def test_the_noise_has_the_deviation_that_privacy_needs() -> None:
     """Independent of each other: the elements, the leaves, the steps; in both parts, if complex."""
     tx = gradx.differentially_private_aggregate(2.0, 1.5, key=0)

@@ -63,6 +63,7 @@ def test_the_key_decides_the_noise() -> None:
 # ---------------------------------------------------------------- when
 
 
+@pytest.mark.full
 def test_factors_are_fitted_as_often_as_they_should() -> None:
     def fitted(often: Any, steps: int) -> list[int]:
         tx = gradx.scale_by_psgd_kron(preconditioner_update_probability=often)
@@ -119,6 +120,7 @@ def test_which_factors_are_diagonal(numbers: Any, left: Any, right: Any) -> None
 
 
 @first_of("probe", ["normal", "expected"])
+@pytest.mark.full
 def test_it_whitens(probe: Any) -> None:
     """Gradients with rows and columns of very different size, mixed, come out white."""
     mix = some(3, 3, seed=5) * jnp.array([4.0, 1.0, 0.5])
@@ -138,6 +140,7 @@ def test_it_whitens(probe: Any) -> None:
     assert np.linalg.cond(raw) > 50
 
 
+@pytest.mark.full
 def test_updates_are_capped() -> None:
     grads = 1e3 * some(3, 4, 3)
     made, _ = run(gradx.scale_by_psgd_kron(), grads)
@@ -159,6 +162,7 @@ def test_stacked_layers_are_matrices_of_their_own() -> None:
 
 @first_of("probe", ["normal", "expected"])
 @first_of("dtype", [jnp.float16, jnp.bfloat16, jnp.float32])
+@pytest.mark.full
 def test_updates_stay_finite(probe: Any, dtype: Any) -> None:
     shapes, sizes = [(1, 4), (4, 1), (1, 1), (3, 5)], [0.0, 1e-30, 1e4, 1e15]
     values = [min(size, float(jnp.finfo(dtype).max) / 4) for size in sizes]
@@ -171,6 +175,7 @@ def test_updates_stay_finite(probe: Any, dtype: Any) -> None:
 
 @first_of("first", [0.0, 1e-30])
 @pytest.mark.parametrize("probe", ["normal", "expected"])
+@pytest.mark.full
 def test_a_gradient_after_a_long_sleep(probe: Any, first: float) -> None:
     """Without a gradient nothing holds the factors back; they must not grow until they overflow."""
     grads = jnp.concatenate([jnp.full((1200, 4, 3), first), some(300, 4, 3)])
@@ -183,6 +188,7 @@ def test_a_gradient_after_a_long_sleep(probe: Any, first: float) -> None:
 # ---------------------------------------------------------------- the optimizer
 
 
+@pytest.mark.full
 def test_what_is_no_matrix_has_adam() -> None:
     p = {"embed": some(5, 3), "mlp": some(3, 4), "bias": some(4)}
     g = jax.tree.map(lambda x: x + 1, p)

@@ -35,6 +35,7 @@ def run(tx: Any, grads: list[Any]) -> tuple[list[Any], Any]:
 
 @first_of("shape", [(5, 7), (4, 6), (2, 5), (3, 2), (1, 3)])
 @pytest.mark.parametrize("graft", ["adam", "none"])
+@pytest.mark.full
 def test_blocks_are_matrices_of_their_own(shape: tuple[int, int], graft: str) -> None:
     grads = [np.asarray(some(*shape, seed=i)) for i in range(4)]
     numbers: Any = {"b2": 0.9, "eps": 1e-2, "graft": graft}
@@ -100,6 +101,7 @@ def test_roots_are_renewed_in_every_kth_step() -> None:
     assert np.any(roots[0] != 0)
 
 
+@pytest.mark.full
 def test_staggered_each_step_renews_some() -> None:
     tx = gradx.scale_by_shampoo(precondition_frequency=2, staggered=True)
     grads = [{n: some(3, 2, seed=10 * i + j) for j, n in enumerate("abc")} for i in range(5)]
@@ -117,6 +119,7 @@ def test_staggered_each_step_renews_some() -> None:
 
 
 @first_of("dtype", [jnp.float16, jnp.bfloat16, jnp.float32])
+@pytest.mark.full
 def test_updates_stay_finite(dtype: Any) -> None:
     shapes, sizes = [(1, 4), (4, 1), (1, 1), (3, 5)], [0.0, 1e-30, 1e4, 1e15]
     values = [min(size, float(jnp.finfo(dtype).max) / 4) for size in sizes]

@@ -62,6 +62,7 @@ def test_as_slow_as_the_other_it_counts_twice(
 
 
 @first_of("factory, kwargs", LINEAR, ids=[f.__name__ for f, _ in LINEAR])
+@pytest.mark.full
 def test_what_is_linear_in_the_momentum_adds_the_two(factory: Any, kwargs: dict[str, Any]) -> None:
     """Each with the preconditioner that both have in common: it is made of the gradients alone."""
     grads = normal(8, 4, 3)

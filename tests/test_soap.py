@@ -174,6 +174,7 @@ def test_many_states_with_their_own_counts() -> None:
 # ---------------------------------------------------------------- arguments
 
 
+@pytest.mark.full
 def test_the_average_of_the_factors_has_a_number_of_its_own() -> None:
     grads = normal(3, 4, 3)
     _, state = run(gradx.scale_by_soap(shampoo_beta=0.5), grads)
@@ -184,6 +185,7 @@ def test_the_average_of_the_factors_has_a_number_of_its_own() -> None:
         gradx.scale_by_soap(shampoo_beta=1.0)
 
 
+@pytest.mark.full
 def test_the_first_moment_may_be_short() -> None:
     tx = gradx.scale_by_soap(mu_dtype=jnp.bfloat16, precondition_frequency=2)
     grads = normal(6, 4, 3, dtype=np.float32)

@@ -18,6 +18,7 @@ import gradx
 
 
 @pytest.mark.parametrize("shape", [(4, 4), (3, 5), (5, 3)])
+@pytest.mark.full
 def test_what_has_the_bases_for_singular_vectors_is_whitened(shape: tuple[int, int]) -> None:
     """All singular values become 1: the update is the polar factor, from the second step on."""
     g = normal(*shape)
@@ -155,6 +156,7 @@ def test_the_signs_are_exact_also_where_eps_may_change() -> None:
     assert set(np.unique(updates)) == {-1.0, 1.0}
 
 
+@pytest.mark.full
 def test_the_first_moment_may_be_short() -> None:
     tx = gradx.scale_by_splus(eps=0.1, mu_dtype=jnp.bfloat16, precondition_frequency=2)
     grads = normal(6, 4, 3, dtype=np.float32)

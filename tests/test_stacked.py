@@ -97,6 +97,7 @@ def test_chunks_of_what_a_cache_holds(
 
 
 @pytest.mark.usefixtures("leaf_by_leaf")
+@pytest.mark.full
 def test_leaves_of_no_matrices_and_of_other_devices() -> None:
     """What is sharded inside `shard_map` and what is not are no leaves of one kind."""
     n = jax.device_count()
@@ -132,6 +133,7 @@ def test_no_step_renews_two_of_the_largest_before_each_has_had_one() -> None:
 
 
 @pytest.mark.usefixtures("leaf_by_leaf")
+@pytest.mark.full
 def test_large_leaves_stay_where_they_are_on_an_explicit_mesh() -> None:
     n = jax.device_count()
     mesh = jax.make_mesh((n,), ("d",), axis_types=(jax.sharding.AxisType.Explicit,))

@@ -107,6 +107,7 @@ def test_where_it_began_is_a_copy(name: str) -> None:
     assert all_finite((p, s))
 
 
+@pytest.mark.full
 def test_the_state_of_a_rejected_step_stays() -> None:
     """The scalars of the tree too, and those of a wrapper inside."""
     for inner in (gradx.prodigy(), gradx.dog(), gradx.mechanize(gradx.adam(1.0))):
@@ -289,6 +290,7 @@ def test_the_scaling_of_polyaks_step_scales_it() -> None:
 
 
 @pytest.mark.parametrize("name", ["momo", "momo_adam"])
+@pytest.mark.full
 def test_losses_that_change_as_in_optax(name: str) -> None:
     values = [3.0, 0.1, 2.0, 0.05]
     rate = gradx.linear_schedule(0.1, 0.02, 4)
@@ -332,6 +334,7 @@ def test_mechanize_with_live_numbers() -> None:
     assert "mechanize" in str(gradx.describe(tx, TREE))
 
 
+@pytest.mark.full
 def test_mechanize_in_half_precision() -> None:
     """In Optax the vectors are float16 too, where eps=1e-8 is 0: NaN in the first step."""
     p = jnp.ones(4, jnp.float16)
