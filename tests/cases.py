@@ -1316,6 +1316,17 @@ def each(rows: Iterable[Case]) -> Any:
     return pytest.mark.parametrize("case", list(rows), ids=lambda row: row.id)
 
 
+def each_factory(rows: Iterable[Case]) -> Any:
+    """Marks a test to run over the first row of each factory, and under ``-m full`` over those with
+    other numbers."""
+    seen: set[str] = set()
+    marked = []
+    for case in rows:
+        marked.append(pytest.param(case, marks=[pytest.mark.full] * (case.factory in seen)))
+        seen.add(case.factory)
+    return pytest.mark.parametrize("case", marked, ids=lambda row: row.id)
+
+
 def first_of(name: str, values: Iterable[Any], ids: Any = None) -> Any:
     """Marks a test that holds for the same reason with any of the values: it runs with the first
     of them, and under ``-m full`` with the others."""

@@ -16,7 +16,7 @@ from problems import STEPS, gradients, moved, params, trajectory
 import gradx
 from gradx import calls, sources
 
-NARROW_STEPS = 6
+NARROW_STEPS = 5
 
 
 def first(stacked: Any, i: int = 0) -> Any:
@@ -39,7 +39,7 @@ def reference_trajectory(case: Case, dtype: Any) -> list[Any]:
 def plain_steps(case: Case, library: Any, dtype: Any) -> tuple[list[Any], list[Any]]:
     """The parameters after each step, and the updates, operation by operation.
 
-    Twelve steps in float64, where an algorithm shows; six where rounding and types do, or Optax.
+    Twelve steps in float64, where an algorithm shows; five where rounding and types do, or Optax.
     (The trajectories of other implementations, in `test_trajectories.py`, have thirty.)
 
     An operation is compiled once for all rows, where a program for each row is most of what the

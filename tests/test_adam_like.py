@@ -58,6 +58,7 @@ def test_adan_of_the_paper_differs_from_optaxs() -> None:
 # ---------------------------------------------------------------- acprop, adopt
 
 
+@pytest.mark.full
 def test_acprop_is_exact_where_gradients_do_not_change() -> None:
     """The variance is around the old mean, not solved for from the new one: that would be noise."""
     grads = [0.3] * 40
@@ -149,6 +150,7 @@ def test_schedules_of_ademamix_go_by_the_count_of_the_slow_average() -> None:
 # ---------------------------------------------------------------- optimism
 
 
+@pytest.mark.full
 def test_optimistic_adam_is_optaxs() -> None:
     with pytest.warns(DeprecationWarning, match="optimistic_adam_v2"):
         theirs = optax.optimistic_adam(0.05, 0.3, b1=0.8)
@@ -158,6 +160,7 @@ def test_optimistic_adam_is_optaxs() -> None:
         assert_close(ours, trajectory(theirs, p, g), rtol=1e-10)
 
 
+@pytest.mark.full
 def test_optimistic_adam_follows_a_schedule() -> None:
     rate = gradx.exponential_decay(0.05, 1, 0.9)
     p, g = params(), gradients(steps=5)

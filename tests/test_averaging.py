@@ -556,6 +556,7 @@ def test_trees_that_make_no_vector() -> None:
     assert gradx.flatten(optax.adam(0.1)).init({}).__class__ is tuple  # of an empty vector
 
 
+@pytest.mark.full
 def test_complex_numbers_as_two() -> None:
     p, g = params(np.complex64), gradients(np.complex64, steps=3)
     ours = trajectory(gradx.split_real_and_imaginary(gradx.adam(0.1)), p, g)

@@ -53,6 +53,7 @@ def test_at_full_rank_the_momentum_is_muons(shape: Any) -> None:
 
 @every_shape
 @first_of("fraction", [0.5, 1.0])
+@pytest.mark.full
 def test_with_singular_vectors_for_a_basis_the_update_is_the_polar_factor(
     shape: Any, fraction: float
 ) -> None:
@@ -69,6 +70,7 @@ def test_with_singular_vectors_for_a_basis_the_update_is_the_polar_factor(
     assert_close(np.abs(after.basis.T @ shorter[:, :rank]), np.eye(rank, dtype="f"), rtol=1e-5)
 
 
+@pytest.mark.full
 def test_one_gradient_again_and_again_leads_to_the_polar_factor() -> None:
     left, _, vh = np.linalg.svd(numbers(4, 6), full_matrices=False)
     g = (left * np.array([8.0, 4.0, 2.0, 1.0], np.float32)) @ vh
@@ -132,6 +134,7 @@ def test_the_rank_is_rounded_up(fraction: float, multiple: int, rank: int) -> No
         assert tx.init(np.zeros(shape, np.float32)).basis.shape == (30, rank)
 
 
+@pytest.mark.full
 def test_the_first_basis_follows_from_the_key_alone() -> None:
     def basis(key: Any, dtype: Any = np.float32) -> Any:
         p = {"a": np.ones((4, 6), dtype), "b": np.zeros((4, 6), dtype)}
@@ -227,6 +230,7 @@ def test_the_work_of_dion2_falls_with_the_fraction() -> None:
         assert made < 1.05 * fraction * muon + 20 * rows * columns
 
 
+@pytest.mark.full
 def test_the_products_of_dion_fall_with_the_rank() -> None:
     """Four of them; the work of the orthogonal factor is not in XLA's count."""
     rows, columns = 64, 256

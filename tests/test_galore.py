@@ -58,6 +58,7 @@ def test_across_renewals_as_in_optax_where_signs_do_not_matter() -> None:
 
 
 @first_of("numbers", [(1, (2, 0)), (0, (1, 2)), ((0, 1), 2), ((-1, 0), -2), ((2, 1), (0,))])
+@pytest.mark.full
 def test_axes_of_a_matrix_as_in_optax(numbers: Any) -> None:
     p = some({"conv": (2, 3, 4), "vector": (5,)})
     ours, _ = run(gradx.galore(0.1, 2, weight_dimension_numbers=GaLore(*numbers)), p, 4)
@@ -88,6 +89,7 @@ CHOICES = {
 
 @pytest.mark.parametrize("choice", CHOICES)
 @pytest.mark.parametrize("hidden", [None, "rest", "missing"])
+@pytest.mark.full
 def test_leaves_are_chosen(choice: str, hidden: str | None) -> None:
     tx = gradx.scale_by_galore(rank=1, weight_dimension_numbers=CHOICES[choice])
     p = some({"conv": (2, 2, 2), "rest": {"kernel": (3, 3), "bias": (3,)}})
@@ -177,6 +179,7 @@ def test_directions_that_remain_keep_their_sign() -> None:
             assert (overlap > 0.8).all(), overlap
 
 
+@pytest.mark.full
 def test_directions_are_renewed_in_few_steps() -> None:
     """For a sweep too, where `lax.cond` would decompose every matrix in every step."""
     tx = gradx.scale_by_galore(rank=2, update_proj_gap=3)
@@ -209,6 +212,7 @@ def test_counts_that_differ_renew_each_its_own() -> None:
 # ---------------------------------------------------------------- the base optimizer
 
 
+@pytest.mark.full
 def test_half_precision_is_projected_in_float32() -> None:
     p = jax.tree.map(lambda x: x.astype(jnp.bfloat16), some({"w": (6, 4), "b": (4,)}))
     for base in (None, optax.scale_by_adam()):

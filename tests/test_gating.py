@@ -162,8 +162,8 @@ def test_one_device_makes_all_of_them_skip() -> None:
 # ---------------------------------------------------------------- accumulation
 
 MULTI = {
-    "k=1": {"every_k_schedule": 1},
     "k=4": {"every_k_schedule": 4},
+    "k=1": {"every_k_schedule": 1},
     "sum": {"every_k_schedule": 3, "use_grad_mean": False},
     "growing": {"every_k_schedule": lambda step: jnp.where(step < 2, 2, 3)},
     "skipping": {"every_k_schedule": 2, "should_skip_update_fn": "skip_not_finite"},
@@ -171,7 +171,7 @@ MULTI = {
 }
 
 
-@pytest.mark.parametrize("kind", MULTI)
+@first_of("kind", MULTI)
 @first_of("inner", ["chain", "adamw"])
 def test_accumulation_agrees_with_optax(kind: str, inner: str) -> None:
     def make(lib: Any) -> Any:

@@ -36,6 +36,7 @@ def test_transposed_gradients_give_transposed_updates(factory: Any) -> None:
 
 
 @one
+@pytest.mark.full
 def test_turned_gradients_give_turned_updates(factory: Any) -> None:
     """But for the first step, before there are bases."""
     grads, tx = normal(12, 4, 3), factory(precondition_frequency=3)
@@ -76,6 +77,7 @@ def test_devices_may_share_the_matrices(factory: Any) -> None:
     [(gradx.scale_by_soap, 20.0), (gradx.scale_by_splus, np.sqrt(24) + 0.1)],
     ids=["soap", "splus"],
 )
+@pytest.mark.full
 def test_poor_gradients_keep_the_bases_orthogonal(
     factory: Any, most: float, kind: str, dtype: Any
 ) -> None:

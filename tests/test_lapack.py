@@ -54,6 +54,7 @@ def test_as_in_jax_also_in_stacks(ours: Any, theirs: Any) -> None:
 
 
 @each
+@pytest.mark.full
 def test_there_are_gradients(ours: Any, theirs: Any) -> None:
     x = symmetric(3, 4, 4)
     total = lambda f: lambda x: sum(jnp.sum(y**2 * y) for y in jax.tree.leaves(jax.vmap(f)(x)))

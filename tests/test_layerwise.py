@@ -197,6 +197,7 @@ def test_adafactors_momentum_is_as_wide_as_its_parameters() -> None:
     assert half.init(jnp.ones(2))[4].ema.dtype == jnp.bfloat16
 
 
+@pytest.mark.full
 def test_float16_gradients_of_zero_and_of_a_thousand() -> None:
     """In float16 the squares are 0 and infinite, and Optax's updates NaN and 0."""
     p = jnp.ones((4, 4), jnp.float16)

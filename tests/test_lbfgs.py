@@ -339,6 +339,7 @@ def memory_of(tx: Any, n: int = 8) -> tuple[int, float]:
 
 
 @counts_buffers
+@pytest.mark.full
 def test_the_memory_is_updated_in_place() -> None:
     """Beside the direction there is one leaf of the memory at a time; Optax has four copies."""
     (not_reused, ours), (_, theirs) = (memory_of(lib.scale_by_lbfgs()) for lib in (gradx, optax))

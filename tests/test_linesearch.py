@@ -269,6 +269,7 @@ def test_outside_of_the_domain_it_comes_back(search: Any) -> None:
 
 
 @both
+@pytest.mark.full
 def test_after_a_search_that_failed_the_next_one_can_move(search: Any) -> None:
     """In Optax the step size 0 is where every later search begins: it never moves again."""
     x, direction = jnp.array([2.0]), jnp.array([-1.0])
@@ -350,6 +351,7 @@ def test_a_leaf_without_a_gradient_stays(search: Any) -> None:
     assert f({**x, "w": x["w"] + updates["w"]}) < f(x)
 
 
+@pytest.mark.full
 def test_the_slope_of_complex_parameters() -> None:
     """Both searches take the gradient that transformations take, the conjugate of `jax.grad`'s.
 

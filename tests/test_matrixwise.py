@@ -193,6 +193,7 @@ def test_shapes_are_stacked_once_however_many_leaves() -> None:
     assert_same(u, g)
 
 
+@pytest.mark.full
 def test_chunks_change_memory_only() -> None:
     g = {f"w{i}": numbers(i, 16, 24) for i in range(5)}
     assert_close(made(gradx.scale_by_muon(chunk=2), g), made(gradx.scale_by_muon(), g), rtol=1e-6)

@@ -103,6 +103,7 @@ def test_caution_in_steps_that_do_not_count() -> None:
     assert_same(second.inner_state, first.inner_state)
 
 
+@pytest.mark.full
 def test_caution_around_muon_and_what_comes_after_it() -> None:
     inner = gradx.muon(0.1, "exact")
     tx = gradx.chain(gradx.cautious(inner), gradx.clip_by_block_rms(1e-3))
@@ -191,6 +192,7 @@ def test_the_norm_stays_and_the_step_is_relative(inner: Any, dtype: Any) -> None
     assert norms(p["mlp"]) == pytest.approx(start, rel=1e-5 if dtype == jnp.float32 else 1e-2)
 
 
+@pytest.mark.full
 def test_each_matrix_of_a_stack_has_its_own_norm() -> None:
     rng = np.random.default_rng(0)
     p = {"layers": {"mlp": rng.normal(size=(3, 2, 4)).astype(np.float32)}}
@@ -304,6 +306,7 @@ def test_what_is_clipped_is_the_weight_after_the_step() -> None:
     assert_same(updates["other"], jnp.array([-0.5]))
 
 
+@pytest.mark.full
 def test_heads_side_by_side_stacked_and_by_path() -> None:
     logits = jnp.array([4.0, 1.0, 16.0])
     root = np.array([0.5, 1.0, 0.25], np.float32)

@@ -167,6 +167,7 @@ def test_muon_agrees_with_optax(kind: Any, adaptive: bool) -> None:
     assert_close(ours, theirs, rtol=1e-5)
 
 
+@pytest.mark.full
 def test_small_gradients_are_normalised_by_aol_too() -> None:
     """Optax compares their squares with eps, and makes nothing of them."""
     g = numbers(3, 4) * np.float32(1e-9)
@@ -248,6 +249,7 @@ def test_a_preset_takes_no_other_number_of_steps() -> None:
 # ---------------------------------------------------------------- Scion's norms
 
 
+@pytest.mark.full
 def test_scion_chooses_norms_by_names() -> None:
     p = {
         "embed": numbers(9, 4),
@@ -294,6 +296,7 @@ def test_scions_norms_and_axes_can_be_said() -> None:
         gradx.scion(0.1, norms=gradx.by_path({"head": "sign"}, default="auto")).init(p)
 
 
+@pytest.mark.full
 def test_scion_stays_in_its_balls() -> None:
     p = {"w": np.zeros((4, 6), np.float32), "bias": np.zeros(3, np.float32)}
     tx = gradx.scion(0.3, ns_coeffs="exact", radius=2.0)

@@ -90,6 +90,7 @@ def test_a_nan_is_not_hidden() -> None:
     assert jnp.isnan(made["a"]).all()
 
 
+@pytest.mark.full
 def test_half_precision_is_summed_in_float32() -> None:
     g = jnp.full((4096, 2), 1.0, jnp.bfloat16)
     made, _ = gradx.per_example_global_norm_clip({"a": g}, 10.0)
@@ -157,6 +158,7 @@ def test_the_noise_has_the_deviation_that_privacy_needs() -> None:
     assert np.abs(correlations).max() < 0.05
 
 
+@pytest.mark.full
 def test_examples_may_be_shared_by_devices() -> None:
     g = grads()
     whole = gradx.differentially_private_aggregate(1.5, 0.7, key=0)
@@ -188,6 +190,7 @@ def test_dpsgd_trains_as_in_optax() -> None:
     ]
 
 
+@pytest.mark.full
 def test_a_donated_state_frees_no_key() -> None:
     for key in (jax.random.key(0), jax.random.PRNGKey(0)):
         tx = gradx.dpsgd(0.1, 1.0, 1.0, key)

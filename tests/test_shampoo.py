@@ -50,6 +50,7 @@ def test_blocks_are_matrices_of_their_own(shape: tuple[int, int], graft: str) ->
     assert state.right.shape == (columns, -(-rows // 2) * high)
 
 
+@pytest.mark.full
 def test_a_matrix_of_one_block_keeps_its_two_factors() -> None:
     grads = [some(3, 5, seed=i) for i in range(3)]
     _, state = run(gradx.scale_by_shampoo(), grads)
@@ -89,6 +90,7 @@ def test_the_size_is_that_of_the_graft() -> None:
 # ---------------------------------------------------------------- renewal
 
 
+@pytest.mark.full
 def test_roots_are_renewed_in_every_kth_step() -> None:
     tx = gradx.scale_by_shampoo(precondition_frequency=3)
     grads = [some(3, 2, seed=i) for i in range(7)]
@@ -132,6 +134,7 @@ def test_updates_stay_finite(dtype: Any) -> None:
 
 
 @pytest.mark.parametrize(("eps", "rtol"), [(1e-12, 0.1), (1e-8, 2e-3), (1e-4, 2e-5)])
+@pytest.mark.full
 def test_factors_without_full_rank_do_no_harm(eps: float, rtol: float) -> None:
     """The average has nothing in the directions in which the roots are 1000, but for rounding."""
     g = np.asarray(some(6, 1)) * np.asarray(some(1, 4, seed=1))
@@ -176,6 +179,7 @@ def test_where_eigenvalues_cannot_be_found_the_old_roots_stay(monkeypatch: Any) 
 # ---------------------------------------------------------------- the optimizer
 
 
+@pytest.mark.full
 def test_what_is_no_matrix_has_adam() -> None:
     p = {"embed": some(5, 3), "mlp": some(3, 4), "bias": some(4)}
     g = jax.tree.map(lambda x: x + 1, p)

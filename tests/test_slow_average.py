@@ -44,6 +44,7 @@ def made(factory: Any, kwargs: dict[str, Any], name: str, b1: float, **slow: Any
 
 
 @one
+@pytest.mark.full
 def test_without_weight_it_makes_no_difference(
     factory: Any, kwargs: dict[str, Any], name: str, twice: float
 ) -> None:
@@ -88,6 +89,7 @@ def mixed(grads: Any, b3: float, alpha: float) -> Any:
         (gradx.scale_by_psgd_kron, {"b1": 0.0, "probe": "expected"}),
     ],
 )
+@pytest.mark.full
 def test_what_knows_the_momentum_alone_has_both_for_a_gradient(factory: Any, kwargs: Any) -> None:
     grads = normal(7, 4, 3)
     both = run(factory(b3=0.99, alpha=3.0, **kwargs), grads)[0]

@@ -30,6 +30,7 @@ def test_in_the_identity_basis_it_is_adam(limit: int) -> None:
     assert state.row_basis.shape == (12, *((0, 0) if limit == 0 else (3, 3)))
 
 
+@pytest.mark.full
 def test_the_scale_of_the_gradients_makes_no_difference() -> None:
     grads = normal(9, 4, 3)
     tx = gradx.scale_by_soap(eps=0.0, precondition_frequency=2)
@@ -48,6 +49,7 @@ def test_convolutions_are_as_matrices() -> None:
 
 
 @pytest.mark.parametrize("shape", [(1, 5), (5, 1), (1, 1)])
+@pytest.mark.full
 def test_rows_and_columns(shape: tuple[int, int]) -> None:
     grads = normal(10, *shape)
     updates, state = run(gradx.scale_by_soap(precondition_frequency=3), grads)
@@ -134,6 +136,7 @@ def computations(text: str) -> dict[str, str]:
 
 @first_of("staggered", [False, True])
 @pytest.mark.parametrize("many", [False, True])
+@pytest.mark.full
 def test_what_is_expensive_stands_under_a_conditional(staggered: bool, many: bool) -> None:
     """Also where several states are stepped at once, each with its count."""
     tx = gradx.scale_by_soap(staggered=staggered)

@@ -62,6 +62,7 @@ def test_it_estimates_a_diagonal_hessian_exactly() -> None:
     np.testing.assert_array_equal(made["b"].astype(jnp.float32), [2.0, 2.0, 2.0])
 
 
+@pytest.mark.full
 def test_shares_of_the_batch_are_averaged_over_a_mapped_axis() -> None:
     data = jnp.arange(12.0).reshape(4, 3)
     estimate = lambda tx, obj_fn: tx.update(p, tx.init(p), p, obj_fn=obj_fn)[0]
@@ -130,6 +131,7 @@ def test_the_estimate_is_made_in_few_steps(vmapped: bool) -> None:
     assert len(calls) == 3  # in the steps 1, 4 and 7
 
 
+@pytest.mark.full
 def test_sweeps_whose_counts_differ_do_what_each_would_alone() -> None:
     tx = gradx.sophia(0.1, update_interval=3, gamma=1.0, hessian_diagonal_fn=gradx.scale(2.0))
     g = PARAMS

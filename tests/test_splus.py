@@ -64,6 +64,7 @@ def test_the_scale_of_the_gradients_makes_no_difference(eps: float) -> None:
 
 
 @first_of("double", [True, False])
+@pytest.mark.full
 def test_eps_takes_away_the_steps_in_directions_without_gradient(double: bool) -> None:
     """Of a gradient of rank one nothing else is there than rounding errors."""
     a, b = normal(6), normal(4, seed=1)
@@ -75,6 +76,7 @@ def test_eps_takes_away_the_steps_in_directions_without_gradient(double: bool) -
         close(update, expected, rtol=5e-3)
 
 
+@pytest.mark.full
 def test_with_eps_a_row_without_gradient_stays() -> None:
     """Without, it moves like the others: its eigenvector is known up to rounding errors only."""
     grads = normal(8, 4, 3, dtype=np.float32)
@@ -86,6 +88,7 @@ def test_with_eps_a_row_without_gradient_stays() -> None:
 
 
 @pytest.mark.parametrize("shape", [(1, 5), (5, 1), (1, 1)])
+@pytest.mark.full
 def test_rows_and_columns(shape: tuple[int, int]) -> None:
     grads = normal(10, *shape)
     updates, state = run(gradx.scale_by_splus(precondition_frequency=3), grads)

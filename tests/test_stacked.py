@@ -85,6 +85,7 @@ def test_large_matrices_are_neither_stacked_nor_cut_out_again() -> None:
     [(11, 160, 8), (6, 60, 3), (7, 60, 1), (5, 1, 1)],
     ids=["the rest by itself", "a divisor", "a prime number", "one by one"],
 )
+@pytest.mark.full
 def test_chunks_of_what_a_cache_holds(
     monkeypatch: pytest.MonkeyPatch, count: int, cached: int, chunk: int
 ) -> None:

@@ -56,6 +56,7 @@ SHARDED = {
 
 
 @pytest.mark.parametrize("name", ["dog", "by leaf"])
+@pytest.mark.full
 def test_sharded_leaves_are_measured_together_from_the_start(name: str) -> None:
     """With `init` inside the mapping; `test_collectives.py` has it outside, for all rules."""
     tx = SHARDED[name](axis_name="d")
@@ -138,6 +139,7 @@ def test_one_may_differentiate_through_steps(name: str) -> None:
     assert all_finite(jax.jit(jax.grad(after, (0, 1)))(TREE, GRADS[0]))
 
 
+@pytest.mark.full
 def test_the_loss_and_the_wrapped_optimizers_converge() -> None:
     """The laws ask the optimizers with a learning rate."""
     for tx in (
@@ -305,6 +307,7 @@ def test_losses_that_change_as_in_optax(name: str) -> None:
 # ---------------------------------------------------------------- mechanize
 
 
+@pytest.mark.full
 def test_mechanize_around_optaxs_optimizer_and_around_any_chain() -> None:
     def base(library: Any) -> Any:  # of two passes over the leaves
         return library.chain(library.sgd(1.0, 0.9), library.clip_by_global_norm(0.5))

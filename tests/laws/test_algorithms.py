@@ -18,7 +18,7 @@ import numpy as np
 import optax
 import pytest
 import references
-from cases import CASES, OPTIMIZERS, Case, each
+from cases import CASES, OPTIMIZERS, Case, each, each_factory
 from mechanisms import each_mechanism
 from problems import (
     STEPS,
@@ -47,7 +47,7 @@ from gradx import hyper
 
 every_case = each(CASES)
 every_case_of_optax = each(case for case in CASES if case.in_optax)
-every_optimizer = each(OPTIMIZERS)
+every_factory = each_factory(OPTIMIZERS)
 every_complex_mechanism = each_mechanism(case for case in CASES if case.complex)
 
 
@@ -113,7 +113,7 @@ def test_agrees_with_optax(case: Case) -> None:
 OBJECTIVES = [jax.jit(jax.value_and_grad(problem)) for problem in (bowl, valley)]
 
 
-@every_optimizer
+@every_factory
 def test_converges(case: Case) -> None:
     """In a compiled step: down to 0.003 of where it began, in a bowl and in a curved valley."""
     rate = case.kwargs["learning_rate"]
