@@ -3,11 +3,14 @@
 The names of Optax, with one mechanism behind them: the maths of an optimizer is written once, for
 one array, and lifted over trees, groups of parameters, dtypes, devices and hyperparameters.
 
-Every public name is here, flat; each module lists its own in `__all__`.
+Every public name is here, flat; each module lists its own in `__all__`. What Optax has besides,
+losses and namespaces, is looked up there when it is asked for (`gradx/mirror.py`).
 """
 
-from types import ModuleType
+import types
+import typing
 
+from gradx import mirror
 from gradx.clip import *
 from gradx.combine import *
 from gradx.config import *
@@ -102,5 +105,57 @@ __version__ = "0.1.0"
 __all__ = [
     name
     for name, value in dict(globals()).items()
-    if not (name.startswith("_") or isinstance(value, ModuleType) or value is ModuleType)
+    if not (name.startswith("_") or isinstance(value, types.ModuleType))
 ]
+
+if typing.TYPE_CHECKING:
+    # isort: off
+    from optax import (
+        bias_correction as bias_correction,
+        convex_kl_divergence as convex_kl_divergence,
+        cosine_distance as cosine_distance,
+        cosine_similarity as cosine_similarity,
+        ctc_loss as ctc_loss,
+        ctc_loss_with_forward_probs as ctc_loss_with_forward_probs,
+        generalized_kl_divergence as generalized_kl_divergence,
+        hinge_loss as hinge_loss,
+        huber_loss as huber_loss,
+        kl_divergence as kl_divergence,
+        l2_loss as l2_loss,
+        log_cosh as log_cosh,
+        matrix_inverse_pth_root as matrix_inverse_pth_root,
+        microbatch as microbatch,
+        multi_normal as multi_normal,
+        nnls as nnls,
+        ntxent as ntxent,
+        power_iteration as power_iteration,
+        safe_norm as safe_norm,
+        safe_root_mean_squares as safe_root_mean_squares,
+        safe_softmax_cross_entropy as safe_softmax_cross_entropy,
+        scale_gradient as scale_gradient,
+        sigmoid_binary_cross_entropy as sigmoid_binary_cross_entropy,
+        sigmoid_focal_loss as sigmoid_focal_loss,
+        smooth_labels as smooth_labels,
+        softmax_cross_entropy as softmax_cross_entropy,
+        softmax_cross_entropy_with_integer_labels as softmax_cross_entropy_with_integer_labels,
+        squared_error as squared_error,
+        update_infinity_moment as update_infinity_moment,
+        update_moment as update_moment,
+        update_moment_per_elem_norm as update_moment_per_elem_norm,
+    )
+    from gradx import (
+        assignment as assignment,
+        contrib as contrib,
+        experimental as experimental,
+        losses as losses,
+        microbatching as microbatching,
+        perturbations as perturbations,
+        projections as projections,
+        schedules as schedules,
+        second_order as second_order,
+        transforms as transforms,
+        tree as tree,
+        tree_utils as tree_utils,
+    )
+else:
+    __getattr__, __dir__, __all__ = mirror.mirror(__name__, __all__)

@@ -8,15 +8,11 @@ from collections.abc import Iterable
 
 def nearest(name: object, known: Iterable[str], cutoff: float = 0.6) -> str | None:
     """The known name that is most like this one, if any is: misspelt, or in another case."""
-    names = list(known)
-    found = difflib.get_close_matches(str(name), names, n=1, cutoff=cutoff)
-    if not found:
-        lower = {n.lower(): n for n in names}
-        found = [
-            lower[n]
-            for n in difflib.get_close_matches(str(name).lower(), lower, n=1, cutoff=cutoff)
-        ]
-    return found[0] if found else None
+    lower, asked = {n.lower(): n for n in known}, str(name).lower()
+    found = difflib.get_close_matches(asked, lower, cutoff=cutoff)
+    # Two letters changed places more often than one was left out.
+    found.sort(key=lambda n: sorted(n) != sorted(asked))
+    return lower[found[0]] if found else None
 
 
 def hint(name: object, known: Iterable[str]) -> str:

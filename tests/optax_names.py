@@ -1,13 +1,17 @@
-"""Every name that the installed Optax exports, and what gradx has under it.
+"""Every public name of the installed Optax, and what answers it in gradx.
 
-``python tests/optax_names.py`` prints the table; `test_optax_names.py` holds gradx to it. A name of
-Optax is either in gradx, flat and with the same signature or fields, or stands in `LEFT_OUT`.
+``python tests/optax_names.py`` prints the tables; `test_optax_names.py` holds gradx to them.
+
+* `rows`: what gradx has written itself, flat. Has it Optax's signature, or fields?
+* `answers`: every name of Optax, nested in its namespaces. Who answers ``gradx.<path>``?
 """
 
 from __future__ import annotations
 
+import functools
 import inspect
 import sys
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from types import ModuleType
@@ -15,45 +19,28 @@ from typing import Any
 
 import jax.numpy as jnp
 import optax
-import optax.contrib
-import optax.schedules
-import optax.transforms
 
 import gradx
 from gradx import contract, core
 from gradx.show import is_dtype
 
-# Where Optax keeps what belongs into gradx. The top comes last, as it deprecates some names.
+# Where Optax exports what gradx has flat. The top comes last, as it deprecates some names.
 MODULES = [optax.transforms, optax.schedules, optax.contrib, optax]
 
-# What gradx does not have, by reason: names, separated by spaces.
-LEFT_OUT = {
-    "its names are here, flat": "contrib schedules transforms",
-    "a package of functions that are no gradient transformations": (
-        "assignment experimental losses microbatching perturbations projections second_order"
-    ),
-    "a package of functions of trees": "tree tree_utils",
-    "a loss": (
-        "convex_kl_divergence cosine_distance cosine_similarity ctc_loss "
-        "ctc_loss_with_forward_probs generalized_kl_divergence hinge_loss huber_loss "
-        "kl_divergence l2_loss log_cosh ntxent safe_softmax_cross_entropy "
-        "sigmoid_binary_cross_entropy sigmoid_focal_loss smooth_labels softmax_cross_entropy "
-        "softmax_cross_entropy_with_integer_labels squared_error"
-    ),
-    "a function for inside a model or a loss": (
-        "multi_normal safe_norm safe_root_mean_squares scale_gradient"
-    ),
-    "a helper in linear algebra": ("matrix_inverse_pth_root nnls power_iteration"),
-    "a helper on trees; gradx writes rules for one array": (
-        "bias_correction update_infinity_moment update_moment update_moment_per_elem_norm"
-    ),
-    "calls a loss in parts": "microbatch",
-}
-REASONS = {name: reason for reason, names in LEFT_OUT.items() for name in names.split()}
+# What gradx has written itself, of all that it answers.
+OWN = sorted(set(gradx.__all__) & set(vars(gradx)))
 
 # Differences that are meant: `name.argument` to the reason.
 EXCEPTIONS = {
     "freeze.inner": "the optimizer of the other leaves stands where that of `masked` does",
+}
+
+# Functions of Optax without a return annotation, read: none of them makes a transformation.
+MAKES_NONE = {
+    *["base_hungarian_algorithm", "hungarian_algorithm", "make_fenchel_young_loss"],
+    *["matrix_inverse_pth_root", "sigmoid_binary_cross_entropy", "tree_allclose"],
+    *["tree_batch_shape", "tree_bias_correction", "tree_update_infinity_moment"],
+    *["tree_update_moment", "tree_update_moment_per_elem_norm", "tree_where"],
 }
 
 # Functions are compared by what they give: the name of an argument to what to call it with.
@@ -62,25 +49,28 @@ SAMPLES = {"clip_value_fn": (jnp.float32(3.0),), "decay_rate_fn": (jnp.int32(3),
 
 @dataclass(frozen=True)
 class Row:
-    """A name of Optax.
+    """A flat name of Optax.
 
     Attributes:
       name: the name.
       kind: what it is there.
       problem: what is wrong with it in gradx; "" if nothing is.
-      left_out: why gradx does not have it; "" if it has to.
       exceptions: the entries of `EXCEPTIONS` that were needed.
     """
 
     name: str
     kind: str
     problem: str = ""
-    left_out: str = ""
     exceptions: tuple[str, ...] = ()
 
 
 def rows() -> list[Row]:
-    return [row(name, made) for name, made in sorted(exported().items(), key=_by_name)]
+    """The flat names that gradx has itself, or should have, since they make transformations."""
+    return [
+        row(name, made)
+        for name, made in sorted(exported().items(), key=_by_name)
+        if name in OWN or (not isinstance(made, ModuleType) and is_ours_to_write(made))
+    ]
 
 
 def _by_name(item: tuple[str, Any]) -> tuple[str, str]:
@@ -88,20 +78,41 @@ def _by_name(item: tuple[str, Any]) -> tuple[str, str]:
 
 
 def exported() -> dict[str, Any]:
-    """Every public name of Optax with what it stands for."""
+    """Every flat name of Optax with what it stands for."""
     found: dict[str, Any] = {}
     for module in MODULES:
-        for name in {*dir(module), *getattr(module, "__all__", ())}:
-            if not name.startswith("_") and name not in found:
-                found[name] = getattr(module, name)
+        for name, made in names(module).items():
+            found.setdefault(name, made)
     return found
+
+
+def names(module: ModuleType) -> dict[str, Any]:
+    """The public names of a module of Optax. What it imports from elsewhere is not among them."""
+    listed = getattr(module, "__all__", ())
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        found = {n: getattr(module, n) for n in {*dir(module), *listed} if not n.startswith("_")}
+    if not is_namespace(module):  # a private module with a public name, as `aggregating` has
+        return {
+            n: made
+            for n, made in found.items()
+            if getattr(made, "__module__", "") == module.__name__
+        }
+    return {
+        n: made
+        for n, made in found.items()
+        if not isinstance(made, ModuleType) or n in listed or is_namespace(made)
+    }
+
+
+def is_namespace(module: ModuleType) -> bool:
+    first, *path = module.__name__.split(".")
+    return first == "optax" and not any(part.startswith("_") for part in path)
 
 
 def row(name: str, theirs: Any) -> Row:
     kind = kind_of(name, theirs)
-    if name in REASONS:
-        return Row(name, kind, left_out=REASONS[name])
-    if not hasattr(gradx, name):
+    if name not in OWN:
         return Row(name, kind, "missing")
     problems, exceptions = [], []
     for where, problem in differences(kind, getattr(gradx, name), theirs):
@@ -110,7 +121,51 @@ def row(name: str, theirs: Any) -> Row:
             exceptions.append(key)
         else:
             problems.append(problem)
-    return Row(name, kind, "; ".join(problems), exceptions=tuple(exceptions))
+    return Row(name, kind, "; ".join(problems), tuple(exceptions))
+
+
+# ---------------------------------------------------------------- who answers
+
+
+def answers() -> dict[str, str]:
+    """Every public name of Optax, nested, such as ``losses.l2_loss``, and who answers it."""
+    ours = {id(made): getattr(gradx, n) for n, made in exported().items() if n in OWN}
+    return {path: answer(path, made, ours) for path, made in walk(optax, "")}
+
+
+def walk(module: ModuleType, path: str) -> Iterator[tuple[str, Any]]:
+    for name, made in sorted(names(module).items()):
+        yield path + name, made
+        if isinstance(made, ModuleType):
+            yield from walk(made, f"{path}{name}.")
+
+
+def answer(path: str, theirs: Any, ours: dict[int, Any]) -> str:
+    try:
+        found = functools.reduce(getattr, path.split("."), gradx)
+    except AttributeError:
+        return "nothing"
+    if isinstance(theirs, ModuleType):
+        return "a namespace" if found.__name__ == f"gradx.{path}" else "another module"
+    if id(theirs) in ours:
+        return "gradx" if found is ours[id(theirs)] else "not gradx's, which there is"
+    if found is not theirs:
+        return "something else"
+    return "Optax's transformation" if is_ours_to_write(theirs) else "Optax"
+
+
+def is_ours_to_write(made: Any) -> bool:
+    """Whether it is, makes, or is the state of, a transformation or a schedule."""
+    if inspect.isclass(made):
+        is_state = issubclass(made, tuple) and made.__name__.endswith("State")
+        return is_state or issubclass(made, optax.GradientTransformation)
+    function = inspect.unwrap(getattr(made, "func", made))  # jitted, or `functools.partial`
+    if not inspect.isfunction(function):
+        return False
+    said = inspect.signature(function).return_annotation
+    if said is inspect.Signature.empty:
+        return function.__name__ not in MAKES_NONE
+    return said == optax.Schedule or "GradientTransformation" in str(said) or "Aggreg" in str(said)
 
 
 def kind_of(name: str, made: Any) -> str:
@@ -188,19 +243,21 @@ def _shown(default: Any) -> str:
 
 def main() -> int:
     table = [("name", "in Optax a", "gradx")]
-    for found in rows():
-        said = found.left_out and f"left out: {found.left_out}"
-        table.append((found.name, found.kind, found.problem or said or "ok"))
+    table += [(found.name, found.kind, found.problem or "ok") for found in rows()]
     widths = [max(len(line[i]) for line in table) for i in range(2)]
     for name, kind, said in table:
         print(f"{name:{widths[0]}}  {kind:{widths[1]}}  {said}")
     problems = [found for found in rows() if found.problem]
-    wanted = [found for found in rows() if not found.left_out]
-    missing = [found.name for found in problems if found.problem == "missing"]
+    answered = answers()
     print(
-        f"\nOptax {optax.__version__}: {len(wanted)} names that belong into gradx, "
-        f"{len(missing)} missing, {len(problems) - len(missing)} that differ."
+        f"\nOptax {optax.__version__}: {len(table) - 1} flat names that gradx has itself; of them"
     )
+    print(f"{len(problems)} are missing or differ.")
+    print(f"\nPublic names of Optax, nested: {len(answered)}. Who answers them:")
+    for who in sorted(set(answered.values())):
+        paths = [path for path, by in answered.items() if by == who]
+        shown = "" if who in ("gradx", "Optax", "a namespace") else ": " + ", ".join(paths)
+        print(f"  {who}: {len(paths)}{shown}")
     return bool(problems)
 
 

@@ -17,6 +17,7 @@ from typing import Any
 import cases
 import numpy as np
 import references
+from optax_names import OWN
 from trajectories import table, table_others
 
 import gradx
@@ -58,7 +59,7 @@ def kinds() -> dict[str, list[str]]:
     """Public names: those in tests/cases.py, and what else has a trajectory."""
     optimizers = {case.factory for case in cases.CASES if case.descends}
     others = {case.factory for case in cases.CASES} - optimizers
-    followed = {about(key, set(gradx.__all__)) for key in rows()} - {""}
+    followed = {about(key, set(OWN)) for key in rows()} - {""}
     return {
         "Optimizers": sorted(optimizers),
         "Other transformations": sorted(others),
@@ -89,7 +90,7 @@ def label(row: table.Row | table_others.Row) -> str:
 @cache
 def codes() -> dict[Any, str]:
     """The public functions, by what Python runs for them."""
-    public = {name: inspect.unwrap(getattr(gradx, name)) for name in gradx.__all__}
+    public = {name: inspect.unwrap(getattr(gradx, name)) for name in OWN}
     return {f.__code__: name for name, f in public.items() if inspect.isfunction(f)}
 
 

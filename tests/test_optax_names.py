@@ -1,24 +1,31 @@
-"""Optax's names are gradx's: every one that the installed Optax has, with the same signature."""
+"""`import gradx as optax`: every public name of the installed Optax is answered, and by whom."""
 
 from __future__ import annotations
 
+import ast
+import importlib
 import inspect
+import subprocess
+import sys
+import warnings
+from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax.numpy as jnp
 import optax
 import optax_names
 import pytest
-from optax_names import EXCEPTIONS, LEFT_OUT, REASONS, Row, differences, row, rows, signatures
+from optax_names import EXCEPTIONS, OWN, Row, answers, differences, row, rows, signatures
 
 import gradx
+from gradx import mirror
 
 ROWS = rows()
+ANSWERS = answers()
+NAMESPACES = [path for path, by in ANSWERS.items() if by == "a namespace" and "." not in path]
 
 ADVICE = {
-    "missing": (
-        "Optax {version} exports {name}, a {kind}, and gradx does not. Write it, or put the name "
-        "into LEFT_OUT in tests/optax_names.py with a reason."
-    ),
+    "missing": "Optax {version} exports {name}, a {kind}, and gradx does not. Write it.",
     "differs": (
         "gradx.{name} is not Optax {version}'s {kind}: {problem}. gradx may append arguments that "
         "are keyword-only; if the difference is meant, put it into EXCEPTIONS in "
@@ -27,7 +34,7 @@ ADVICE = {
 }
 
 
-@pytest.mark.parametrize("found", [r for r in ROWS if not r.left_out], ids=lambda r: r.name)
+@pytest.mark.parametrize("found", ROWS, ids=lambda r: r.name)
 def test_gradx_has_it(found: Row) -> None:
     advice = ADVICE["missing" if found.problem == "missing" else "differs"]
     assert not found.problem, advice.format(version=optax.__version__, **vars(found))
@@ -36,23 +43,145 @@ def test_gradx_has_it(found: Row) -> None:
 def test_the_table_finds_optaxs_names() -> None:
     by_kind: dict[str, set[str]] = {}
     for found in ROWS:
-        if not found.left_out:
-            by_kind.setdefault(found.kind, set()).add(found.name)
+        by_kind.setdefault(found.kind, set()).add(found.name)
     assert {"adamw", "prodigy", "inject_hyperparams", "join_schedules"} < by_kind["function"]
     assert {"ScaleByAdamState", "SAMState", "InjectHyperparamsState"} < by_kind["state"]
     assert {"Params", "StatefulSchedule", "EmptyState", "ClipState"} < by_kind["contract type"]
     assert {"MultiSteps", "WrappedSchedule"} <= by_kind["class"]
     assert {"LookaheadParams", "ZoomLinesearchInfo"} < by_kind["named tuple"]
-    assert len(ROWS) > 270
+    assert len(ROWS) > 225
 
 
 def test_nothing_stands_in_the_tables_without_need() -> None:
-    names = {found.name for found in ROWS}
-    assert len(REASONS) == sum(len(listed.split()) for listed in LEFT_OUT.values())
-    assert not set(REASONS) - names
-    packages = {found.name for found in ROWS if found.kind == "package"}
-    assert not [n for n in set(REASONS) - packages if hasattr(gradx, n)], "gradx has them now"
     assert {key for found in ROWS for key in found.exceptions} == set(EXCEPTIONS)
+
+
+# ---------------------------------------------------------------- who answers
+
+
+def test_every_name_of_optax_is_answered() -> None:
+    """Nested too; and what gradx has itself is gradx's, under whatever name Optax has it."""
+    assert len(ANSWERS) > 450
+    answered = {"gradx", "Optax", "a namespace"}
+    assert {path: by for path, by in ANSWERS.items() if by not in answered} == {}
+
+
+def test_the_walk_reaches_every_corner() -> None:
+    assert ANSWERS["contrib.muon"] == ANSWERS["tree.map_params"] == ANSWERS["dpsgd"] == "gradx"
+    assert ANSWERS["tree.scale"] == ANSWERS["losses.l2_loss"] == ANSWERS["l2_loss"] == "Optax"
+    assert ANSWERS["experimental.aggregating"] == "a namespace"
+    assert gradx.tree.scale is optax.tree.scale is not gradx.scale
+    assert gradx.contrib.muon is gradx.muon is not optax.contrib.muon
+
+
+def test_what_makes_a_transformation_is_told_from_what_does_not() -> None:
+    told = optax_names.is_ours_to_write
+    made = [optax.adam, optax.ScaleByAdamState, optax.GradientTransformation, optax.sgdr_schedule]
+    assert all(map(told, made))
+    assert not any(map(told, [optax.l2_loss, optax.tree.get, optax.microbatch, optax.Params]))
+
+
+@pytest.mark.parametrize("name", NAMESPACES)
+def test_a_namespace_can_be_imported_in_every_way(name: str) -> None:
+    module = importlib.import_module(f"gradx.{name}")
+    assert getattr(gradx, name) is module
+    public = set(optax_names.names(getattr(optax, name)))
+    assert set(dir(module)) == set(module.__all__) >= public
+    starred: dict[str, Any] = {}
+    exec(f"from gradx.{name} import *", starred)
+    assert public <= set(starred)
+
+
+@pytest.mark.parametrize("name", ["", *NAMESPACES])
+def test_type_checkers_know_the_names(name: str) -> None:
+    """They read what stands under TYPE_CHECKING: the names that are there when it is run."""
+    module = importlib.import_module(f"gradx.{name}".rstrip("."))
+    told = set()
+    for node in ast.walk(ast.parse(Path(str(module.__file__)).read_text())):
+        if isinstance(node, ast.ImportFrom):
+            told |= {alias.name for alias in node.names if alias.name == alias.asname}
+        elif isinstance(node, ast.Assign):
+            told |= {target.id for target in node.targets if isinstance(target, ast.Name)}
+    told -= {"__all__", "__version__"}
+    assert told == set(dir(module)) - (set() if name else set(OWN))
+
+
+def test_names_that_optax_deprecates_are_answered_as_there() -> None:
+    with pytest.warns(DeprecationWarning, match="tree_l2_norm is deprecated"):
+        assert gradx.tree_utils.tree_l2_norm(jnp.array([3.0, 4.0])) == 5.0
+    with warnings.catch_warnings(), pytest.raises(AttributeError, match="no 'monte_carlo'"):
+        gradx.monte_carlo  # noqa: B018
+    assert gradx.dpsgd is gradx.contrib.dpsgd  # without a warning: it is gradx's
+
+
+def test_a_namespace_that_optax_does_not_have() -> None:
+    with pytest.raises(ImportError, match=r"gradx.aggregation mirrors optax.aggregation.* 0\."):
+        mirror.mirror("gradx.aggregation")
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        *[("adma", "adam"), ("Adam", "adam"), ("AdamW", "adamw"), ("SGD", "sgd"), ("Adan", "adan")],
+        *[("NAdam", "nadam"), ("RAdam", "radam"), ("RMSprop", "rmsprop"), ("LBFGS", "lbfgs")],
+        *[("Adagrad", "adagrad"), ("Adadelta", "adadelta"), ("Adamax", "adamax")],
+        *[("Rprop", "rprop"), ("Muon", "muon"), ("Adafactor", "adafactor"), ("Lion", "lion")],
+        *[("hubber_loss", "huber_loss"), ("scaleByAdam", "scale_by_adam"), ("loses", "losses")],
+        *[("cosine_decay", "cosine_decay_schedule"), ("multisteps", "MultiSteps")],
+    ],
+)
+def test_a_misspelt_name_is_answered_with_the_nearest(name: str, meant: str) -> None:
+    with pytest.raises(AttributeError, match=f"^gradx has no '{name}', .* mean '{meant}'\\?$"):
+        getattr(gradx, name)
+
+
+def test_what_is_not_public_is_not_looked_up() -> None:
+    for name in ("_src", "__wrapped__", "_typing"):
+        assert not hasattr(gradx, name)
+        assert not hasattr(gradx.losses, name)
+    for name in ("functools", "typing"):
+        assert hasattr(optax.tree_utils, name)
+        assert not hasattr(gradx.tree_utils, name)
+
+
+def test_dir_shows_the_public_names_and_no_internal_modules() -> None:
+    shown = set(dir(gradx))
+    assert set(OWN) | {"losses", "tree", "l2_loss"} < shown
+    assert not {"stage", "hyper", "mirror", "types", "typing", "rules"} & shown
+    assert not {name for name in shown if name.startswith("_")}
+    modules = {name for name in shown if inspect.ismodule(getattr(gradx, name))}
+    assert modules == set(NAMESPACES)
+
+
+TYPED = """
+import gradx
+import gradx as optax
+from gradx.contrib import muon
+gradx.l2_loss, gradx.losses.huber_loss, gradx.tree.scale, gradx.experimental.aggregating
+made: gradx.Transform = muon(1e-3)
+tx: gradx.Transform = optax.transforms.clip(1.0)
+gradx.adma
+gradx.losses.hubber_loss
+"""
+
+
+@pytest.mark.full
+def test_mypy_knows_the_names_and_refuses_misspelt_ones(tmp_path: Path) -> None:
+    (tmp_path / "user.py").write_text(TYPED)
+    root = Path(gradx.__file__).parents[1]
+    command = ["mypy", "--strict", "--config-file", str(root / "pyproject.toml")]
+    done = subprocess.run(
+        [sys.executable, "-m", *command, str(tmp_path / "user.py")],
+        cwd=root,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    wrong = [line.partition("error: ")[2] for line in done.stdout.splitlines() if "error" in line]
+    assert [message.split("  ")[0] for message in wrong if message] == [
+        'Module has no attribute "adma"',
+        'Module has no attribute "hubber_loss"; maybe "huber_loss"?',
+    ], done.stdout + done.stderr
 
 
 # ---------------------------------------------------------------- the comparison sees differences
@@ -109,11 +238,8 @@ def test_differences_of_states_and_types() -> None:
 
 
 def test_a_new_name_of_optax_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(optax, "brand_new", theirs, raising=False)
-    assert [r for r in rows() if r.problem == "missing"] == [
-        Row("brand_new", "function", "missing"),
-        *(r for r in ROWS if r.problem == "missing"),
-    ]
+    monkeypatch.setattr(optax, "brand_new", optax.adam, raising=False)
+    assert [r for r in rows() if r.problem] == [Row("brand_new", "function", "missing")]
     assert row("adam", optax.adam) == Row("adam", "function")
 
 
@@ -121,4 +247,4 @@ def test_the_table_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
     assert optax_names.main() == any(found.problem for found in ROWS)
     printed = capsys.readouterr().out
     assert f"Optax {optax.__version__}: " in printed
-    assert "left out: a loss" in printed
+    assert f"Public names of Optax, nested: {len(ANSWERS)}." in printed

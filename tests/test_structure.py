@@ -21,11 +21,17 @@ from gradx import core
 
 ROOT = Path(gradx.__file__).parent
 
+# Modules that mirror Optax's of the same name; what is public there is looked up.
+NAMESPACES = [
+    *["assignment", "contrib", "experimental", "losses", "microbatching", "perturbations"],
+    *["projections", "schedules", "second_order", "transforms", "tree", "tree_utils"],
+]
+
 # From the bottom up. A module imports from the layers below its own, never from its own or from
 # above: so rooms (`rules.*`) never import rooms, and what two of them need moves down.
 LAYERS = [
     ["trees", "contract", "show", "near"],
-    ["calls"],
+    ["calls", "mirror"],
     ["core"],
     ["sources", "state_map", "step"],
     ["hyper", "lapack", "masks"],
@@ -48,6 +54,7 @@ LAYERS = [
     ["search.backtracking", "search.zoom"],
     ["rules.*", "distributed.*", "wrap.*"],
     ["inspect", "config", "setting"],
+    NAMESPACES,
     [""],  # gradx/__init__.py
 ]
 
@@ -131,7 +138,7 @@ def public() -> dict[str, tuple[str, Any]]:
     found: dict[str, tuple[str, Any]] = {}
     for module in MODULES:
         loaded = importlib.import_module(f"gradx.{module}".rstrip("."))
-        for name in getattr(loaded, "__all__", []) if module else []:
+        for name in getattr(loaded, "__all__", []) if module not in ("", *NAMESPACES) else []:
             assert name not in found, f"{name} is public in gradx.{module} and {found[name][0]}"
             found[name] = (module, getattr(loaded, name))
     return found

@@ -1,0 +1,13 @@
+"""`optax.experimental`, mirrored (`gradx/mirror.py`): what may still change there."""
+
+from typing import TYPE_CHECKING
+
+from gradx.mirror import mirror
+
+if TYPE_CHECKING:
+    # isort: off
+    from optax.experimental import (
+        aggregating as aggregating,
+    )
+else:
+    __getattr__, __dir__, __all__ = mirror(__name__)
