@@ -23,7 +23,7 @@ import optax
 from gradx.near import hint
 
 # Where Optax exports what gradx has flat, under the same names.
-FLAT = ["optax", "optax.contrib", "optax.schedules", "optax.transforms"]
+FLAT = [optax, optax.contrib, optax.schedules, optax.transforms]
 
 Mirror = tuple[Callable[[str], Any], Callable[[], list[str]], list[str]]
 
@@ -73,15 +73,16 @@ def _is_private(module: ModuleType) -> bool:
 
 
 def _namespace(name: str) -> ModuleType:
-    path = name.partition(".")[2]
+    path = name.removeprefix("gradx").split(".")[1:]
     try:
-        return importlib.import_module(f"optax.{path}" if path else "optax")
-    except ModuleNotFoundError:
+        found: ModuleType = functools.reduce(getattr, path, optax)
+    except AttributeError:
         raise ImportError(
-            f"{name} mirrors optax.{path}, and the installed Optax {optax.__version__} has no such "
-            "namespace; another version of Optax may.",
+            f"{name} mirrors a namespace of Optax, and the installed Optax {optax.__version__} has "
+            "none of that name; another version may.",
             name=name,
         ) from None
+    return found
 
 
 def _mirrored(name: str, theirs: ModuleType) -> ModuleType:
@@ -99,7 +100,7 @@ def _ours() -> dict[int, Any]:
     """What gradx has itself, by the identity of Optax's object of the same name."""
     gradx, ours = vars(sys.modules["gradx"]), dict[int, Any]()
     for module in FLAT:
-        for name, theirs in vars(importlib.import_module(module)).items():
+        for name, theirs in vars(module).items():
             made = gradx.get(name)
             if not (name.startswith("_") or made is None or isinstance(made, ModuleType)):
                 ours.setdefault(id(theirs), made)

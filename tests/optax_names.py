@@ -24,11 +24,24 @@ import gradx
 from gradx import contract, core
 from gradx.show import is_dtype
 
-# Where Optax exports what gradx has flat. The top comes last, as it deprecates some names.
-MODULES = [optax.transforms, optax.schedules, optax.contrib, optax]
+# Where Optax exports what belongs into gradx, and where it stands there: flat, but for what may
+# still change. The top comes last, as it deprecates some names.
+HOMES: dict[ModuleType, ModuleType] = {
+    optax.transforms: gradx,
+    optax.schedules: gradx,
+    optax.contrib: gradx,
+    optax.experimental.aggregating: gradx.experimental.aggregating,
+    optax: gradx,
+}
 
-# What gradx has written itself, of all that it answers.
-OWN = sorted(set(gradx.__all__) & set(vars(gradx)))
+
+def own(module: ModuleType) -> set[str]:
+    """What a module of gradx has itself, of all that it answers."""
+    made = {n for n, made in vars(module).items() if not isinstance(made, ModuleType)}
+    return made & set(module.__all__)
+
+
+OWN = sorted(own(gradx))
 
 # Differences that are meant: `name.argument` to the reason.
 EXCEPTIONS = {
@@ -49,7 +62,7 @@ SAMPLES = {"clip_value_fn": (jnp.float32(3.0),), "decay_rate_fn": (jnp.int32(3),
 
 @dataclass(frozen=True)
 class Row:
-    """A flat name of Optax.
+    """A name of Optax that gradx has itself, or should have.
 
     Attributes:
       name: the name.
@@ -65,11 +78,11 @@ class Row:
 
 
 def rows() -> list[Row]:
-    """The flat names that gradx has itself, or should have, since they make transformations."""
+    """The names that gradx has itself, or should have, since they make transformations."""
     return [
-        row(name, made)
-        for name, made in sorted(exported().items(), key=_by_name)
-        if name in OWN or (not isinstance(made, ModuleType) and is_ours_to_write(made))
+        row(name, made, home)
+        for name, (made, home) in sorted(exported().items(), key=_by_name)
+        if name in own(home) or (not isinstance(made, ModuleType) and is_ours_to_write(made))
     ]
 
 
@@ -77,12 +90,12 @@ def _by_name(item: tuple[str, Any]) -> tuple[str, str]:
     return item[0].lower(), item[0]
 
 
-def exported() -> dict[str, Any]:
-    """Every flat name of Optax with what it stands for."""
-    found: dict[str, Any] = {}
-    for module in MODULES:
+def exported() -> dict[str, tuple[Any, ModuleType]]:
+    """Every name of these with what it stands for, and the module of gradx where it should be."""
+    found: dict[str, tuple[Any, ModuleType]] = {}
+    for module, home in HOMES.items():
         for name, made in names(module).items():
-            found.setdefault(name, made)
+            found.setdefault(name, (made, home))
     return found
 
 
@@ -110,12 +123,12 @@ def is_namespace(module: ModuleType) -> bool:
     return first == "optax" and not any(part.startswith("_") for part in path)
 
 
-def row(name: str, theirs: Any) -> Row:
+def row(name: str, theirs: Any, home: ModuleType = gradx) -> Row:
     kind = kind_of(name, theirs)
-    if name not in OWN:
+    if name not in own(home):
         return Row(name, kind, "missing")
     problems, exceptions = [], []
-    for where, problem in differences(kind, getattr(gradx, name), theirs):
+    for where, problem in differences(kind, getattr(home, name), theirs):
         key = f"{name}.{where}"
         if key in EXCEPTIONS:
             exceptions.append(key)
@@ -129,7 +142,7 @@ def row(name: str, theirs: Any) -> Row:
 
 def answers() -> dict[str, str]:
     """Every public name of Optax, nested, such as ``losses.l2_loss``, and who answers it."""
-    ours = {id(made): getattr(gradx, n) for n, made in exported().items() if n in OWN}
+    ours = {id(t): getattr(home, n) for n, (t, home) in exported().items() if n in own(home)}
     return {path: answer(path, made, ours) for path, made in walk(optax, "")}
 
 

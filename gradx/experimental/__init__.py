@@ -6,7 +6,7 @@ from gradx.mirror import mirror
 
 if TYPE_CHECKING:
     # isort: off
-    from optax.experimental import (
+    from gradx.experimental import (
         aggregating as aggregating,
     )
 else:

@@ -1,0 +1,257 @@
+"""Updates from the gradients of single examples: something before, their mean, an optimizer after.
+
+What `optax.experimental.aggregating` has, with its names; Optax may still change them, so they are
+not in gradx's flat namespace.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from optax.tree_utils import tree_get
+
+from gradx import core
+from gradx import trees as gtree
+from gradx.combine import Contract, chain, identity, stage_of
+from gradx.core import Count, Params, Part, State, Transform, Updates
+from gradx.counting import steps
+from gradx.gating import check_inner, gated_update
+from gradx.leafwise import leafwise
+from gradx.moments import zeros
+from gradx.sources import Array
+from gradx.stage import Decided, Numbers, Slots, Sums
+
+__all__ = [
+    "AccumulateAvgUpdatesState",
+    "Aggregator",
+    "accumulate_avg_updates",
+    "average_incrementally_updates",
+    "average_per_element_updates",
+    "process",
+]
+
+
+class Aggregator(Transform):
+    """A transformation that is given the gradient of every example, with an axis over them.
+
+    `jax.vmap(jax.grad(loss), (None, 0))(params, batch)` makes such gradients; the updates that it
+    gives have the shapes of the parameters again. Otherwise it is any other `Transform`.
+    """
+
+
+# ---------------------------------------------------------------- before, between, after
+
+
+@core.recorded
+def process(
+    preprocessor: Contract,
+    aggregator: Contract,
+    postprocessor: Contract,
+    aggregator_has_aux: bool = False,
+) -> Transform:
+    r"""Three transformations in sequence; the last acts only when the second has something to give.
+
+    .. math:: u = P(A(E(g_1, \ldots, g_B)))
+
+    Args:
+      preprocessor: \(E\), given the gradients with their axis over the examples. One that works
+        leaf by leaf, such as `clip`, is not given the parameters, which have no such axis.
+      aggregator: \(A\), which makes one update of them. If its state has a field `ready`, the
+        postprocessor acts only in calls after which this is true; in the others the updates are 0.
+      postprocessor: \(P\), an optimizer.
+      aggregator_has_aux: whether the aggregator gives a pair of updates and a dictionary; the
+        dictionary's entries are further arguments of the postprocessor's `update`.
+
+    Returns:
+      An `Aggregator` if the second part is one, else a `Transform`. Its state is the three states.
+
+    Raises:
+      ValueError: a part is no transformation.
+
+    Example:
+      >>> import gradx, jax, jax.numpy as jnp
+      >>> from gradx.experimental import aggregating
+      >>> tx = aggregating.process(
+      ...     gradx.clip(1.0), aggregating.average_per_element_updates(), gradx.sgd(1.0)
+      ... )
+      >>> tx.update({"w": jnp.array([0.5, 7.0])}, tx.init({"w": 0.0}))[0]  # two examples
+      {'w': Array(-0.75, dtype=float32)}
+    """
+    where = core.where()
+    given = {"preprocessor": preprocessor, "aggregator": aggregator, "postprocessor": postprocessor}
+    for name, part in given.items():
+        check_inner(part, where, name)
+    before, between, after = map(core.with_extra_args, given.values())
+    by_leaf = stage_of(preprocessor) is not None
+
+    def init(params: Params) -> State:
+        return before.init(params), between.init(params), after.init(params)
+
+    def update(
+        updates: Updates, state: State, params: Params | None = None, **extra: Any
+    ) -> tuple[Any, State]:
+        first, second, third = state
+        # A rule for one array expects a parameter of its gradient's shape.
+        updates, first = before.update(updates, first, None if by_leaf else params, **extra)
+        made, second = between.update(updates, second, params, **extra)
+        if aggregator_has_aux:
+            made, found = made
+            extra = {**extra, **found}
+        ready = tree_get(second, "ready", None)
+        if ready is None:
+            made, third = after.update(made, third, params, **extra)
+        else:
+            made, third = gated_update(postprocessor, where, ready, made, third, params, extra)
+        return made, (first, second, third)
+
+    def parts(params: Params, state: State) -> list[Part]:
+        return [Part(n, tx, params, s) for (n, tx), s in zip(given.items(), state, strict=True)]
+
+    takes_examples = type(aggregator).__name__ == "Aggregator"  # Optax's too
+    return (Aggregator if takes_examples else Transform)(init, update, parts=parts)
+
+
+# ---------------------------------------------------------------- means
+
+
+def as_axes(per_elt_axis: int | Sequence[int]) -> tuple[int, ...]:
+    """The axes over the examples."""
+    return (per_elt_axis,) if isinstance(per_elt_axis, int) else tuple(per_elt_axis)
+
+
+def mean(g: Array, axes: tuple[int, ...]) -> Array:
+    """The mean over the examples, in float32 or wider."""
+    return jnp.mean(g, axes, dtype=gtree.wide(g.dtype))
+
+
+@core.recorded
+def average_per_element_updates(per_elt_axis: int | Sequence[int] = 0) -> Aggregator:
+    r"""The mean over the examples.
+
+    .. math:: u = \frac{1}{B} \sum_{b=1}^{B} g_b
+
+    Args:
+      per_elt_axis: the axis over the examples, or several.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from gradx.experimental import aggregating
+      >>> tx = aggregating.average_per_element_updates()
+      >>> tx.update(jnp.array([1.0, 3.0]), tx.init(0.0))[0]
+      Array(2., dtype=float32)
+    """
+    axes = as_axes(per_elt_axis)
+
+    def update(
+        updates: Updates, state: State, params: Params | None = None, **extra: Any
+    ) -> tuple[Updates, State]:
+        return jax.tree.map(lambda g: mean(g, axes).astype(g.dtype), updates), state
+
+    return Aggregator(lambda params: optax.EmptyState(), update)
+
+
+class AccumulateAvgUpdatesState(NamedTuple):
+    """The state of `accumulate_avg_updates`.
+
+    Attributes:
+      micro_step: the calls since the last mean was given, int32 ().
+      ready: whether the last call gave one, bool ().
+      avg_grad: the mean of the updates so far, like the parameters; 0 after it was given.
+    """
+
+    micro_step: Count
+    ready: Array
+    avg_grad: Updates
+
+
+@core.recorded
+def accumulate_avg_updates(accumulation_steps: int) -> Transform:
+    r"""The mean of the updates of k calls, in every k-th call, and 0 in the others.
+
+    .. math:: u = \frac{1}{k} \sum_{j=1}^{k} g_j
+
+    `MultiSteps` does this for an optimizer as a whole; here it is a part, for `process`.
+
+    Args:
+      accumulation_steps: \(k\), a whole number in [1, inf); 1 is `identity`.
+
+    Raises:
+      ValueError: \(k\) is no whole number, or less than 1.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from gradx.experimental import aggregating
+      >>> tx = aggregating.accumulate_avg_updates(2)
+      >>> state = tx.init(jnp.zeros(1))
+      >>> for g in (1.0, 3.0):
+      ...     updates, state = tx.update(jnp.array([g]), state)
+      ...     print(updates, state.ready)
+      [0.] False
+      [2.] True
+    """
+    k = steps("accumulation_steps", accumulation_steps, 1)
+    if k == 1:
+        return identity()
+    return leafwise(
+        _gather,
+        init=zeros,
+        state=AccumulateAvgUpdatesState,
+        flags={"k": k},
+        per_tree=_place,
+        scalars={"micro_step": np.int32(0), "ready": np.bool_(False)},
+        count="",  # `micro_step` goes round, so it is none of the lift's
+    )
+
+
+def _place(h: Numbers, sums: Sums) -> Decided:
+    step = h.micro_step + 1
+    last = step == h.k
+    return {"share": 1.0 / step, "last": last}, {
+        "micro_step": jnp.where(last, 0, step),
+        "ready": last,
+    }
+
+
+def _gather(g: Array, slots: Slots, p: None, h: Numbers) -> tuple[Array, Slots]:
+    mean = slots[0] + (g - slots[0]) * h.share
+    return jnp.where(h.last, mean, 0.0), (jnp.where(h.last, 0.0, mean),)
+
+
+@core.recorded
+def average_incrementally_updates(
+    per_elt_axis: int | Sequence[int] | None, accumulation_steps: int
+) -> Transform:
+    r"""The mean over the examples of k calls, in every k-th call, and 0 in the others.
+
+    .. math:: u = \frac{1}{k B} \sum_{j=1}^{k} \sum_{b=1}^{B} g_{j,b}
+
+    Args:
+      per_elt_axis: the axis over the examples, or several; `None` where the gradients are means
+        already.
+      accumulation_steps: \(k\), a whole number in [1, inf).
+
+    Returns:
+      An `Aggregator` if there is an axis, else `accumulate_avg_updates`.
+
+    Raises:
+      ValueError: \(k\) is no whole number, or less than 1.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from gradx.experimental import aggregating
+      >>> tx = aggregating.average_incrementally_updates(0, 2)
+      >>> _, state = tx.update(jnp.array([1.0, 3.0]), tx.init(jnp.array(0.0)))
+      >>> tx.update(jnp.array([5.0, 7.0]), state)[0]
+      Array(4., dtype=float32)
+    """
+    if per_elt_axis is None:
+        return accumulate_avg_updates(accumulation_steps)
+    both = chain(
+        average_per_element_updates(per_elt_axis), accumulate_avg_updates(accumulation_steps)
+    )
+    return Aggregator(both.init, both.update, parts=both.parts)
