@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import ast
-import functools
 import importlib
 import inspect
 import subprocess
 import sys
 import warnings
 from pathlib import Path
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -82,15 +82,18 @@ def test_what_makes_a_transformation_is_told_from_what_does_not() -> None:
     assert not any(map(told, [optax.l2_loss, optax.tree.get, optax.microbatch, optax.Params]))
 
 
-@pytest.mark.parametrize("name", [*NAMESPACES, "experimental.aggregating"])
+@pytest.mark.parametrize("name", ["", *NAMESPACES, "experimental.aggregating"])
 def test_a_namespace_can_be_imported_in_every_way(name: str) -> None:
-    module = importlib.import_module(f"gradx.{name}")
-    theirs = functools.reduce(getattr, name.split("."), optax)
-    assert functools.reduce(getattr, name.split("."), gradx) is module
+    mine = f"gradx.{name}".rstrip(".")
+    module = importlib.import_module(mine)
+    mirrored, theirs = gradx, optax
+    for part in mine.split(".")[1:]:
+        mirrored, theirs = getattr(mirrored, part), getattr(theirs, part)
+    assert mirrored is module
     public = set(optax_names.names(theirs))
     assert set(dir(module)) == set(module.__all__) >= public
     starred: dict[str, Any] = {}
-    exec(f"from gradx.{name} import *", starred)
+    exec(f"from {mine} import *", starred)
     assert public <= set(starred)
 
 
@@ -116,6 +119,19 @@ def test_names_that_optax_deprecates_are_answered_as_there() -> None:
     assert gradx.dpsgd is gradx.contrib.dpsgd  # without a warning: it is gradx's
 
 
+def test_a_namespace_without_a_file_is_answered(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Such as one that Optax adds later."""
+    space = ModuleType("optax.brand_new")
+    space.adam, space.distance = optax.adam, theirs  # type: ignore[attr-defined]
+    monkeypatch.setattr(optax, "brand_new", space, raising=False)
+    monkeypatch.setitem(sys.modules, "gradx.brand_new", None)  # what is put there goes afterwards
+    monkeypatch.delitem(sys.modules, "gradx.brand_new")
+    found = gradx.brand_new
+    assert found is gradx.brand_new
+    assert (found.adam, found.distance) == (gradx.adam, theirs)
+    assert dir(found) == ["adam", "distance"]
+
+
 def test_a_namespace_that_optax_does_not_have() -> None:
     with pytest.raises(ImportError, match=rf"^gradx.aggregation .* Optax {optax.__version__}"):
         mirror.mirror("gradx.aggregation")
@@ -135,6 +151,11 @@ def test_a_namespace_that_optax_does_not_have() -> None:
 def test_a_misspelt_name_is_answered_with_the_nearest(name: str, meant: str) -> None:
     with pytest.raises(AttributeError, match=f"^gradx has no '{name}', .* mean '{meant}'\\?$"):
         getattr(gradx, name)
+
+
+def test_a_misspelt_name_of_a_namespace_too() -> None:
+    with pytest.raises(AttributeError, match=r"^gradx.losses has no .* mean 'huber_loss'\?$"):
+        gradx.losses.hubber_loss  # noqa: B018
 
 
 def test_what_is_not_public_is_not_looked_up() -> None:

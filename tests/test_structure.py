@@ -253,6 +253,7 @@ import jax, optax
 before = set(sys.modules)
 import gradx
 new = {name for name in sys.modules if name not in before}
+assert not {"gradx.contrib", "gradx.losses", "gradx.experimental"} & new  # not before somebody asks
 print(*sorted(name for name in new if name.split(".")[0] != "gradx"))
 """
 
