@@ -93,7 +93,8 @@ def test_several_calls_are_one_large_batch(dtype: Any) -> None:
         nothing, state = parts.update(w[:4], parts.init(w[0]))
         found, _ = parts.update(w[4:], state)
     assert not any(np.any(x) for x in jax.tree.leaves(nothing))
-    assert_close(found, (mean, wanted), rtol=1e-5)
+    assert_close(found, (mean, wanted), rtol=1e-5 + np.finfo(dtype).eps)
+    assert mean.dtype == found[0].dtype == dtype
     exact = np.asarray(w, np.float64)
     distances = np.sum((exact - exact.mean(0)) ** 2, 0)
     np.testing.assert_allclose(wanted["sum_sq_diff_grads"], distances, rtol=1e-4)

@@ -129,6 +129,11 @@ def mean(g: Array, axes: tuple[int, ...]) -> Array:
     return jnp.mean(g, axes, dtype=gtree.wide(g.dtype))
 
 
+def as_given(means: Updates, gradients: Updates) -> Updates:
+    """The means in the gradients' dtypes."""
+    return jax.tree.map(lambda m, g: m.astype(g.dtype), means, gradients)
+
+
 @core.recorded
 def average_per_element_updates(per_elt_axis: int | Sequence[int] = 0) -> Aggregator:
     r"""The mean over the examples.
@@ -150,7 +155,7 @@ def average_per_element_updates(per_elt_axis: int | Sequence[int] = 0) -> Aggreg
     def update(
         updates: Updates, state: State, params: Params | None = None, **extra: Any
     ) -> tuple[Updates, State]:
-        return jax.tree.map(lambda g: mean(g, axes).astype(g.dtype), updates), state
+        return as_given(jax.tree.map(lambda g: mean(g, axes), updates), updates), state
 
     return Aggregator(lambda params: optax.EmptyState(), update)
 

@@ -20,7 +20,7 @@ from gradx import trees as gtree
 from gradx.combine import Contract, chain, identity
 from gradx.core import Count, Params, State, Transform, Updates
 from gradx.counting import steps
-from gradx.experimental.means import Aggregator, as_axes, mean, process
+from gradx.experimental.means import Aggregator, as_axes, as_given, mean, process
 from gradx.sources import Array
 from gradx.states import check_state
 from gradx.step import safe_increment
@@ -127,7 +127,7 @@ def get_per_element_mean_and_sum_sq_diff_grads(
         center = jax.tree.map(lambda g: mean(g, axes), updates)
         squares = jax.tree.map(lambda g, m: _squares(g, m, axes), updates, center)
         if k == 1:
-            return (center, {"sample_size": size, "sum_sq_diff_grads": squares}), state
+            return (as_given(center, updates), _aux(size, squares)), state
         check_state(state, PerElementMeanAndSumSqDiffGradsState, where)
         step = state.micro_step + 1
         apart = jax.tree.map(jnp.subtract, center, state.mean_grads)
@@ -138,7 +138,7 @@ def get_per_element_mean_and_sum_sq_diff_grads(
             *(state.sum_sq_diff_grads, squares, apart),
         )
         ready = step == k
-        found = center, {"sample_size": size * step, "sum_sq_diff_grads": squares}
+        found = as_given(center, updates), _aux(size * step, squares)
         kept = PerElementMeanAndSumSqDiffGradsState(step, ready, center, squares)
         return _if(ready, found), _if(~ready, kept)._replace(ready=ready)
 
@@ -225,10 +225,11 @@ def get_unbiased_mean_and_variance_ema(state: State) -> tuple[Updates, Updates]:
     """The two averages of `track_per_element_mean_and_variance_with_ema`, without their bias to 0.
 
     Args:
-      state: the state of an optimizer that has it as a part.
+      state: the state of an optimizer that has it as a part, after its first update.
 
     Raises:
-      ValueError: there is no such part, or several, or there was no update yet.
+      ValueError: there is no such part.
+      KeyError: there are several.
 
     Example:
       >>> import jax.numpy as jnp
@@ -287,6 +288,10 @@ def add_mean_variance_to_opt(
 
 
 # ---------------------------------------------------------------- on arrays and trees
+
+
+def _aux(size: Any, squares: Updates) -> dict[str, Any]:
+    return {"sample_size": size, "sum_sq_diff_grads": squares}
 
 
 def _squares(g: Array, center: Array, axes: tuple[int, ...]) -> Array:
