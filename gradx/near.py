@@ -9,7 +9,7 @@ from collections.abc import Iterable
 def nearest(name: object, known: Iterable[str], cutoff: float = 0.6) -> str | None:
     """The known name that is most like this one, if any is: misspelt, or in another case."""
     lower, asked = {n.lower(): n for n in known}, str(name).lower()
-    found = difflib.get_close_matches(asked, lower, cutoff=cutoff)
+    found = difflib.get_close_matches(asked, lower, n=10, cutoff=cutoff)
     # Two letters changed places more often than one was left out.
     found.sort(key=lambda n: sorted(n) != sorted(asked))
     return lower[found[0]] if found else None

@@ -20,6 +20,7 @@ from optax_names import EXCEPTIONS, OWN, Row, answers, differences, row, rows, s
 
 import gradx
 from gradx import mirror
+from gradx.near import nearest
 
 ROWS = rows()
 ANSWERS = answers()
@@ -151,6 +152,15 @@ def test_a_namespace_that_optax_does_not_have() -> None:
 def test_a_misspelt_name_is_answered_with_the_nearest(name: str, meant: str) -> None:
     with pytest.raises(AttributeError, match=f"^gradx has no '{name}', .* mean '{meant}'\\?$"):
         getattr(gradx, name)
+
+
+def test_every_name_is_found_by_a_slip_of_it() -> None:
+    """Two letters swapped, and written as a class."""
+    for name in OWN[::3]:
+        middle = len(name) // 2 - 1
+        swapped = name[:middle] + name[middle + 1] + name[middle] + name[middle + 2 :]
+        for slip in {swapped, name.title().replace("_", "")} - set(dir(gradx)):
+            assert nearest(slip, dir(gradx)) == name, slip
 
 
 def test_a_misspelt_name_of_a_namespace_too() -> None:
