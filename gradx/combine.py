@@ -112,7 +112,7 @@ def stateless_with_tree_map(f: Callable[[Any, Any], Any]) -> Transform:
         flat = gtree.flatten(updates)
         values = [None] * len(flat.values)
         if params is not None:
-            values = gtree.flatten_like(flat, params, f"{where}: params")
+            values = gtree.flatten_like(flat, params, "the parameters", where)
         pairs = zip(flat.values, values, strict=True)
         new = [None if u is None else f(u, p) for u, p in pairs]
         return flat.unflatten(new), optax.EmptyState()
@@ -155,9 +155,10 @@ def _in_sequence(
     where = core.where()
     for label, tx in parts:
         if not core.is_transform(tx):
+            several = isinstance(tx, list | tuple) and all(map(core.is_transform, tx))
             raise ValueError(
                 f"{where}: element {label} must be a gradient transformation (a pair of init and "
-                f"update), got {core.show(tx)}."
+                f"update), got {core.show(tx)}.{' Give those one by one, *[…].' * several}"
             )
 
     def described(params: Params, state: State) -> list[Part]:

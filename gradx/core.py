@@ -22,6 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from gradx.binding import fit
 from gradx.calls import checked, take
 from gradx.calls import inside as inside
 from gradx.calls import where as where
@@ -186,8 +187,8 @@ def recorded(factory: Callable[P, T]) -> Callable[P, T]:
 
     @functools.wraps(factory)
     def make(*args: P.args, **kwargs: P.kwargs) -> T:
-        bound = signature.bind(*args, **kwargs)
         with inside(factory.__name__):
+            bound = fit(signature, where(), args, kwargs)
             if take(factory, bound):
                 made: Any = factory(*bound.args, **bound.kwargs)
             else:
@@ -207,8 +208,8 @@ def recorded_class(cls: type[T]) -> type[T]:
     signature, new = inspect.signature(cls), cls.__new__
 
     def make(cls_: type[T], *args: Any, **kwargs: Any) -> T:
-        bound = signature.bind(*args, **kwargs)
         with inside(cls.__name__):
+            bound = fit(signature, where(), args, kwargs)
             take(cls, bound)
             made: Any = new(cls_, *bound.args, **bound.kwargs)
         made.spec = Spec(cls, given(bound))

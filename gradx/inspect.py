@@ -16,6 +16,7 @@ import optax
 
 from gradx import core
 from gradx import trees as gtree
+from gradx.calls import checked
 from gradx.core import Params, State
 from gradx.joined import rules_of
 from gradx.sources import ByPath, Source
@@ -83,6 +84,7 @@ class Description:
         return f"<table>{''.join(rows)}</table>"
 
 
+@checked
 def describe(tx: optax.GradientTransformation, params: Params) -> Description:
     """The parts of a chain as a table: numbers, where they act, and what they keep.
 

@@ -25,6 +25,7 @@ ROOT = Path(gradx.__file__).parent
 # above: so rooms (`rules.*`) never import rooms, and what two of them need moves down.
 LAYERS = [
     ["trees", "contract", "show", "near"],
+    ["binding"],
     ["calls"],
     ["core"],
     ["sources", "state_map", "step"],

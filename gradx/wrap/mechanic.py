@@ -252,7 +252,9 @@ class _Made:
     def begin(
         self, leaves: Leaves, state: State, extra: Mapping[str, Any], rows: Rows
     ) -> Callable[[Results], State]:
-        made = gtree.flatten_like(leaves.flat, self.updates, "the base optimizer's updates")
+        made = gtree.flatten_like(
+            leaves.flat, self.updates, "the base optimizer's updates", "mechanize"
+        )
         for row, u, g in zip(rows, made, leaves.updates, strict=True):
             if is_array(g):
                 row.append(Call(_take, (), {"made": u}, (), False))
