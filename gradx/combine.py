@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 import jax
@@ -130,10 +130,11 @@ class _Sequence:
     stages: Sequence[Stage]
     pack: Callable[[Sequence[State]], State]
     unpack: Callable[[State], Sequence[State]]
+    sees_tree: bool = field(init=False)
 
-    @property
-    def sees_tree(self) -> bool:
-        return any(stage.sees_tree for stage in self.stages)
+    def __post_init__(self) -> None:
+        # Once: asked for later, a chain that grew in a loop would ask all chains that are in it.
+        object.__setattr__(self, "sees_tree", any(stage.sees_tree for stage in self.stages))
 
     def init(self, params: Params) -> State:
         return self.pack([stage.init(params) for stage in self.stages])

@@ -156,7 +156,8 @@ def test_why_a_leaf_is_a_matrix_or_is_none() -> None:
     assert set(chosen.values()) == {"by axes"}
 
 
-def test_the_table_of_a_small_chain() -> None:
+def test_the_table_of_a_small_chain(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "100")
     tx = gradx.chain(
         gradx.clip_by_global_norm(gradx.tunable(1.0)),
         gradx.masked(gradx.trace(0.9, nesterov=True), KERNELS),

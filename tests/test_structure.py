@@ -24,8 +24,8 @@ ROOT = Path(gradx.__file__).parent
 # From the bottom up. A module imports from the layers below its own, never from its own or from
 # above: so rooms (`rules.*`) never import rooms, and what two of them need moves down.
 LAYERS = [
-    ["trees", "contract", "show", "near"],
-    ["binding"],
+    ["trees", "contract", "show", "near", "table"],
+    ["binding", "spec"],
     ["calls"],
     ["core"],
     ["sources", "state_map", "step"],

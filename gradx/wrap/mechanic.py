@@ -139,7 +139,12 @@ def mechanize(
         per_step=_is_first,
         measure=_products,
         per_tree=_learn,
-        scalars={"r": nothing, "m": nothing, "v": nothing, "s": np.full(num_betas, first)},
+        scalars={
+            "r": nothing,
+            "m": nothing,
+            "v": nothing,
+            "s": lambda _: jnp.full(num_betas, first),
+        },
         axis_name=axis_name,
         needs_params=True,
     )
