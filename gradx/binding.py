@@ -106,7 +106,7 @@ def _told(
     else:
         needed = [p.name for p in taken if p.default is p.empty and p.kind <= p.KEYWORD_ONLY]
         missing = [p for p in needed if p not in (*placed, *kwargs, *stars)]
-        yield f"{who} needs {' and '.join(missing)}."
+        yield f"{who} needs {', '.join(missing)}."
     if placed[:1] == ["learning_rate"] and is_tree(args[0]):
         yield "The parameters are no argument of an optimizer: tx.init(params) is given them."
     names = [*(n for n in by_place if n not in by_name), *(f"*{n}" for n in stars), *by_name]

@@ -86,7 +86,7 @@ CALLS: list[tuple[Callable[[], Any], str]] = [
     # what fits no place
     (lambda: gradx.adam(), r"^adam needs learning_rate\. It takes learning_rate, b1, b2"),
     (lambda: gradx.chain(gradx.sgd()), r"^sgd needs learning_rate"),
-    (lambda: gradx.partition(), r"^partition needs transforms and param_labels\."),
+    (lambda: gradx.partition(), r"^partition needs transforms, param_labels\."),
     (lambda: gradx.adam(1, 2, 3, 4, 5, 6, 7), r"^adam takes 6 arguments by place and is given 7\."),
     (
         lambda: gradx.adam(0.1, learning_rate=0.2),

@@ -253,7 +253,8 @@ def test_half_none_trees_name_the_path() -> None:
         noise.update({"bias": jnp.arange(2)}, noise.init(PARAMS))
 
 
-def test_describe_a_product_by_path() -> None:
+def test_describe_a_product_by_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "120")
     rate = gradx.scaled(
         gradx.linear_schedule(1.0, 0.0, 9), gradx.by_path({"bias": 2.0}, default=1.0)
     )
