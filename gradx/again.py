@@ -94,8 +94,10 @@ def again(
     ]
     (g, p), inputs = hidden(((g, p), inputs), reading)
     g, p = jax.tree.map(widen, (g, p))
-    for program, (old, number, new, constants) in zip(programs, inputs, strict=True):
-        g = _update(program, (g, old, p, number), new, constants)
+    for part, program, of in zip(done, programs, inputs, strict=True):
+        old, number, new, constants = of
+        given = (g, old, None if part.p is None else p, number)
+        g = _update(program, given, new, constants)
     return g
 
 

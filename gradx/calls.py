@@ -14,7 +14,7 @@ import inspect
 import sys
 import types
 import typing
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, ParamSpec, TypeVar
@@ -24,6 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from gradx.binding import fit
 from gradx.show import show
 
 P = ParamSpec("P")
@@ -134,6 +135,21 @@ class _Option:
         return " or ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
 
 
+def check_known(name: str, value: Any, where: str) -> None:
+    """Raises ValueError for a traced value where only the value itself can decide."""
+    if any(isinstance(x, jax.core.Tracer) for x in _inside(value)):
+        raise ValueError(
+            f"{where}: {name} must be known before the run, since it decides which program is "
+            f"compiled, got {show(value)}. Make it outside the function under jax.jit, vmap or "
+            f"scan, or let {name} be a static argument of it "
+            f"(static_argnames={name!r})."
+        )
+
+
+def _inside(value: Any) -> Iterable[Any]:
+    return value if type(value) in (list, tuple) else (value,)
+
+
 def is_bool(value: Any) -> bool:
     """A bool that is known now; other values would be true or false by accident, as ``"no"`` is."""
     if isinstance(value, bool | np.bool_):
@@ -156,6 +172,26 @@ def _options(factory: Callable[..., Any]) -> dict[str, _Option]:
         if is_option and all(map(_can_be_checked, kinds)):
             found[name] = _Option(kinds)
     return found
+
+
+@functools.lru_cache(maxsize=1024)
+def _known_before(factory: Callable[..., Any]) -> tuple[str, ...]:
+    """The arguments that no array can be: options, whole numbers, and tuples of these."""
+    parameters = signature(factory).parameters.items()
+    return tuple(name for name, p in parameters if _is_known(members(p.annotation)))
+
+
+def _is_known(kinds: tuple[Any, ...]) -> bool:
+    plain = (bool, int, str, types.NoneType, collections.abc.Callable, Ellipsis)
+    return bool(kinds) and all(
+        kind in plain
+        or typing.get_origin(kind) in (Literal, collections.abc.Callable)
+        or (
+            typing.get_origin(kind) in (tuple, list, collections.abc.Sequence)
+            and all(_is_known(members(part)) for part in typing.get_args(kind))
+        )
+        for kind in kinds
+    )
 
 
 def _can_be_checked(kind: Any) -> bool:
@@ -191,6 +227,8 @@ def check(
       ValueError: an option that is none of what its annotation says.
     """
     options = _options(factory)
+    for name in _known_before(factory):
+        check_known(name, arguments.get(name), where)
     changed = {}
     for name, option in options.items():
         if name not in arguments:
@@ -204,7 +242,7 @@ def check(
 
 
 def checked(function: Callable[P, T]) -> Callable[P, T]:
-    """`check` for a public function that leaves no description: a lift, a helper."""
+    """`check` and `binding.fit` for a public function that leaves no description."""
     plain = inspect.signature(function)
     by_place = [n for n, p in plain.parameters.items() if p.kind <= p.POSITIONAL_OR_KEYWORD]
 
@@ -213,9 +251,13 @@ def checked(function: Callable[P, T]) -> Callable[P, T]:
         given = {**dict(zip(by_place, args, strict=False)), **kwargs}
         who = where() if _building.get() else function.__name__
         taken = check(function, given, who)
-        if taken is given:  # no bind, which takes as long as all else here
-            return function(*args, **kwargs)
-        bound = plain.bind(*args, **kwargs)
+        if taken is given:
+            try:
+                return function(*args, **kwargs)
+            except TypeError:
+                fit(plain, function.__name__, args, kwargs)  # says it better, if it is the call
+                raise
+        bound = fit(plain, function.__name__, args, kwargs)
         bound.arguments |= {name: taken[name] for name in bound.arguments if name in taken}
         return function(*bound.args, **bound.kwargs)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 import jax
@@ -112,7 +112,7 @@ def stateless_with_tree_map(f: Callable[[Any, Any], Any]) -> Transform:
         flat = gtree.flatten(updates)
         values = [None] * len(flat.values)
         if params is not None:
-            values = gtree.flatten_like(flat, params, f"{where}: params")
+            values = gtree.flatten_like(flat, params, "the parameters", where)
         pairs = zip(flat.values, values, strict=True)
         new = [None if u is None else f(u, p) for u, p in pairs]
         return flat.unflatten(new), optax.EmptyState()
@@ -130,10 +130,11 @@ class _Sequence:
     stages: Sequence[Stage]
     pack: Callable[[Sequence[State]], State]
     unpack: Callable[[State], Sequence[State]]
+    sees_tree: bool = field(init=False)
 
-    @property
-    def sees_tree(self) -> bool:
-        return any(stage.sees_tree for stage in self.stages)
+    def __post_init__(self) -> None:
+        # Once: asked for later, a chain that grew in a loop would ask all chains that are in it.
+        object.__setattr__(self, "sees_tree", any(stage.sees_tree for stage in self.stages))
 
     def init(self, params: Params) -> State:
         return self.pack([stage.init(params) for stage in self.stages])
@@ -155,9 +156,10 @@ def _in_sequence(
     where = core.where()
     for label, tx in parts:
         if not core.is_transform(tx):
+            several = isinstance(tx, list | tuple) and all(map(core.is_transform, tx))
             raise ValueError(
                 f"{where}: element {label} must be a gradient transformation (a pair of init and "
-                f"update), got {core.show(tx)}."
+                f"update), got {core.show(tx)}.{' Give those one by one, *[…].' * several}"
             )
 
     def described(params: Params, state: State) -> list[Part]:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -11,10 +11,13 @@ import numpy as np
 
 from gradx import core
 from gradx.near import hint
+from gradx.spec import inside_out
 
 __all__ = ["from_config", "to_config"]
 
-_PLAIN = bool | int | float | str | None
+
+# Specs whose configs are still empty, and what errors call them.
+Waiting: TypeAlias = list[tuple[core.Spec, str, dict[str, Any]]]
 
 
 def to_config(made: Any) -> dict[str, Any]:
@@ -42,13 +45,18 @@ def to_config(made: Any) -> dict[str, Any]:
     spec = getattr(made, "spec", None)
     if spec is None:
         raise ValueError(f"to_config: {core.show(made)} was not made by a recorded factory.")
-    return _described(spec, spec.name)
+    config: dict[str, Any] = {}
+    waiting: Waiting = [(spec, spec.name, config)]
+    while waiting:  # not by recursion: a chain that grew in a loop may be thousands deep
+        spec, where, inner = waiting.pop()
+        inner |= _described(spec, where, waiting)
+    return config
 
 
-def _described(spec: core.Spec, where: str) -> dict[str, Any]:
-    arguments = {name: _plain(v, f"{where}.{name}") for name, v in spec.arguments}
+def _described(spec: core.Spec, where: str, waiting: Waiting) -> dict[str, Any]:
+    arguments = {name: _plain(v, f"{where}.{name}", waiting) for name, v in spec.arguments}
     if isinstance(spec.factory, core.Described):  # itself made by a factory
-        return {"name": _plain(spec.factory, where), "arguments": arguments}
+        return {"name": _plain(spec.factory, where, waiting), "arguments": arguments}
     if core.REGISTRY.get(core.registered_name(spec.factory)) is not spec.factory:
         raise ValueError(
             f"to_config: {where}: the factory {spec.name} is local to a function, or was defined "
@@ -57,21 +65,26 @@ def _described(spec: core.Spec, where: str) -> dict[str, Any]:
     return {"name": core.registered_name(spec.factory), "arguments": arguments}
 
 
-def _plain(value: Any, where: str) -> Any:
+def _plain(value: Any, where: str, waiting: Waiting) -> Any:
     if getattr(value, "spec", None) is not None:
-        return _described(value.spec, where)
+        config: dict[str, Any] = {}
+        waiting.append((value.spec, where, config))
+        return config
     match value:
         case bool() | int() | float() | str() | None:
             return value
         case list() if type(value) is list:
-            return [_plain(v, f"{where}[{i}]") for i, v in enumerate(value)]
+            return [_plain(v, f"{where}[{i}]", waiting) for i, v in enumerate(value)]
         case tuple() if (name := _named_tuple(type(value))) is not None:
-            fields = [_plain(v, f"{where}[{i}]") for i, v in enumerate(value)]
+            fields = [_plain(v, f"{where}[{i}]", waiting) for i, v in enumerate(value)]
             return {"tuple": fields, "of": name}
         case tuple() if type(value) is tuple:
-            return {"tuple": [_plain(v, f"{where}[{i}]") for i, v in enumerate(value)]}
+            return {"tuple": [_plain(v, f"{where}[{i}]", waiting) for i, v in enumerate(value)]}
         case Mapping():
-            pairs = [[_plain(k, where), _plain(v, f"{where}[{k!r}]")] for k, v in value.items()]
+            pairs = [
+                [_plain(k, where, waiting), _plain(v, f"{where}[{k!r}]", waiting)]
+                for k, v in value.items()
+            ]
             return {"dict": pairs}
         case np.generic() | np.ndarray() | jax.Array():
             numeric = jnp.issubdtype(value.dtype, jnp.number) or value.dtype == np.bool_
@@ -113,6 +126,24 @@ def from_config(config: Mapping[str, Any]) -> Any:
       >>> gradx.from_config({"name": "adam", "arguments": {"learning_rate": 0.001, "b2": 0.95}})
       adam(0.001, b2=0.95)
     """
+    made: dict[int, Any] = {}
+    for inner in inside_out(config, _configs):
+        made[id(inner)] = _remade(inner, made)
+    return made[id(config)]
+
+
+def _configs(config: Any) -> Iterator[Any]:
+    """The configs that a config has inside, but not those inside of these."""
+    inside = config.values() if isinstance(config, Mapping) else config
+    for value in inside if isinstance(config, Mapping | list) else ():
+        match value:
+            case {"name": _, "arguments": _}:
+                yield value
+            case Mapping() | list():
+                yield from _configs(value)
+
+
+def _remade(config: Any, inner: Mapping[int, Any]) -> Any:
     if not isinstance(config, Mapping) or set(config) != {"name", "arguments"}:
         raise ValueError(
             f"from_config: wants {{'name': …, 'arguments': {{…}}}} as to_config makes it, got "
@@ -121,8 +152,7 @@ def from_config(config: Mapping[str, Any]) -> Any:
     name, arguments = config["name"], config["arguments"]
     if not isinstance(arguments, Mapping):
         raise ValueError(f"from_config: the arguments of {name} must be a dict, got {arguments!r}.")
-    made_by = isinstance(name, Mapping)
-    factory = from_config(name) if made_by else _known(name, core.REGISTRY, "factory")
+    factory = inner[id(name)] if id(name) in inner else _known(name, core.REGISTRY, "factory")
     if not callable(factory):
         raise ValueError(f"from_config: {name!r} makes {core.show(factory)}, which is no factory.")
     spec = core.Spec(factory, ())
@@ -133,26 +163,26 @@ def from_config(config: Mapping[str, Any]) -> Any:
                 f"from_config: {name} has no argument {argument!r}; it has {allowed}."
                 f"{hint(argument, allowed)}"
             )
-    made = {k: _made(v) for k, v in arguments.items()}
+    made = {k: _made(v, inner) for k, v in arguments.items()}
     try:
         return spec.call(made)
     except (TypeError, AttributeError) as error:  # missing arguments, or of the wrong kind
         raise ValueError(f"from_config: {name} cannot be made from {made}: {error}.") from error
 
 
-def _made(value: Any) -> Any:
+def _made(value: Any, inner: Mapping[int, Any]) -> Any:
     match value:
         case list():
-            return [_made(v) for v in value]
+            return [_made(v, inner) for v in value]
         case {"name": _, "arguments": _}:
-            return from_config(value)
+            return inner[id(value)]
         case {"tuple": [*items]} if len(value) == 1:
-            return tuple(_made(v) for v in items)
+            return tuple(_made(v, inner) for v in items)
         case {"tuple": [*items], "of": str(name)} if len(value) == 2:
             made = _known(name, core.FUNCTIONS, "named tuple")
-            return made(*map(_made, items))
+            return made(*(_made(v, inner) for v in items))
         case {"dict": [*pairs]} if len(value) == 1 and all(_is_pair(pair) for pair in pairs):
-            return {_made(k): _made(v) for k, v in pairs}
+            return {_made(k, inner): _made(v, inner) for k, v in pairs}
         case {"dtype": str(name)} if len(value) == 1:
             try:
                 return jnp.dtype(name)

@@ -18,24 +18,25 @@ from dataclasses import dataclass, field
 from typing import Any, ParamSpec, Self, TypeAlias, TypeVar
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 import optax
 
+from gradx.binding import fit
 from gradx.calls import checked, take
 from gradx.calls import inside as inside
 from gradx.calls import where as where
 from gradx.contract import OptState, with_extra_args_support
 from gradx.contract import Params as Params
 from gradx.contract import Updates as Updates
-from gradx.show import foreign_name, is_dtype
+from gradx.show import foreign_name
 from gradx.show import show as show
+from gradx.spec import Described as Described
+from gradx.spec import Spec as Spec
 
 __all__ = ["Transform", "recorded", "registered"]
 
 
 P = ParamSpec("P")
-T = TypeVar("T", bound="Described")
+T = TypeVar("T", bound=Described)
 F = TypeVar("F", bound=Callable[..., Any])
 
 State: TypeAlias = OptState
@@ -44,120 +45,6 @@ Count: TypeAlias = Any  # an int32 scalar; not typed as one, since tuples have a
 
 
 # ---------------------------------------------------------------- the description
-
-
-@dataclass(frozen=True, eq=False)
-class Spec:
-    """The public factory that made an object, and the arguments that differ from its defaults."""
-
-    factory: Callable[..., Any]
-    arguments: tuple[tuple[str, Any], ...]
-
-    @property
-    def name(self) -> str:
-        # A factory may have been made by another one: inject_hyperparams(adam).
-        return repr(self.factory) if isinstance(self.factory, Described) else self.factory.__name__
-
-    @property
-    def signature(self) -> inspect.Signature:
-        return inspect.signature(self.factory)
-
-    def call(self, arguments: Mapping[str, Any] | None = None) -> Any:
-        """Makes the object again, from these arguments or (by default) from its own."""
-        given = dict(self.arguments if arguments is None else arguments)
-        bound = inspect.BoundArguments(self.signature, given)
-        bound.apply_defaults()  # else what stands before `*args` could only be given by name
-        return self.factory(*bound.args, **bound.kwargs)
-
-    def __repr__(self) -> str:
-        shown = []
-        for name, value in self.arguments:
-            parameter = self.signature.parameters[name]
-            if parameter.kind is parameter.VAR_POSITIONAL:
-                shown += [show(v) for v in value]
-            elif parameter.kind is parameter.VAR_KEYWORD:
-                shown += [f"{k}={show(v)}" for k, v in value.items()]
-            else:
-                keyword = parameter.default is not parameter.empty
-                keyword = keyword or parameter.kind is parameter.KEYWORD_ONLY
-                shown.append(f"{name}={show(value)}" if keyword else show(value))
-        return f"{self.name}({', '.join(shown)})"
-
-    @functools.cached_property
-    def _key(self) -> Any:
-        # Arguments without a hash (arrays, mostly) leave only identity to compare by.
-        try:
-            key = (self.factory, _hashable(self.arguments))
-            hash(key)
-        except TypeError:
-            return id(self)
-        return key
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Spec) and self._key == other._key
-
-    def __hash__(self) -> int:
-        return hash(self._key)
-
-
-def _hashable(value: Any) -> Any:
-    if is_dtype(value):
-        return jnp.dtype(value)
-    if isinstance(value, jax.core.Tracer):
-        return value
-    if isinstance(value, jax.Array) and jnp.issubdtype(value.dtype, jax.dtypes.prng_key):
-        return str(value.dtype), np.asarray(jax.random.key_data(value)).tobytes(), value.shape
-    if isinstance(value, np.ndarray | np.generic | jax.Array) and value.ndim == 0:
-        return _hashable(value.item())
-    if isinstance(value, bool) or (isinstance(value, float) and value == 0):
-        return type(value), str(value)  # True equals 1 and -0.0 equals 0.0, but not in a program
-    if isinstance(value, Mapping):
-        return type(value), tuple((k, _hashable(v)) for k, v in value.items())
-    if isinstance(value, set):
-        return frozenset(value)
-    if isinstance(value, list | tuple) and not isinstance(value, Transform):
-        return type(value).__name__, tuple(_hashable(v) for v in value)
-    return value
-
-
-class Described:
-    """What every recorded factory returns: it reads, compares, hashes and pickles by its spec."""
-
-    spec: Spec | None
-
-    def with_spec(self, spec: Spec) -> Self:
-        raise NotImplementedError
-
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}(…)" if self.spec is None else repr(self.spec)
-
-    def __eq__(self, other: object) -> bool:
-        if type(other) is type(self) and self.spec is not None:
-            return self.spec == other.spec
-        return self is other
-
-    def __ne__(self, other: object) -> bool:
-        return not self == other  # else a transform would take that of tuple
-
-    def __hash__(self) -> int:
-        return id(self) if self.spec is None else hash(self.spec)
-
-    def __copy__(self) -> Self:
-        return self
-
-    def __deepcopy__(self, memo: Any) -> Self:
-        return self  # nothing in it changes
-
-    def __reduce__(self) -> Any:
-        # What it is made of are closures; the spec says how to make them again.
-        if self.spec is None:
-            raise TypeError(f"{self!r} cannot be pickled: it was not made by a recorded factory.")
-        return _remake, (self.spec.factory, self.spec.arguments)
-
-
-def _remake(factory: Callable[..., Any], arguments: tuple[tuple[str, Any], ...]) -> Any:
-    return Spec(factory, arguments).call()
-
 
 REGISTRY: dict[str, Callable[..., Any]] = {}
 """Every recorded factory by name: what `from_config` may call, and nothing else."""
@@ -186,8 +73,8 @@ def recorded(factory: Callable[P, T]) -> Callable[P, T]:
 
     @functools.wraps(factory)
     def make(*args: P.args, **kwargs: P.kwargs) -> T:
-        bound = signature.bind(*args, **kwargs)
         with inside(factory.__name__):
+            bound = fit(signature, where(), args, kwargs)
             if take(factory, bound):
                 made: Any = factory(*bound.args, **bound.kwargs)
             else:
@@ -207,8 +94,8 @@ def recorded_class(cls: type[T]) -> type[T]:
     signature, new = inspect.signature(cls), cls.__new__
 
     def make(cls_: type[T], *args: Any, **kwargs: Any) -> T:
-        bound = signature.bind(*args, **kwargs)
         with inside(cls.__name__):
+            bound = fit(signature, where(), args, kwargs)
             take(cls, bound)
             made: Any = new(cls_, *bound.args, **bound.kwargs)
         made.spec = Spec(cls, given(bound))

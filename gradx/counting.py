@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
 from gradx import core, hyper
+from gradx.calls import check_known
 from gradx.sources import Array, Number, as_float, is_real
 
 # ---------------------------------------------------------------- when it is made
@@ -21,12 +21,8 @@ def power_of(name: str, value: Any) -> Number:
 
 
 def static(name: str, value: Any) -> None:
-    """Refuses a traced value where the schedule's shape hangs on it."""
-    if isinstance(value, jax.core.Tracer):
-        raise ValueError(
-            f"{core.where()}: {name} must be known when the schedule is made, got "
-            f"{core.show(value)}; mark it as a static argument of the jitted function."
-        )
+    """Refuses a traced value where the program itself hangs on it."""
+    check_known(name, value, core.where())
 
 
 def steps(name: str, value: Any, low: int) -> int:

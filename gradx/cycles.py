@@ -47,7 +47,7 @@ def warmed_up(init: Number, peak: Number, length: int, rest: Schedule) -> Schedu
 
 
 @core.recorded
-def join_schedules(schedules: Sequence[Schedule], boundaries: Sequence[int]) -> ScheduleFn:
+def join_schedules(schedules: Sequence[Schedule], boundaries: Sequence[int | Array]) -> ScheduleFn:
     r"""Schedules one after the other, each counting from where it begins.
 
     .. math:: s(t) = s_k(t - b_k), \quad b_k \le t < b_{k+1}, \quad b_0 = 0

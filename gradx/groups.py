@@ -139,13 +139,13 @@ def masked(inner: Contract, mask: Any, *, mask_compatible_extra_args: bool = Fal
             }
         hidden_params = None
         if params is not None:
-            values = gtree.flatten_like(flat, params, f"{where}: params")
+            values = gtree.flatten_like(flat, params, "the parameters", where)
             kept = [p if c else MaskedNode() for p, c in zip(values, chosen, strict=True)]
             hidden_params = flat.unflatten(kept)
         new, inner_state = wrapped.update(
             hide(updates, chosen), state.inner_state, hidden_params, **extra
         )
-        inner_values = gtree.flatten_like(flat, new, f"{where}: the inner updates")
+        inner_values = gtree.flatten_like(flat, new, "the inner updates", where)
         pairs = zip(inner_values, flat.values, strict=True)
         merged = [old if isinstance(n, MaskedNode) else n for n, old in pairs]
         return flat.unflatten(merged), type(state)(inner_state)

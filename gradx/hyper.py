@@ -14,6 +14,7 @@ import numpy as np
 
 from gradx import core
 from gradx import trees as gtree
+from gradx.binding import is_tree
 from gradx.calls import kept
 from gradx.sources import (
     REQUIRED,
@@ -131,6 +132,12 @@ def as_source(value: Any, name: str, interval: str, where: str) -> Source:
             return Scheduled(value)
         case _ if is_real(value):
             return Constant(_check_constant(value, interval, name, where))
+    if is_tree(value):
+        raise ValueError(
+            f"{where}: {name} must be one real number, got a tree, a {type(value).__name__}. "
+            f"An optimizer is made without the parameters, which tx.init(params) is given; numbers "
+            f"that differ from leaf to leaf are by_path(…)."
+        )
     raise ValueError(
         f"{where}: {name} must be one real number, got {core.show(value)}. {HOW_TO_GIVE}"
     )

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import html
 import math
+import re
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,10 +17,12 @@ import optax
 
 from gradx import core
 from gradx import trees as gtree
+from gradx.calls import checked
 from gradx.core import Params, State
 from gradx.joined import rules_of
 from gradx.sources import ByPath, Source
 from gradx.stage import check_array
+from gradx.table import table
 
 __all__ = ["Description", "describe", "state_bytes"]
 
@@ -30,6 +33,7 @@ class Row:
 
     Attributes:
       branch: the lines of the tree that is drawn before the name.
+      below: the same where the row goes on.
       name: the factory that made the part.
       numbers: its hyperparameters and options, and where they come from.
       paths: the leaves it acts on.
@@ -37,6 +41,7 @@ class Row:
     """
 
     branch: str
+    below: str
     name: str
     numbers: str
     paths: tuple[str, ...]
@@ -45,7 +50,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Description:
-    """The table that `describe` makes: text when printed, HTML in a notebook.
+    """The table that `describe` makes: text as wide as the terminal, HTML in a notebook.
 
     Attributes:
       rows: the parts, from the outside in.
@@ -64,11 +69,16 @@ class Description:
             yield row.branch + row.name, row.numbers, f"{leaves} {few}".strip(), kept
 
     def __str__(self) -> str:
-        table = list(self.cells())
-        widths = [max(len(cells[i]) for cells in table) for i in range(4)]
-        table.insert(1, ("─" * widths[0], "─" * widths[1], "─" * widths[2], "─" * widths[3]))
-        lines = ("  ".join(map(str.ljust, cells, widths)) for cells in table)
-        return "\n".join(line.rstrip() for line in lines)
+        leads = [("", ""), *((row.branch, row.below) for row in self.rows)]
+        return table(
+            [
+                (name.removeprefix(branch), numbers, leaves, re.sub(r" (?=\d|\w?B)", "\xa0", kept))
+                for (name, numbers, leaves, kept), (branch, _) in zip(
+                    self.cells(), leads, strict=True
+                )
+            ],
+            leads,
+        )
 
     __repr__ = __str__
 
@@ -83,6 +93,8 @@ class Description:
         return f"<table>{''.join(rows)}</table>"
 
 
+@checked
+@checked
 def describe(tx: optax.GradientTransformation, params: Params) -> Description:
     """The parts of a chain as a table: numbers, where they act, and what they keep.
 
@@ -92,7 +104,8 @@ def describe(tx: optax.GradientTransformation, params: Params) -> Description:
         computed.
 
     Returns:
-      A table to print. A number by path has a line for each value, with its leaves.
+      A table to print, as wide as the terminal but for 80 columns at least; what is too long for
+      its column goes on below. A number by path has a line for each value, with its leaves.
 
     Raises:
       ValueError: whatever `tx.init(params)` raises.
@@ -102,22 +115,25 @@ def describe(tx: optax.GradientTransformation, params: Params) -> Description:
       >>> tx = gradx.adamw(1e-3, weight_decay=gradx.by_path({"bias": 0.0}, default=0.1))
       >>> params = {"kernel": jnp.ones((4, 8)), "bias": jnp.ones(8)}
       >>> print(gradx.describe(tx, params))
-      transformation             numbers                                 leaves      state
-      ─────────────────────────  ──────────────────────────────────────  ──────────  ────────────────────────
-      adamw                                                              all         int32 4 B, float32 320 B
-      ├─ scale_by_adam           b1=0.9 b2=0.999 eps=1e-08 eps_root=0.0  all         int32 4 B, float32 320 B
-      ├─ add_decayed_weights     weight_decay=by_path(…)                 all
-      │    weight_decay=0.0                                              1/2 bias
-      │    weight_decay=0.1                                              1/2 kernel
-      └─ scale_by_learning_rate  learning_rate=0.001                     all
-    """  # noqa: E501
+      transformation             numbers                  leaves      state
+      ─────────────────────────  ───────────────────────  ──────────  ────────────────
+      adamw                                               all         int32 4 B,
+      │                                                               float32 320 B
+      ├─ scale_by_adam           b1=0.9 b2=0.999          all         int32 4 B,
+      │                          eps=1e-08 eps_root=0.0               float32 320 B
+      ├─ add_decayed_weights     weight_decay=by_path(…)  all
+      │    weight_decay=0.0                               1/2 bias
+      │    weight_decay=0.1                               1/2 kernel
+      └─ scale_by_learning_rate  learning_rate=0.001      all
+    """
     flat = gtree.flatten(params)
+    who = core.show(tx)
     for i, x in enumerate(flat.values):
         if x is not None:
-            check_array(x, flat, i, core.show(tx), "parameter")
+            check_array(x, flat, i, who, "parameter")
     shapes = jax.eval_shape(lambda p: p, params)
     state = jax.eval_shape(tx.init, shapes)
-    rows = _rows(core.Part("", tx, shapes, state), "", "")
+    rows = _rows(core.Part("", tx, shapes, state))
     return Description(tuple(rows), len(_visible(shapes)))
 
 
@@ -135,8 +151,32 @@ def state_bytes(state: State) -> int:
     return sum(_kept(state).values())
 
 
-def _rows(part: core.Part, first: str, rest: str) -> Iterator[Row]:
-    """The row of a part, then those of its own parts; `first` and `rest` draw the tree."""
+_DEEPEST = 10  # what is further inside is not moved to the right, but has its depth before it
+
+
+def _rows(whole: core.Part) -> Iterator[Row]:
+    """The row of a part, then those of its own parts, from the outside in."""
+    waiting = [(whole, 0, "", "")]
+    while waiting:  # not by recursion: a chain that grew in a loop may be hundreds deep
+        part, depth, first, rest = waiting.pop()
+        rows, parts = _row(part, first, rest)
+        yield from rows
+        lines = [("├─ ", "│  ")] * (len(parts) - 1) + [("└─ ", "   ")]
+        if depth >= _DEEPEST:
+            lines = [(f"⋯{depth + 1} ", "")] * len(parts)
+        waiting += reversed(
+            [
+                (inner, depth + 1, rest + to_it, rest + past_it)
+                for inner, (to_it, past_it) in zip(parts, lines, strict=False)
+            ]
+        )
+
+
+def _row(part: core.Part, first: str, rest: str) -> tuple[list[Row], Sequence[core.Part]]:
+    """The row of a part with those of its numbers by path, and its own parts.
+
+    `first` and `rest` draw the tree, before the name and before what comes below it.
+    """
     label, tx, params, state = part.label, part.transform, part.params, part.state
     parts = tx.parts(params, state) if isinstance(tx, core.Transform) and tx.parts else []
     inner = tx
@@ -149,20 +189,14 @@ def _rows(part: core.Part, first: str, rest: str) -> Iterator[Row]:
     paths = tuple(_visible(params))
     rule = getattr(inner, "stage", None)
     numbers = "" if parts else _numbers(rule, spec)
-    yield Row(first, shown, numbers, paths, _kept(state))
     below = rest + ("│    " if parts else "  ")
-    yield from _grouped(below, {path: part.why[path] for path in paths if path in part.why})
+    rows = [Row(first, below, shown, numbers, paths, _kept(state))]
+    rows += _grouped(below, {path: part.why[path] for path in paths if path in part.why})
     for one in [] if parts else rules_of(rule):
         for name, source in one.hypers.sources.items():
             if _by_path(source):
-                yield from _grouped(below, {p: f"{name}={source.at(p)!r}" for p in paths})
-    for i, inner_part in enumerate(parts):
-        last = i == len(parts) - 1
-        yield from _rows(
-            inner_part,
-            rest + ("└─ " if last else "├─ "),
-            rest + ("   " if last else "│  "),
-        )
+                rows += _grouped(below, {p: f"{name}={source.at(p)!r}" for p in paths})
+    return rows, parts
 
 
 def _numbers(stage: Any, spec: core.Spec | None) -> str:
@@ -181,7 +215,7 @@ def _grouped(branch: str, said: Mapping[str, str]) -> Iterator[Row]:
     for path, text in said.items():
         by_text.setdefault(text, []).append(path)
     for text, paths in by_text.items():
-        yield Row(branch, text, "", tuple(paths), Counter())
+        yield Row(branch, branch, text, "", tuple(paths), Counter())
 
 
 def _brief(source: Source) -> str:

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 
 from gradx import core, sources
 from gradx import trees as gtree
+from gradx.calls import checked
 from gradx.combine import Contract, stage_of
 from gradx.core import Count, Params, Part, State, Transform, Updates
 from gradx.gating import check_inner
@@ -223,6 +224,7 @@ def with_averaging(base: Contract, rule: Transform) -> Transform:
 # ---------------------------------------------------------------- where to evaluate
 
 
+@checked
 def schedule_free_eval_params(state: State, params: Params) -> Params:
     r"""The parameters to evaluate, of a schedule-free run.
 
@@ -258,7 +260,7 @@ def schedule_free_eval_params(state: State, params: Params) -> Params:
     new = list(flat.values)
     taken: set[int] = set()
     for s in found:
-        for i, z in enumerate(_beside(flat, s.z, f"{where}: the state's z")):
+        for i, z in enumerate(_beside(flat, s.z, where)):
             if is_array(z) and is_array(flat.values[i]):
                 if i in taken:
                     raise ValueError(f"{where}: two states have the leaf {flat.paths[i]!r}.")
@@ -267,9 +269,9 @@ def schedule_free_eval_params(state: State, params: Params) -> Params:
     return flat.unflatten(new)
 
 
-def _beside(flat: gtree.Flat, z: Updates, what: str) -> list[Any]:
+def _beside(flat: gtree.Flat, z: Updates, where: str) -> list[Any]:
     try:
-        return gtree.flatten_like(flat, z, what)
+        return gtree.flatten_like(flat, z, "the state's z", where, "the parameters")
     except ValueError:  # Flax NNX keeps the state in variables of another class
         there = gtree.flatten(z)
         at = dict(zip(there.paths, there.values, strict=True))

@@ -53,7 +53,7 @@ class Joined:
                 leaves.gate,
             )
             done.append(after)
-            updates = gtree.flatten_like(leaves.flat, made, self.where)
+            updates = gtree.flatten_like(leaves.flat, made, "the inner updates", self.where)
             leaves = replace(leaves, updates=updates)
         ends = [
             rule.begin(leaves, self._opened(rule, state), extra, rows) for rule in self.rules[last:]

@@ -27,7 +27,7 @@ from gradx import trees as gtree
 from gradx.calls import checked, kept
 from gradx.core import Params, State, Transform
 from gradx.live import HyperparamsState
-from gradx.names import Static, check_names, joined_names, named, split
+from gradx.names import Static, ask, check_names, joined_names, split
 from gradx.sources import Array
 from gradx.stage import (
     Call,
@@ -204,7 +204,7 @@ class Rule:
         if self.per_tree is not None and (active or self.measure is None):
             by_path = self.hypers.varies_by_path
             shared = self._shared(step, old_scalars) if by_path else numbers[0]
-            decided, changed = self.per_tree(named(shared), self._sums(leaves, calls, spans))
+            decided, changed = ask(self.per_tree, shared, self._sums(leaves, calls, spans))
             further = [joined_names(h, decided, "per_tree", self.where) for h in numbers]
             programs = [split(h, self.where) for h in further]
             calls = {i: call(i, *programs[group_of[i]]) for i in active}
@@ -254,7 +254,7 @@ class Rule:
         h = {**self.flags, **scalars, **hyper.resolve(group, step)}
         if self.per_step is not None:
             t: Any = None if count is None else safe_increment(count)
-            h = joined_names(h, self.per_step(named(h), t), "per_step", self.where)
+            h = joined_names(h, ask(self.per_step, h, t), "per_step", self.where)
         return h
 
     def _shared(self, step: sources.Step, scalars: Mapping[str, Array]) -> dict[str, Any]:

@@ -89,7 +89,9 @@ def storage(name: str, dtype: Any) -> Any:
     except TypeError:
         kept = jnp.dtype(bool)
     if not jnp.issubdtype(kept, jnp.inexact):
-        raise ValueError(f"{core.where()}: {name} must be a floating-point dtype, got {dtype!r}.")
+        raise ValueError(
+            f"{core.where()}: {name} must be a floating-point dtype, got {core.show(dtype)}."
+        )
     return kept
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Hashable, Mapping, Sequence
+import contextlib
+import re
+from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any, TypeAlias
 
@@ -11,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from gradx import core
+from gradx.near import hint
 from gradx.sources import Array
 
 Static: TypeAlias = tuple[tuple[str, Any, str], ...]
@@ -19,20 +22,50 @@ RESERVED = ("before", "gate", "made", "span")  # what the lift itself hands to c
 
 
 class _Names(SimpleNamespace):
+    __slots__ = ("_reader",)  # not among the names
+
     def __getattr__(self, name: str) -> Any:  # only asked for what there is not
-        if name.startswith("__"):  # what Python and its tools look for
+        if name.startswith("_"):  # what Python and its tools look for
             raise AttributeError(name)
         there = sorted(set(vars(self)) - set(RESERVED))
-        raise AttributeError(f"h has no {name!r}; it has {there}.")
+        raise AttributeError(
+            f"the function {core.show(self._reader)} of a rule reads h.{name}, which there is not; "
+            f"h has {there}.{hint(name, there)} A number is given to the lift as hypers="
+            f"{{{name!r}: …}}, an option as flags={{{name!r}: …}}, and what depends on the step is "
+            f"made by per_step."
+        )
 
 
-def named(h: Mapping[str, Any]) -> Any:
-    """`h` as a rule sees it."""
-    return _Names(**h)
+def _named(h: Mapping[str, Any], reader: Any) -> Any:
+    names = _Names(**h)
+    names._reader = reader
+    return names
 
 
-def namespace(static: Sequence[tuple[str, Any, str]], traced: Mapping[str, Array]) -> Any:
-    return named({**{name: value for name, value, _ in static}, **traced})
+def ask(function: Callable[..., Any], h: Mapping[str, Any], *further: Any) -> Any:
+    """Calls a function of a rule with `h` as it reads it."""
+    return function(_named(h, function), *further)
+
+
+def namespace(
+    static: Sequence[tuple[str, Any, str]], traced: Mapping[str, Array], reader: Any
+) -> Any:
+    """`h` as a function of a rule, `reader`, reads it."""
+    return _named({**{name: value for name, value, _ in static}, **traced}, reader)
+
+
+@contextlib.contextmanager
+def reading(rule: Any, p: Any) -> Iterator[None]:
+    """Says what to do where a rule reads the parameters, which it has not asked for."""
+    try:
+        yield
+    except (AttributeError, TypeError, ValueError) as error:
+        if p is not None or not re.search(r"\bNone(Type)?\b", str(error)):
+            raise
+        raise TypeError(
+            f"the function {core.show(rule)} of a rule failed ({error}). Its p is None, since the "
+            f"lift was not told that it reads the parameters: give needs_params=True."
+        ) from error
 
 
 def split(h: Mapping[str, Any], where: str) -> tuple[Static, dict[str, Array]]:

@@ -10,6 +10,7 @@ import optax
 
 from gradx import core, mapped
 from gradx import trees as gtree
+from gradx.calls import checked
 from gradx.core import Transform
 from gradx.leafwise import leafwise
 from gradx.sources import Array, Hyper
@@ -34,6 +35,7 @@ ScaleByTrustRatioState = optax.EmptyState
 # ---------------------------------------------------------------- of the whole tree
 
 
+@checked
 def global_norm(updates: Any, *, axis_name: Any = None) -> Array:
     r"""The Euclidean norm of a whole tree, as if its leaves were one vector.
 

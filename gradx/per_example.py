@@ -91,6 +91,7 @@ def _as_stored(total: Array, g: Array) -> Array:
 # ---------------------------------------------------------------- what users call
 
 
+@checked
 def per_example_global_norm_clip(grads: Updates, l2_norm_clip: float) -> tuple[Updates, Array]:
     r"""Shrinks the gradient of each example so that its norm is in bounds, and adds them up.
 

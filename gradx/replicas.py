@@ -34,7 +34,7 @@ def combined(
       ValueError: JAX has reduced a gradient already, and nobody said so; an axis is not mapped.
     """
     flat = gtree.flatten(updates)
-    here = None if params is None else gtree.flatten_like(flat, params, f"{where}: params")
+    here = None if params is None else gtree.flatten_like(flat, params, "the parameters", where)
     arrays: list[int] = []
     kinds: list[Kinds] = []
     for i, span in enumerate(spans(axes, flat, here, where, plain=False)):

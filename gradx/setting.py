@@ -42,7 +42,8 @@ def set_hyperparams(state: Any, /, *, tx: Transform | None = None, **values: Any
         `TrainState`). It knows the range of each number. Without it values need only be finite.
       **values: name to new value, the names being those that `hyperparams(state)` lists. A name
         with ``*``, which stands for any letters (``*/`` also for none), sets all that it matches.
-        Values are scalars, or arrays of the shape that the live value has (after a `vmap`, say).
+        Values are scalars, or arrays of the shape that the live value has after a `vmap` or on
+        the devices of a `pmap`; there a scalar is set for all.
 
     Returns:
       A state of the same structure and dtypes: a jitted step is not compiled again.
@@ -138,17 +139,18 @@ def _converted(name: str, value: Any, old: Array) -> Array:
     is_array = isinstance(value, np.ndarray | jax.Array) and value.size > 0
     if not sources.is_real(value.ravel()[0] if is_array else value):
         raise ValueError(f"{WHO}: {name} must be a real number, got {core.show(value)}.")
-    if jnp.shape(value) != old.shape:
+    if jnp.shape(value) not in ((), old.shape):
         raise ValueError(
-            f"{WHO}: {name} has shape {old.shape}, got a value of shape {jnp.shape(value)}."
+            f"{WHO}: {name} has shape {old.shape}, got a value of shape {jnp.shape(value)}; give "
+            f"one of that shape, or one number for all."
         )
     if isinstance(value, jax.core.Tracer):
-        return value.astype(old.dtype)
+        return jnp.broadcast_to(value.astype(old.dtype), old.shape)
     with np.errstate(over="ignore", invalid="ignore"):
         kept = np.asarray(value).astype(old.dtype)  # 1 - 1e-12 is 1 there, and 1e39 infinite
     if jnp.issubdtype(old.dtype, jnp.integer) and (kept != value).any():
         raise ValueError(f"{WHO}: {name} is a whole number, got {core.show(value)}.")
-    return jnp.array(kept)  # a copy, which may be donated
+    return jnp.array(np.broadcast_to(kept, old.shape))  # a copy, which may be donated
 
 
 # ---------------------------------------------------------------- what may be set

@@ -183,9 +183,9 @@ class ByPath(Source):
         idle = [p for p in self.rules if p not in claimed | beside and not self._may_idle(p)]
         if idle:
             raise ValueError(
-                f"{where}: the pattern {idle[0]!r} claims no leaf (patterns are searched "
-                f"in order, the first match wins). The leaves it is asked about are "
-                f"{gtree.listed(list(paths), 20)}. If that is meant, say optional=[{idle[0]!r}]."
+                f"{where}: the pattern {idle[0]!r} claims no leaf: "
+                f"{self._why_idle(idle[0], paths)} "
+                f"If that is meant, say optional=[{idle[0]!r}]."
             )
         if None in claimed and self.default is REQUIRED:
             lost = [path for path in paths if self.pattern_at(path) is None]
@@ -193,6 +193,16 @@ class ByPath(Source):
                 f"{where}: no pattern matches {gtree.listed(lost)} and there is no "
                 f"default. Give default=…, or a pattern for them."
             )
+
+    def _why_idle(self, pattern: str, paths: Sequence[str]) -> str:
+        claimed: dict[Any, list[str]] = {}
+        for path in paths:
+            if re.search(pattern, path):
+                claimed.setdefault(self.pattern_at(path), []).append(path)
+        if not claimed:
+            return f"it is found in none of the paths {gtree.listed(list(paths), 20)}."
+        told = [f"{earlier!r} claims {gtree.listed(of)}" for earlier, of in claimed.items()]
+        return f"the first match wins, and {', '.join(told)}. Put {pattern!r} before it."
 
     def _may_idle(self, pattern: str) -> bool:
         return self.optional if isinstance(self.optional, bool) else pattern in self.optional

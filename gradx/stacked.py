@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from gradx import core
 from gradx.gating import choose, either, rarely
 from gradx.matrices import Matrix
-from gradx.names import namespace
+from gradx.names import namespace, reading
 from gradx.sources import Array
 from gradx.stage import Numbers, Slots, widen
 
@@ -21,6 +21,9 @@ __all__ = ["Share"]
 
 # As many elements of matrices as a CPU's cache holds together with what a rule makes of them.
 _CACHED = 2**16
+
+
+NumbersOf = Callable[[Any], Numbers]  # what a function of the rule, the argument, reads
 
 
 class Share(NamedTuple):
@@ -231,7 +234,7 @@ def _run(
 
     def some(numbers: Any, *stacks: Any) -> Any:
         traced, t, turn = numbers
-        h = namespace(static, traced)
+        h = functools.partial(namespace, static, traced)  # of the function that reads it
         if how.gather is not None:
             slots = _each(functools.partial(_checked, how.gather, h), how.chunk, stacks)
             stacks = stacks[0], _renewed(slots, h, t, turn, how), stacks[2]
@@ -285,8 +288,9 @@ def _in_chunks(one: Callable[..., Any], chunk: int, *stacks: Any) -> Any:
     return jax.lax.map(lambda xs: one(*xs), stacks, batch_size=size)
 
 
-def _stepped(rule: Any, h: Numbers, g: Array, slots: Slots, p: Any) -> tuple[Array, Slots]:
-    u, new = rule(g, tuple(slots), p, h)
+def _stepped(rule: Any, h: NumbersOf, g: Array, slots: Slots, p: Any) -> tuple[Array, Slots]:
+    with reading(rule, p):
+        u, new = rule(g, tuple(slots), p, h(rule))
     if jnp.shape(u) != g.shape:
         raise ValueError(
             f"the rule {core.show(rule)} must return an update of the shape {g.shape}, got "
@@ -295,8 +299,9 @@ def _stepped(rule: Any, h: Numbers, g: Array, slots: Slots, p: Any) -> tuple[Arr
     return u, _like(slots, new, rule)
 
 
-def _checked(rule: Any, h: Numbers, g: Array, slots: Slots, p: Any) -> Slots:
-    return _like(slots, rule(g, tuple(slots), p, h), rule)
+def _checked(rule: Any, h: NumbersOf, g: Array, slots: Slots, p: Any) -> Slots:
+    with reading(rule, p):
+        return _like(slots, rule(g, tuple(slots), p, h(rule)), rule)
 
 
 def _like(slots: Slots, new: Any, rule: Any) -> Slots:
@@ -309,7 +314,7 @@ def _like(slots: Slots, new: Any, rule: Any) -> Slots:
     return tuple(new)
 
 
-def _renewed(slots: Slots, h: Numbers, t: Array, turn: Array, how: How) -> Slots:
+def _renewed(slots: Slots, h: NumbersOf, t: Array, turn: Array, how: How) -> Slots:
     """What is done in the first step for all matrices, and then in every k-th for all of them, or
     in each step for a k-th part: for the first of them where `t` is `turn`, up to multiples of k.
     Under a conditional of its own even if `t` is one of many."""
@@ -318,7 +323,7 @@ def _renewed(slots: Slots, h: Numbers, t: Array, turn: Array, how: How) -> Slots
     now = phase < min(count, how.every) if staggered else phase == 0
 
     def done(fn: Any, slots: Slots) -> Slots:
-        made: Slots = _each(lambda *s: _like(s, fn(s, h), fn), how.chunk, slots)
+        made: Slots = _each(lambda *s: _like(s, fn(s, h(fn)), fn), how.chunk, slots)
         return made
 
     def start() -> Slots:

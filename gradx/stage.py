@@ -21,7 +21,7 @@ from gradx import trees as gtree
 from gradx.again import Done, again, hidden
 from gradx.core import Params, State, Transform, Updates
 from gradx.gate import gated
-from gradx.names import Static, joined_names, namespace
+from gradx.names import Static, joined_names, namespace, reading
 from gradx.sources import Array
 
 T = TypeVar("T")
@@ -153,7 +153,7 @@ def run(
     flat = gtree.flatten(updates)
     flat_params = None
     if params is not None:
-        flat_params = gtree.flatten_like(flat, params, f"{where}: params")
+        flat_params = gtree.flatten_like(flat, params, "the parameters", where)
     leaves = Leaves(flat, flat.values, flat_params, gate)
     rows: Rows = [[] for _ in flat.values]
     finish = stage.begin(leaves, state, extra, rows)
@@ -171,7 +171,7 @@ def run(
             check_array(g, flat, i, where, "update")
             reads = any(call.needs_params for call in row)
             check_leaf(flat, i, where, g, p, row)
-            program = tuple((c.rule, c.static, c.per_leaf, c.since) for c in row)
+            program = tuple((c.rule, c.static, c.needs_params, c.per_leaf, c.since) for c in row)
             traced, slots = tuple(c.traced for c in row), tuple(c.slots for c in row)
             gates = tuple(c.gate for c in row)
             p = p if reads else None
@@ -199,7 +199,7 @@ def _shapes(tree: Any) -> list[tuple[int, ...]]:
 
 @functools.partial(jax.jit, static_argnums=0)
 def _apply(
-    program: tuple[tuple[Any, Static, Any, int | None], ...],
+    program: tuple[tuple[Any, Static, bool, Any, int | None], ...],
     g: Array,
     p: Array | None,
     traced: tuple[dict[str, Array], ...],
@@ -216,18 +216,21 @@ def _apply(
     p = None if p is None else widen(p)
     new_slots = []
     for part, numbers, old, gate in zip(program, traced, slots, gates, strict=True):
-        rule, static, per_leaf, since = part
+        rule, static, reads, per_leaf, since = part
         compared = {} if since is None else {"before": anew.made[since]}
-        h = namespace(static, {**numbers, **compared})
+        h = namespace(static, {**numbers, **compared}, per_leaf or rule)
         wide = jax.tree.map(widen, old)
         if per_leaf is not None:
             if since is not None:
                 h.before = functools.partial(anew.update, since)  # anew, too
-            decided = per_leaf(anew.update, functools.partial(anew.hidden, wide), anew.params, h)
+            with reading(per_leaf, anew.p):
+                slots_anew = functools.partial(anew.hidden, wide)
+                decided = per_leaf(anew.update, slots_anew, anew.params, h)
             joined_names(vars(h) | numbers, decided, "per_leaf", core.show(rule))
-            h = namespace(static, {**numbers, **compared, **decided})
-        given = u, wide, p, h
-        u, new = rule(*given) if gate is None else gated(rule, gate, *given)
+            h = namespace(static, {**numbers, **compared, **decided}, rule)
+        given = u, wide, p if reads else None, h
+        with reading(rule, given[2]):
+            u, new = rule(*given) if gate is None else gated(rule, gate, *given)
         structure: Any = jax.tree.structure(old)
         if jax.tree.structure(new) != structure:
             raise ValueError(
@@ -281,7 +284,8 @@ def measured(
     """
     g = widen(g if slots else hidden(g, 1))
     p = None if p is None else widen(p)
-    return measure(g, jax.tree.map(widen, slots), p, namespace(static, traced))
+    with reading(measure, p):
+        return measure(g, jax.tree.map(widen, slots), p, namespace(static, traced, measure))
 
 
 def widen(x: Array) -> Array:
@@ -293,10 +297,10 @@ def check_leaf(flat: gtree.Flat, i: int, where: str, g: Any, p: Any, calls: Sequ
     """Raises ValueError, with the path, where calls lack an array or the shapes differ."""
     reads = any(call.needs_params for call in calls)
     slots = jax.tree.leaves([call.slots for call in calls], is_leaf=lambda x: x is None)
-    if any(x is None for x in slots) or (reads and p is None):
+    lacks = ["parameter"] * (reads and p is None) + ["state"] * any(x is None for x in slots)
+    if lacks:
         raise ValueError(
-            f"{where}: at {flat.paths[i]!r} there is a gradient, but the parameter or the state is "
-            f"None."
+            f"{where}: at {flat.paths[i]!r} there is a gradient, but the {lacks[0]} is None."
         )
     if p is not None and jnp.shape(p) != jnp.shape(g):
         raise ValueError(

@@ -108,7 +108,10 @@ def _map_leaves(
     values, structure = jax.tree.flatten(part, is_leaf=lambda x: is_chosen(x) or is_hidden(x))
     flat = gtree.Flat(part, values, structure)
     try:
-        given = [gtree.flatten_like(flat, tree, "tree_map_params: the tree") for tree in rest]
+        given = [
+            gtree.flatten_like(flat, tree, "the tree", "tree_map_params", "the parameters")
+            for tree in rest
+        ]
     except ValueError as error:
         several = _several(f, part, rest)
         if several is None:
@@ -123,7 +126,9 @@ def _several(f: Callable[..., Any], part: Any, rest: tuple[Any, ...]) -> Any:
     """The same where the state has several arrays for one parameter; `None` if it has not."""
     params = gtree.flatten(rest[0])
     try:
-        arrays, *given = (gtree.flatten_like(params, tree, "") for tree in (part, *rest))
+        arrays, *given = (
+            gtree.flatten_like(params, tree, "the state", "") for tree in (part, *rest)
+        )
     except ValueError:
         return None
     pairs = zip(arrays, *given, strict=True)

@@ -68,7 +68,7 @@ def opened(name: str, kind: Any, flat: gtree.Flat, value: Any, where: str) -> li
             raise wrong_state(where, told)
         trees = [opened(f"{name}.{k}", None, flat, getattr(value, k), where) for k in kind._fields]
         return [kind(*arrays) for arrays in zip(*trees, strict=True)]
-    slots = gtree.flatten_like(flat, value, f"{where}: the state's {name}")
+    slots = gtree.flatten_like(flat, value, f"the state's {name}", where)
     for i, slot in enumerate(slots):
         numbered = isinstance(slot, Mapping) and all(isinstance(k, int) for k in slot)
         arrays = slot is None or isinstance(slot, tuple | list) or numbered  # NNX's own tuple

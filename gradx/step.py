@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from gradx import trees as gtree
+from gradx.calls import checked
 from gradx.core import Params, Updates
 
 __all__ = [
@@ -19,6 +20,7 @@ __all__ = [
 ]
 
 
+@checked
 def apply_updates(params: Params, updates: Updates) -> Params:
     r"""Adds the updates to the parameters, in the parameters' dtypes.
 
@@ -44,7 +46,7 @@ def apply_updates(params: Params, updates: Updates) -> Params:
     it takes them, `step(params, state, …) -> (params, state)`: then XLA updates them in place.
     """
     leaves = gtree.flatten(params)
-    others = gtree.flatten_like(leaves, updates, "apply_updates: the updates")
+    others = gtree.flatten_like(leaves, updates, "the updates", "apply_updates", "the parameters")
     new = []
     for i, (p, u) in enumerate(zip(leaves.values, others, strict=True)):
         if p is None or u is None:
@@ -64,6 +66,7 @@ def _add(p: jax.Array, u: jax.Array) -> jax.Array:
     return (p + u).astype(p.dtype)
 
 
+@checked
 def incremental_update(new_tensors: Params, old_tensors: Params, step_size: Any) -> Params:
     r"""One step of an average of parameters: Polyak averaging, a target network.
 
@@ -108,6 +111,7 @@ def _mix(new: jax.Array, old: jax.Array, step_size: jax.Array) -> jax.Array:
     return (step * new.astype(kind) + (1 - step) * old.astype(kind)).astype(old.dtype)
 
 
+@checked
 def periodic_update(
     new_tensors: Params, old_tensors: Params, steps: Any, update_period: Any
 ) -> Params:
@@ -154,7 +158,7 @@ def periodic_update(
 
 def _pairs(new: Params, old: Params, where: str) -> tuple[gtree.Flat, list[Any]]:
     flat = gtree.flatten(new)
-    olds = gtree.flatten_like(flat, old, f"{where}: old_tensors")
+    olds = gtree.flatten_like(flat, old, "old_tensors", where, "new_tensors")
     for i, (n, o) in enumerate(zip(flat.values, olds, strict=True)):
         if n is not None and (o is None or jnp.shape(n) != jnp.shape(o)):
             raise ValueError(

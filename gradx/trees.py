@@ -47,31 +47,67 @@ def flatten(tree: Any) -> Flat:
     return Flat(tree, values, treedef)
 
 
-def flatten_like(flat: Flat, other: Any, what: str) -> list[Any]:
+def flatten_like(
+    flat: Flat, other: Any, what: str, where: str, like: str = "the gradients"
+) -> list[Any]:
     """The subtrees of `other` at the leaves of `flat`.
 
+    Args:
+      flat: the tree that has the leaves.
+      other: a tree of the same structure, perhaps with further trees in place of leaves.
+      what: what `other` is to the user, in the plural: "the parameters".
+      where: who asks.
+      like: what `flat` is to the user.
+
     Raises:
-      ValueError: `other` has another structure; `what` says what it is, the message where.
+      ValueError: `other` has another structure.
     """
     try:
         return list(flat.treedef.flatten_up_to(other))
     except (ValueError, TypeError, KeyError) as error:
-        raise ValueError(_mismatch(flat, other, what)) from error
+        raise ValueError(f"{where}: {_mismatch(flat, other, what, like)}") from error
 
 
-def _mismatch(flat: Flat, other: Any, what: str) -> str:
-    there = flatten(other).paths
-    missing = [p for p in flat.paths if p not in set(there)]
-    extra = [p for p in there if p not in set(flat.paths)]
-    if missing or extra:
-        lines = [f"{what} and the reference tree have different leaves"]
-        lines += [f"missing: {listed(missing)}"] * bool(missing)
-        lines += [f"not expected: {listed(extra)}"] * bool(extra)
-        return "; ".join(lines) + "."
-    return (
-        f"{what} and the reference tree have the same paths in different containers: "
-        f"{type(other).__name__} where {type(flat.tree).__name__} was expected, or deeper inside."
-    )
+def _mismatch(flat: Flat, other: Any, what: str, like: str) -> str:
+    here, found = flat.paths, flatten(other)
+    there = found.paths
+    if jax.tree_util.treedef_is_leaf(found.treedef):
+        return (
+            f"{like} are a tree, a {type(flat.tree).__name__}, but {what} a {type(other).__name__}."
+        )
+    missing = [p for p in here if not any(q == p or q.startswith(f"{p}/") for q in there)]
+    extra = [q for q in there if not set(_beginnings(q)) & set(here)]
+    if not missing and not extra:
+        kinds = _differing(flat.treedef, found.treedef)
+        at = (
+            "" if kinds is None else f": {kinds[1]} and {kinds[2]}, first around {here[kinds[0]]!r}"
+        )
+        return f"{like} and {what} have the same leaves in different containers{at}."
+    told = [f"{like} and {what} must be trees with the same leaves."]
+    told += [f"Only in {like}: {listed(missing)}."] * bool(missing)
+    told += [f"Only in {what}: {listed(extra)}."] * bool(extra)
+    return " ".join(told)
+
+
+def _beginnings(path: str) -> list[str]:
+    """All paths that lead there: of a/b/c these are a, a/b and a/b/c."""
+    keys = path.split("/")
+    return ["/".join(keys[: i + 1]) for i in range(len(keys))]
+
+
+def _differing(here: Any, there: Any, begin: int = 0) -> tuple[int, str, str] | None:
+    """The first containers of another class: the leaf with which they begin, and their names."""
+    if jax.tree_util.treedef_is_leaf(here):
+        return None  # anything may be in its place
+    parts = here.children(), there.children()
+    names = [getattr((d.node_data() or (None,))[0], "__name__", "an array") for d in (here, there)]
+    if names[0] != names[1] or len(parts[0]) != len(parts[1]):
+        return begin, names[0], names[1]
+    for one, other in zip(*parts, strict=True):
+        if (found := _differing(one, other, begin)) is not None:
+            return found
+        begin += one.num_leaves
+    return None
 
 
 def listed(names: Sequence[str], limit: int = 5) -> str:

@@ -264,6 +264,7 @@ def test_a_skipped_step_leaves_everything_as_it_is() -> None:
     assert_same(updates, jax.tree.map(jnp.zeros_like, p))
 
 
-def test_describe_shows_what_works_inside() -> None:
+def test_describe_shows_what_works_inside(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "120")
     table = gradx.describe(gradx.galore(0.1, 2), {"w": jnp.ones((6, 4))})
     assert "base_optimizer: scale_by_adam" in str(table)

@@ -518,7 +518,7 @@ def test_bad_calls_are_refused(search: Any) -> None:
     refused("value_fn must be a function", value_fn=3.0)
     refused("value_fn must return one real number", value_fn=lambda p: p["w"])
     refused("value_fn needs 'labels'", value_fn=g)
-    refused("grad and the reference tree", grad={"v": jnp.ones(2)})
+    refused("the gradients and the extra argument grad must be trees", grad={"v": jnp.ones(2)})
     refused("'w'.*gradient is None", grad={"w": None})
     refused("'w'.*int32", updates={"w": jnp.arange(2)})
     with pytest.raises(ValueError, match="got a state of type EmptyState instead of ScaleBy"):

@@ -235,7 +235,8 @@ def test_a_leaf_is_judged_alike_whatever_others_there_are(model: str, without: A
         assert seen(flat.unflatten(alone))[path] == whole[path]
 
 
-def test_describe_warns_of_what_may_be_a_head() -> None:
+def test_describe_warns_of_what_may_be_a_head(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "300")
     mlp, language = (
         str(gradx.describe(gradx.muon(0.1), tree_of(m))) for m in ("MLP of Flax", "T5")
     )

@@ -258,8 +258,7 @@ class _GaLore:
     ) -> Callable[[Results], State]:
         check_state(state, GaLoreState, self.where)
         flat, gate = gtree.flatten(leaves.tree), leaves.gate
-        what = f"{self.where}: the state's projector"
-        projectors = gtree.flatten_like(flat, state.projector, what)
+        projectors = gtree.flatten_like(flat, state.projector, "the state's projector", self.where)
         lows = self.lows(flat)
         self._check(flat, projectors, lows)
         renew = state.count % self.gap == 0
@@ -271,7 +270,7 @@ class _GaLore:
             elif g is not None:
                 seen[i] = widen(g)
         made, kept = self._base(flat.unflatten(seen), state.base_optimizer_state, gate, extra)
-        made = gtree.flatten_like(flat, made, f"{self.where}: the base optimizer's updates")
+        made = gtree.flatten_like(flat, made, "the base optimizer's updates", self.where)
         active = [i for i, u in enumerate(leaves.updates) if not isinstance(u, MaskedNode)]
         known = isinstance(self.scale, float)  # and not handed in by inject_hyperparams, say
         fixed = (("scale", self.scale, ""),) if known else ()

@@ -145,7 +145,7 @@ class _Memory:
             )
         flat = leaves.flat
         columns = [
-            gtree.flatten_like(flat, getattr(state, name), f"{self.where}: the state's {name}")
+            gtree.flatten_like(flat, getattr(state, name), f"the state's {name}", self.where)
             for name in _TREES
         ]
         active = [i for i, u in enumerate(leaves.updates) if is_array(u)]

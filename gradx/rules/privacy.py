@@ -43,7 +43,7 @@ def differentially_private_aggregate(
     noise_multiplier: float,
     key: Array | int | None = None,
     *,
-    seed: int | None = None,
+    seed: Array | int | None = None,
     axis_name: Any = None,
 ) -> Transform:
     r"""Turns the gradients of single examples into one that tells little about any of them.
@@ -140,7 +140,7 @@ def differentially_private_aggregate(
 def _check_shapes(flat: gtree.Flat, present: list[int], params: Params | None, where: str) -> None:
     values = [None] * len(flat.values)
     if params is not None:
-        values = gtree.flatten_like(flat, params, f"{where}: params")
+        values = gtree.flatten_like(flat, params, "the parameters", where)
     for i in present:
         g, p = flat.values[i], values[i]
         check_array(g, flat, i, where, "gradient")
@@ -158,7 +158,7 @@ def _devices(
     """The axes to add up over, once it is sure that gradients are those of a device's examples."""
     values: Any = [None] * len(flat.values)
     if params is not None:
-        values = gtree.flatten_like(flat, params, f"{where}: params")
+        values = gtree.flatten_like(flat, params, "the parameters", where)
     spans = mapped.spans(over, flat, None, where)
     for i, g in enumerate(flat.values):
         for name in () if g is None else spans[i].typed:

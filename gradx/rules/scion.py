@@ -72,7 +72,7 @@ class _Norms:
             shape, usual = jnp.shape(x), judgement.axes
             by_name = _by_name(judgement)
             norm = by_name if norm in (None, "auto") else norm
-            if norm not in _FACTORS:
+            if not isinstance(norm, str) or norm not in _FACTORS:
                 raise ValueError(
                     f"{self.where}: norms must be one of {['auto', *_FACTORS]} for each leaf; at "
                     f"{path!r} it is {core.show(norm)}."

@@ -262,7 +262,7 @@ class _Sophia:
             extra = {**extra, "obj_fn": _of_visible(leaves, extra["obj_fn"])}
         made, kept = self.hessian.update(leaves.tree, inner.hessian_fn_state, params, **extra)
         flat = gtree.flatten(leaves.tree)
-        diagonal = gtree.flatten_like(flat, made, f"{self.where}: the Hessian's diagonal")
+        diagonal = gtree.flatten_like(flat, made, "the Hessian's diagonal", self.where)
         pairs = zip(flat.values, diagonal, strict=True)
         only = flat.unflatten([None if g is None else d for g, d in pairs])
         live = getattr(state, "hyperparams", {})
@@ -295,7 +295,7 @@ def _of_visible(leaves: Leaves, obj_fn: Any) -> Any:
     whole = leaves.params
 
     def of_visible(params: Params) -> Array:
-        given = gtree.flatten_like(leaves.flat, params, "obj_fn: the parameters")
+        given = gtree.flatten_like(leaves.flat, params, "the parameters of obj_fn", "sophia")
         pairs = zip(given, whole, strict=True)
         return obj_fn(
             leaves.flat.unflatten([p if isinstance(x, MaskedNode) else x for x, p in pairs])

@@ -148,7 +148,7 @@ class Line:
 
     def with_grads(self, old: Updates, grads: Sequence[Array]) -> Updates:
         """A tree of gradients for the state; leaves that do not move keep what they have."""
-        new = gtree.flatten_like(self.flat, old, f"{self.where}: the state's grad")
+        new = gtree.flatten_like(self.flat, old, "the state's grad", self.where)
         for i, g in zip(self.active, grads, strict=True):
             new[i] = jnp.asarray(g).astype(new[i].dtype)
         return self.flat.unflatten(new)
@@ -227,8 +227,8 @@ def line_search(
             f"chain(freeze(mask, sgd(1.0)), scale_by_zoom_linesearch(15))."
         )
     flat = gtree.flatten(updates)
-    flat_params = gtree.flatten_like(flat, params, f"{where}: params")
-    flat_grads = gtree.flatten_like(flat, grad, f"{where}: grad")
+    flat_params = gtree.flatten_like(flat, params, "the parameters", where)
+    flat_grads = gtree.flatten_like(flat, grad, "the extra argument grad", where)
     active = [i for i, u in enumerate(flat.values) if u is not None]
     for i in active:
         check_array(flat.values[i], flat, i, where, "update")

@@ -343,7 +343,7 @@ class _Accumulation:
         """The new accumulators, and the same for the inner transformation: wide, and `None` where
         there is no gradient."""
         flat = gtree.flatten(updates)
-        old = gtree.flatten_like(flat, acc, f"{self.where}: the state's acc_grads")
+        old = gtree.flatten_like(flat, acc, "the state's acc_grads", self.where)
         new = list(old)
         for i, g in enumerate(flat.values):
             if is_array(g):

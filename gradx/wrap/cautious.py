@@ -111,7 +111,7 @@ def cautious(
     ) -> tuple[Updates, State]:
         made, state = wrapped.update(updates, state, params, **extra)
         flat = gtree.flatten(made)
-        before = gtree.flatten_like(flat, updates, f"{where}: updates")
+        before = gtree.flatten_like(flat, updates, "the gradients", where, "the inner updates")
         kept = [
             u if u is None or g is None else _alone(u, g, ascends, least)
             for u, g in zip(flat.values, before, strict=True)

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from gradx import arguments, core, live
+from gradx.binding import fit
 from gradx.calls import checked, kept
 from gradx.calls import signature as signature_of
 from gradx.contract import GradientTransformation, Schedule, StatefulSchedule
@@ -220,7 +221,7 @@ class Injected(core.Described):
 
     def __call__(self, *args: Any, **kwargs: Any) -> Transform:
         inner, signature = self.__wrapped__, self.__signature__
-        bound = signature.bind(*args, **kwargs)
+        bound = fit(signature, f"inject_hyperparams({core.show(inner)})", args, kwargs)
         bound.arguments = {n: kept(v) for n, v in bound.arguments.items()}
         spec = core.Spec(self, core.given(bound))
         bound.apply_defaults()

@@ -129,7 +129,7 @@ def lookahead(
         made, fast_state = fast.update(updates, fast_state, params.fast, **extra)
         flat = gtree.flatten(made)
         columns = [
-            gtree.flatten_like(flat, tree, f"{where}: the {name} parameters")
+            gtree.flatten_like(flat, tree, f"the {name} parameters", where)
             for name, tree in (("fast", params.fast), ("slow", params.slow))
         ]
         for i, (u, f, s) in enumerate(zip(flat.values, *columns, strict=True)):

@@ -139,7 +139,12 @@ def mechanize(
         per_step=_is_first,
         measure=_products,
         per_tree=_learn,
-        scalars={"r": nothing, "m": nothing, "v": nothing, "s": np.full(num_betas, first)},
+        scalars={
+            "r": nothing,
+            "m": nothing,
+            "v": nothing,
+            "s": lambda _: jnp.full(num_betas, first),
+        },
         axis_name=axis_name,
         needs_params=True,
     )
@@ -252,7 +257,9 @@ class _Made:
     def begin(
         self, leaves: Leaves, state: State, extra: Mapping[str, Any], rows: Rows
     ) -> Callable[[Results], State]:
-        made = gtree.flatten_like(leaves.flat, self.updates, "the base optimizer's updates")
+        made = gtree.flatten_like(
+            leaves.flat, self.updates, "the base optimizer's updates", "mechanize"
+        )
         for row, u, g in zip(rows, made, leaves.updates, strict=True):
             if is_array(g):
                 row.append(Call(_take, (), {"made": u}, (), False))

@@ -123,8 +123,8 @@ def sam(
         done = state.steps_since_sync
         begins, ends = done == 0, done == period - 1
         flat = gtree.flatten(updates)
-        here = gtree.flatten_like(flat, params, f"{where}: params")
-        kept = gtree.flatten_like(flat, state.cache, f"{where}: the state's cache")
+        here = gtree.flatten_like(flat, params, "the parameters", where)
+        kept = gtree.flatten_like(flat, state.cache, "the state's cache", where)
         pairs = list(zip(flat.values, here, kept, strict=True))
         home = [_home(begins, p, c) if is_array(p) else c for _, p, c in pairs]
         cache = flat.unflatten(home)
@@ -140,7 +140,10 @@ def sam(
         downhill, opt_state = gated_update(
             optimizer, where, ends, updates, state.opt_state, cache, extra
         )
-        made = [gtree.flatten_like(flat, tree, where) for tree in (uphill, downhill)]
+        made = [
+            gtree.flatten_like(flat, tree, "the inner updates", where)
+            for tree in (uphill, downhill)
+        ]
         moves = [
             _move(ends, up, down, p, c) if is_array(up) else up
             for up, down, p, c in zip(*made, here, home, strict=True)

@@ -73,7 +73,7 @@ def flatten(inner: Contract) -> Transform:
         flat = gtree.flatten(updates)
         seen, vector = list(flat.values), None
         if params is not None:
-            values = gtree.flatten_like(flat, params, f"{where}: params")
+            values = gtree.flatten_like(flat, params, "the parameters", where)
             pairs = list(zip(flat.values, values, strict=True))
             for i, (g, p) in enumerate(pairs):
                 if g is not None and p is not None and jnp.shape(g) != jnp.shape(p):
