@@ -25,7 +25,7 @@ ROOT = Path(gradx.__file__).parent
 # above: so rooms (`rules.*`) never import rooms, and what two of them need moves down.
 LAYERS = [
     ["trees", "contract", "show", "near"],
-    ["calls"],
+    ["calls", "starts"],
     ["core"],
     ["sources", "state_map", "step"],
     ["hyper", "lapack", "masks"],
