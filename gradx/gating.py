@@ -66,15 +66,15 @@ def gated_update(
     if conditional is False:
         outcome = jax.tree.map(functools.partial(choose, gate), accept(), reject())
     else:
-        arrays = [x for x in jax.tree.leaves(dict(extra)) if isinstance(x, jax.Array)]
-        outcome = either(gate, accept, reject, (given, state, params, arrays))
+        outcome = either(gate, accept, reject, (given, state, params, dict(extra)))
     numbers, new_state = outcome
     return with_numbers(numbers), new_state
 
 
 def either(gate: Array, accept: Callable[[], Any], reject: Callable[[], Any], given: Any) -> Any:
     """`lax.cond`, also inside `shard_map`; `given` is the tree that the two functions work on."""
-    mapped = any(varies_over(x) for x in jax.tree.leaves((gate, given)))
+    leaves = jax.tree.leaves((gate, given))
+    mapped = any(varies_over(x) for x in leaves if isinstance(x, jax.Array))
     return jax.lax.cond(gate, *(_agreeing(accept, reject) if mapped else [accept, reject]))
 
 

@@ -62,7 +62,11 @@ def apply_updates(params: Params, updates: Updates) -> Params:
 
 @jax.jit  # one trace per shape and dtype, instead of one per leaf
 def _add(p: jax.Array, u: jax.Array) -> jax.Array:
-    return (p + u).astype(p.dtype)
+    if p.dtype == u.dtype:
+        return p + u
+    some = gtree.is_inexact(p) or gtree.is_inexact(u)
+    kind = gtree.wide(p.dtype, u.dtype) if some else p.dtype
+    return (p.astype(kind) + u.astype(kind)).astype(p.dtype)
 
 
 def incremental_update(new_tensors: Params, old_tensors: Params, step_size: Any) -> Params:
