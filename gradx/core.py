@@ -31,6 +31,7 @@ from gradx.show import foreign_name
 from gradx.show import show as show
 from gradx.spec import Described as Described
 from gradx.spec import Spec as Spec
+from gradx.starts import begun
 
 __all__ = ["Transform", "recorded", "registered"]
 
@@ -161,7 +162,8 @@ class Transform(Described, optax.GradientTransformationExtraArgs):
     `optax.chain`, `flax.nnx.Optimizer`, `flax.training.train_state.TrainState`.
 
     Args:
-      init: `params -> state`.
+      init: `params -> state`. Parameters may be shapes, `jax.ShapeDtypeStruct` with or without
+        a sharding, where the state does not begin with their values.
       update: `(updates, state, params=None, **extra_args) -> (updates, state)`.
       spec: the factory and arguments it was made from, if known.
       stage: the same transformation as work on single leaves, if it is that; combinators fuse
@@ -203,7 +205,13 @@ class Transform(Described, optax.GradientTransformationExtraArgs):
         parts: Callable[[Params, State], list[Part]] | None = None,
         remake: Callable[[Mapping[str, Any]], Any] | None = None,
     ) -> Transform:
-        self: Transform = super().__new__(cls, init, update)
+        who = where()
+
+        @functools.wraps(init)
+        def begin(params: Params) -> State:
+            return begun(init, params, who, parts)
+
+        self: Transform = super().__new__(cls, begin, update)
         self.spec, self.stage, self.parts, self.remake = spec, stage, parts, remake
         return self
 

@@ -23,7 +23,7 @@ class HutchinsonState(NamedTuple):
     """The state of `hutchinson_estimator_diag_hessian`.
 
     Attributes:
-      key: the random key of the next estimate, () or, raw, (2,).
+      key: the random key of the next estimate, raw (2,) or, if a typed one was given, ().
     """
 
     key: Array
@@ -69,10 +69,7 @@ def hutchinson_estimator_diag_hessian(
     over = mapped.axes(axis_name)
 
     def init(params: Params) -> HutchinsonState:
-        # A raw key for a seed, as in Optax: checkpoints hold it like any other array.
-        return HutchinsonState(
-            jax.random.PRNGKey(start) if isinstance(start, int) else as_key(start)
-        )
+        return HutchinsonState(as_key(start))
 
     def update(
         updates: Updates,

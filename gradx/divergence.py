@@ -89,12 +89,12 @@ def gathered(g: Array, seen: Array, slots: Slots, h: Numbers) -> Slots:
     by_high, by_wide = (jnp.where(h.begun, 1 / values, 1) for values in (high, wide))
     if left.size:
         half = into(g, rows[:0, :0], columns)
-        left = average(left, times(half * (by_wide / n), adjoint(half)), beta)
+        left = average(left, times(half * (by_wide / n)[None], adjoint(half)), beta)
     if right.size:
         half = into(g, rows, columns[:0, :0])
-        right = average(right, times(adjoint(half) * (by_high / m), half), beta)
+        right = average(right, times(adjoint(half) * (by_high / m)[None], half), beta)
     square = abs_sq(seen)
-    new_high = average(high, jnp.sum(square * by_wide, axis=1) / max(n, 1), beta)
+    new_high = average(high, jnp.sum(square * by_wide[None], axis=1) / max(n, 1), beta)
     new_wide = average(wide, jnp.sum(square * by_high[:, None], axis=0) / max(m, 1), beta)
     new_high = jnp.maximum(new_high, 1 / jnp.maximum(10.0, jnp.minimum(m, h.most)) ** 2)
     new_wide = jnp.maximum(new_wide, 1 / jnp.maximum(10.0, jnp.minimum(n, h.most)) ** 2)

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from gradx import core
+from gradx import trees as gtree
 from gradx.combine import Contract, stage_of
 from gradx.core import Params, Part, State, Updates
 from gradx.live import is_node
@@ -41,35 +42,39 @@ def gated_update(
     if stage is not None and not conditional:
         made, new_state = run(stage, where, updates, state, params, extra, gate)
         if rejected == "pass":
-            made = jax.tree.map(functools.partial(choose, gate), made, updates)
+            made = gtree.map_numbers(functools.partial(choose, gate), made, updates)
         return made, new_state
     wrapped = core.with_extra_args(tx)
 
-    def accept() -> tuple[Updates, State]:
+    def accept() -> tuple[list[Any], State]:
         made, new = wrapped.update(updates, state, params, **extra)
         if _structure(made) != _structure(updates):
             raise ValueError(
                 f"{where}: the inner transformation {core.show(tx)} must give a tree like that of "
                 f"the updates, not one of its own ({type(made).__name__})."
             )
+        pairs = zip(jax.tree.leaves(made), jax.tree.leaves(updates), strict=True)
         # The two branches must agree in dtypes, and the next step with this one.
-        return jax.tree.map(_like, made, updates), jax.tree.map(_like, new, state)
+        numbers = [_like(new, old) for new, old in pairs if gtree.is_number(old)]
+        return numbers, jax.tree.map(_like, new, state)
 
-    def reject() -> tuple[Updates, State]:
-        return (jax.tree.map(_zero, updates) if rejected == "zero" else updates), state
+    def reject() -> tuple[list[Any], State]:
+        return ([_zero(x) for x in given] if rejected == "zero" else given), state
 
-    outcome: tuple[Updates, State]
+    # What is no number (a random key, a `float0` gradient) is nobody's to change.
+    given, with_numbers = gtree.picked(updates, gtree.is_number)
     if conditional is False:
         outcome = jax.tree.map(functools.partial(choose, gate), accept(), reject())
     else:
-        arrays = [x for x in jax.tree.leaves(dict(extra)) if isinstance(x, jax.Array)]
-        outcome = either(gate, accept, reject, (updates, state, params, arrays))
-    return outcome
+        outcome = either(gate, accept, reject, (given, state, params, dict(extra)))
+    numbers, new_state = outcome
+    return with_numbers(numbers), new_state
 
 
 def either(gate: Array, accept: Callable[[], Any], reject: Callable[[], Any], given: Any) -> Any:
     """`lax.cond`, also inside `shard_map`; `given` is the tree that the two functions work on."""
-    mapped = any(varies_over(x) for x in jax.tree.leaves((gate, given)))
+    leaves = jax.tree.leaves((gate, given))
+    mapped = any(varies_over(x) for x in leaves if isinstance(x, jax.Array))
     return jax.lax.cond(gate, *(_agreeing(accept, reject) if mapped else [accept, reject]))
 
 
@@ -215,7 +220,7 @@ def all_finite(updates: Updates) -> Array:
     A finite sum has only finite terms, and XLA forms it in one reading without a temporary. Only
     where a sum is not finite, perhaps from overflow, is every element looked at.
     """
-    leaves = jax.tree.leaves(updates)
+    leaves = list(filter(gtree.is_inexact, jax.tree.leaves(updates)))
     sure = functools.reduce(jax.lax.bitwise_and, map(_finite_sum, leaves), jnp.array(True))
     finite: Array = jax.lax.cond(
         sure,
@@ -237,7 +242,7 @@ def _finite(x: Array) -> Array:
 
 def count_not_finite(updates: Updates) -> Array:
     """How many elements of a tree are infinite or NaN, int32 ()."""
-    counts = [_not_finite(x) for x in jax.tree.leaves(updates)]
+    counts = [_not_finite(x) for x in jax.tree.leaves(updates) if gtree.is_inexact(x)]
     return sum(counts, start=jnp.zeros((), jnp.int32))
 
 

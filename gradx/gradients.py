@@ -12,7 +12,7 @@ from gradx import trees as gtree
 from gradx.core import Count, Params, State, Transform, Updates
 from gradx.leafwise import leafwise
 from gradx.sources import Array
-from gradx.stage import Numbers, Slots, check_array
+from gradx.stage import Numbers, Slots, check_array, widen
 from gradx.states import check_state
 from gradx.step import safe_increment
 
@@ -83,7 +83,7 @@ class AddNoiseState(NamedTuple):
 
     Attributes:
       count: the updates done so far, int32 ().
-      rng_key: the random key of the next update, ().
+      rng_key: the random key of the next update, raw (2,) or, if a typed one was given, ().
     """
 
     count: Count
@@ -102,7 +102,8 @@ def add_noise(
     Args:
       eta: \(\eta\) in [0, inf), the variance at the first update.
       gamma: \(\gamma\) in [0, inf), how fast it falls.
-      key: a random key, or the seed of one.
+      key: a random key, or the seed of one. Of a seed the state has the raw key, which is saved
+        like any other array; a typed key (`jax.random.key`) stays typed.
       seed: Optax's former name for `key`, for an integer.
 
     Raises:
@@ -136,7 +137,7 @@ def add_noise(
     ) -> tuple[Updates, AddNoiseState]:
         check_state(state, AddNoiseState, where)
         count = safe_increment(state.count)
-        deviation = jnp.sqrt(variance / count**exponent)
+        deviation = jnp.sqrt(variance / gtree.as_real(count) ** exponent)
         rng_key, now = jax.random.split(state.rng_key)
         flat = gtree.flatten(updates)
         for i, g in enumerate(flat.values):
@@ -167,13 +168,17 @@ def check_key(name: str, start: Any) -> None:
 
 
 def as_key(start: Array | int) -> Array:
-    """A key, typed or raw, as a copy, since a donated state must not free it; or that of a seed."""
+    """A key, typed or raw, as a copy, since a donated state must not free it; or that of a seed.
+
+    A seed's is raw: what saves arrays, NumPy, Flax or Equinox, saves a state with it.
+    """
     typed = jnp.issubdtype(getattr(start, "dtype", int), jax.dtypes.prng_key)
     if typed or jnp.ndim(start) == 1:  # the raw keys of jax.random.PRNGKey; a seed is a scalar
         return jnp.copy(start)
-    return jax.random.key(start)
+    return jax.random.PRNGKey(start)
 
 
 def _noisy(g: Array, deviation: Array, key: Array) -> Array:
-    noise = jax.random.normal(key, g.shape, gtree.wide(g.dtype))
-    return (g + deviation * noise).astype(g.dtype)
+    wide = widen(g)
+    noise = jax.random.normal(key, g.shape, wide.dtype)
+    return (wide + deviation * noise).astype(g.dtype)

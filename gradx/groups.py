@@ -12,16 +12,15 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from optax import MaskedNode
+from optax import EmptyState, MaskedNode
 
 from gradx import core
 from gradx import trees as gtree
 from gradx.combine import Contract, stage_of
 from gradx.core import Params, Part, State, Transform, Updates
-from gradx.leafwise import leafwise
 from gradx.masks import marks, mask_flags
 from gradx.sources import Array, check_optional
-from gradx.stage import Leaves, Numbers, Results, Rows, Slots, Stage, is_array, staged
+from gradx.stage import Call, Leaves, Numbers, Results, Rows, Slots, Stage, is_array, staged
 from gradx.states import check_state
 
 __all__ = ["MaskedState", "PartitionState", "freeze", "masked", "partition", "set_to_zero"]
@@ -307,18 +306,39 @@ def set_to_zero() -> Transform:
 
     .. math:: u = 0
 
+    Leaves may be of any kind. What is no number (a random key, a `float0` gradient) stays.
+
     Example:
       >>> import gradx, jax.numpy as jnp
       >>> tx = gradx.set_to_zero()
       >>> tx.update(jnp.array([jnp.nan]), tx.init(jnp.ones(1)))[0]
       Array([0.], dtype=float32)
     """
-    return leafwise(_zero)
+    where = core.where()
+    return staged(_Zeros(), where)
+
+
+@dataclass(frozen=True, eq=False)
+class _Zeros:
+    """Takes any leaf, as it optimizes none; what has no zero (a key, a text) stays as it is."""
+
+    sees_tree = False
+
+    def init(self, params: Params) -> State:
+        return EmptyState()
+
+    def begin(
+        self, leaves: Leaves, state: State, extra: Mapping[str, Any], rows: Rows
+    ) -> Callable[[Results], State]:
+        for row, u in zip(rows, leaves.updates, strict=True):
+            if gtree.is_number(u):
+                row.append(Call(_zero, (), {}, (), False, any_kind=True))
+        return lambda _: state
 
 
 def _zero(g: Array, slots: Slots, p: None, h: Numbers) -> tuple[Array, Slots]:
     # Not zeros_like(g), which jit would make without g, and then without its sharding.
-    return jnp.where(jnp.zeros_like(g, bool), g, 0), slots
+    return jnp.where(jnp.zeros_like(g, bool), g, jnp.zeros_like(g)), slots
 
 
 @core.recorded

@@ -21,7 +21,6 @@ from gradx.calls import checked
 from gradx.core import Params, State
 from gradx.joined import rules_of
 from gradx.sources import ByPath, Source
-from gradx.stage import check_array
 from gradx.table import table
 
 __all__ = ["Description", "describe", "state_bytes"]
@@ -126,15 +125,11 @@ def describe(tx: optax.GradientTransformation, params: Params) -> Description:
       │    weight_decay=0.1                               1/2 kernel
       └─ scale_by_learning_rate  learning_rate=0.001      all
     """
-    flat = gtree.flatten(params)
-    who = core.show(tx)
-    for i, x in enumerate(flat.values):
-        if x is not None:
-            check_array(x, flat, i, who, "parameter")
-    shapes = jax.eval_shape(lambda p: p, params)
-    state = jax.eval_shape(tx.init, shapes)
-    rows = _rows(core.Part("", tx, shapes, state))
-    return Description(tuple(rows), len(_visible(shapes)))
+    arrays, with_arrays = gtree.picked(params, lambda x: hasattr(x, "dtype") or gtree.is_number(x))
+    shapes = jax.eval_shape(lambda xs: xs, arrays)
+    state = jax.eval_shape(lambda xs: tx.init(with_arrays(xs)), shapes)
+    rows = _rows(core.Part("", tx, with_arrays(shapes), state))
+    return Description(tuple(rows), len(_visible(params)))
 
 
 def state_bytes(state: State) -> int:

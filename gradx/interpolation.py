@@ -103,7 +103,7 @@ def _first(number: Hyper) -> Any:
 
 def _start(p: Array, *, dtype: Any) -> Slots:
     kept = p.dtype if dtype is None else dtype
-    return (p.astype(jnp.promote_types(kept, p.dtype) if jnp.iscomplexobj(p) else kept),)
+    return (p.astype(gtree.wide(kept, p.dtype) if jnp.iscomplexobj(p) else kept),)
 
 
 def _decide(h: Numbers, sums: Sums) -> Decided:

@@ -11,7 +11,7 @@ from gradx import trees as gtree
 from gradx.core import Params, State, Transform
 from gradx.leafwise import Rule
 from gradx.live import HyperparamsState, own_state
-from gradx.stage import Leaves, Results, Rows, is_array, run, staged, widen
+from gradx.stage import Leaves, Results, Rows, run, staged, widen
 from gradx.states import check_state, check_wrapping
 
 
@@ -38,7 +38,9 @@ class Joined:
         check_state(own, self.kind, self.where)
         live = {name for rule in self.rules for name in rule.hypers.tunables}
         check_wrapping(state, live, any(rule.counted for rule in self.rules), self.where)
-        leaves = replace(leaves, updates=[widen(u) if is_array(u) else u for u in leaves.updates])
+        leaves = replace(
+            leaves, updates=[widen(u) if gtree.is_inexact(u) else u for u in leaves.updates]
+        )
         # The last rule that must see finished updates begins the pass that others may share.
         last = max(i for i, rule in enumerate(self.rules) if i == 0 or rule.sees_tree)
         done: list[State] = []

@@ -150,7 +150,7 @@ class Rule:
     def _first_scalars(self, flat: gtree.Flat, sums: Sequence[Any]) -> dict[str, Array]:
         """The numbers of the state; those with a fraction in the widest dtype that `init` saw."""
         arrays = [widen(p) for p in flat.values if is_array(p)]
-        wide = jnp.result_type(jnp.float32, *(p.real.dtype for p in arrays))
+        wide = gtree.wide(*(p.real.dtype for p in arrays))
         parts = [part for part in sums if part is not None]
         of_all = mapped.sum_over(parts, [None] * len(parts)) if parts else {}
         first = {

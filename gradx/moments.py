@@ -15,7 +15,7 @@ from gradx.leafwise import leafwise
 from gradx.sources import Array, Hyper
 from gradx.stage import Numbers, Slots
 from gradx.step import safe_increment
-from gradx.trees import abs_sq
+from gradx.trees import abs_sq, as_real, wide
 
 __all__ = [
     "EmaState",
@@ -44,6 +44,7 @@ def weight_so_far(decay: float | Array, t: Array) -> Array:
 
     Through `expm1`, since the difference itself loses four digits of float32 to a decay of 0.999.
     """
+    t = as_real(t)
     if isinstance(decay, float):
         log = math.log(decay) if decay > 0 else -math.inf
         return -jnp.expm1(log * t)
@@ -98,7 +99,7 @@ def storage(name: str, dtype: Any) -> Any:
 def zeros(p: Array, *, dtype: Any = None) -> Slots:
     """One slot like the parameter, complex where it is."""
     kept = p.dtype if dtype is None else dtype
-    return (jnp.zeros_like(p, jnp.promote_types(kept, p.dtype) if jnp.iscomplexobj(p) else kept),)
+    return (jnp.zeros_like(p, wide(kept, p.dtype) if jnp.iscomplexobj(p) else kept),)
 
 
 def full(p: Array, *, value: float | Array) -> Slots:

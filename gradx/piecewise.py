@@ -28,7 +28,8 @@ __all__ = [
 def phase(count: Array, starts: Sequence[int]) -> Array:
     """The index of the last of the ascending starts that the count has reached."""
     reachable = [s for s in starts[1:] if not is_beyond(s, count)]
-    return jnp.sum(count[..., None] >= jnp.array(reachable, count.dtype), axis=-1)
+    column = jnp.array(reachable, count.dtype).reshape(-1, *[1] * count.ndim)
+    return jnp.sum(count[None] >= column, axis=0)
 
 
 def stairs(values: Sequence[Number], starts: Sequence[int]) -> Schedule:

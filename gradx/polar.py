@@ -141,7 +141,8 @@ def exact(x: Array) -> Array:
     """The polar factor by singular values; of those that are zero nothing remains."""
     u, s, vh = lapack.svd(x / magnitude(x))
     some = s > s[..., :1] * max(x.shape) * jnp.finfo(s.dtype).eps
-    return jnp.matmul(u * some[..., None, :], vh, precision=jax.lax.Precision.HIGHEST)
+    kept = u * some[..., None, :].astype(u.dtype)
+    return jnp.matmul(kept, vh, precision=jax.lax.Precision.HIGHEST)
 
 
 def magnitude(x: Array) -> Array:

@@ -39,7 +39,7 @@ def combined(
     kinds: list[Kinds] = []
     for i, span in enumerate(spans(axes, flat, here, where, plain=False)):
         g, p = flat.values[i], None if here is None else here[i]
-        if g is None:
+        if not gtree.is_number(g):
             continue
         by_type = []
         for name in span.typed:
@@ -55,8 +55,10 @@ def combined(
                 )
         arrays.append(i)
         kinds.append((tuple(by_type), tuple(n for n in span.whole if n not in span.typed)))
-    made = iter(over_each(reduce, [flat.values[i] for i in arrays], kinds))
-    return flat.unflatten([x if x is None else next(made) for x in flat.values])
+    new = list(flat.values)
+    for i, x in zip(arrays, over_each(reduce, [new[i] for i in arrays], kinds), strict=True):
+        new[i] = x
+    return flat.unflatten(new)
 
 
 def _is_part(

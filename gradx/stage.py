@@ -45,6 +45,7 @@ class Call(NamedTuple):
     gate: Array | None = None  # False: the slots stay as they are, and the update means nothing
     per_leaf: PerLeaf | None = None
     since: int | None = None  # a place in the row: `h.before` is the update before that call
+    any_kind: bool = False  # it works on integers and bools as well
 
 
 Rows = list[list[Call]]
@@ -159,8 +160,8 @@ def run(
     finish = stage.begin(leaves, state, extra, rows)
     if gate is not None:
         for row, u in zip(rows, flat.values, strict=True):
-            if is_array(u):
-                row.append(Call(_or_zero, (), {"gate": gate}, (), False))
+            if gtree.is_number(u):
+                row.append(Call(_or_zero, (), {"gate": gate}, (), False, any_kind=True))
     if not any(rows):
         return updates, finish([])
     new: list[Any] = list(flat.values)
@@ -168,7 +169,8 @@ def run(
     for i, row in enumerate(rows):
         if row:
             g, p = flat.values[i], None if flat_params is None else flat_params[i]
-            check_array(g, flat, i, where, "update")
+            if not all(call.any_kind for call in row):
+                check_array(g, flat, i, where, "update")
             reads = any(call.needs_params for call in row)
             check_leaf(flat, i, where, g, p, row)
             program = tuple((c.rule, c.static, c.needs_params, c.per_leaf, c.since) for c in row)
@@ -190,7 +192,7 @@ def run(
 
 
 def _or_zero(u: Array, slots: Slots, p: None, h: Numbers) -> tuple[Array, Slots]:
-    return jnp.where(h.gate, u, 0), slots
+    return jnp.where(h.gate, u, jnp.zeros_like(u)), slots
 
 
 def _shapes(tree: Any) -> list[tuple[int, ...]]:

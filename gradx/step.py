@@ -27,9 +27,10 @@ def apply_updates(params: Params, updates: Updates) -> Params:
     .. math:: \theta \leftarrow \theta + u
 
     Args:
-      params: a tree of arrays; `None` leaves stay `None`.
-      updates: a tree of the same structure and shapes; a `None` leaf leaves its parameter as it
-        is. Additions are done in the wider of the two dtypes.
+      params: a tree of arrays; what is no number (`None`, a random key) stays as it is.
+      updates: a tree of the same structure and shapes; a leaf that is no number (`None`, or the
+        `float0` gradient of an integer) leaves its parameter as it is. Additions are done in the
+        wider of the two dtypes.
 
     Returns:
       The new parameters, each with the dtype of the old one.
@@ -49,7 +50,7 @@ def apply_updates(params: Params, updates: Updates) -> Params:
     others = gtree.flatten_like(leaves, updates, "the updates", "apply_updates", "the parameters")
     new = []
     for i, (p, u) in enumerate(zip(leaves.values, others, strict=True)):
-        if p is None or u is None:
+        if not (gtree.is_number(p) and gtree.is_number(u)):
             new.append(p)
             continue
         if jnp.shape(p) != jnp.shape(u):
@@ -63,7 +64,11 @@ def apply_updates(params: Params, updates: Updates) -> Params:
 
 @jax.jit  # one trace per shape and dtype, instead of one per leaf
 def _add(p: jax.Array, u: jax.Array) -> jax.Array:
-    return (p + u).astype(p.dtype)
+    if p.dtype == u.dtype:
+        return p + u
+    some = gtree.is_inexact(p) or gtree.is_inexact(u)
+    kind = gtree.wide(p.dtype, u.dtype) if some else p.dtype
+    return (p.astype(kind) + u.astype(kind)).astype(p.dtype)
 
 
 @checked
@@ -106,7 +111,7 @@ def incremental_update(new_tensors: Params, old_tensors: Params, step_size: Any)
 def _mix(new: jax.Array, old: jax.Array, step_size: jax.Array) -> jax.Array:
     if not jnp.issubdtype(old.dtype, jnp.inexact):
         return new
-    kind = jnp.result_type(gtree.wide(old.dtype), new.dtype)
+    kind = gtree.wide(old.dtype, new.dtype)
     step = jnp.asarray(step_size, jnp.finfo(kind).dtype)
     return (step * new.astype(kind) + (1 - step) * old.astype(kind)).astype(old.dtype)
 

@@ -41,6 +41,41 @@ class Flat:
         return self.treedef.unflatten(values)
 
 
+def is_number(x: Any) -> bool:
+    """Whether a leaf is a number or an array of numbers or bools: no key, no text, no `float0`."""
+    if not hasattr(x, "dtype"):
+        return isinstance(x, int | float | complex)
+    return jnp.issubdtype(x.dtype, jnp.number) or jnp.issubdtype(x.dtype, jnp.bool_)
+
+
+def is_inexact(x: Any) -> bool:
+    """Whether a leaf is of a kind that can be optimized; Python's numbers are."""
+    if not hasattr(x, "dtype"):
+        return isinstance(x, int | float | complex) and not isinstance(x, bool)
+    return jnp.issubdtype(x.dtype, jnp.inexact)
+
+
+def picked(
+    tree: Any, chosen: Callable[[Any], bool]
+) -> tuple[list[Any], Callable[[Sequence[Any]], Any]]:
+    """Some leaves, and a function that makes the tree again with others in their places."""
+    leaves, structure = jax.tree.flatten(tree)
+    places = [i for i, x in enumerate(leaves) if chosen(x)]
+
+    def back(values: Sequence[Any]) -> Any:
+        new = list(leaves)
+        for i, x in zip(places, values, strict=True):
+            new[i] = x
+        return structure.unflatten(new)
+
+    return [leaves[i] for i in places], back
+
+
+def map_numbers(fn: Callable[..., Any], tree: Any, *rest: Any) -> Any:
+    """`fn` at the leaves that are numbers; the others stay, whatever they are."""
+    return jax.tree.map(lambda x, *others: fn(x, *others) if is_number(x) else x, tree, *rest)
+
+
 def flatten(tree: Any) -> Flat:
     """Flattens a tree, `None` leaves included."""
     values, treedef = jax.tree.flatten(tree, is_leaf=_is_none)
@@ -245,9 +280,23 @@ def unshared(x: Array, leaf: Array) -> Array:
     return jax.lax.optimization_barrier((x, leaf))[0]
 
 
-def wide(dtype: Any) -> Any:
-    """The dtype to calculate in: the given one, but no narrower than float32."""
-    return jnp.promote_types(dtype, jnp.float32)
+@functools.cache
+def wide(*dtypes: Any) -> Any:
+    """The dtype to calculate in with arrays of these dtypes: the widest, no narrower than float32.
+
+    It is complex if one of them is. What has no fraction counts for nothing. JAX may be told not to
+    promote (`jax_numpy_dtype_promotion`), and has no promotion for 8 bits at all.
+    """
+    inexact = [d for d in dtypes if jnp.issubdtype(d, jnp.inexact)]
+    double = any(jnp.finfo(d).bits > 32 for d in inexact)
+    if any(jnp.issubdtype(d, jnp.complexfloating) for d in inexact):
+        return jnp.dtype(jnp.complex128 if double else jnp.complex64)
+    return jnp.dtype(jnp.float64 if double else jnp.float32)
+
+
+def as_real(count: Any) -> Any:
+    """A count as a number to calculate with, which, like `1.0`, widens no array that it meets."""
+    return jax.lax.convert_element_type(count, float) if hasattr(count, "dtype") else count
 
 
 def sum_of_squares(tree: Any) -> Array:

@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import optax
 import pytest
 
@@ -41,7 +40,6 @@ class Case:
         number.
       needs_params: `update` has to be given the parameters.
       keeps_params: its state has copies of the parameters, in their dtypes.
-      random_key: its state has a random key, which the laws see as plain numbers.
       extra: what `update` is given beside gradients, state and parameters.
       value: the loss that it is given as the extra argument `value`; the reference gets it too.
       temporaries: the arrays like a parameter that a step needs beside its donated buffers.
@@ -64,7 +62,6 @@ class Case:
     copies: int = 0
     needs_params: bool = False
     keeps_params: bool = False
-    random_key: bool = False
     extra: Mapping[str, Any] = field(default_factory=dict)
     value: float | None = None
     temporaries: float = 0
@@ -78,7 +75,6 @@ class Case:
         return self.bind(self.make(library, **changed))
 
     def bind(self, tx: Any) -> Any:
-        tx = with_plain_keys(tx) if self.random_key else tx
         extra = {**self.extra, **({} if self.value is None else {"value": self.value})}
         if not extra:
             return tx
@@ -95,25 +91,6 @@ def find(library: Any, name: str) -> Any:
     """A public name, wherever the library keeps it: Optax has several drawers, gradx one."""
     drawers = [library, *(getattr(library, d, None) for d in ("contrib", "transforms"))]
     return next(getattr(d, name) for d in drawers if hasattr(d, name))
-
-
-def with_plain_keys(tx: Any) -> Any:
-    """The same with the random keys of its state as plain arrays, to be compared and saved."""
-
-    def plain(x: Any) -> Any:
-        typed = jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
-        return jax.random.key_data(x)[None] if typed else x  # of no parameter's shape
-
-    def typed(x: Any) -> Any:
-        return jax.random.wrap_key_data(x[0]) if x.dtype == jnp.uint32 else x
-
-    def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> Any:
-        updates, state = tx.update(updates, jax.tree.map(typed, state), params, **extra)
-        return updates, jax.tree.map(plain, state)
-
-    return optax.GradientTransformationExtraArgs(
-        lambda params: jax.tree.map(plain, tx.init(params)), update
-    )
 
 
 def made(value: Any, library: Any) -> Any:
@@ -221,7 +198,6 @@ PSGD = {
     "probe": "expected",  # noise is no reference
     "_in_optax": False,
     "_whole_tree": True,
-    "_random_key": True,
     "_ranges": {
         "preconditioner_lr": "[0, 1)",
         "preconditioner_update_probability": "[0, 1]",
@@ -357,7 +333,6 @@ OPTIMIZERS = [
         learning_rate=0.1,
         eta=0.0,  # noise is no reference
         key=0,
-        _random_key=True,
         _temporaries=4,
         _bad={"eta": -1.0, "gamma": -1.0},
     ),

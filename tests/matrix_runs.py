@@ -27,13 +27,8 @@ def run(tx: Any, grads: Any, *, double: bool = True) -> tuple[Any, Any]:
     """The updates of all steps, and the state after each, stacked; in float64."""
     with jax.enable_x64(double):
         first = tx.init(jax.tree.map(lambda g: jnp.zeros_like(g[0]), grads))
-        made: tuple[Any, Any] = jax.tree.map(_plain, program(tx)(first, grads))
+        made: tuple[Any, Any] = jax.tree.map(np.asarray, program(tx)(first, grads))
         return made
-
-
-def _plain(x: Any) -> Any:
-    is_key = jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key)
-    return np.asarray(jax.random.key_data(x) if is_key else x)
 
 
 def close(actual: Any, expected: Any, rtol: float = 1e-9) -> None:

@@ -76,8 +76,14 @@ def types(tree: Any) -> Any:
 
 
 def paths_and_types(state: Any) -> list[Any]:
+    """A random key counts as its data, which is what gradx has for a seed."""
+
+    def data(x: Any) -> Any:
+        typed = jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
+        return jax.eval_shape(jax.random.key_data, x) if typed else x
+
     found, _ = jax.tree_util.tree_flatten_with_path(state)
-    return [(jax.tree_util.keystr(path), x.shape, x.dtype) for path, x in found]
+    return [(jax.tree_util.keystr(path), data(x).shape, data(x).dtype) for path, x in found]
 
 
 def numbers_of(case: Case) -> dict[str, float]:

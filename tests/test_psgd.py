@@ -53,7 +53,8 @@ def test_with_noise_it_is_the_authors_rule(mode: Any, shape: tuple[int, int]) ->
 @pytest.mark.full
 def test_the_key_decides_the_noise() -> None:
     grads = some(3, 4, 3)
-    made = [run(gradx.scale_by_psgd_kron(key=k), grads)[0] for k in (0, jax.random.key(0), 1)]
+    keys = 0, jax.random.PRNGKey(0), 1
+    made = [run(gradx.scale_by_psgd_kron(key=k), grads)[0] for k in keys]
     assert_same(made[0], made[1])
     assert np.max(np.abs(made[0] - made[2])) > 1e-3
     silent = [run(gradx.scale_by_psgd_kron(key=k, probe="expected"), grads)[0] for k in (0, 1)]

@@ -32,7 +32,7 @@ NAMESPACES = [
 LAYERS = [
     ["trees", "contract", "show", "near", "table"],
     ["binding", "spec"],
-    ["calls", "mirror"],
+    ["calls", "mirror", "starts"],
     ["core"],
     ["sources", "state_map", "step"],
     ["hyper", "lapack", "masks"],

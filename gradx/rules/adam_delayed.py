@@ -25,7 +25,7 @@ from gradx.moments import (
 from gradx.scale import descend
 from gradx.sources import Array, Hyper
 from gradx.stage import Numbers, Slots
-from gradx.trees import abs_sq
+from gradx.trees import abs_sq, as_real
 
 __all__ = ["acprop", "adopt", "fourth_root", "scale_by_acprop", "scale_by_adopt"]
 
@@ -150,7 +150,7 @@ def fourth_root(count: Array) -> Array:
       >>> gradx.fourth_root(16)
       2.0
     """
-    return count**0.25
+    return as_real(count) ** 0.25
 
 
 @core.recorded

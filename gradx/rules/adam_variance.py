@@ -23,7 +23,7 @@ from gradx.moments import (
 from gradx.scale import descend
 from gradx.sources import Array, Hyper, Number
 from gradx.stage import Numbers, Slots
-from gradx.trees import abs_sq
+from gradx.trees import abs_sq, as_real
 
 __all__ = [
     "adabelief",
@@ -86,6 +86,7 @@ def scale_by_radam(
 
 
 def _rectification(h: Numbers, t: Array) -> Mapping[str, Array]:
+    t = as_real(t)
     b2t = h.b2**t
     weight = weight_so_far(h.b2, t)
     rho_inf = 2 / (1 - h.b2) - 1

@@ -130,7 +130,7 @@ def _first(p: Array, *, fraction: float, multiple: int, key: Array | int) -> Slo
     shape = shorter, part_of(shorter, fraction, multiple)
     # In float32, so that wider numbers begin in the same directions.
     start = jax.random.normal(as_key(key), shape, jnp.float32).astype(p.dtype)
-    return (start / jnp.linalg.norm(start, axis=0),)
+    return (start / jnp.linalg.norm(start, axis=0, keepdims=True),)
 
 
 def _dion(g: Array, slots: Slots, p: None, h: Numbers) -> tuple[Array, Slots]:
@@ -151,7 +151,7 @@ def _dion(g: Array, slots: Slots, p: None, h: Numbers) -> tuple[Array, Slots]:
     known = new > max(b.shape) * jnp.finfo(b.dtype).eps * jnp.max(new)
     left = jnp.where(known, q, 0.0)
     right = times(b_scaled, left)
-    length = jnp.sqrt(jnp.sum(abs_sq(right), axis=0))
+    length = jnp.sqrt(jnp.sum(abs_sq(right), axis=0, keepdims=True))
     length = jnp.where(length > 0, length, 1.0)
     caught = adjoint(left)
     u = times(right / (length + h.eps / size), caught)

@@ -14,7 +14,7 @@ from gradx.moments import storage
 from gradx.norms import quotient, root, squares_at_init
 from gradx.sources import Array, Hyper
 from gradx.stage import Numbers, Slots, Sums
-from gradx.trees import abs_sq
+from gradx.trees import abs_sq, wide
 
 __all__ = ["ScaleByDistanceOverGradientsState", "scale_by_distance_over_gradients"]
 
@@ -89,7 +89,7 @@ def scale_by_distance_over_gradients(
 
 def _leaf_slots(p: Array, sums: Sums, *, ratio: Any, dtype: Any) -> Slots:
     kept = p.dtype if dtype is None else dtype
-    kept = jnp.promote_types(kept, p.dtype) if jnp.iscomplexobj(p) else kept
+    kept = wide(kept, p.dtype) if jnp.iscomplexobj(p) else kept
     real = p.real.dtype
     first = ratio * (1 + jnp.sqrt(sums["squares"]))
     return jnp.asarray(first, real), jnp.zeros(1, real), jnp.array(p, kept)

@@ -21,7 +21,7 @@ from gradx.norms import scale_by_param_block_rms
 from gradx.scale import scale, scale_by_learning_rate
 from gradx.sources import Array, Hyper, Number
 from gradx.stage import Numbers, Slots
-from gradx.trees import abs_sq
+from gradx.trees import abs_sq, as_real
 
 __all__ = ["FactoredState", "adafactor", "scale_by_factored_rms"]
 
@@ -46,7 +46,7 @@ class FactoredState(NamedTuple):
 
 def _power(count: Array, exponent: Number) -> Array:
     """Adafactor's decay, 1 - t**-c: it begins with 0, so that no bias has to be corrected."""
-    return 1 - (count + 1.0) ** -exponent
+    return 1 - (as_real(count) + 1.0) ** -exponent
 
 
 @core.recorded

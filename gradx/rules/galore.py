@@ -115,7 +115,7 @@ def _turned(new: Array, old: Array) -> Array:
     A singular vector has no sign of its own. What the state holds along the old ones shall not
     push the other way.
     """
-    overlap = jnp.sum(old.conj() * new, axis=0)
+    overlap = jnp.sum(old.conj() * new, axis=0, keepdims=True)
     if jnp.iscomplexobj(new):
         size = jnp.abs(overlap)
         return new * jnp.where(size > 0, overlap.conj() / jnp.where(size > 0, size, 1.0), 1.0)

@@ -150,7 +150,7 @@ def _kl_shampoo(g: Array, slots: Slots, p: None, h: Numbers) -> tuple[Array, Slo
     mu, *rest = slots
     _, _, rows, columns, high, wide = rest
     mu = remembered(mu, jnp.where(h.begun, g, 0), h)
-    root = jnp.sqrt(high)[:, None] * jnp.sqrt(wide)
+    root = jnp.sqrt(high)[:, None] * jnp.sqrt(wide)[None]
     u = out_of(into(momentum_of(mu, h), rows, columns) / (root + h.eps), rows, columns)
     return u, (mu, *gathered(g, into(g, rows, columns), tuple(rest), h))
 

@@ -158,7 +158,7 @@ def _balanced(o: Array, slots: Slots, p: None, h: Numbers) -> tuple[Array, Slots
     # The norm of the result is known before it is made.
     size = jnp.sqrt(jnp.sum(factor**2 * squares))
     wanted = h.consistent_rms * math.sqrt(o.size) if h.aligned else jnp.sqrt(jnp.sum(squares))
-    return o * (factor * (wanted / jnp.where(size > 0, size, 1.0))), (nu,)
+    return o * (factor * (wanted / jnp.where(size > 0, size, 1.0)))[None], (nu,)
 
 
 @core.recorded

@@ -31,7 +31,7 @@ class DifferentiallyPrivateAggregateState(NamedTuple):
     """The state of `differentially_private_aggregate`.
 
     Attributes:
-      rng_key: the random key of the next update, ().
+      rng_key: the random key of the next update, raw (2,) or, if a typed one was given, ().
     """
 
     rng_key: Array
@@ -59,7 +59,7 @@ def differentially_private_aggregate(
     Args:
       l2_norm_clip: \(c\) in (0, inf], the bound of each example's norm over all leaves.
       noise_multiplier: \(\sigma\) in [0, inf), the noise's deviation in units of the bound.
-      key: a random key, or the seed of one.
+      key: a random key, or the seed of one (see `add_noise`).
       seed: Optax's former name for `key`, for an integer.
       axis_name: the mapped axis over which the examples are sharded, inside `shard_map` or `pmap`:
         \(B\) is then their number on all devices, and the noise is added once. Every device has to

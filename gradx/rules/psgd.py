@@ -24,6 +24,7 @@ from gradx.moments import weight_so_far
 from gradx.sources import Array, Hyper, as_float
 from gradx.stacked import Share
 from gradx.stage import Numbers, Slots, Sums
+from gradx.trees import as_real
 from gradx.whitening import fitted, into, out_of, scaled_identity
 
 __all__ = ["PSGDKronState", "precond_update_prob_schedule", "psgd_kron", "scale_by_psgd_kron"]
@@ -44,7 +45,7 @@ class PSGDKronState(NamedTuple):
       left: the upper triangular factor of the rows (m, m), or its diagonal (m,).
       right: the upper triangular factor of the columns (n, n), or its diagonal (n,).
       since: the updates since the factors were last fitted, int32 ().
-      key: the random key of the next update, ().
+      key: the random key of the next update, raw (2,) or, if a typed one was given, ().
     """
 
     count: Count
@@ -147,7 +148,8 @@ def scale_by_psgd_kron(
       mu_dtype: the dtype to keep \(M\) in; by default the parameter's, at least float32.
       probe: ``"normal"`` noise; or ``"expected"``, for the means of \(A A^\top\), \(B B^\top\) and
         their kin over all noise, which take products of as many operations and no random numbers.
-      key: a random key, or the seed of one. All matrices of one shape see the same noise.
+      key: a random key, or the seed of one (see `add_noise`). All matrices of one shape
+        see the same noise.
       axes: which axes are the rows and columns (see `matrixwise`).
       chunk: how many matrices to work on at a time, which bounds the memory (see `matrixwise`).
       share: devices that share the matrices, as ``Share(mesh, axis)``.
@@ -220,7 +222,7 @@ def _planned(h: Numbers, sums: Sums) -> tuple[Mapping[str, Any], Mapping[str, An
     """Whether the factors are fitted in this step, and the key of its noise."""
     waited = h.since + 1
     # A little less than 1, since 10 times a tenth may be a little less in float32.
-    due = waited * h.preconditioner_update_probability >= 1 - 1e-6
+    due = as_real(waited) * h.preconditioner_update_probability >= 1 - 1e-6
     key, now = jax.random.split(h.key) if h.probe == "normal" else (h.key, None)
     return {"due": due, "now": now}, {"since": jnp.where(due, 0, waited), "key": key}
 

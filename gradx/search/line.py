@@ -55,8 +55,7 @@ def like(new: Array, old: Any) -> Array:
 
 def real_dtype(params: Params) -> Any:
     """The dtype of the numbers of a search: the widest of the parameters', float32 at least."""
-    dtypes = [gtree.wide(jnp.result_type(p)) for p in jax.tree.leaves(params)]
-    return jnp.result_type(jnp.float32, *(jnp.zeros((), d).real.dtype for d in dtypes))
+    return jnp.finfo(gtree.wide(*map(jnp.result_type, jax.tree.leaves(params)))).dtype
 
 
 def data_for(value_fn: Callable[..., Any], extra: Mapping[str, Any], where: str) -> dict[str, Any]:
@@ -237,7 +236,7 @@ def line_search(
     data = data_for(value_fn, extra, where)
     direction = [jnp.asarray(flat.values[i]) for i in active]
     grads = [jnp.asarray(flat_grads[i]) for i in active]
-    dtype = jnp.promote_types(dtype, gtree.wide(jnp.result_type(value)))
+    dtype = gtree.wide(dtype, jnp.result_type(value))
 
     def objective(moving: list[Array]) -> Array:
         leaves = list(flat_params)

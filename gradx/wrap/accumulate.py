@@ -17,7 +17,7 @@ from gradx.counting import steps
 from gradx.gating import as_gate, check_inner, count_not_finite, gated_update, parts_of
 from gradx.moments import storage
 from gradx.sources import Array, FromCall, Step
-from gradx.stage import check_array, is_array, widen
+from gradx.stage import widen
 from gradx.states import check_state
 from gradx.step import safe_increment
 
@@ -266,7 +266,7 @@ class _Accumulation:
         inner_state = self.opt.init(params)  # first, since it knows what can be optimized
         skip_state = ()
         if self.should_skip is not None:
-            nothing = jax.tree.map(jnp.zeros_like, params)
+            nothing = gtree.map_numbers(jnp.zeros_like, params)
             skip_state = self.should_skip(nothing, zero, params)[1]
         acc = () if self.at_once else jax.tree.map(self._empty, params)
         state = MultiStepsState(zero, jnp.copy(zero), inner_state, acc, skip_state)
@@ -278,10 +278,12 @@ class _Accumulation:
         kind = WeightedMultiStepsState if self.weights.sources else MultiStepsState
         check_state(state, kind, self.where)
 
-    def _empty(self, p: Any) -> Array:
+    def _empty(self, p: Any) -> Array | None:
+        if not gtree.is_inexact(p):
+            return None  # the inner transformation leaves it out, or would have refused it
         kept = self.dtype
         if kept == jnp.float32 or jnp.iscomplexobj(p):
-            kept = jnp.promote_types(kept, jnp.result_type(p))
+            kept = gtree.wide(kept, jnp.result_type(p))
         return jnp.zeros_like(p, kept)
 
     def update(
@@ -312,7 +314,7 @@ class _Accumulation:
                 changed["weight_sum"] = jnp.where(counts, total, state.weight_sum).astype(kept)
                 share = weight / jnp.where(total > 0, total, 1.0) if self.mean else weight
             elif self.mean:
-                share = 1.0 / (state.mini_step + 1)
+                share = 1.0 / gtree.as_real(state.mini_step + 1)
             acc, means = self._accumulate(updates, state.acc_grads, share, first, counts)
         made, inner_state = gated_update(
             self.opt,
@@ -324,7 +326,7 @@ class _Accumulation:
             extra,
             conditional=self.conditional,
         )
-        made = jax.tree.map(lambda u, g: u.astype(jnp.result_type(g)), made, updates)
+        made = gtree.map_numbers(lambda u, g: u.astype(jnp.result_type(g)), made, updates)
         mini_step = jnp.where(emits, 0, jnp.where(counts, state.mini_step + 1, state.mini_step))
         return made, state._replace(
             mini_step=mini_step.astype(jnp.int32),
@@ -346,8 +348,7 @@ class _Accumulation:
         old = gtree.flatten_like(flat, acc, "the state's acc_grads", self.where)
         new = list(old)
         for i, g in enumerate(flat.values):
-            if is_array(g):
-                check_array(g, flat, i, self.where, "update")
+            if gtree.is_inexact(g) and old[i] is not None:
                 if jnp.shape(g) != jnp.shape(old[i]):
                     raise ValueError(
                         f"{self.where}: at {flat.paths[i]!r} the update has shape {jnp.shape(g)} "
@@ -355,7 +356,7 @@ class _Accumulation:
                     )
                 new[i] = _add(self.mean, g, old[i], share, first, counts)
         pairs = zip(new, flat.values, strict=True)
-        means = [widen(a) if is_array(g) else g for a, g in pairs]
+        means = [widen(a) if gtree.is_inexact(g) and a is not None else g for a, g in pairs]
         return flat.unflatten(new), flat.unflatten(means)
 
 

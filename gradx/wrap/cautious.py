@@ -18,7 +18,7 @@ from gradx.gating import check_inner
 from gradx.groups import masked
 from gradx.leafwise import leafwise
 from gradx.sources import Array, Hyper, is_real
-from gradx.stage import Call, Leaves, Numbers, Results, Rows, Slots, Stage, is_array, staged, widen
+from gradx.stage import Call, Leaves, Numbers, Results, Rows, Slots, Stage, staged, widen
 
 __all__ = ["add_cautious_decay", "cautious"]
 
@@ -49,7 +49,7 @@ class _Cautious:
         flags = (("ascends", self.ascends, str(self.ascends)),)
         numbers = {"min_share": self.min_share}
         for row, start, u in zip(rows, starts, leaves.updates, strict=True):
-            if is_array(u):
+            if gtree.is_inexact(u):
                 row.append(Call(_agreeing, flags, numbers, (), False, None, _rescaling, start))
         return end
 
@@ -113,7 +113,7 @@ def cautious(
         flat = gtree.flatten(made)
         before = gtree.flatten_like(flat, updates, "the gradients", where, "the inner updates")
         kept = [
-            u if u is None or g is None else _alone(u, g, ascends, least)
+            _alone(u, g, ascends, least) if gtree.is_inexact(u) and gtree.is_inexact(g) else u
             for u, g in zip(flat.values, before, strict=True)
         ]
         return flat.unflatten(kept), state

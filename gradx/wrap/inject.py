@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from gradx import arguments, core, live
+from gradx import trees as gtree
 from gradx.binding import fit
 from gradx.calls import checked, kept
 from gradx.calls import signature as signature_of
@@ -155,9 +156,8 @@ class _Injection:
         """The dtype of numbers: as wide as the widest array that they are for."""
         if self.dtype is not None:
             return self.dtype
-        dtypes = [jnp.result_type(x) for x in jax.tree.leaves(tree)]
-        inexact = [dtype for dtype in dtypes if jnp.issubdtype(dtype, jnp.inexact)]
-        return jnp.result_type(jnp.float32, *(jnp.finfo(dtype).dtype for dtype in inexact))
+        inexact = filter(gtree.is_inexact, jax.tree.leaves(tree))
+        return jnp.finfo(gtree.wide(*map(jnp.result_type, inexact))).dtype
 
     def _check(self, state: State) -> None:
         names = list(self.given)

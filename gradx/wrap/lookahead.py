@@ -133,14 +133,14 @@ def lookahead(
             for name, tree in (("fast", params.fast), ("slow", params.slow))
         ]
         for i, (u, f, s) in enumerate(zip(flat.values, *columns, strict=True)):
-            if u is not None and not jnp.shape(u) == jnp.shape(f) == jnp.shape(s):
+            if gtree.is_number(u) and not jnp.shape(u) == jnp.shape(f) == jnp.shape(s):
                 raise ValueError(
                     f"{where}: at {flat.paths[i]!r} the update has shape {jnp.shape(u)}, the fast "
                     f"parameter {jnp.shape(f)} and the slow one {jnp.shape(s)}."
                 )
         sync = done == period - 1
         pairs = [
-            (u, u) if u is None else _both(u, f, s, sync, step_size)
+            _both(u, f, s, sync, step_size) if gtree.is_inexact(u) else (u, u)
             for u, f, s in zip(flat.values, *columns, strict=True)
         ]
         fast_updates, slow_updates = (flat.unflatten([pair[i] for pair in pairs]) for i in (0, 1))

@@ -16,7 +16,7 @@ from gradx.counting import steps
 from gradx.gating import afresh, check_inner, gated_update
 from gradx.replicas import AVERAGE, combined
 from gradx.sources import Array
-from gradx.stage import is_array, widen
+from gradx.stage import widen
 from gradx.states import check_state, wrong_state
 from gradx.step import apply_updates
 
@@ -114,7 +114,7 @@ def sam(
             steps_since_sync=jnp.zeros((), jnp.int32),
             opt_state=optimizer.init(params),
             adv_state=adv_optimizer.init(params),
-            cache=None if opaque_mode else jax.tree.map(jnp.array, params),
+            cache=None if opaque_mode else gtree.map_numbers(jnp.array, params),
         )
 
     def transparent(
@@ -126,14 +126,14 @@ def sam(
         here = gtree.flatten_like(flat, params, "the parameters", where)
         kept = gtree.flatten_like(flat, state.cache, "the state's cache", where)
         pairs = list(zip(flat.values, here, kept, strict=True))
-        home = [_home(begins, p, c) if is_array(p) else c for _, p, c in pairs]
+        home = [_home(begins, p, c) if gtree.is_number(p) else c for _, p, c in pairs]
         cache = flat.unflatten(home)
         adv_state = state.adv_state
         if reset_state:
             # Before the gate, which is closed in this call, and keeps what it finds.
             adv_state = afresh(adv_optimizer, params, adv_state, where, when=ends)
         # Two rules that square the same gradients would share the squares, and store them.
-        hidden = jax.tree.map(jax.lax.optimization_barrier, updates)
+        hidden = gtree.map_numbers(jax.lax.optimization_barrier, updates)
         uphill, adv_state = gated_update(
             adv_optimizer, where, ~ends, hidden, adv_state, params, extra
         )
@@ -145,7 +145,7 @@ def sam(
             for tree in (uphill, downhill)
         ]
         moves = [
-            _move(ends, up, down, p, c) if is_array(up) else up
+            _move(ends, up, down, p, c) if gtree.is_inexact(up) else up
             for up, down, p, c in zip(*made, here, home, strict=True)
         ]
         return flat.unflatten(moves), type(state)(
@@ -171,7 +171,7 @@ def sam(
         there, adv_state = params, state.adv_state
         for i in range(period - 1):
             uphill, adv_state = adversary.update(updates, adv_state, there, **extra)
-            there = apply_updates(there, jax.tree.map(jnp.negative, uphill))
+            there = apply_updates(there, gtree.map_numbers(_turned, uphill))
             updates = grad_fn(there, i)
             if over:
                 updates = combined(jax.lax.pmean, updates, params, over, where, remedy=_AVERAGE)
@@ -217,6 +217,10 @@ _AVERAGE = AVERAGE.replace("say already_reduced=True", "leave batch_axis_name ou
 @jax.jit  # one trace per shape and dtype, instead of one per leaf
 def _home(begins: Array, p: Array, cache: Array) -> Array:
     return jnp.where(begins, p, cache)
+
+
+def _turned(u: Any) -> Any:
+    return -u if gtree.is_inexact(u) else u  # what an optimizer leaves out has a zero there
 
 
 @jax.jit

@@ -200,7 +200,7 @@ def split_real_and_imaginary(inner: Contract) -> Transform:
 
 
 def _split(x: Any) -> Any:
-    if not jnp.iscomplexobj(x):
+    if not gtree.is_inexact(x) or not jnp.iscomplexobj(x):
         return x
     return SplitRealAndImaginaryArrays(jnp.real(x), jnp.imag(x))
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import re
 from typing import Any
 
 import cases
@@ -140,11 +141,13 @@ def test_converges(case: Case) -> None:
 
 @every_case
 def test_state_and_updates_keep_their_types(case: Case) -> None:
+    """Where JAX must not promote as well, neither dtypes (it never promotes float8) nor ranks."""
     tx = case.ready()
-    for dtype in (jnp.float32, jnp.bfloat16):
-        p = cast(params(), dtype)
-        state = jax.eval_shape(tx.init, p)
-        updates, new = jax.eval_shape(tx.update, p, state, p)
+    for dtype in (jnp.float32, jnp.float8_e4m3fn):
+        p = jax.eval_shape(lambda dtype=dtype: cast(params(), dtype))
+        with jax.numpy_dtype_promotion("strict"), jax.numpy_rank_promotion("raise"):
+            state = jax.eval_shape(tx.init, p)
+            updates, new = jax.eval_shape(tx.update, p, state, p)
         assert jax.tree.structure(new) == jax.tree.structure(state)
         assert types(new) == types(state)
         assert {x.dtype for x in jax.tree.leaves(updates)} == {jnp.dtype(dtype)}
@@ -154,6 +157,29 @@ def test_state_and_updates_keep_their_types(case: Case) -> None:
 
 
 # ---------------------------------------------------------------- odd trees and numbers
+
+
+@every_case
+def test_a_state_begins_without_values(case: Case) -> None:
+    """From shapes alone, and with plain arrays that anything can save. Else an error says which
+    values it begins with, and these do matter."""
+    tx = case.ready()
+    p = jax.tree.map(jnp.asarray, params())
+    with jax.disable_jit():
+        state = tx.init(p)
+        try:
+            made, told = tx.init(jax.eval_shape(lambda p: p, p)), ""
+        except ValueError as error:
+            made, told = tx.init(jax.tree.map(lambda x: 3 * x, p)), str(error)
+    assert all(
+        x.dtype == bool or jnp.issubdtype(x.dtype, jnp.number) for x in jax.tree.leaves(state)
+    )
+    if not told:
+        assert_same(made, state)
+    else:
+        assert re.search(rf"{case.factory}: .*shapes without values.* '.*' in its state", told)
+        pairs = zip(jax.tree.leaves(made), jax.tree.leaves(state), strict=True)
+        assert not all(np.array_equal(*pair) for pair in pairs)
 
 
 @every_case
@@ -175,14 +201,14 @@ def test_odd_trees(case: Case) -> None:
 @every_case
 def test_a_leaf_without_gradient_is_left_alone(case: Case) -> None:
     tx = case.ready()
-    p = {"a": jnp.ones(2), "b": jnp.full(3, 0.5)}
+    p = {"a": jnp.ones(5), "b": jnp.full(3, 0.5)}  # no state has another array of shape (5,)
     with jax.disable_jit():
         updates, state = tx.update({"a": None, "b": jnp.ones(3)}, tx.init(p), p)
         assert updates["a"] is None
         alone, alone_state = tx.update({"b": jnp.ones(3)}, tx.init({"b": p["b"]}), {"b": p["b"]})
         assert_same(updates["b"], alone["b"])
-        fresh = [x for x in jax.tree.leaves(tx.init(p)) if x.shape == (2,)]
-        assert_same([x for x in jax.tree.leaves(state) if x.shape == (2,)], fresh)
+        fresh = [x for x in jax.tree.leaves(tx.init(p)) if x.shape == (5,)]
+        assert_same([x for x in jax.tree.leaves(state) if x.shape == (5,)], fresh)
         # What `state` has for the leaf `a` is the only difference from a state without it.
         assert types(alone_state) == types(tx.init({"b": p["b"]}))
 
