@@ -59,6 +59,7 @@ def picked(
     tree: Any, chosen: Callable[[Any], bool]
 ) -> tuple[list[Any], Callable[[Sequence[Any]], Any]]:
     """Some leaves, and a function that makes the tree again with others in their places."""
+    structure: Any
     leaves, structure = jax.tree.flatten(tree)
     places = [i for i, x in enumerate(leaves) if chosen(x)]
 
