@@ -7,6 +7,9 @@ since `optax.tree.scale` is not `optax.scale`:
 * what gradx has written itself (a transformation, a schedule, a state class): gradx's;
 * a namespace: gradx's mirror of it;
 * anything else (a loss, a projection, a function of trees): Optax's own object.
+
+Type checkers cannot follow this. The mirrors list their names for them under `TYPE_CHECKING`, with
+sorting switched off, which would give each name a statement of its own.
 """
 
 from __future__ import annotations
