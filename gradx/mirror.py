@@ -1,8 +1,8 @@
 """Optax's namespaces under gradx's name, so that `import gradx as optax` finds every name of Optax.
 
-A module of gradx that mirrors one of Optax's has nothing of its own. It looks a name up in Optax's
-module when it is asked for, and then decides by the object that it finds there, not by the name,
-since `optax.tree.scale` is not `optax.scale`:
+A module of gradx that mirrors one of Optax's looks a name up there when it is asked for one that it
+has not itself. It then decides by the object that it finds, not by the name, since
+`optax.tree.scale` is not `optax.scale`:
 
 * what gradx has written itself (a transformation, a schedule, a state class): gradx's;
 * a namespace: gradx's mirror of it;
