@@ -48,6 +48,9 @@ EXCEPTIONS = {
     "freeze.inner": "the optimizer of the other leaves stands where that of `masked` does",
 }
 
+# Who may answer a name: what gradx has written, Optax's object, or a mirror.
+ANSWERED = {"gradx", "Optax", "a namespace"}
+
 # Functions of Optax without a return annotation, read: none of them makes a transformation.
 MAKES_NONE = {
     *["base_hungarian_algorithm", "hungarian_algorithm", "make_fenchel_young_loss"],
@@ -263,14 +266,13 @@ def main() -> int:
     problems = [found for found in rows() if found.problem]
     answered = answers()
     print(
-        f"\nOptax {optax.__version__}: {len(table) - 1} flat names that gradx has itself; of them"
+        f"\nOptax {optax.__version__}: gradx has {len(table) - 1} of its names itself; "
+        f"{len(problems)} are missing or differ."
     )
-    print(f"{len(problems)} are missing or differ.")
     print(f"\nPublic names of Optax, nested: {len(answered)}. Who answers them:")
-    for who in sorted(set(answered.values())):
+    for who in sorted({"nothing", "Optax's transformation", *ANSWERED, *answered.values()}):
         paths = [path for path, by in answered.items() if by == who]
-        shown = "" if who in ("gradx", "Optax", "a namespace") else ": " + ", ".join(paths)
-        print(f"  {who}: {len(paths)}{shown}")
+        print(f"  {who}: {len(paths)}", *([] if who in ANSWERED else paths))
     return bool(problems)
 
 
