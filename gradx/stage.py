@@ -181,6 +181,11 @@ def run(
                 new[i], results[i] = _apply(program, g, p, traced, slots, gates)
             except Exception as error:
                 error.add_note(f"This was in {where}, at the leaf {flat.paths[i]!r}.")
+                if other := [s for s in _shapes(slots) if s not in ((), jnp.shape(g))]:
+                    error.add_note(
+                        f"The gradient has the shape {jnp.shape(g)} there, and the state has "
+                        f"{gtree.listed(list(map(str, other)))}. Is it that of other parameters?"
+                    )
                 raise
             if _shapes((new[i], results[i])) != _shapes((g, slots)):
                 raise ValueError(

@@ -14,12 +14,17 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from optax import MaskedNode
 
 Array = jax.Array
 
 
 def _is_none(x: Any) -> bool:
     return x is None
+
+
+def _is_none_or_masked(x: Any) -> bool:
+    return x is None or isinstance(x, MaskedNode)
 
 
 @dataclass(frozen=True)
@@ -29,10 +34,11 @@ class Flat:
     tree: Any
     values: list[Any]
     treedef: Any
+    is_leaf: Callable[[Any], bool] = _is_none
 
     @functools.cached_property
     def paths(self) -> list[str]:
-        with_paths, _ = jax.tree_util.tree_flatten_with_path(self.tree, is_leaf=_is_none)
+        with_paths, _ = jax.tree_util.tree_flatten_with_path(self.tree, is_leaf=self.is_leaf)
         keys = [path for path, _ in with_paths]
         siblings = Counter(path[:-1] for path in keys)
         return [path_name(path if siblings[path[:-1]] > 1 else _plain(path)) for path in keys]
@@ -105,24 +111,37 @@ def flatten_like(
 
 
 def _mismatch(flat: Flat, other: Any, what: str, like: str) -> str:
-    here, found = flat.paths, flatten(other)
-    there = found.paths
+    seen, found = _with_masked(flat.tree), _with_masked(other)
     if jax.tree_util.treedef_is_leaf(found.treedef):
-        return (
-            f"{like} are a tree, a {type(flat.tree).__name__}, but {what} a {type(other).__name__}."
-        )
+        kinds = type(flat.tree).__name__, type(other).__name__
+        return f"{like} are a tree, a {kinds[0]}, but {what} a {kinds[1]}."
+    here, there = seen.paths, found.paths
     missing = [p for p in here if not any(q == p or q.startswith(f"{p}/") for q in there)]
     extra = [q for q in there if not set(_beginnings(q)) & set(here)]
+    hidden = [p for p, x in zip(here, seen.values, strict=True) if isinstance(x, MaskedNode)]
+    if not missing and not extra and hidden:
+        return f"a mask hides {listed(hidden)} in {like}, but not all of this in {what}."
     if not missing and not extra:
-        kinds = _differing(flat.treedef, found.treedef)
-        at = (
-            "" if kinds is None else f": {kinds[1]} and {kinds[2]}, first around {here[kinds[0]]!r}"
+        return (
+            f"{like} and {what} have the same leaves in different containers{_where(flat, found)}."
         )
-        return f"{like} and {what} have the same leaves in different containers{at}."
     told = [f"{like} and {what} must be trees with the same leaves."]
     told += [f"Only in {like}: {listed(missing)}."] * bool(missing)
     told += [f"Only in {what}: {listed(extra)}."] * bool(extra)
     return " ".join(told)
+
+
+def _with_masked(tree: Any) -> Flat:
+    """With a path for each leaf that a mask hides, in whichever of the trees it hides it."""
+    values, treedef = jax.tree.flatten(tree, is_leaf=_is_none_or_masked)
+    return Flat(tree, values, treedef, _is_none_or_masked)
+
+
+def _where(flat: Flat, other: Flat) -> str:
+    found = _differing(flat.treedef, other.treedef)
+    if found is None or not flat.paths[found[0] :]:
+        return ""
+    return f": {found[1]} and {found[2]}, first around {flat.paths[found[0]]!r}"
 
 
 def _beginnings(path: str) -> list[str]:

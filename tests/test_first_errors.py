@@ -243,6 +243,21 @@ def test_trees_that_do_not_match() -> None:
         gradx.apply_updates(PARAMS, ONE)
 
 
+def test_a_masked_state_lacks_only_what_no_mask_hides() -> None:
+    tx = gradx.masked(gradx.trace(0.9), {"bias": False, "kernel": True, "scale": True})
+    more = {**PARAMS, "scale": jnp.ones(2)}
+    state = gradx.masked(gradx.trace(0.9), {"bias": False, "kernel": True}).init(PARAMS)
+    with pytest.raises(ValueError, match=r"leaves\. Only in the gradients: 'scale'\.$"):
+        tx.update(more, state, more)
+
+
+def test_a_state_of_other_shapes() -> None:
+    tx = gradx.trace(0.9)
+    with pytest.raises(TypeError) as raised:
+        tx.update({"w": jnp.ones(3)}, tx.init({"w": jnp.ones(2)}))
+    assert "the state has '(2,)'. Is it that of other parameters?" in raised.value.__notes__[-1]
+
+
 # ---------------------------------------------------------------- live values and traced options
 
 

@@ -317,8 +317,12 @@ def test_bad_trees_are_refused_by_path(case: Case) -> None:
     good = params()
     with jax.disable_jit():
         state = tx.init(good)
-        with pytest.raises(ValueError, match="scale"):
-            tx.update({"dense": good["dense"]}, state, good)
+        less = {"dense": good["dense"]}
+        with pytest.raises(ValueError, match=r"the gradients and the .* Only in the .*: 'scale'\."):
+            tx.update(less, state, good)
+        told = r"the gradients and the parameters .* Only in the gradients: 'scale'\."
+        with pytest.raises(ValueError, match=told):
+            tx.update(good, state, less)
         with pytest.raises(ValueError, match="dense/kernel"):
             tx.init({"dense": {"kernel": jnp.arange(3)}})
         with pytest.raises(ValueError, match="dense/kernel"):
