@@ -13,7 +13,7 @@ from gradx.core import Transform
 from gradx.leafwise import leafwise
 from gradx.norms import by_factor, rms, squares
 from gradx.sources import Array, Hyper
-from gradx.stage import Decided, Numbers, Slots, Sums
+from gradx.stage import Decided, Numbers, Slots, Sums, widen
 
 __all__ = [
     "adaptive_grad_clip",
@@ -237,8 +237,9 @@ def unitwise_clip(g_norm: Array, max_norm: Array, grad: Array, div_eps: float = 
         )
     # One factor for each unit: the elements are multiplied, not divided.
     factor = jnp.where(g_norm < max_norm, 1.0, max_norm / jnp.maximum(g_norm, div_eps))
-    clipped = grad * factor
-    return clipped.astype(grad.dtype) if jnp.issubdtype(grad.dtype, jnp.inexact) else clipped
+    if not gtree.is_inexact(grad):
+        return grad * factor
+    return (widen(grad) * factor).astype(grad.dtype)
 
 
 def _unit_norm(x: Array, axis: int | tuple[int, ...] | None, where: str) -> Array:

@@ -11,7 +11,7 @@ from gradx import core, hyper
 from gradx import trees as gtree
 from gradx.core import Count, Params, State, Transform, Updates
 from gradx.leafwise import leafwise
-from gradx.sources import Array
+from gradx.sources import Array, as_float
 from gradx.stage import Numbers, Slots, check_array, widen
 from gradx.states import check_state
 from gradx.step import safe_increment
@@ -137,7 +137,7 @@ def add_noise(
     ) -> tuple[Updates, AddNoiseState]:
         check_state(state, AddNoiseState, where)
         count = safe_increment(state.count)
-        deviation = jnp.sqrt(variance / gtree.as_real(count) ** exponent)
+        deviation = jnp.sqrt(variance / as_float(count) ** exponent)
         rng_key, now = jax.random.split(state.rng_key)
         flat = gtree.flatten(updates)
         for i, g in enumerate(flat.values):
@@ -180,5 +180,6 @@ def as_key(start: Array | int) -> Array:
 
 def _noisy(g: Array, deviation: Array, key: Array) -> Array:
     wide = widen(g)
+    deviation = deviation.astype(wide.real.dtype)
     noise = jax.random.normal(key, g.shape, wide.dtype)
     return (wide + deviation * noise).astype(g.dtype)

@@ -263,13 +263,21 @@ def sum_over(parts: Sequence[Any], spans: Sequence[Span | None]) -> Any:
     for part, span in zip(parts, spans, strict=True):
         for k, x in enumerate(jax.tree.leaves(part)):
             group = grouped.setdefault(((), ()) if span is None else span.of(x), {})
-            group[k] = group[k] + x if k in group else x
+            group[k] = _plus(group[k], x) if k in group else x
     sums: dict[int, Any] = {}
     for kinds, group in grouped.items():
         for k, x in over_all(jax.lax.psum, group, kinds).items():
-            sums[k] = sums[k] + x if k in sums else x
+            sums[k] = _plus(sums[k], x) if k in sums else x
     structure: Any = jax.tree.structure(parts[0])
     return structure.unflatten([sums[k] for k in range(len(sums))])
+
+
+def _plus(x: Array, y: Array) -> Array:
+    """The sum, of leaves of any widths, in that of the widest."""
+    if x.dtype == y.dtype:
+        return x + y
+    kind = gtree.wide(x.dtype, y.dtype)
+    return x.astype(kind) + y.astype(kind)
 
 
 def total(numbers: Any, span: Span | None) -> Any:

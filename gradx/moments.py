@@ -12,10 +12,10 @@ import jax.numpy as jnp
 from gradx import core, hyper
 from gradx.core import Count, Transform, Updates
 from gradx.leafwise import leafwise
-from gradx.sources import Array, Hyper
+from gradx.sources import Array, Hyper, as_float
 from gradx.stage import Numbers, Slots
 from gradx.step import safe_increment
-from gradx.trees import abs_sq, as_real, wide
+from gradx.trees import abs_sq, wide
 
 __all__ = [
     "EmaState",
@@ -44,7 +44,7 @@ def weight_so_far(decay: float | Array, t: Array) -> Array:
 
     Through `expm1`, since the difference itself loses four digits of float32 to a decay of 0.999.
     """
-    t = as_real(t)
+    t = as_float(t)
     if isinstance(decay, float):
         log = math.log(decay) if decay > 0 else -math.inf
         return -jnp.expm1(log * t)

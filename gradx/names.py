@@ -68,6 +68,19 @@ def reading(rule: Any, p: Any) -> Iterator[None]:
         ) from error
 
 
+def suited(traced: Mapping[str, Array], x: Array) -> dict[str, Array]:
+    """The numbers as wide as the arrays of a leaf, which they shall neither widen nor round."""
+    if not jnp.issubdtype(x.dtype, jnp.inexact):
+        return dict(traced)
+    real = jnp.finfo(x.dtype).dtype
+
+    def suits(v: Any) -> bool:  # a Python number always does
+        floating = isinstance(v, jax.Array) and jnp.issubdtype(v.dtype, jnp.floating)
+        return not floating or v.dtype == real
+
+    return {name: v if suits(v) else v.astype(real) for name, v in traced.items()}
+
+
 def split(h: Mapping[str, Any], where: str) -> tuple[Static, dict[str, Array]]:
     """What is known now and becomes part of the program, and what is known only in the run."""
     arrays_of = jax.Array | np.ndarray | np.generic

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from gradx import core
 from gradx.gating import choose, either, rarely
 from gradx.matrices import Matrix
-from gradx.names import namespace, reading
+from gradx.names import namespace, reading, suited
 from gradx.sources import Array
 from gradx.stage import Numbers, Slots, widen
 
@@ -234,7 +234,8 @@ def _run(
 
     def some(numbers: Any, *stacks: Any) -> Any:
         traced, t, turn = numbers
-        h = functools.partial(namespace, static, traced)  # of the function that reads it
+        # Of the function that reads it.
+        h = functools.partial(namespace, static, suited(traced, stacks[0]))
         if how.gather is not None:
             slots = _each(functools.partial(_checked, how.gather, h), how.chunk, stacks)
             stacks = stacks[0], _renewed(slots, h, t, turn, how), stacks[2]
@@ -335,7 +336,9 @@ def _renewed(slots: Slots, h: NumbersOf, t: Array, turn: Array, how: How) -> Slo
                 functools.partial(choose, now), done(how.renew, slots), slots
             )
             return made
-        chosen = phase + how.every * jnp.arange(-(-count // how.every))  # some may not be there
+        chosen = phase + how.every * jnp.arange(
+            -(-count // how.every), dtype=phase.dtype
+        )  # some may not be there
         some = jax.tree.map(lambda x: jnp.take(x, chosen, axis=0, mode="clip"), slots)
         back: Slots = jax.tree.map(
             lambda x, y: x.at[chosen].set(y, mode="drop"), slots, done(how.renew, some)

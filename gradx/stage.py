@@ -21,7 +21,7 @@ from gradx import trees as gtree
 from gradx.again import Done, again, hidden
 from gradx.core import Params, State, Transform, Updates
 from gradx.gate import gated
-from gradx.names import Static, joined_names, namespace, reading
+from gradx.names import Static, joined_names, namespace, reading, suited
 from gradx.sources import Array
 
 T = TypeVar("T")
@@ -224,6 +224,7 @@ def _apply(
     new_slots = []
     for part, numbers, old, gate in zip(program, traced, slots, gates, strict=True):
         rule, static, reads, per_leaf, since = part
+        numbers = suited(numbers, u)
         compared = {} if since is None else {"before": anew.made[since]}
         h = namespace(static, {**numbers, **compared}, per_leaf or rule)
         wide = jax.tree.map(widen, old)
@@ -291,8 +292,9 @@ def measured(
     """
     g = widen(g if slots else hidden(g, 1))
     p = None if p is None else widen(p)
+    h = namespace(static, suited(traced, g), measure)
     with reading(measure, p):
-        return measure(g, jax.tree.map(widen, slots), p, namespace(static, traced, measure))
+        return measure(g, jax.tree.map(widen, slots), p, h)
 
 
 def widen(x: Array) -> Array:

@@ -314,15 +314,11 @@ def wide(*dtypes: Any) -> Any:
     return jnp.dtype(jnp.float64 if double else jnp.float32)
 
 
-def as_real(count: Any) -> Any:
-    """A count as a number to calculate with, which, like `1.0`, widens no array that it meets."""
-    return jax.lax.convert_element_type(count, float) if hasattr(count, "dtype") else count
-
-
 def sum_of_squares(tree: Any) -> Array:
     """The sum of all squared absolute values in a tree, added up in float32 or wider."""
-    leaves = [jnp.asarray(x) for x in jax.tree.leaves(tree)]
-    total: Array = sum((square(x) for x in leaves), start=jnp.zeros((), jnp.float32))
+    squares = [square(jnp.asarray(x)) for x in jax.tree.leaves(tree)]
+    kind = wide(*(x.dtype for x in squares))
+    total: Array = sum((x.astype(kind) for x in squares), start=jnp.zeros((), kind))
     return total
 
 

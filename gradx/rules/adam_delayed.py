@@ -23,9 +23,9 @@ from gradx.moments import (
     zero_moments,
 )
 from gradx.scale import descend
-from gradx.sources import Array, Hyper
+from gradx.sources import Array, Hyper, as_float
 from gradx.stage import Numbers, Slots
-from gradx.trees import abs_sq, as_real
+from gradx.trees import abs_sq
 
 __all__ = ["acprop", "adopt", "fourth_root", "scale_by_acprop", "scale_by_adopt"]
 
@@ -148,9 +148,9 @@ def fourth_root(count: Array) -> Array:
     Example:
       >>> import gradx
       >>> gradx.fourth_root(16)
-      2.0
+      Array(2., dtype=float32)
     """
-    return as_real(count) ** 0.25
+    return as_float(count) ** 0.25
 
 
 @core.recorded

@@ -21,9 +21,9 @@ from gradx.moments import (
     zero_moments,
 )
 from gradx.scale import descend
-from gradx.sources import Array, Hyper, Number
+from gradx.sources import Array, Hyper, Number, as_float
 from gradx.stage import Numbers, Slots
-from gradx.trees import abs_sq, as_real
+from gradx.trees import abs_sq
 
 __all__ = [
     "adabelief",
@@ -86,7 +86,7 @@ def scale_by_radam(
 
 
 def _rectification(h: Numbers, t: Array) -> Mapping[str, Array]:
-    t = as_real(t)
+    t = as_float(t)
     b2t = h.b2**t
     weight = weight_so_far(h.b2, t)
     rho_inf = 2 / (1 - h.b2) - 1

@@ -97,7 +97,7 @@ def _leaf_slots(p: Array, sums: Sums, *, ratio: Any, dtype: Any) -> Slots:
 
 def _by_leaf(g: Array, slots: Slots, p: Array, h: Numbers) -> tuple[Array, Slots]:
     distance, total, p0 = slots
-    sums = jnp.sum(abs_sq(g)), jnp.sum(abs_sq(p - p0))
+    sums = jnp.sum(abs_sq(g)), jnp.sum(abs_sq(p - p0.astype(p.dtype)))
     sums = mapped.total(sums, h.span)
     distance = jnp.maximum(distance, root(sums[1]))
     total = total + sums[0]

@@ -19,9 +19,9 @@ from gradx.leafwise import leafwise
 from gradx.moments import ema, storage
 from gradx.norms import scale_by_param_block_rms
 from gradx.scale import scale, scale_by_learning_rate
-from gradx.sources import Array, Hyper, Number
+from gradx.sources import Array, Hyper, Number, as_float
 from gradx.stage import Numbers, Slots
-from gradx.trees import abs_sq, as_real
+from gradx.trees import abs_sq
 
 __all__ = ["FactoredState", "adafactor", "scale_by_factored_rms"]
 
@@ -46,7 +46,7 @@ class FactoredState(NamedTuple):
 
 def _power(count: Array, exponent: Number) -> Array:
     """Adafactor's decay, 1 - t**-c: it begins with 0, so that no bias has to be corrected."""
-    return 1 - (as_real(count) + 1.0) ** -exponent
+    return 1 - (as_float(count) + 1.0) ** -exponent
 
 
 @core.recorded

@@ -217,7 +217,7 @@ def _step(
     new_p = [_renewed(x, old, renew) for x, old in zip(p, old_p, strict=True)]
     new_g = [_renewed(x, old, renew) for x, old in zip(g, old_g, strict=True)]
 
-    newest_first = (count - 1 - jnp.arange(size)) % size
+    newest_first = (count - 1 - jnp.arange(size, dtype=count.dtype)) % size
 
     def down(q: Arrays, i: Array) -> tuple[Arrays, Array]:
         share = weights[i] * _in_turn(_dot_with, s, q, i, zero)

@@ -24,7 +24,6 @@ from gradx.moments import weight_so_far
 from gradx.sources import Array, Hyper, as_float
 from gradx.stacked import Share
 from gradx.stage import Numbers, Slots, Sums
-from gradx.trees import as_real
 from gradx.whitening import fitted, into, out_of, scaled_identity
 
 __all__ = ["PSGDKronState", "precond_update_prob_schedule", "psgd_kron", "scale_by_psgd_kron"]
@@ -222,7 +221,7 @@ def _planned(h: Numbers, sums: Sums) -> tuple[Mapping[str, Any], Mapping[str, An
     """Whether the factors are fitted in this step, and the key of its noise."""
     waited = h.since + 1
     # A little less than 1, since 10 times a tenth may be a little less in float32.
-    due = as_real(waited) * h.preconditioner_update_probability >= 1 - 1e-6
+    due = as_float(waited) * h.preconditioner_update_probability >= 1 - 1e-6
     key, now = jax.random.split(h.key) if h.probe == "normal" else (h.key, None)
     return {"due": due, "now": now}, {"since": jnp.where(due, 0, waited), "key": key}
 

@@ -156,7 +156,8 @@ class Line:
 def inner(xs: Sequence[Array], ys: Sequence[Array]) -> Array:
     """The inner product of two lists of arrays as real vectors, in float32 or wider."""
     products = [_inner(x, y) for x, y in zip(xs, ys, strict=True)]
-    return sum(products, start=jnp.zeros((), jnp.float32))
+    kind = gtree.wide(*(x.dtype for x in products))
+    return sum((x.astype(kind) for x in products), start=jnp.zeros((), kind))
 
 
 def nothing(xs: Sequence[Array], dtype: Any) -> Array:
@@ -164,7 +165,7 @@ def nothing(xs: Sequence[Array], dtype: Any) -> Array:
 
     A loop there has to begin with numbers of the type that it ends with.
     """
-    return sum((_nothing(x) for x in xs), start=jnp.zeros((), jnp.float32)).astype(dtype)
+    return sum((_nothing(x).astype(dtype) for x in xs), start=jnp.zeros((), dtype))
 
 
 @jax.jit  # one trace per shape and dtype, instead of one per leaf

@@ -16,7 +16,7 @@ from gradx.core import Params, State, Transform, Updates
 from gradx.counting import steps
 from gradx.gating import as_gate, check_inner, count_not_finite, gated_update, parts_of
 from gradx.moments import storage
-from gradx.sources import Array, FromCall, Step
+from gradx.sources import Array, FromCall, Step, as_float
 from gradx.stage import widen
 from gradx.states import check_state
 from gradx.step import safe_increment
@@ -314,7 +314,7 @@ class _Accumulation:
                 changed["weight_sum"] = jnp.where(counts, total, state.weight_sum).astype(kept)
                 share = weight / jnp.where(total > 0, total, 1.0) if self.mean else weight
             elif self.mean:
-                share = 1.0 / gtree.as_real(state.mini_step + 1)
+                share = 1.0 / as_float(state.mini_step + 1)
             acc, means = self._accumulate(updates, state.acc_grads, share, first, counts)
         made, inner_state = gated_update(
             self.opt,
@@ -364,6 +364,7 @@ class _Accumulation:
 def _add(mean: bool, g: Array, acc: Array, share: Any, first: Any, counts: Any) -> Array:
     # What an update has used is dropped here: to empty it there would take a buffer more.
     old = jnp.where(first, 0, widen(acc))
+    share = jnp.asarray(share, old.real.dtype)
     part = jnp.where(share == 0, 0, share * widen(g))  # the mean of no tokens may be NaN
     new = (1 - share) * old + part if mean else old + part
     return jnp.where(counts, new.astype(acc.dtype), acc)

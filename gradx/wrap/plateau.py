@@ -13,7 +13,6 @@ from gradx.counting import steps
 from gradx.leafwise import leafwise
 from gradx.sources import Array, Hyper, from_call
 from gradx.stage import Decided, Numbers, Slots, Sums
-from gradx.trees import as_real
 
 __all__ = ["ReduceLROnPlateauState", "reduce_on_plateau"]
 
@@ -124,8 +123,9 @@ def reduce_on_plateau(
 
 def _reduce(h: Numbers, sums: Sums) -> Decided:
     count = h.count + 1
-    value = h.value.astype(h.avg_value.dtype)
-    mean = (as_real(h.count) * h.avg_value + value) / as_real(count)
+    kept = h.avg_value.dtype
+    total = h.count.astype(kept) * h.avg_value + h.value.astype(kept)
+    mean = total / count.astype(kept)
     full = count == h.accumulation_size
 
     # On the side of the best value that is better, whatever its sign. Infinity stays infinity.

@@ -111,7 +111,9 @@ def _vector(flat: gtree.Flat, values: Sequence[Any], where: str, what: str) -> A
         )
     if not arrays:
         return jnp.zeros((0,), jnp.float32)
-    return jnp.concatenate([_raveled(x) for x in arrays])
+    kinds = {x.dtype for x in arrays}
+    kind = kinds.pop() if len(kinds) == 1 else gtree.wide(*kinds)
+    return jnp.concatenate([_raveled(x).astype(kind) for x in arrays])
 
 
 @jax.jit  # one trace per shape and dtype, instead of one per leaf
