@@ -114,7 +114,7 @@ def sam(
             steps_since_sync=jnp.zeros((), jnp.int32),
             opt_state=optimizer.init(params),
             adv_state=adv_optimizer.init(params),
-            cache=None if opaque_mode else gtree.map_numbers(jnp.array, params),
+            cache=None if opaque_mode else gtree.map_numbers(lambda p: jnp.array(gtree.as_number(p)), params),
         )
 
     def transparent(
@@ -190,6 +190,7 @@ def sam(
         grad_fn: Callable[[Params, int], Updates] | None = None,
         **extra: Any,
     ) -> tuple[Updates, SAMState]:
+        updates, params = jax.tree.map(gtree.as_number, (updates, params))
         if params is None:
             raise ValueError(f"{where}: needs the parameters: call update(updates, state, params).")
         check_state(state, SAMState, where)

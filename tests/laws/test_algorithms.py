@@ -199,6 +199,20 @@ def test_odd_trees(case: Case) -> None:
 
 
 @every_case
+def test_python_numbers_are_parameters(case: Case) -> None:
+    """And gradients, those without a fraction too: as scalars of float32."""
+    tx = case.ready()
+    p, g = {"a": 1, "b": 2.5}, {"a": 2, "b": -0.5}
+    arrays = jax.tree.map(jnp.float32, (p, g))
+    with jax.disable_jit():
+        begun = tx.init(p)
+        assert types(begun) == types(tx.init(arrays[0]))
+        made = tx.update(g, begun, p)
+        assert_same(made, tx.update(arrays[1], tx.init(arrays[0]), arrays[0]))
+        assert gradx.apply_updates({"a": 1}, {"a": -0.5}) == {"a": 0.5}
+
+
+@every_case
 def test_a_leaf_without_gradient_is_left_alone(case: Case) -> None:
     tx = case.ready()
     p = {"a": jnp.ones(5), "b": jnp.full(3, 0.5)}  # no state has another array of shape (5,)
