@@ -260,6 +260,11 @@ def is_real(value: Any) -> bool:
     return jnp.issubdtype(dtype, jnp.integer) or jnp.issubdtype(dtype, jnp.floating)
 
 
+def is_zero(value: Any) -> bool:
+    """Whether a number is the constant 0, known now."""
+    return isinstance(value, int | float) and is_real(value) and value == 0
+
+
 def as_float(value: Any) -> Array:
     """A strongly typed float array of at least float32, whatever kind of number it was."""
     value = jnp.asarray(value)
