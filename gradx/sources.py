@@ -30,7 +30,7 @@ import numpy as np
 from gradx import core
 from gradx import trees as gtree
 from gradx.calls import members
-from gradx.near import nearest
+from gradx.near import MissingArgument, nearest
 
 __all__ = ["Hyper", "by_path", "from_call", "scaled"]
 
@@ -117,7 +117,7 @@ class FromCall(Source):
         if self.name not in step.extra:
             near = nearest(self.name, step.extra)
             hint = f" Did you mean {self.name!r} where the call says {near!r}?" if near else ""
-            raise ValueError(
+            raise MissingArgument(
                 f"{step.where}: needs the extra argument {self.name!r}: call "
                 f"update(updates, state, params, {self.name}=…); the call gave "
                 f"{sorted(step.extra) or 'none'}.{hint}"

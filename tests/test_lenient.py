@@ -138,7 +138,47 @@ def test_what_optax_calls_deprecated() -> None:
             gradx.inject_stateful_hyperparams(gradx.sgd)(0.1)
 
 
+# ---------------------------------------------------------------- errors that programs catch
+
+
+@pytest.mark.parametrize(
+    "tx",
+    [
+        gradx.polyak_sgd(),
+        gradx.lbfgs(),
+        gradx.sgd(gradx.from_call("learning_rate")),
+        gradx.hutchinson_estimator_diag_hessian(),
+    ],
+    ids=lambda tx: tx.spec.name,
+)
+def test_a_missing_extra_argument_is_a_type_error(tx: Any) -> None:
+    for kind in (TypeError, ValueError):
+        with pytest.raises(kind, match="needs the extra argument"):
+            jax.eval_shape(lambda p: tx.update(p, tx.init(p), p), PARAMS)
+
+
+def test_two_line_searches_are_a_key_error() -> None:
+    search = gradx.scale_by_backtracking_linesearch(5, store_grad=True)
+    state = gradx.chain(search, search).init(PARAMS)
+    with pytest.raises(KeyError) as raised:
+        gradx.value_and_grad_from_state(gradx.global_norm)(PARAMS, state=state)
+    assert str(raised.value).startswith("value_and_grad_from_state: the state must have one line")
+
+
 # ---------------------------------------------------------------- other people's arrays
+
+
+def test_python_integers_under_jit_are_numbers() -> None:
+    """There they are weakly typed scalars; integers of an array are refused as ever."""
+    tx = gradx.chain(gradx.clip_by_global_norm(1.0), gradx.adamw(0.1))
+    params: Any = {"a": 1, "b": 2.5}
+    state = jax.eval_shape(tx.init, params)
+    updates, new = jax.eval_shape(tx.update, params, state, params)
+    assert state == new
+    assert [x.dtype for x in jax.tree.leaves((updates, new[1][0].mu))] == [jnp.float32] * 4
+    for bad in (jnp.int32(1), np.int32(1), True):
+        with pytest.raises(ValueError, match="only real and complex floating-point arrays"):
+            tx.init({"a": bad})
 
 
 def test_numbers_of_numpy_are_injected_under_jit() -> None:

@@ -14,6 +14,7 @@ from gradx.combine import Contract
 from gradx.core import Params, Part, State, Transform, Updates
 from gradx.counting import steps
 from gradx.gating import afresh, check_inner, gated_update
+from gradx.near import MissingArgument
 from gradx.replicas import AVERAGE, combined
 from gradx.sources import Array
 from gradx.stage import widen
@@ -163,7 +164,7 @@ def sam(
         grad_fn: Callable[[Params, int], Updates] | None,
     ) -> tuple[Updates, SAMState]:
         if not callable(grad_fn):
-            raise ValueError(
+            raise MissingArgument(
                 f"{where}: opaque_mode needs a function (params, i) -> gradients: call "
                 f"update(grads, state, params, grad_fn=…); got {core.show(grad_fn)}."
             )
