@@ -48,6 +48,13 @@ def test_slow_parameters_may_stay_or_overtake(step_size: float) -> None:
     np.testing.assert_array_equal(jnp.stack(after[0]), jnp.stack(after[1]))
 
 
+def test_a_refusal_says_how_to_get_it() -> None:
+    with pytest.raises(ValueError, match=r"got -0.1. To climb, put scale\(-1.0\) behind it"):
+        gradx.adam(-0.1)
+    with pytest.raises(ValueError, match=r"got -1.0. add_decayed_weights takes any number"):
+        gradx.adamw(0.1, weight_decay=-1.0)
+
+
 def test_options_without_an_effect_are_no_errors() -> None:
     assert gradx.sgd(0.1, accumulator_dtype=jnp.float32).init(PARAMS) == gradx.sgd(0.1).init(PARAMS)
     gradx.adafactor(0.1, weight_decay_mask={"bias": False, "kernel": True}).init(PARAMS)
