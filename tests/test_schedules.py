@@ -318,7 +318,7 @@ def test_polynomial_goes_from_one_end_to_the_other(
 
 
 @quick
-@given(numbers, numbers, st.integers(0, 500), lengths, numbers)
+@given(numbers, numbers.filter(bool), st.integers(0, 500), lengths, numbers)
 def test_warmup_meets_the_decay_at_the_peak(
     init: float, peak: float, warmup: int, length: int, end: float
 ) -> None:

@@ -20,7 +20,7 @@ import optax
 import pytest
 import references
 from cases import CASES, OPTIMIZERS, Case, each, each_factory
-from mechanisms import each_mechanism
+from mechanisms import each_mechanism, every_mechanism
 from problems import (
     STEPS,
     assert_close,
@@ -198,7 +198,7 @@ def test_odd_trees(case: Case) -> None:
         assert tx.update({}, tx.init({}), {})[0] == {}
 
 
-@every_case
+@every_mechanism
 def test_python_numbers_are_parameters(case: Case) -> None:
     """And gradients, those without a fraction too: as scalars of float32."""
     tx = case.ready()
