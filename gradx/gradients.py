@@ -141,7 +141,7 @@ def add_noise(eta: float, gamma: float, key: Array | int | None = None) -> Trans
                 check_array(g, flat, i, where, "update")
         keys = iter(jax.random.split(now, len(jax.tree.leaves(updates))))
         noisy = [
-            None if g is None else _noisy(jnp.asarray(gtree.number(g)), deviation, next(keys))
+            None if g is None else _noisy(jnp.asarray(gtree.as_number(g)), deviation, next(keys))
             for g in flat.values
         ]
         return flat.unflatten(noisy), AddNoiseState(count, rng_key)

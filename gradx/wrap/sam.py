@@ -115,7 +115,9 @@ def sam(
             steps_since_sync=jnp.zeros((), jnp.int32),
             opt_state=optimizer.init(params),
             adv_state=adv_optimizer.init(params),
-            cache=None if opaque_mode else gtree.map_numbers(lambda p: jnp.array(gtree.as_number(p)), params),
+            cache=None
+            if opaque_mode
+            else gtree.map_numbers(lambda p: jnp.array(gtree.as_number(p)), params),
         )
 
     def transparent(
