@@ -32,13 +32,13 @@ class Argument:
         value = self.value
         if isinstance(value, bool | Source) or is_dtype(value) or Fixed in self.kinds:
             return "option"
-        if bool in self.kinds and is_bool(value):
+        if is_bool(value):
             return "option"
         if isinstance(value, StatefulSchedule):
             return "schedule"
         if callable(value):
             return "schedule" if self._takes_schedule else "option"
-        if isinstance(value, int) and int in self.kinds and float not in self.kinds:
+        if _is_whole(value) and int in self.kinds and float not in self.kinds:
             return "option"  # a size, an axis, a number of turns
         numeric = int | float | np.number | np.ndarray | jax.Array
         return "number" if isinstance(value, numeric) else "option"
@@ -61,6 +61,12 @@ class Argument:
     @property
     def takes_source(self) -> bool:
         return Source in self.kinds
+
+
+def _is_whole(value: Any) -> bool:
+    """Whether it is an integer that is known now: of Python or NumPy, and no JAX array."""
+    of_numpy = isinstance(value, np.generic | np.ndarray) and np.ndim(value) == 0
+    return isinstance(value, int) or (of_numpy and np.issubdtype(value.dtype, np.integer))
 
 
 def by_name(bound: inspect.BoundArguments, typed: bool) -> dict[str, Argument]:

@@ -14,9 +14,11 @@ import inspect
 import sys
 import types
 import typing
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any, Literal, ParamSpec, TypeVar
 
 import jax
@@ -49,6 +51,54 @@ def inside(name: str) -> Iterator[None]:
         yield
     finally:
         _building.reset(token)
+
+
+_PACKAGE = str(Path(__file__).parent)
+
+
+def warn(told: str, category: type[Warning] = UserWarning) -> None:
+    """Warns of the line outside gradx that led here."""
+    level, frame = 1, inspect.currentframe()
+    while frame is not None and frame.f_code.co_filename.startswith(_PACKAGE):
+        level, frame = level + 1, frame.f_back
+    warnings.warn(told, category, stacklevel=level)
+
+
+# ---------------------------------------------------------------- arguments that had other names
+
+
+def renamed(**names: str) -> Callable[[Callable[P, T]], Callable[P, T]]:
+    """Lets a recorded factory take arguments by the names that Optax had for them before.
+
+    Stands below `recorded`; `names` are old name to new name.
+    """
+
+    def mark(factory: Callable[P, T]) -> Callable[P, T]:
+        factory.__dict__["renamed"] = names
+        return factory
+
+    return mark
+
+
+def by_new_names(factory: Callable[..., Any], arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of a call by their names of today, with a DeprecationWarning for each other.
+
+    One that is `None` by its old name was not given: both names had that default.
+
+    Raises:
+      ValueError: an argument is given by both of its names.
+    """
+    made = dict(arguments)
+    for old, new in getattr(factory, "renamed", {}).items():
+        value = made.pop(old, None)
+        if value is None:
+            continue
+        who = factory.__name__
+        warn(f"{who}: the argument {old} is called {new} now.", DeprecationWarning)
+        if made.get(new) is not None:
+            raise ValueError(f"{who}: {new} and {old}, its old name, are one argument; give {new}.")
+        made[new] = value
+    return made
 
 
 # ---------------------------------------------------------------- what annotations say
@@ -291,6 +341,8 @@ def kept(value: Any) -> Any:
         parts = [kept(v) for v in value]
         same = all(new is old for new, old in zip(parts, value, strict=True))
         return value if same else tuple.__new__(type(value), parts)
+    if isinstance(value, types.GeneratorType | map | filter | zip):
+        return [kept(v) for v in value]  # it can be read only once
     if isinstance(value, functools.partial):
         return value
     if jax.tree_util.all_leaves([value]):  # a mapping that JAX does not know is a plain one

@@ -41,10 +41,7 @@ class _Nothing:
     def begin(
         self, leaves: Leaves, state: State, extra: Mapping[str, Any], rows: Rows
     ) -> Callable[[Results], State]:
-        # What keeps nothing takes any empty state. One with arrays is another part's, as where an
-        # optimizer was built with a momentum before, and now has none.
-        if jax.tree.leaves(state):
-            check_state(state, optax.EmptyState, self.where)
+        check_state(state, optax.EmptyState, self.where)
         return lambda _: state
 
 

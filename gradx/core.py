@@ -21,7 +21,7 @@ import jax
 import optax
 
 from gradx.binding import fit
-from gradx.calls import checked, take
+from gradx.calls import by_new_names, checked, take
 from gradx.calls import inside as inside
 from gradx.calls import where as where
 from gradx.contract import OptState, with_extra_args_support
@@ -74,12 +74,13 @@ def recorded(factory: Callable[P, T]) -> Callable[P, T]:
 
     @functools.wraps(factory)
     def make(*args: P.args, **kwargs: P.kwargs) -> T:
+        given_names: Any = by_new_names(factory, kwargs)
         with inside(factory.__name__):
-            bound = fit(signature, where(), args, kwargs)
+            bound = fit(signature, where(), args, given_names)
             if take(factory, bound):
                 made: Any = factory(*bound.args, **bound.kwargs)
             else:
-                made = factory(*args, **kwargs)
+                made = factory(*args, **given_names)
         if isinstance(made, optax.GradientTransformation) and not isinstance(made, Transform):
             made = Transform(*with_extra_args(made))  # a factory around Optax's
         described: T = made.with_spec(Spec(make, given(bound)))

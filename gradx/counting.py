@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 
 from gradx import core, hyper
-from gradx.calls import check_known
+from gradx.calls import check_known, warn
 from gradx.sources import Array, Number, as_float, is_real
 
 # ---------------------------------------------------------------- when it is made
 
 
 def power_of(name: str, value: Any) -> Number:
-    """A positive power; an int stays one, because whole powers are products."""
-    checked = hyper.constant(name, value, "(0, inf)")
+    """A power of at least 0; an int stays one, because whole powers are products."""
+    checked = hyper.constant(name, value, "[0, inf)")
     return value if isinstance(value, int) else checked
 
 
@@ -37,6 +38,31 @@ def steps(name: str, value: Any, low: int) -> int:
     return int(value)
 
 
+Length = int | float  # of a part of a schedule, in steps
+
+
+def duration(name: str, value: Any, low: float = -math.inf) -> Length:
+    """A number of steps of a schedule, perhaps a share of the run that is no whole number."""
+    static(name, value)
+    number = float(hyper.constant(name, value, hyper.ANY))
+    if number < low:
+        raise ValueError(f"{core.where()}: {name} must be in [{low}, inf), got {core.show(value)}.")
+    return int(number) if number.is_integer() else number
+
+
+def beginning(name: str, value: Any) -> Length:
+    """The steps before something begins; less than none are none, with a warning."""
+    begin = duration(name, value)
+    if begin < 0:
+        odd(f"{name} is {begin}, which counts as 0")
+    return max(begin, 0)
+
+
+def odd(told: str) -> None:
+    """Warns of a schedule that has a meaning, but hardly the one that somebody wanted."""
+    warn(f"{core.where()}: {told}.")
+
+
 # ---------------------------------------------------------------- when it is asked
 
 
@@ -54,18 +80,31 @@ def is_beyond(step: Any, count: Any) -> bool:
     """Whether the count's own type cannot hold this step, so that it is never reached."""
     dtype = jnp.result_type(count)
     integers = jnp.issubdtype(dtype, jnp.integer) and not isinstance(count, int)
-    return integers and isinstance(step, int) and step > np.iinfo(dtype).max
+    return integers and isinstance(step, int | float) and step > np.iinfo(dtype).max
 
 
 def since(count: Any, begin: Any) -> Any:
     """The steps since `begin`, at least 0, in the count's own type: exact for integers."""
-    if isinstance(count, int | float) and isinstance(begin, int):
+    if isinstance(count, int | float) and isinstance(begin, int | float):
         return max(count - begin, 0)
     if is_beyond(begin, count):
         return jnp.zeros_like(count)
+    if isinstance(begin, float):
+        count = as_float(count)
+    if isinstance(begin, int | float) and begin < 0:  # which unsigned counts cannot be
+        return jnp.maximum(count, 0) + (-begin)
     return jnp.maximum(count, begin) - begin
 
 
-def elapsed(count: Any, begin: int) -> Array:
+def is_before(count: Any, step: Any) -> Any:
+    """Whether a step has not come yet."""
+    if isinstance(step, float) and not isinstance(count, int | float):
+        count = as_float(count)
+    elif isinstance(step, int) and step < 0:  # which unsigned counts cannot be
+        step = 0
+    return count < step
+
+
+def elapsed(count: Any, begin: Length) -> Array:
     """The steps since `begin`, at least 0, as a float."""
     return as_float(since(as_count(count), begin))

@@ -13,6 +13,7 @@ from gradx import core, mapped
 from gradx import trees as gtree
 from gradx.core import Params, State, Transform, Updates
 from gradx.gradients import as_key, check_key
+from gradx.near import MissingArgument
 from gradx.sources import Array
 from gradx.states import check_state
 
@@ -82,7 +83,7 @@ def hutchinson_estimator_diag_hessian(
         if params is None:
             raise ValueError(f"{where}: needs the parameters: call update(updates, state, params).")
         if not callable(obj_fn):
-            raise ValueError(
+            raise MissingArgument(
                 f"{where}: needs the extra argument 'obj_fn', the loss as a function of the "
                 f"parameters alone: call update(updates, state, params, obj_fn=…), got "
                 f"{core.show(obj_fn)}."

@@ -18,8 +18,18 @@ from typing import Any
 import jax.numpy as jnp
 
 from gradx import core
-from gradx.counting import as_count, elapsed, is_beyond, power_of, since, steps
-from gradx.hyper import check_number, constant
+from gradx.counting import (
+    Length,
+    as_count,
+    beginning,
+    duration,
+    elapsed,
+    is_beyond,
+    odd,
+    power_of,
+    since,
+)
+from gradx.hyper import constant
 from gradx.sources import Array, Number, Schedule, as_float
 
 __all__ = [
@@ -72,7 +82,13 @@ def level(value: Number) -> Schedule:
     return lambda count: jnp.broadcast_to(as_float(value), jnp.shape(count))
 
 
-def ramp(init: Number, end: Number, power: Number, length: int, begin: int = 0) -> Schedule:
+def level_for_ever(name: str, value: Number, told: str) -> Schedule:
+    """What Optax makes of numbers of which no curve can be made; it says so in a log."""
+    odd(f"{told}, so the schedule is constant at {name}")
+    return level(value)
+
+
+def ramp(init: Number, end: Number, power: Number, length: Length, begin: Length = 0) -> Schedule:
     """From `init` to `end` along a power of the share of the steps that is left."""
 
     def value(count: Any) -> Array:
@@ -84,7 +100,7 @@ def ramp(init: Number, end: Number, power: Number, length: int, begin: int = 0) 
     return value
 
 
-def cosine(init: Number, end: Number, length: int, exponent: Number) -> Schedule:
+def cosine(init: Number, end: Number, length: Length, exponent: Number) -> Schedule:
     """From `init` to `end` along a power of half a cosine wave."""
 
     def value(count: Any) -> Array:
@@ -96,7 +112,7 @@ def cosine(init: Number, end: Number, length: int, exponent: Number) -> Schedule
 
 
 def exponential(
-    init: Number, rate: Number, length: int, begin: int, staircase: bool, end: Number | None
+    init: Number, rate: Number, length: Length, begin: Length, staircase: bool, end: Number | None
 ) -> Schedule:
     """`init` times a power of the rate, bounded by `end`."""
 
@@ -106,6 +122,8 @@ def exponential(
             periods = as_float(done) / float(length)
         elif is_beyond(length, done):
             periods = jnp.zeros_like(done)
+        elif isinstance(length, float):
+            periods = as_float(done) // length
         else:  # the floor of a quotient of floats may come one step late, see `ramp`
             periods = done // length
         decayed = init * rate ** as_float(periods)
@@ -121,7 +139,7 @@ def _log(value: Number) -> Any:
     return math.log(value) if isinstance(value, float) else jnp.log(value)
 
 
-def half_life(init: Number, end: Number, length: int, begin: int) -> Schedule:
+def half_life(init: Number, end: Number, length: Length, begin: Length) -> Schedule:
     """From `init` to `end`, so that the half-life ln(1/2) / ln(value) makes a straight line."""
     left = ramp(1.0, 0.0, 1, length, begin)
 
@@ -165,27 +183,27 @@ def linear_schedule(
     Args:
       init_value: \(I\), any finite number.
       end_value: \(E\), any finite number, reached at count \(B + T\) and kept.
-      transition_steps: \(T\) in [1, inf), steps.
-      transition_begin: \(B\) in [0, inf), steps at `init_value` before the line begins; 0 by
-        default.
+      transition_steps: \(T\), steps, whole or not; for 0 or less the schedule is constant at
+        `init_value`, with a warning.
+      transition_begin: \(B\), steps at `init_value` before the line begins; 0 by default, and for
+        less than 0, with a warning.
 
     Example:
       >>> import gradx
       >>> schedule = gradx.linear_schedule(1.0, 0.0, transition_steps=4, transition_begin=1)
       >>> [float(schedule(t)) for t in (0, 1, 2, 5, 9)]
       [1.0, 1.0, 0.75, 0.0, 0.0]
-
-    Zero or fewer steps, and a negative begin, are errors (Optax: constant at `init_value`, 0).
     """
-    return ScheduleFn(
-        ramp(
-            constant("init_value", init_value),
-            constant("end_value", end_value),
-            1,
-            steps("transition_steps", transition_steps, 1),
-            steps("transition_begin", transition_begin, 0),
-        )
-    )
+    return ScheduleFn(_checked_ramp(init_value, end_value, 1, transition_steps, transition_begin))
+
+
+def _checked_ramp(init: Any, end: Any, power: Any, steps: Any, begin: Any) -> Schedule:
+    init, end = constant("init_value", init), constant("end_value", end)
+    power = power_of("power", power)
+    length, begin = duration("transition_steps", steps), beginning("transition_begin", begin)
+    if length <= 0:
+        return level_for_ever("init_value", init, f"transition_steps is {length}")
+    return ramp(init, end, power, length, begin)
 
 
 @core.recorded
@@ -220,8 +238,8 @@ def half_life_schedule(
         half_life(
             constant("init_value", init_value, "(0, 1)"),
             constant("end_value", end_value, "(0, 1)"),
-            steps("transition_steps", transition_steps, 1),
-            steps("transition_begin", transition_begin, 0),
+            duration("transition_steps", transition_steps, 1),
+            duration("transition_begin", transition_begin, 0),
         )
     )
 
@@ -241,28 +259,21 @@ def polynomial_schedule(
     Args:
       init_value: \(I\), any finite number.
       end_value: \(E\), any finite number, reached at count \(B + T\) and kept.
-      power: \(p\) in (0, inf); 1 is a straight line, above it the change slows down.
-      transition_steps: \(T\) in [1, inf), steps.
-      transition_begin: \(B\) in [0, inf), steps at `init_value` before the change begins; 0 by
-        default.
+      power: \(p\) in [0, inf); 1 is a straight line, above it the change slows down, and with 0 it
+        never begins.
+      transition_steps: \(T\), steps, whole or not; for 0 or less the schedule is constant at
+        `init_value`, with a warning.
+      transition_begin: \(B\), steps at `init_value` before the change begins; 0 by default, and
+        for less than 0, with a warning.
 
     Example:
       >>> import gradx
       >>> schedule = gradx.polynomial_schedule(1.0, 0.0, power=2, transition_steps=4)
       >>> [float(schedule(t)) for t in (0, 2, 4, 9)]
       [1.0, 0.25, 0.0, 0.0]
-
-    Zero or fewer steps, a negative begin and a power of 0 or less are errors (Optax: constant at
-    `init_value`, 0, and a schedule that never gets to `end_value`).
     """
     return ScheduleFn(
-        ramp(
-            constant("init_value", init_value),
-            constant("end_value", end_value),
-            power_of("power", power),
-            steps("transition_steps", transition_steps, 1),
-            steps("transition_begin", transition_begin, 0),
-        )
+        _checked_ramp(init_value, end_value, power, transition_steps, transition_begin)
     )
 
 
@@ -278,9 +289,9 @@ def cosine_decay_schedule(
 
     Args:
       init_value: \(I\), any finite number.
-      decay_steps: \(T\) in [1, inf), steps.
+      decay_steps: \(T\) in [1, inf), steps, whole or not.
       alpha: \(\alpha\), any finite number: the share of `init_value` at the end; 0 by default.
-      exponent: \(p\) in (0, inf); 1 by default.
+      exponent: \(p\) in [0, inf); 1 by default, and 0 is constant at `init_value`.
 
     Example:
       >>> import gradx
@@ -296,7 +307,7 @@ def cosine_decay_schedule(
         cosine(
             init,
             init * constant("alpha", alpha),
-            steps("decay_steps", decay_steps, 1),
+            duration("decay_steps", decay_steps, 1),
             power_of("exponent", exponent),
         )
     )
@@ -317,14 +328,17 @@ def exponential_decay(
 
     Args:
       init_value: \(I\), any finite number.
-      transition_steps: \(T\) in [1, inf), the steps in which the value is multiplied by \(r\)
-        once.
-      decay_rate: \(r\) in (0, inf); the value decays below 1 and grows above.
-      transition_begin: \(B\) in [0, inf), steps at `init_value` before that; 0 by default.
+      transition_steps: \(T\), the steps, whole or not, in which the value is multiplied by \(r\)
+        once; for 0 or less the schedule is constant at `init_value`, with a warning.
+      decay_rate: \(r\) in [0, inf); the value decays below 1 and grows above; for 0 the schedule is
+        constant at `init_value`, with a warning.
+      transition_begin: \(B\), steps at `init_value` before that; 0 by default, and for less than 0,
+        with a warning.
       staircase: whether the exponent is rounded down, so that the value changes every \(T\)
         steps only.
       end_value: a bound for the value: the least one for a rate below 1, the greatest one
-        otherwise. `init_value` must lie within it. By default there is none.
+        otherwise; by default there is none. If `init_value` is beyond it, the schedule is constant
+        at `end_value`, with a warning.
 
     Example:
       >>> import gradx
@@ -332,9 +346,6 @@ def exponential_decay(
       >>> [round(float(schedule(t)), 3) for t in (0, 5, 10, 20, 30)]
       [1.0, 0.707, 0.5, 0.25, 0.2]
 
-    Zero or fewer steps, a negative begin, a rate of 0 or less and an `end_value` that `init_value`
-    is beyond are errors (Optax: constant at `init_value`, 0, constant at `init_value` or NaN, and
-    `end_value` from the first count on).
     The stairs count in integers; Optax, jitted for CPU, comes one step late for some
     `transition_steps` (41, 47, 55, …).
     """
@@ -355,20 +366,17 @@ def checked_exponential(
     name: str, init: Any, length: Any, rate: Any, begin: Any, staircase: bool, end: Any
 ) -> Schedule:
     """The curve of `exponential_decay`; `name` is what its first number is called."""
-    init = constant(name, init)
-    rate = constant("decay_rate", rate, "(0, inf)")
-    if end is not None:
-        end = constant("end_value", end)
-        if isinstance(init, float) and isinstance(rate, float) and isinstance(end, float):
-            within = f"(-inf, {init!r}]" if rate < 1 else f"[{init!r}, inf)"
-            check_number(
-                end, within, f"end_value ({name} {init!r}, decay_rate {rate!r})", core.where()
-            )
-    return exponential(
-        init,
-        rate,
-        steps("transition_steps", length, 1),
-        steps("transition_begin", begin, 0),
-        staircase,
-        end,
-    )
+    init, rate = constant(name, init), constant("decay_rate", rate, "[0, inf)")
+    length, begin = duration("transition_steps", length), beginning("transition_begin", begin)
+    end = None if end is None else constant("end_value", end)
+    if length <= 0:
+        return level_for_ever(name, init, f"transition_steps is {length}")
+    if isinstance(rate, float) and rate == 0.0:
+        return level_for_ever(name, init, "decay_rate is 0")
+    known = isinstance(init, float) and isinstance(rate, float) and isinstance(end, float)
+    if known and (end > init if rate < 1 else end < init):
+        odd(
+            f"{name} {init} is beyond end_value {end} from the first count on, with "
+            f"decay_rate {rate}, so the schedule is constant at end_value"
+        )
+    return exponential(init, rate, length, begin, staircase, end)

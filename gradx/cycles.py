@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from gradx import core
-from gradx.counting import is_beyond, power_of, since, steps
+from gradx.counting import Length, duration, is_before, is_beyond, odd, power_of, since
 from gradx.curves import ScheduleFn, checked_exponential, cosine, level, ramp
 from gradx.hyper import constant
 from gradx.sources import Array, Number, Schedule, Source, as_float
@@ -35,13 +35,13 @@ def joined(schedules: Sequence[Schedule], boundaries: Sequence[Any]) -> Schedule
         for boundary, schedule in zip(boundaries, schedules[1:], strict=True):
             if is_beyond(boundary, count):
                 break
-            made = jnp.where(count < boundary, made, schedule(since(count, boundary)))
+            made = jnp.where(is_before(count, boundary), made, schedule(since(count, boundary)))
         return as_float(made)
 
     return value
 
 
-def warmed_up(init: Number, peak: Number, length: int, rest: Schedule) -> Schedule:
+def warmed_up(init: Number, peak: Number, length: Length, rest: Schedule) -> Schedule:
     """A straight line to where the rest begins; no steps of warmup leave the rest alone."""
     return joined([ramp(init, peak, 1, length), rest], [length]) if length else rest
 
@@ -55,7 +55,8 @@ def join_schedules(schedules: Sequence[Schedule], boundaries: Sequence[int | Arr
     Args:
       schedules: \(s_0, \ldots, s_n\), any functions of the count. All are evaluated for every
         count, and one whose turn has not come sees the count 0.
-      boundaries: \(b_1 \le \ldots \le b_n\) in [0, inf), steps. They may be traced.
+      boundaries: \(b_1 \le \ldots \le b_n\), steps, whole or not. One below 0 is that of a schedule
+        that has begun before. They may be traced.
 
     Example:
       >>> import gradx
@@ -81,10 +82,10 @@ def join_schedules(schedules: Sequence[Schedule], boundaries: Sequence[int | Arr
             f"least one; got {len(boundaries)} boundaries and {len(schedules)} schedules."
         )
     at = [
-        b if isinstance(b, jax.core.Tracer) else steps(f"boundaries[{i}]", b, 0)
+        b if isinstance(b, jax.core.Tracer) else duration(f"boundaries[{i}]", b)
         for i, b in enumerate(boundaries)
     ]
-    known = [b for b in at if isinstance(b, int)]
+    known = [b for b in at if isinstance(b, int | float)]
     if any(a > b for a, b in pairwise(known)):
         raise ValueError(f"{core.where()}: boundaries must not descend, got {known}.")
     return ScheduleFn(joined(list(schedules), at))
@@ -109,7 +110,7 @@ def warmup_constant_schedule(
     Args:
       init_value: \(I\), any finite number.
       peak_value: \(P\), any finite number.
-      warmup_steps: \(W\) in [0, inf), steps; 0 is no warmup: \(s(t) = P\).
+      warmup_steps: \(W\) in [0, inf), steps, whole or not; 0 is no warmup: \(s(t) = P\).
 
     Example:
       >>> import gradx
@@ -120,7 +121,7 @@ def warmup_constant_schedule(
     With `warmup_steps` 0, Optax keeps `init_value` for ever.
     """
     init, peak = constant("init_value", init_value), constant("peak_value", peak_value)
-    warmup = steps("warmup_steps", warmup_steps, 0)
+    warmup = duration("warmup_steps", warmup_steps, 0)
     return ScheduleFn(warmed_up(init, peak, warmup, level(peak)))
 
 
@@ -143,11 +144,12 @@ def warmup_cosine_decay_schedule(
 
     Args:
       init_value: \(I\), any finite number.
-      peak_value: \(P\), any finite number, reached at count \(W\).
-      warmup_steps: \(W\) in [0, inf), steps; 0 is no warmup.
-      decay_steps: \(T\) in [W + 1, inf), the steps of both phases together.
+      peak_value: \(P\), any finite number, reached at count \(W\); 0 is a schedule that is off:
+        it stays 0, with a warning if there is another `end_value`.
+      warmup_steps: \(W\) in [0, inf), steps, whole or not; 0 is no warmup.
+      decay_steps: \(T\) in (W, inf), the steps of both phases together.
       end_value: \(E\), any finite number, reached at count \(T\) and kept; 0 by default.
-      exponent: \(p\) in (0, inf); 1 by default.
+      exponent: \(p\) in [0, inf); 1 by default, and 0 is constant at the peak.
 
     Example:
       >>> import gradx
@@ -156,17 +158,21 @@ def warmup_cosine_decay_schedule(
       ['0.00', '0.50', '1.00', '0.55', '0.10', '0.10']
 
     Goyal et al., `Accurate, Large Minibatch SGD <https://arxiv.org/abs/1706.02677>`_, 2017, for
-    the warmup; `cosine_decay_schedule` for the rest. With a peak of 0 Optax ignores `end_value`.
+    the warmup; `cosine_decay_schedule` for the rest.
     """
     init, peak = constant("init_value", init_value), constant("peak_value", peak_value)
-    warmup = steps("warmup_steps", warmup_steps, 0)
-    total = steps("decay_steps", decay_steps, 1)
+    warmup = duration("warmup_steps", warmup_steps, 0)
+    total = duration("decay_steps", decay_steps, 1)
     if total <= warmup:
         raise ValueError(
             f"{core.where()}: decay_steps must be more than warmup_steps, which it includes; got "
             f"decay_steps {total} and warmup_steps {warmup}."
         )
     end, power = constant("end_value", end_value), power_of("exponent", exponent)
+    if isinstance(peak, float) and peak == 0.0:
+        if end != 0.0:
+            odd(f"peak_value is 0, so the schedule stays there, and end_value {end} is ignored")
+        end = 0.0
     return ScheduleFn(warmed_up(init, peak, warmup, cosine(peak, end, total - warmup, power)))
 
 
@@ -192,25 +198,23 @@ def warmup_exponential_decay_schedule(
     Args:
       init_value: \(I\), any finite number.
       peak_value: \(P\), any finite number, reached at count \(W\).
-      warmup_steps: \(W\) in [0, inf), steps; 0 is no warmup.
-      transition_steps: \(T\) in [1, inf), the steps in which the value is multiplied by \(r\)
-        once.
-      decay_rate: \(r\) in (0, inf).
-      transition_begin: \(B\) in [0, inf), steps at the peak; 0 by default.
+      warmup_steps: \(W\) in [0, inf), steps, whole or not; 0 is no warmup.
+      transition_steps: \(T\), the steps, whole or not, in which the value is multiplied by \(r\)
+        once; see `exponential_decay` for 0 or less, here and below.
+      decay_rate: \(r\) in [0, inf).
+      transition_begin: \(B\), steps at the peak; 0 by default.
       staircase: whether the exponent is rounded down.
       end_value: a bound for the decaying value: the least one for a rate below 1, the greatest
-        one otherwise. `peak_value` must lie within it. By default there is none.
+        one otherwise. By default there is none.
 
     Example:
       >>> import gradx
       >>> schedule = gradx.warmup_exponential_decay_schedule(0.0, 1.0, 4, 10, 0.5, staircase=True)
       >>> [float(schedule(t)) for t in (0, 2, 4, 13, 14, 24)]
       [0.0, 0.5, 1.0, 1.0, 0.5, 0.25]
-
-    What `exponential_decay` refuses is refused here too.
     """
     init, peak = constant("init_value", init_value), constant("peak_value", peak_value)
-    warmup = steps("warmup_steps", warmup_steps, 0)
+    warmup = duration("warmup_steps", warmup_steps, 0)
     decay = checked_exponential(
         "peak_value",
         peak_value,
@@ -250,11 +254,11 @@ def sgdr_schedule(cosine_kwargs: Sequence[Mapping[str, Any]]) -> ScheduleFn:
     if not cosine_kwargs:
         raise ValueError(f"{core.where()}: cosine_kwargs must have at least one cycle, got [].")
     cycles: list[Schedule] = []
-    begins = [0]
+    begins: list[Length] = [0]
     for i, kwargs in enumerate(cosine_kwargs):
         try:
             cycles.append(warmup_cosine_decay_schedule(**kwargs))
         except (TypeError, ValueError) as error:
             raise ValueError(f"{core.where()}: cosine_kwargs[{i}]: {error}") from error
-        begins.append(begins[-1] + int(kwargs["decay_steps"]))
+        begins.append(begins[-1] + duration("decay_steps", kwargs["decay_steps"]))
     return ScheduleFn(joined(cycles, begins[1:-1]))

@@ -63,7 +63,7 @@ def add_decayed_weights(
     Reference: Loshchilov and Hutter, *Decoupled Weight Decay Regularization*,
     https://arxiv.org/abs/1711.05101.
     """
-    if isinstance(weight_decay, int | float) and sources.is_real(weight_decay) and not weight_decay:
+    if sources.is_zero(weight_decay):
         made = identity()
     else:
         made = leafwise(

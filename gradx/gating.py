@@ -38,6 +38,7 @@ def gated_update(
     anything else, which may be expensive, is run under a real conditional. `conditional` overrules:
     False also where the devices of a mapped axis may disagree, and `tx` talks between them.
     """
+    updates = jax.tree.map(gtree.as_number, updates)
     stage = stage_of(tx)
     if stage is not None and not conditional:
         made, new_state = run(stage, where, updates, state, params, extra, gate)

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from gradx import core, hyper
 from gradx import trees as gtree
+from gradx.calls import renamed, warn
 from gradx.core import Count, Params, State, Transform, Updates
 from gradx.leafwise import leafwise
 from gradx.sources import Array, as_float
@@ -91,9 +92,8 @@ class AddNoiseState(NamedTuple):
 
 
 @core.recorded
-def add_noise(
-    eta: float, gamma: float, key: Array | int | None = None, *, seed: int | None = None
-) -> Transform:
+@renamed(seed="key")
+def add_noise(eta: float, gamma: float, key: Array | int | None = None) -> Transform:
     r"""Adds Gaussian noise whose variance falls with the step.
 
     .. math:: u \leftarrow u + \mathcal N(0, \sigma_t^2), \qquad
@@ -103,12 +103,11 @@ def add_noise(
       eta: \(\eta\) in [0, inf), the variance at the first update.
       gamma: \(\gamma\) in [0, inf), how fast it falls.
       key: a random key, or the seed of one. Of a seed the state has the raw key, which is saved
-        like any other array; a typed key (`jax.random.key`) stays typed.
-      seed: Optax's former name for `key`, for an integer.
+        like any other array; a typed key (`jax.random.key`) stays typed. Without it that of seed 0,
+        with a warning, since two runs that should differ would have the same noise.
 
     Raises:
-      ValueError: neither or both of `key` and `seed` are given (Optax takes key 0 for neither), or
-        what is given is no key.
+      ValueError: what is given is no key.
 
     Example:
       >>> import gradx, jax.numpy as jnp
@@ -124,10 +123,7 @@ def add_noise(
     where = core.where()
     variance = hyper.constant("eta", eta, "[0, inf)")
     exponent = hyper.constant("gamma", gamma, "[0, inf)")
-    if (key is None) == (seed is None):
-        raise ValueError(f"{where}: give a key (a jax.random.key or an integer), and not seed too.")
-    start: Any = seed if key is None else key
-    check_key("key", start)
+    start = key_or_zero(key)
 
     def init(params: Params) -> AddNoiseState:
         return AddNoiseState(jnp.zeros((), jnp.int32), as_key(start))
@@ -145,12 +141,21 @@ def add_noise(
                 check_array(g, flat, i, where, "update")
         keys = iter(jax.random.split(now, len(jax.tree.leaves(updates))))
         noisy = [
-            None if g is None else _noisy(jnp.asarray(g), deviation, next(keys))
+            None if g is None else _noisy(jnp.asarray(gtree.as_number(g)), deviation, next(keys))
             for g in flat.values
         ]
         return flat.unflatten(noisy), AddNoiseState(count, rng_key)
 
     return Transform(init, update)
+
+
+def key_or_zero(key: Any) -> Any:
+    """The key that a factory was given; if none was, the seed 0, with Optax's warning."""
+    if key is None:
+        warn(f"{core.where()}: without a key the noise is that of key=0, the same in every run.")
+        return 0
+    check_key("key", key)
+    return key
 
 
 def check_key(name: str, start: Any) -> None:

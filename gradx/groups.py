@@ -315,13 +315,14 @@ def set_to_zero() -> Transform:
       Array([0.], dtype=float32)
     """
     where = core.where()
-    return staged(_Zeros(), where)
+    return staged(_Zeros(where), where)
 
 
 @dataclass(frozen=True, eq=False)
 class _Zeros:
     """Takes any leaf, as it optimizes none; what has no zero (a key, a text) stays as it is."""
 
+    where: str
     sees_tree = False
 
     def init(self, params: Params) -> State:
@@ -330,6 +331,7 @@ class _Zeros:
     def begin(
         self, leaves: Leaves, state: State, extra: Mapping[str, Any], rows: Rows
     ) -> Callable[[Results], State]:
+        check_state(state, EmptyState, self.where)
         for row, u in zip(rows, leaves.updates, strict=True):
             if gtree.is_number(u):
                 row.append(Call(_zero, (), {}, (), False, any_kind=True))

@@ -71,6 +71,12 @@ RANGES: dict[str, str] = {
 }
 ANY = "(-inf, inf)"
 
+# What Optax means by numbers below these ranges, and how to get it.
+BELOW = {
+    "learning_rate": " To climb, put scale(-1.0) behind it in a chain.",
+    "weight_decay": " add_decayed_weights takes any number.",
+}
+
 HOW_TO_GIVE = (
     "Give a number, a schedule (count -> number), tunable(…), by_path(…), from_call(…) or a "
     "product scaled(…)."
@@ -85,7 +91,8 @@ def used(ranges: Mapping[str, str], numbers: Collection[str]) -> dict[str, str]:
 def check_number(value: float, interval: str, name: str, where: str) -> None:
     """Raises ValueError unless the number lies in its range."""
     if value not in Interval(interval):
-        raise ValueError(f"{where}: {name} must be in {interval}, got {value!r}.")
+        remedy = BELOW.get(name, "") if -math.inf < value < 0 else ""
+        raise ValueError(f"{where}: {name} must be in {interval}, got {value!r}.{remedy}")
 
 
 # ---------------------------------------------------------------- taking a source

@@ -235,7 +235,7 @@ class Rule:
 
             single = {name: gated(x, old_scalars[name]) for name, x in new_scalars.items()}
             counted = dict(zip(self.counts, map(further, counts), strict=True))
-            new = type(inner)(**trees, **single, **counted)
+            new = type(inner)(**trees, **single, **counted) if self.state._fields else inner
             if outer is None:
                 return new
             new_count = None if outer.count is None else further(outer.count)

@@ -165,6 +165,9 @@ class ScaleByRmsWithCountState(NamedTuple):
 # ---------------------------------------------------------------- pieces
 
 
+MOMENTUM = "[-1, 1]"  # of a sum, which nothing divides by what is left of 1
+
+
 class TraceState(NamedTuple):
     """The state of `trace`.
 
@@ -184,7 +187,7 @@ def trace(decay: Hyper, nesterov: bool = False, accumulator_dtype: Any = None) -
         u &= m \quad\text{or, with nesterov,}\quad \beta m + g
 
     Args:
-      decay: \(\beta\) in [0, 1).
+      decay: how much of the sum is kept each step; \(\beta\) in [-1, 1], where 1 is a plain sum.
       nesterov: look one step ahead.
       accumulator_dtype: the dtype to keep \(m\) in; by default the parameter's, at least float32.
 
@@ -205,6 +208,7 @@ def trace(decay: Hyper, nesterov: bool = False, accumulator_dtype: Any = None) -
         init=partial(zeros, dtype=storage("accumulator_dtype", accumulator_dtype)),
         state=TraceState,
         hypers={"decay": decay},
+        ranges={"decay": MOMENTUM},
         flags={"nesterov": nesterov},
     )
 

@@ -1,4 +1,4 @@
-"""The name that was meant: errors about an unknown name tell the nearest one that there is."""
+"""Errors about names and arguments: the name that was meant, and what callers of Optax catch."""
 
 from __future__ import annotations
 
@@ -19,3 +19,13 @@ def hint(name: object, known: Iterable[str]) -> str:
     """`nearest` as the end of a message: a question, or nothing."""
     meant = nearest(name, known)
     return "" if meant is None else f" Did you mean {meant!r}?"
+
+
+class MissingArgument(ValueError, TypeError):
+    """`update` was not given what it needs. To Python, and so to Optax, this is a `TypeError`."""
+
+
+class FoundSeveral(ValueError, KeyError):
+    """A state has more than one of what was looked for. To Optax this is a `KeyError`."""
+
+    __str__ = Exception.__str__  # a KeyError would put quotes around its message

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import jax.numpy as jnp
 
 from gradx import core
-from gradx.counting import as_count, is_beyond, static, steps
+from gradx.counting import Length, as_count, duration, elapsed, is_beyond, static
 from gradx.curves import ScheduleFn
 from gradx.hyper import constant
 from gradx.sources import Array, Number, Schedule, as_float
@@ -25,28 +25,34 @@ __all__ = [
 # ---------------------------------------------------------------- tables of points
 
 
-def phase(count: Array, starts: Sequence[int]) -> Array:
+def counted(count: Any, starts: Sequence[Length]) -> Array:
+    """The count in a type that the starts are of, too: a float if one is below 0 or a fraction."""
+    whole = all(isinstance(s, int) and s >= 0 for s in starts)
+    return as_count(count) if whole else elapsed(count, 0)
+
+
+def phase(count: Array, starts: Sequence[Length]) -> Array:
     """The index of the last of the ascending starts that the count has reached."""
     reachable = [s for s in starts[1:] if not is_beyond(s, count)]
     column = jnp.array(reachable, count.dtype).reshape(-1, *[1] * count.ndim)
     return jnp.sum(count[None] >= column, axis=0)
 
 
-def stairs(values: Sequence[Number], starts: Sequence[int]) -> Schedule:
-    """`values[k]` from `starts[k]` on; starts ascend from 0."""
+def stairs(values: Sequence[Number], starts: Sequence[Length]) -> Schedule:
+    """`values[k]` from `starts[k]` on; starts ascend, but for the first, which is 0."""
 
     def value(count: Any) -> Array:
-        return _table(values)[phase(as_count(count), starts)]
+        return _table(values)[phase(counted(count, starts), starts)]
 
     return value
 
 
-def polyline(values: Sequence[Number], starts: Sequence[int], kind: str) -> Schedule:
+def polyline(values: Sequence[Number], starts: Sequence[Length], kind: str) -> Schedule:
     """From `values[k]` at `starts[k]` to `values[k + 1]`, and so on; constant after the last."""
     lengths = [*(float(b - a) or 1.0 for a, b in pairwise(starts)), 1.0]
 
     def value(count: Any) -> Array:
-        count = as_count(count)
+        count = counted(count, starts)
         k = phase(count, starts)
         # Starts that the count cannot hold are never looked up.
         begins = jnp.array([0 if is_beyond(s, count) else s for s in starts], count.dtype)
@@ -65,7 +71,7 @@ def _table(values: Sequence[Number]) -> Array:
 
 def _accumulated(
     init_value: Any, boundaries_and_scales: Mapping[int, float] | None
-) -> tuple[list[Number], list[int]]:
+) -> tuple[list[Number], list[Length]]:
     """The values that the scales make of the first one, and the steps at which they are reached."""
     given = {} if boundaries_and_scales is None else boundaries_and_scales
     if not isinstance(given, Mapping):
@@ -74,7 +80,7 @@ def _accumulated(
             f"{core.show(given)}."
         )
     scales = {
-        steps("a boundary in boundaries_and_scales", boundary, 0): constant(
+        duration("a boundary in boundaries_and_scales", boundary): constant(
             f"boundaries_and_scales[{boundary}]", scale, "[0, inf)"
         )
         for boundary, scale in given.items()
@@ -103,8 +109,8 @@ def piecewise_constant_schedule(
 
     Args:
       init_value: \(I\), any finite number.
-      boundaries_and_scales: \(b_i \to f_i\), steps in [0, inf) to numbers in [0, inf), in any
-        order; none by default.
+      boundaries_and_scales: \(b_i \to f_i\), steps, whole or not, to numbers in [0, inf), in
+        any order; none by default. A boundary below 0 has been passed already.
 
     Example:
       >>> import gradx
@@ -133,8 +139,9 @@ def piecewise_interpolate_schedule(
     Args:
       interpolate_type: ``"linear"`` or ``"cosine"``.
       init_value: \(I\), any finite number.
-      boundaries_and_scales: \(b_i \to f_i\), steps in [0, inf) to numbers in [0, inf), in any
-        order; none by default. The scales multiply: {10: 0.5, 20: 0.5} ends at a quarter.
+      boundaries_and_scales: \(b_i \to f_i\), steps, whole or not, to numbers in [0, inf), in
+        any order; none by default. A boundary below 0 has been passed already. The scales
+        multiply: {10: 0.5, 20: 0.5} ends at a quarter.
 
     Example:
       >>> import gradx
@@ -162,7 +169,7 @@ def linear_onecycle_schedule(
         \to (T, P/(d\,d_f))
 
     Args:
-      transition_steps: \(T\) in [1, inf), steps.
+      transition_steps: \(T\) in [1, inf), steps, whole or not.
       peak_value: \(P\), any finite number.
       pct_start: \(a\) in [0, 1], the share of the steps that goes up; 0.3 by default.
       pct_final: \(b\) in [a, 1], the share after which the value is back at where it started;
@@ -182,7 +189,7 @@ def linear_onecycle_schedule(
     A phase of no steps is skipped (its end is jumped to). In Optax the last of several phases that
     end on the same step drops the scales of the others, and the values come out too large or small.
     """
-    total = steps("transition_steps", transition_steps, 1)
+    total = duration("the transition_steps of a linear onecycle", transition_steps, 1)
     up = share("pct_start", pct_start, 0.0)
     down = share("pct_final", pct_final, up)
     first = constant("div_factor", div_factor, "(0, inf)")
@@ -206,7 +213,7 @@ def cosine_onecycle_schedule(
         (t, s) = (0, P/d) \to (\lfloor aT \rfloor, P) \to (T, P/(d\,d_f))
 
     Args:
-      transition_steps: \(T\) in [1, inf), steps.
+      transition_steps: \(T\) in [1, inf), steps, whole or not.
       peak_value: \(P\), any finite number.
       pct_start: \(a\) in [0, 1], the share of the steps that goes up; 0.3 by default.
       div_factor: \(d\) in (0, inf), peak over first value; 25 by default.
@@ -224,7 +231,7 @@ def cosine_onecycle_schedule(
 
     A phase of no steps is skipped, as in `linear_onecycle_schedule`.
     """
-    total = steps("transition_steps", transition_steps, 1)
+    total = duration("the transition_steps of a cosine onecycle", transition_steps, 1)
     up = share("pct_start", pct_start, 0.0)
     first = constant("div_factor", div_factor, "(0, inf)")
     last = constant("final_div_factor", final_div_factor, "(0, inf)")

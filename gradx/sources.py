@@ -30,7 +30,7 @@ import numpy as np
 from gradx import core
 from gradx import trees as gtree
 from gradx.calls import members
-from gradx.near import nearest
+from gradx.near import MissingArgument, nearest
 
 __all__ = ["Hyper", "by_path", "from_call", "scaled"]
 
@@ -117,7 +117,7 @@ class FromCall(Source):
         if self.name not in step.extra:
             near = nearest(self.name, step.extra)
             hint = f" Did you mean {self.name!r} where the call says {near!r}?" if near else ""
-            raise ValueError(
+            raise MissingArgument(
                 f"{step.where}: needs the extra argument {self.name!r}: call "
                 f"update(updates, state, params, {self.name}=…); the call gave "
                 f"{sorted(step.extra) or 'none'}.{hint}"
@@ -258,6 +258,11 @@ def is_real(value: Any) -> bool:
         return False
     dtype = jnp.result_type(value)
     return jnp.issubdtype(dtype, jnp.integer) or jnp.issubdtype(dtype, jnp.floating)
+
+
+def is_zero(value: Any) -> bool:
+    """Whether a number is the constant 0, known now."""
+    return isinstance(value, int | float) and is_real(value) and value == 0
 
 
 def as_float(value: Any) -> Array:

@@ -152,23 +152,25 @@ def run(
     If there is a gate and it is closed, the updates are zero and the state stays as it is.
     """
     flat = gtree.flatten(updates)
+    given = [gtree.as_number(u) for u in flat.values]
     flat_params = None
     if params is not None:
-        flat_params = gtree.flatten_like(flat, params, "the parameters", where)
-    leaves = Leaves(flat, flat.values, flat_params, gate)
-    rows: Rows = [[] for _ in flat.values]
+        found = gtree.flatten_like(flat, params, "the parameters", where)
+        flat_params = [gtree.as_number(p) for p in found]
+    leaves = Leaves(flat, given, flat_params, gate)
+    rows: Rows = [[] for _ in given]
     finish = stage.begin(leaves, state, extra, rows)
     if gate is not None:
-        for row, u in zip(rows, flat.values, strict=True):
+        for row, u in zip(rows, given, strict=True):
             if gtree.is_number(u):
                 row.append(Call(_or_zero, (), {"gate": gate}, (), False, any_kind=True))
     if not any(rows):
         return updates, finish([])
-    new: list[Any] = list(flat.values)
+    new: list[Any] = list(given)
     results: list[tuple[Slots, ...]] = [()] * len(rows)
     for i, row in enumerate(rows):
         if row:
-            g, p = flat.values[i], None if flat_params is None else flat_params[i]
+            g, p = given[i], None if flat_params is None else flat_params[i]
             if not all(call.any_kind for call in row):
                 check_array(g, flat, i, where, "update")
             reads = any(call.needs_params for call in row)
@@ -298,7 +300,7 @@ def measured(
 
 
 def widen(x: Array) -> Array:
-    x = jnp.asarray(x)
+    x = jnp.asarray(gtree.as_number(x))
     return x.astype(gtree.wide(x.dtype)) if jnp.issubdtype(x.dtype, jnp.inexact) else x
 
 
@@ -320,9 +322,8 @@ def check_leaf(flat: gtree.Flat, i: int, where: str, g: Any, p: Any, calls: Sequ
 
 def check_array(x: Any, flat: gtree.Flat, i: int, where: str, what: str) -> None:
     """Raises ValueError, with the path, for a leaf that cannot be optimized."""
+    x = gtree.as_number(x)
     dtype = getattr(x, "dtype", None)
-    if dtype is None and isinstance(x, float | complex):
-        return  # Python numbers are weakly typed arrays to JAX
     if dtype is None or not jnp.issubdtype(dtype, jnp.inexact):
         kind = type(x).__name__ if dtype is None else f"{dtype} array"
         raise ValueError(

@@ -14,9 +14,13 @@ from gradx.live import HyperparamsState
 def check_state(state: Any, expected: Any, where: str, keys: Collection[Any] | None = None) -> None:
     """Raises ValueError for the state of another part; one of Optax's own class is welcome.
 
-    If there are keys, its only field is a dictionary with these.
+    If there are keys, its only field is a dictionary with these. A part that keeps nothing takes
+    anything for its state (`None`, an empty dictionary, a number), as in Optax. Only what another
+    part keeps is refused: momentum, say, where an optimizer was built with one before.
     """
     found = type(state).__name__, getattr(state, "_fields", None)
+    if not expected._fields and not (found[1] and jax.tree.leaves(state)):
+        return
     if found == (expected.__name__, expected._fields):
         if keys is not None:
             check_keys(state[0], keys, where)

@@ -58,7 +58,7 @@ def apply_updates(params: Params, updates: Updates) -> Params:
                 f"apply_updates: at {leaves.paths[i]!r} the parameter has shape {jnp.shape(p)} "
                 f"and the update {jnp.shape(u)}."
             )
-        new.append(_add(p, u))
+        new.append(_add(*map(gtree.as_number, (p, u))))
     return leaves.unflatten(new)
 
 

@@ -38,10 +38,7 @@ class Flat:
 
     @functools.cached_property
     def paths(self) -> list[str]:
-        with_paths, _ = jax.tree_util.tree_flatten_with_path(self.tree, is_leaf=self.is_leaf)
-        keys = [path for path, _ in with_paths]
-        siblings = Counter(path[:-1] for path in keys)
-        return [path_name(path if siblings[path[:-1]] > 1 else _plain(path)) for path in keys]
+        return [path_name(path) for path in _key_paths(self.tree, self.is_leaf)[0]]
 
     def unflatten(self, values: Sequence[Any]) -> Any:
         return self.treedef.unflatten(values)
@@ -165,6 +162,15 @@ def _differing(here: Any, there: Any, begin: int = 0) -> tuple[int, str, str] | 
     return None
 
 
+def _key_paths(tree: Any, is_leaf: Callable[[Any], bool]) -> tuple[list[Any], bool]:
+    """The key path of each leaf, that of a variable of NNX without its `.value`; are there any?"""
+    with_paths, _ = jax.tree_util.tree_flatten_with_path(tree, is_leaf=is_leaf)
+    keys = [path for path, _ in with_paths]
+    siblings = Counter(path[:-1] for path in keys)
+    plain = [path if siblings[path[:-1]] > 1 else _plain(path) for path in keys]
+    return plain, plain != keys
+
+
 def listed(names: Sequence[str], limit: int = 5) -> str:
     shown = ", ".join(repr(n) for n in names[:limit])
     return shown + (f" and {len(names) - limit} more" if len(names) > limit else "")
@@ -237,6 +243,9 @@ def broadcast(
 ) -> list[Any]:
     """The values of a prefix tree (a mask, labels) at every leaf of `tree`.
 
+    Where one of the two has variables of Flax NNX, paths decide alone: a `State` of `Param`s of
+    bools is a mask of plain dictionaries, and the other way round.
+
     Raises:
       ValueError: `prefix` is no prefix of `tree`.
     """
@@ -245,10 +254,28 @@ def broadcast(
     try:
         jax.tree.map(_fill, prefix, marks, is_leaf=is_leaf)
     except ValueError as error:
+        found = _by_path(prefix, flat, is_leaf)
+        if found is not None:
+            return found
         raise ValueError(
             f"{what} must be a tree of the parameters' structure or a prefix of it. {error}"
         ) from error
     return [mark.value for mark in jax.tree.leaves(marks)]
+
+
+def _by_path(prefix: Any, flat: Flat, is_leaf: Callable[[Any], bool]) -> list[Any] | None:
+    """The value at the beginning of each leaf's path, if NNX is there and each has its leaves."""
+    given, nnx_given = _key_paths(prefix, is_leaf)
+    leaves, nnx = _key_paths(flat.tree, _is_none)
+    if not (nnx or nnx_given):
+        return None
+    names = [tuple(map(key_name, path)) for path in given]
+    values = dict(zip(names, jax.tree.leaves(prefix, is_leaf=is_leaf), strict=True))
+    begins = []
+    for path in leaves:
+        steps = tuple(map(key_name, path))
+        begins.append(next((b for n in range(len(steps) + 1) if (b := steps[:n]) in values), None))
+    return [values[b] for b in begins if b is not None] if set(begins) == set(values) else None
 
 
 class _Mark:
@@ -312,6 +339,17 @@ def wide(*dtypes: Any) -> Any:
     if any(jnp.issubdtype(d, jnp.complexfloating) for d in inexact):
         return jnp.dtype(jnp.complex128 if double else jnp.complex64)
     return jnp.dtype(jnp.float64 if double else jnp.float32)
+
+
+def as_number(x: Any) -> Any:
+    """A Python number as an array of floats: 3 is 3.0 here, as in Optax. All else stays.
+
+    Under `jit` a Python number is a scalar that is weakly typed.
+    """
+    weak = isinstance(x, jax.Array) and x.shape == () and getattr(x, "weak_type", False)
+    if isinstance(x, bool) or not (weak or isinstance(x, int | float | complex)):
+        return x
+    return jnp.asarray(x, complex if jnp.iscomplexobj(x) else float)
 
 
 def sum_of_squares(tree: Any) -> Array:

@@ -145,9 +145,11 @@ POSITIVE_EPS = {"eps": "(0, inf)"}
 BAD_DOG = {"init_step": ("distance", 0.0)}
 MEASURED = {"_needs_params": True, "_whole_tree": True}
 
-HEAVY = {"momentum": 0.9, "nesterov": True, "_renamed": {"momentum": "decay"}}
+MOMENTUM = {"_renamed": {"momentum": "decay"}, "_ranges": {"momentum": "[-1, 1]"}}
+HEAVY = {"momentum": 0.9, "nesterov": True, **MOMENTUM}
 
 TRUST = {"trust_coefficient": "(0, inf)"}
+LARS = {**TRUST, "momentum": "[-1, 1]"}
 FACTORED = {"decay_rate": "[0, 1]"}
 ADAFACTOR = {
     **FACTORED,
@@ -251,8 +253,19 @@ DION2 = {
 
 OPTIMIZERS = [
     row("sgd", learning_rate=0.1),
-    row("sgd", "momentum", learning_rate=0.05, momentum=0.9, _renamed={"momentum": "decay"}),
+    row("sgd", "momentum", learning_rate=0.05, momentum=0.9, **MOMENTUM),
     row("sgd", "nesterov", learning_rate=0.05, **HEAVY),
+    row(
+        "sgd",
+        "dampening",
+        learning_rate=0.05,
+        momentum=0.9,
+        dampening=0.5,
+        _in_optax=False,
+        _renamed={"momentum": "decay"},
+        _ranges={"momentum": "[-1, 1]", "dampening": "[0, 1)"},
+        _bad={"nesterov": True},
+    ),
     row("adam", learning_rate=0.05),
     row("adam", "eps-root", learning_rate=0.05, b1=0.8, b2=0.95, eps=1e-4, eps_root=1e-4),
     row("adam", "nesterov", learning_rate=0.05, nesterov=True),
@@ -454,7 +467,7 @@ OPTIMIZERS = [
         eps=0.1,
         bias_correction=True,
     ),
-    row("rmsprop", "momentum", learning_rate=0.005, momentum=0.9, _renamed={"momentum": "decay"}),
+    row("rmsprop", "momentum", learning_rate=0.005, momentum=0.9, **MOMENTUM),
     row("rmsprop", "nesterov", learning_rate=0.005, **HEAVY, _temporaries=1),
     row("sign_sgd", learning_rate=0.02),
     row(
@@ -470,7 +483,7 @@ OPTIMIZERS = [
         trust_coefficient=0.02,
         weight_decay=1e-3,
         _needs_params=True,
-        _ranges=TRUST,
+        _ranges=LARS,
         _renamed={"momentum": "decay"},
     ),
     row(
@@ -483,7 +496,7 @@ OPTIMIZERS = [
         nesterov=True,
         trust_ratio_mask=True,
         _needs_params=True,
-        _ranges=TRUST,
+        _ranges=LARS,
         _renamed={"momentum": "decay"},
     ),
     row("lamb", learning_rate=0.3, _needs_params=True),
@@ -499,7 +512,7 @@ OPTIMIZERS = [
         _needs_params=True,
         _ranges=ADAFACTOR,
         _renamed=OF_ADAFACTOR,
-        _bad={"min_dim_size_to_factor": 0, "dtype_momentum": "int8", "weight_decay_mask": True},
+        _bad={"min_dim_size_to_factor": 0, "dtype_momentum": "int8"},
     ),
     row(
         "adafactor",
@@ -1066,8 +1079,8 @@ PIECES = [
     row("scale_by_lion", _ranges=SCALE_BY_LION, _bad={"mode": "soft"}),
     row("scale_by_lion", "smooth", mode="smooth", smooth_beta=3.0, _ranges=SCALE_BY_LION),
     row("scale_by_lion", "refined", mode="refined", _ranges=SCALE_BY_LION),
-    row("trace", decay=0.9),
-    row("trace", "nesterov", decay=0.9, nesterov=True),
+    row("trace", decay=0.9, _ranges={"decay": "[-1, 1]"}),
+    row("trace", "nesterov", decay=0.9, nesterov=True, _ranges={"decay": "[-1, 1]"}),
     row("ema", decay=0.9),
     row("ema", "biased", decay=0.9, debias=False),
     row(

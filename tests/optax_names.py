@@ -209,10 +209,23 @@ def differences(kind: str, ours: Any, theirs: Any) -> Iterator[tuple[str, str]]:
         elif ours._field_defaults != theirs._field_defaults:
             yield "_fields", f"has the defaults {ours._field_defaults}"
     else:
-        yield from signatures(inspect.signature(ours), inspect.signature(theirs))
+        yield from signatures(
+            inspect.signature(ours), by_new_names(inspect.signature(theirs), ours)
+        )
         if kind == "class":
             lacking = [n for n in dir(theirs) if n[0] != "_" and not hasattr(ours, n)]
             yield from ((n, f"lacks the method {n}") for n in lacking)
+
+
+def by_new_names(theirs: inspect.Signature, ours: Any) -> inspect.Signature:
+    """Optax's signature, with the new names of arguments that gradx takes by old names, too."""
+    renamed = getattr(ours, "renamed", {})
+    named = [
+        p.replace(name=renamed.get(p.name, p.name))
+        for p in theirs.parameters.values()
+        if renamed.get(p.name) not in theirs.parameters
+    ]
+    return theirs.replace(parameters=named)
 
 
 def signatures(ours: inspect.Signature, theirs: inspect.Signature) -> Iterator[tuple[str, str]]:

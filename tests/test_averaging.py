@@ -347,7 +347,7 @@ def test_a_reset_leaves_live_values_alone() -> None:
 
 
 def test_lookahead_says_what_it_wants() -> None:
-    for bad in ({"sync_period": 0}, {"sync_period": 1.5}, {"slow_step_size": 0.0}):
+    for bad in ({"sync_period": 0}, {"sync_period": 1.5}, {"slow_step_size": -0.5}):
         with pytest.raises(ValueError, match=f"lookahead: {next(iter(bad))}"):
             gradx.lookahead(gradx.sgd(0.1), **{"sync_period": 2, "slow_step_size": 0.5, **bad})
     with pytest.raises(ValueError, match="fast_optimizer must be a transformation"):

@@ -211,8 +211,8 @@ RANGES = [
     (
         lambda x: gradx.freeze({"bias": True, "kernel": False}, gradx.trace(x(0.9))),
         "decay",
-        (0.0,),
-        (1.0,),
+        (0.0, 1.0),
+        (1.5,),
     ),
     (
         lambda x: gradx.partition({"a": gradx.lion(0.1, b2=x(0.5))}, {"bias": "a", "kernel": "a"}),

@@ -100,6 +100,7 @@ def call(name: str, **changed: Any) -> Any:
     return gradx.qk_clip(1.0, made).init(PARAMS) if name == "HeadAxis" else made
 
 
+@pytest.mark.filterwarnings("ignore:inject_stateful_hyperparams is deprecated")
 @pytest.mark.parametrize(("name", "option"), options())
 def test_no_option_takes_nonsense(name: str, option: str) -> None:
     call(name)

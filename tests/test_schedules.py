@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pickle
+import re
+import warnings
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -234,15 +236,58 @@ def test_where_we_differ_from_optax() -> None:
     # No warmup means the peak, as in the other warmups; Optax stays at init_value.
     assert float(optax.warmup_constant_schedule(0.0, 1.0, 0)(5)) == 0.0
     assert [float(cycles.warmup_constant_schedule(0.0, 1.0, 0)(c)) for c in (0, 5)] == [1.0, 1.0]
-    # A peak of 0 does not hide the end value.
-    assert float(optax.warmup_cosine_decay_schedule(0.0, 0.0, 5, 10, 0.1)(10)) == 0.0
-    assert float(cycles.warmup_cosine_decay_schedule(0.0, 0.0, 5, 10, 0.1)(10)) == np.float32(0.1)
     # One-cycle phases of no steps are skipped, and do not lose the other phases' scales.
     close(optax.linear_onecycle_schedule(1, 1.0)(0), 0.04**2)
     close([piecewise.linear_onecycle_schedule(1, 1.0)(c) for c in (0, 1)], np.array([0.04, 4e-6]))
     close(
         [piecewise.cosine_onecycle_schedule(9, 1.0, 1.0)(c) for c in (0, 9)], np.array([0.04, 4e-6])
     )
+
+
+# Numbers that Optax takes with a meaning, whoever wanted them: the arguments, and what is said.
+EDGES: list[tuple[str, tuple[Any, ...], dict[str, Any], str | None]] = [
+    ("linear_schedule", (1.0, 0.0, 0), {}, "transition_steps is 0, .* constant at init_value"),
+    ("linear_schedule", (1.0, 0.0, 4, -3), {}, "transition_begin is -3, which counts as 0"),
+    ("linear_schedule", (1.0, 0.0, 4.5), {}, None),
+    ("polynomial_schedule", (1.0, 0.0, 2, -3), {}, "transition_steps is -3"),
+    ("polynomial_schedule", (1.0, 0.0, 0, 4), {}, None),
+    ("cosine_decay_schedule", (1.0, 4.5), {"exponent": 0.0}, None),
+    ("exponential_decay", (1.0, 0, 0.5), {}, "transition_steps is 0"),
+    ("exponential_decay", (1.0, 2, 0.0), {"end_value": 2.0}, "decay_rate is 0"),
+    ("exponential_decay", (1.0, 2, 0.5, -2), {}, "transition_begin is -2"),
+    ("exponential_decay", (1.0, 2.5, 0.5, 0.5, True), {}, None),
+    ("exponential_decay", (1.0, 2, 0.5), {"end_value": 2.0}, "init_value 1.0 is beyond end_value"),
+    ("exponential_decay", (1.0, 2, 2.0), {"end_value": 0.5}, "constant at end_value"),
+    ("piecewise_constant_schedule", (1.0, {-3: 0.5, 2.5: 0.1}), {}, None),
+    ("piecewise_interpolate_schedule", ("linear", 1.0, {-3: 0.5, 4.5: 0.1}), {}, None),
+    ("warmup_cosine_decay_schedule", (0.5, 1.0, 2.5, 7.5), {}, None),
+    ("warmup_cosine_decay_schedule", (0.5, 0.0, 2, 7, 0.1), {}, "end_value 0.1 is ignored"),
+    ("warmup_cosine_decay_schedule", (0.5, 0.0, 2, 7), {}, None),
+    ("warmup_exponential_decay_schedule", (0.0, 1.0, 2, 2, 0.0), {}, "constant at peak_value"),
+    ("warmup_exponential_decay_schedule", (0.0, 1.0, 2, 2, 0.5, 0, False, 2.0), {}, "beyond"),
+    ("join_schedules", ([jnp.zeros_like, jnp.sqrt, lambda c: -c], [-2, 3.5]), {}, None),
+]
+
+
+@pytest.mark.parametrize(("name", "args", "kwargs", "told"), EDGES, ids=lambda v: None)
+def test_edges_mean_what_they_mean_in_optax(
+    name: str, args: Any, kwargs: Any, told: str | None, recwarn: pytest.WarningsRecorder
+) -> None:
+    """And what makes a schedule constant says so, to the line that made it."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("default")
+        ours = NAMES[name](*args, **kwargs)
+    theirs = getattr(optax, name)(*args, **kwargs)
+    counts = np.arange(9, dtype=np.int32)
+    with jax.disable_jit():
+        close(ours(counts), np.stack([np.asarray(theirs(count)) for count in counts]))
+    said = [str(w.message) for w in recwarn if w.filename == __file__]
+    assert [bool(re.search(f"^{name}: .*{told}", s)) for s in said] == [True] * (told is not None)
+
+
+def test_steps_may_come_from_a_generator() -> None:
+    cycles_of = cycles.sgdr_schedule({**CYCLE, "decay_steps": n} for n in (10, 20))
+    assert cycles_of == cycles.sgdr_schedule([{**CYCLE, "decay_steps": n} for n in (10, 20)])
 
 
 # ---------------------------------------------------------------- borders, by property
@@ -273,7 +318,7 @@ def test_polynomial_goes_from_one_end_to_the_other(
 
 
 @quick
-@given(numbers, numbers, st.integers(0, 500), lengths, numbers)
+@given(numbers, numbers.filter(bool), st.integers(0, 500), lengths, numbers)
 def test_warmup_meets_the_decay_at_the_peak(
     init: float, peak: float, warmup: int, length: int, end: float
 ) -> None:
@@ -428,55 +473,36 @@ BAD: list[tuple[str, tuple[Any, ...], dict[str, Any], str]] = [
     ("constant_schedule", (1j,), {}, "value must be one real number"),
     ("linear_schedule", (INF, 0.0, 10), {}, "init_value must be in"),
     ("linear_schedule", (1.0, jnp.array(jnp.nan), 10), {}, "end_value must be in"),
-    ("linear_schedule", (1.0, 0.0, 0), {}, r"transition_steps must be in \[1, inf\), got 0"),
-    ("linear_schedule", (1.0, 0.0, 1.5), {}, "transition_steps must be a whole number"),
-    ("linear_schedule", (1.0, 0.0, INF), {}, "transition_steps must be a whole number"),
-    ("linear_schedule", (1.0, 0.0, 10, -1), {}, r"transition_begin must be in \[0, inf\)"),
-    ("polynomial_schedule", (1.0, 0.0, 0, 10), {}, r"power must be in \(0, inf\), got 0"),
-    ("polynomial_schedule", (1.0, 0.0, 2, -3), {}, "transition_steps must be in"),
-    ("polynomial_schedule", (1.0, 0.0, 2, "9"), {}, "transition_steps must be a whole number"),
-    ("polynomial_schedule", (1.0, 0.0, 2, 10, -1), {}, "transition_begin must be in"),
+    ("linear_schedule", (1.0, 0.0, INF), {}, "transition_steps must be in"),
+    ("polynomial_schedule", (1.0, 0.0, -1, 10), {}, r"power must be in \[0, inf\), got -1"),
+    ("polynomial_schedule", (1.0, 0.0, 2, "9"), {}, "transition_steps must be one real"),
     ("cosine_decay_schedule", (1.0, 0), {}, "decay_steps must be in"),
-    ("cosine_decay_schedule", (1.0, True), {}, "decay_steps must be a whole number"),
+    ("cosine_decay_schedule", (1.0, True), {}, "decay_steps must be one real number"),
     ("cosine_decay_schedule", (1.0, 10), {"alpha": NAN}, "alpha must be in"),
     ("cosine_decay_schedule", (1.0, 10), {"exponent": -1.0}, "exponent must be in"),
-    ("exponential_decay", (1.0, 10, 0.0), {}, "decay_rate must be in"),
     ("exponential_decay", (1.0, 10, -0.5), {}, "decay_rate must be in"),
-    ("exponential_decay", (1.0, 0, 0.5), {}, "transition_steps must be in"),
-    ("exponential_decay", (1.0, 10, 0.5, -2), {}, "transition_begin must be in"),
-    ("exponential_decay", (1.0, 10, 0.5), {"end_value": 2.0}, r"end_value .* \(-inf, 1.0\]"),
-    ("exponential_decay", (1.0, 10, 2.0), {"end_value": 0.5}, r"end_value .* \[1.0, inf\)"),
     ("exponential_decay", (1.0, 10, 0.5), {"end_value": NAN}, "end_value must be in"),
     ("piecewise_constant_schedule", (1.0, [(5, 0.1)]), {}, "boundaries_and_scales must be a dict"),
     ("piecewise_constant_schedule", (1.0, {5: -0.1}), {}, r"boundaries_and_scales\[5\] must be"),
-    ("piecewise_constant_schedule", (1.0, {-5: 0.1}), {}, "a boundary in boundaries_and_scales"),
-    ("piecewise_constant_schedule", (1.0, {0.5: 0.1}), {}, "a boundary in boundaries_and_scales"),
+    ("piecewise_constant_schedule", (1.0, {INF: 0.1}), {}, "a boundary in boundaries_and_scales"),
     ("piecewise_interpolate_schedule", ("cubic", 1.0, {}), {}, "interpolate_type must be"),
     ("piecewise_interpolate_schedule", ("linear", NAN), {}, "init_value must be"),
     ("piecewise_interpolate_schedule", ("linear", 1.0, {5: INF}), {}, r"_scales\[5\] must be"),
-    ("linear_onecycle_schedule", (0, 1.0), {}, "transition_steps must be in"),
+    ("linear_onecycle_schedule", (0, 1.0), {}, "steps of a linear onecycle must be in"),
     ("linear_onecycle_schedule", (9, 1.0, 1.5), {}, r"pct_start must be in \[0.0, 1\]"),
     ("linear_onecycle_schedule", (9, 1.0, 0.5, 0.4), {}, r"pct_final must be in \[0.5, 1\]"),
     ("linear_onecycle_schedule", (9, 1.0), {"div_factor": 0.0}, "div_factor must be in"),
     ("linear_onecycle_schedule", (9, 1.0), {"final_div_factor": -1.0}, "final_div_factor must"),
-    ("cosine_onecycle_schedule", (-1, 1.0), {}, "transition_steps must be in"),
+    ("cosine_onecycle_schedule", (-1, 1.0), {}, "steps of a cosine onecycle must be in"),
     ("cosine_onecycle_schedule", (9, NAN), {}, "peak_value must be in"),
     ("cosine_onecycle_schedule", (9, 1.0, -0.1), {}, "pct_start must be in"),
     ("warmup_constant_schedule", (0.0, 1.0, -1), {}, "warmup_steps must be in"),
-    ("warmup_constant_schedule", (0.0, 1.0, 0.1), {}, "warmup_steps must be a whole number"),
     ("warmup_cosine_decay_schedule", (0.0, 1.0, 10, 10), {}, "decay_steps must be more than warm"),
     ("warmup_cosine_decay_schedule", (0.0, INF, 10, 20), {}, "peak_value must be in"),
     ("warmup_cosine_decay_schedule", (0.0, 1.0, -1, 10), {}, "warmup_steps must be in"),
     ("warmup_cosine_decay_schedule", COSINE, {"end_value": "0"}, "end_value must be one real"),
-    ("warmup_cosine_decay_schedule", COSINE, {"exponent": 0}, "exponent must be in"),
-    ("warmup_exponential_decay_schedule", (*COSINE, 0.0), {}, "decay_rate must be in"),
-    ("warmup_exponential_decay_schedule", (*COSINE, 0.5, -1), {}, "transition_begin must be"),
-    (
-        "warmup_exponential_decay_schedule",
-        (*COSINE, 0.5),
-        {"end_value": 2.0},
-        r"end_value \(peak_value 1.0, decay_rate 0.5\) must be in \(-inf, 1.0\], got 2.0",
-    ),
+    ("warmup_cosine_decay_schedule", COSINE, {"exponent": -1}, "exponent must be in"),
+    ("warmup_exponential_decay_schedule", (*COSINE, -1.0), {}, "decay_rate must be in"),
     ("sgdr_schedule", ([],), {}, "cosine_kwargs must have at least one cycle"),
     ("sgdr_schedule", (iter([CYCLE]),), {}, "cosine_kwargs must be a list"),
     ("sgdr_schedule", ([CYCLE, {}],), {}, r"cosine_kwargs\[1\]: .* needs init_value, peak_value"),
@@ -488,7 +514,6 @@ BAD: list[tuple[str, tuple[Any, ...], dict[str, Any], str]] = [
     ("join_schedules", ([abs, 0.1], [1]), {}, r"schedules\[1\] must be a function .*got 0.1"),
     ("join_schedules", ([sources.by_path({"a": 1.0})], []), {}, r"schedules\[0\] must be"),
     ("join_schedules", ([abs, abs, abs], [5, 2]), {}, r"boundaries must not descend, got \[5, 2\]"),
-    ("join_schedules", ([abs, abs], [-1]), {}, r"boundaries\[0\] must be in"),
     ("join_schedules", ([abs, abs], 5), {}, "boundaries must be a list"),
     ("join_schedules", (abs, []), {}, "schedules must be a list"),
 ]

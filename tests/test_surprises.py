@@ -225,7 +225,7 @@ def test_paths_of_a_field_called_value() -> None:
 def test_options_that_would_be_ignored() -> None:
     for make in (
         lambda: gradx.sgd(0.1, nesterov=True),
-        lambda: gradx.sgd(0.1, accumulator_dtype=jnp.float32),
+        lambda: gradx.sgd(0.1, dampening=0.5),
         lambda: gradx.rmsprop(0.1, nesterov=True),
     ):
         with pytest.raises(ValueError, match="momentum"):

@@ -213,8 +213,6 @@ def adafactor(
     """
     if weight_decay_rate is not None:
         weight_decay_rate = hyper.checked("weight_decay", weight_decay_rate)
-    elif weight_decay_mask is not None:
-        raise ValueError(f"{core.where()}: weight_decay_mask needs a weight_decay_rate.")
     dtype = storage("dtype_momentum", dtype_momentum)
     parts = [scale_by_factored_rms(factored, decay_rate, decay_offset, min_dim_size_to_factor, eps)]
     if clipping_threshold is not None:

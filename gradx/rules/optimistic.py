@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 
 from gradx import core, hyper
+from gradx.calls import warn
 from gradx.combine import chain
 from gradx.core import Transform, Updates
 from gradx.leafwise import leafwise
@@ -191,8 +192,9 @@ def optimistic_adam(
       Array([0.1], dtype=float32)
 
     Reference: Daskalakis et al., *Training GANs with optimism*, https://arxiv.org/abs/1711.00141.
-    Optax calls it deprecated, and takes no schedules here.
+    It is deprecated, as in Optax, with a `DeprecationWarning`; Optax takes no schedules here.
     """
+    warn("`optimistic_adam` is deprecated, use `optimistic_adam_v2` instead.", DeprecationWarning)
     optimism = learning_rate if optimism is None else optimism
     learning_rate = hyper.checked("learning_rate", learning_rate)
     return chain(

@@ -10,9 +10,10 @@ import jax.numpy as jnp
 
 from gradx import core, hyper, mapped
 from gradx import trees as gtree
+from gradx.calls import renamed
 from gradx.combine import chain, identity
 from gradx.core import Params, State, Transform, Updates
-from gradx.gradients import as_key, check_key
+from gradx.gradients import as_key, key_or_zero
 from gradx.moments import trace
 from gradx.per_example import examples, factors, weighted_sum
 from gradx.scale import descend
@@ -38,12 +39,12 @@ class DifferentiallyPrivateAggregateState(NamedTuple):
 
 
 @core.recorded
+@renamed(seed="key")
 def differentially_private_aggregate(
     l2_norm_clip: float,
     noise_multiplier: float,
     key: Array | int | None = None,
     *,
-    seed: Array | int | None = None,
     axis_name: Any = None,
 ) -> Transform:
     r"""Turns the gradients of single examples into one that tells little about any of them.
@@ -59,8 +60,8 @@ def differentially_private_aggregate(
     Args:
       l2_norm_clip: \(c\) in (0, inf], the bound of each example's norm over all leaves.
       noise_multiplier: \(\sigma\) in [0, inf), the noise's deviation in units of the bound.
-      key: a random key, or the seed of one (see `add_noise`).
-      seed: Optax's former name for `key`, for an integer.
+      key: a random key, or the seed of one (see `add_noise`); without it that of seed 0, with a
+        warning, since noise that anybody can subtract gives no privacy.
       axis_name: the mapped axis over which the examples are sharded, inside `shard_map` or `pmap`:
         \(B\) is then their number on all devices, and the noise is added once. Every device has to
         have the same key. In `shard_map` with its types, differentiate with respect to
@@ -68,9 +69,8 @@ def differentially_private_aggregate(
         bounded.
 
     Raises:
-      ValueError: neither or both of `key` and `seed` are given; noise without a bound; in `update`,
-        gradients without a first axis, with different ones, or not of the parameters' shapes
-        behind it.
+      ValueError: noise without a bound; in `update`, gradients without a first axis, with different
+        ones, or not of the parameters' shapes behind it.
 
     Example:
       >>> import gradx, jax, jax.numpy as jnp
@@ -90,10 +90,7 @@ def differentially_private_aggregate(
     where = core.where()
     bound = hyper.constant("l2_norm_clip", l2_norm_clip, "(0, inf]")
     sigma = hyper.constant("noise_multiplier", noise_multiplier, "[0, inf)")
-    if (key is None) == (seed is None):
-        raise ValueError(f"{where}: give a key (a jax.random.key or an integer), and not seed too.")
-    start: Any = seed if key is None else key
-    check_key("key", start)
+    start = key_or_zero(key)
     over = mapped.axes(axis_name)
     if any(axis.said is not None for axis in over):
         raise ValueError(
@@ -191,11 +188,12 @@ def _mean(total: Array, noise: tuple[Any, Array] | None, share: Any) -> Array:
 
 
 @core.recorded
+@renamed(seed="key")
 def dpsgd(
     learning_rate: Hyper,
     l2_norm_clip: float,
     noise_multiplier: float,
-    seed: Array | int,
+    key: Array | int,
     momentum: Hyper | None = None,
     nesterov: bool = False,
     *,
@@ -215,8 +213,8 @@ def dpsgd(
       learning_rate: \(\eta\) in [0, inf).
       l2_norm_clip: \(c\) in (0, inf].
       noise_multiplier: \(\sigma\) in [0, inf).
-      seed: the seed of a random key, or the key itself.
-      momentum: \(\mu\) in [0, 1); without it \(m = g\).
+      key: a random key, or the seed of one.
+      momentum: \(\mu\) in [-1, 1]; without it \(m = g\).
       nesterov: look one step ahead; only with momentum.
       axis_name: the mapped axis over which the examples are sharded.
 
@@ -226,7 +224,7 @@ def dpsgd(
 
     Example:
       >>> import gradx, jax.numpy as jnp
-      >>> tx = gradx.dpsgd(0.1, l2_norm_clip=1.0, noise_multiplier=0.0, seed=0)
+      >>> tx = gradx.dpsgd(0.1, l2_norm_clip=1.0, noise_multiplier=0.0, key=0)
       >>> params = jnp.zeros(2)
       >>> grads = jnp.array([[3.0, 4.0], [0.0, 0.0]])
       >>> tx.update(grads, tx.init(params), params)[0]
@@ -238,7 +236,7 @@ def dpsgd(
     if momentum is None and nesterov:
         raise ValueError(f"{core.where()}: nesterov needs a momentum.")
     return chain(
-        differentially_private_aggregate(l2_norm_clip, noise_multiplier, seed, axis_name=axis_name),
+        differentially_private_aggregate(l2_norm_clip, noise_multiplier, key, axis_name=axis_name),
         identity() if momentum is None else trace(momentum, nesterov),
         descend(learning_rate),
     )

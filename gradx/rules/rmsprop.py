@@ -135,7 +135,7 @@ def rmsprop(
       initial_scale: where \(\nu\) begins, in [0, inf); 1 in some older implementations.
       eps_in_sqrt: False to add \(\epsilon\) to the root, as PyTorch does.
       centered: divide by the deviation from the mean.
-      momentum: in [0, 1); none by default.
+      momentum: in [-1, 1]; none by default.
       nesterov: look one step ahead; only with momentum.
       bias_correction: correct the averages for their start.
 

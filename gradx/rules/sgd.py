@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from functools import partial
+from typing import Any, NamedTuple
 
-from gradx import core
+import jax.numpy as jnp
+
+from gradx import core, sources
+from gradx.calls import renamed
 from gradx.combine import chain, identity
-from gradx.core import Transform
+from gradx.core import Count, Transform, Updates
 from gradx.gradients import add_noise
-from gradx.moments import trace
+from gradx.leafwise import leafwise
+from gradx.moments import MOMENTUM, storage, trace, zeros
 from gradx.scale import descend
 from gradx.sources import Array, Hyper
+from gradx.stage import Numbers, Slots
 
-__all__ = ["noisy_sgd", "sgd"]
+__all__ = ["DampenedTraceState", "noisy_sgd", "sgd"]
 
 
 @core.recorded
@@ -21,21 +28,26 @@ def sgd(
     momentum: Hyper | None = None,
     nesterov: bool = False,
     accumulator_dtype: Any = None,
+    *,
+    dampening: Hyper | None = None,
 ) -> Transform:
     r"""Stochastic gradient descent.
 
     .. math::
-        m &\leftarrow \mu m + g \\
+        m &\leftarrow \mu m + (1 - \tau)\, g, \qquad m_1 = g_1 \\
         u &= -\eta\, m \quad\text{or, with nesterov,}\quad -\eta\,(\mu m + g)
 
     Args:
       learning_rate: \(\eta\) in [0, inf), or another source of a number.
-      momentum: \(\mu\) in [0, 1); without it \(m = g\), and there is no state.
-      nesterov: look one step ahead; only with momentum.
+      momentum: how much of the sum of gradients is kept each step; \(\mu\) in [-1, 1]. Without it
+        \(m = g\), and there is no state.
+      nesterov: look one step ahead; only with momentum, and without dampening.
       accumulator_dtype: the dtype to keep \(m\) in; by default the parameter's, at least float32.
+      dampening: how much of each gradient but the first is left out of the sum, as in PyTorch;
+        \(\tau\) in [0, 1), only with momentum. By default 0. With a momentum of 0 it does nothing.
 
     Raises:
-      ValueError: options of momentum are given without it; Optax ignores them.
+      ValueError: nesterov or dampening without a momentum, which would do nothing; both together.
 
     Example:
       >>> import gradx, jax.numpy as jnp
@@ -48,20 +60,63 @@ def sgd(
     Reference: Sutskever et al., *On the importance of initialization and momentum in deep
     learning*, 2013.
     """
-    if momentum is None and (nesterov or accumulator_dtype is not None):
-        raise ValueError(f"{core.where()}: nesterov and accumulator_dtype need a momentum.")
-    step = identity() if momentum is None else trace(momentum, nesterov, accumulator_dtype)
+    damped = dampening is not None and not sources.is_zero(dampening)
+    if momentum is None and (nesterov or damped):
+        name = "nesterov" if nesterov else "dampening"
+        raise ValueError(f"{core.where()}: {name} needs a momentum.")
+    if damped and nesterov:
+        raise ValueError(
+            f"{core.where()}: nesterov looks ahead without dampening, as in PyTorch; got "
+            f"dampening {core.show(dampening)}. Leave one of them out."
+        )
+    if momentum is None:
+        step = identity()
+    elif damped and not sources.is_zero(momentum):
+        step = _dampened_trace(momentum, dampening, accumulator_dtype)
+    else:
+        step = trace(momentum, nesterov, accumulator_dtype)
     return chain(step, descend(learning_rate))
 
 
+class DampenedTraceState(NamedTuple):
+    """The state of `sgd` with dampening.
+
+    Attributes:
+      count: the updates done so far, int32 (): the first gradient is not dampened.
+      trace: the sum of gradients, like the parameters.
+    """
+
+    count: Count
+    trace: Updates
+
+
+def _dampened_trace(momentum: Hyper, dampening: Hyper | None, dtype: Any) -> Transform:
+    return leafwise(
+        _add_dampened,
+        init=partial(zeros, dtype=storage("accumulator_dtype", dtype)),
+        state=DampenedTraceState,
+        hypers={"decay": momentum, "dampening": dampening},
+        ranges={"decay": MOMENTUM, "dampening": "[0, 1)"},
+        per_step=_share_of_gradient,
+    )
+
+
+def _share_of_gradient(h: Numbers, t: Array) -> Mapping[str, Array]:
+    return {"share": jnp.where(t == 1, 1.0, 1 - h.dampening)}
+
+
+def _add_dampened(g: Array, slots: Slots, p: None, h: Numbers) -> tuple[Array, Slots]:
+    m = h.decay * slots[0] + h.share * g
+    return m, (m,)
+
+
 @core.recorded
+@renamed(seed="key")
 def noisy_sgd(
     learning_rate: Hyper,
     eta: float = 0.01,
     gamma: float = 0.55,
     key: Array | int | None = None,
-    *,
-    seed: int | None = None,
 ) -> Transform:
     r"""Gradient descent with Gaussian noise that fades.
 
@@ -72,11 +127,7 @@ def noisy_sgd(
       learning_rate: \(\alpha\) in [0, inf).
       eta: \(\eta\) in [0, inf), the variance at the first update.
       gamma: \(\gamma\) in [0, inf), how fast it falls.
-      key: a random key, or the seed of one.
-      seed: Optax's former name for `key`, for an integer.
-
-    Raises:
-      ValueError: neither or both of `key` and `seed` are given. (Optax takes key 0 for neither.)
+      key: a random key, or the seed of one; see `add_noise`.
 
     Example:
       >>> import gradx, jax.numpy as jnp
@@ -88,4 +139,4 @@ def noisy_sgd(
     Reference: Neelakantan et al., *Adding gradient noise improves learning for very deep
     networks*, https://arxiv.org/abs/1511.06807.
     """
-    return chain(add_noise(eta, gamma, key, seed=seed), descend(learning_rate))
+    return chain(add_noise(eta, gamma, key), descend(learning_rate))

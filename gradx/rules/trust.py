@@ -62,7 +62,7 @@ def lars(
       trust_coefficient: \(c\) in (0, inf).
       eps: \(\epsilon\) in [0, inf).
       trust_ratio_mask: the leaves whose update is scaled by \(r\); True for all.
-      momentum: \(\mu\) in [0, 1).
+      momentum: \(\mu\) in [-1, 1].
       nesterov: look one step ahead.
       axis_name: the mapped axis over which leaves are sharded, inside `shard_map` or `pmap`, or
         several, or `sharded`. Without it each device measures its own part of a leaf.

@@ -20,7 +20,7 @@ from gradx import core, sources
 from gradx import trees as gtree
 from gradx.calls import checked
 from gradx.core import Params, State, Updates
-from gradx.near import nearest
+from gradx.near import FoundSeveral, MissingArgument, nearest
 from gradx.sources import Array
 from gradx.stage import check_array, widen
 
@@ -210,7 +210,7 @@ def line_search(
     given = {"value": value, "grad": grad, "value_fn": value_fn}
     missing = [name for name, x in given.items() if x is None]
     if missing:
-        raise ValueError(
+        raise MissingArgument(
             f"{where}: needs the extra argument{'s' * (len(missing) > 1)} "
             f"{' and '.join(map(repr, missing))}: call update(grads, state, params, value=value, "
             f"grad=grads, value_fn=f, **data), with value, grads = jax.value_and_grad(f)(params, "
@@ -334,7 +334,8 @@ def _left_behind(state: State) -> Any:
     where = "value_and_grad_from_state"
     found = [x for x in jax.tree.leaves(state, is_leaf=_is_search) if _is_search(x)]
     if len(found) != 1:
-        raise ValueError(
+        kind = FoundSeveral if found else ValueError
+        raise kind(
             f"{where}: the state must have one line search in it, as that of lbfgs has; it has "
             f"{len(found) or 'none'}."
         )

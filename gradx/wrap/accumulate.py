@@ -290,6 +290,7 @@ class _Accumulation:
         self, updates: Updates, state: State, params: Params | None = None, **extra: Any
     ) -> tuple[Updates, State]:
         self.check(state)
+        updates = jax.tree.map(gtree.as_number, updates)
         skip_state: Any = ()
         counts: Any = True  # unless the call is skipped
         if self.should_skip is not None:

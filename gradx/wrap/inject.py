@@ -20,7 +20,7 @@ import numpy as np
 from gradx import arguments, core, live
 from gradx import trees as gtree
 from gradx.binding import fit
-from gradx.calls import checked, kept
+from gradx.calls import by_new_names, checked, kept, warn
 from gradx.calls import signature as signature_of
 from gradx.contract import GradientTransformation, Schedule, StatefulSchedule
 from gradx.core import Count, Params, Part, State, Transform, Updates
@@ -221,6 +221,7 @@ class Injected(core.Described):
 
     def __call__(self, *args: Any, **kwargs: Any) -> Transform:
         inner, signature = self.__wrapped__, self.__signature__
+        kwargs = by_new_names(inner, kwargs)
         bound = fit(signature, f"inject_hyperparams({core.show(inner)})", args, kwargs)
         bound.arguments = {n: kept(v) for n, v in bound.arguments.items()}
         spec = core.Spec(self, core.given(bound))
@@ -337,7 +338,7 @@ def inject_stateful_hyperparams(
     static_args: str | Iterable[str] = (),
     hyperparam_dtype: Any = None,
 ) -> Injected:
-    """`inject_hyperparams` under an older name.
+    """`inject_hyperparams` under an older name, with a `DeprecationWarning`.
 
     Args:
       inner_factory: see `inject_hyperparams`.
@@ -346,7 +347,11 @@ def inject_stateful_hyperparams(
 
     Example:
       >>> import gradx
-      >>> gradx.inject_stateful_hyperparams(gradx.sgd)(0.1)
+      >>> import warnings
+      >>> with warnings.catch_warnings():
+      ...     warnings.simplefilter("ignore", DeprecationWarning)
+      ...     gradx.inject_stateful_hyperparams(gradx.sgd)(0.1)
       inject_hyperparams(sgd)(0.1)
     """
+    warn("inject_stateful_hyperparams is deprecated, use inject_hyperparams.", DeprecationWarning)
     return inject_hyperparams(inner_factory, static_args, hyperparam_dtype)

@@ -75,7 +75,8 @@ def lookahead(
     Args:
       fast_optimizer: \(T\), gradx's or Optax's. It sees the fast parameters.
       sync_period: \(k \ge 1\), in steps.
-      slow_step_size: \(\alpha\) in (0, 1].
+      slow_step_size: \(\alpha\) in [0, inf), commonly below 1. With 0 the slow parameters stay, and
+        the fast ones return to them.
       reset_state: whether the fast optimizer forgets its state, its counts included, in every
         \(k\)-th step. Live values stay.
 
@@ -105,7 +106,7 @@ def lookahead(
     where = core.where()
     check_inner(fast_optimizer, where, "fast_optimizer")
     period = steps("sync_period", sync_period, 1)
-    step_size = constant("slow_step_size", slow_step_size, "(0, 1]")
+    step_size = constant("slow_step_size", slow_step_size, "[0, inf)")
     fast = core.with_extra_args(fast_optimizer)
 
     def init(params: Params) -> LookaheadState:

@@ -14,6 +14,7 @@ from gradx.combine import Contract
 from gradx.core import Params, Part, State, Transform, Updates
 from gradx.counting import steps
 from gradx.gating import afresh, check_inner, gated_update
+from gradx.near import MissingArgument
 from gradx.replicas import AVERAGE, combined
 from gradx.sources import Array
 from gradx.stage import widen
@@ -114,7 +115,9 @@ def sam(
             steps_since_sync=jnp.zeros((), jnp.int32),
             opt_state=optimizer.init(params),
             adv_state=adv_optimizer.init(params),
-            cache=None if opaque_mode else gtree.map_numbers(jnp.array, params),
+            cache=None
+            if opaque_mode
+            else gtree.map_numbers(lambda p: jnp.array(gtree.as_number(p)), params),
         )
 
     def transparent(
@@ -163,7 +166,7 @@ def sam(
         grad_fn: Callable[[Params, int], Updates] | None,
     ) -> tuple[Updates, SAMState]:
         if not callable(grad_fn):
-            raise ValueError(
+            raise MissingArgument(
                 f"{where}: opaque_mode needs a function (params, i) -> gradients: call "
                 f"update(grads, state, params, grad_fn=…); got {core.show(grad_fn)}."
             )
@@ -190,6 +193,7 @@ def sam(
         grad_fn: Callable[[Params, int], Updates] | None = None,
         **extra: Any,
     ) -> tuple[Updates, SAMState]:
+        updates, params = jax.tree.map(gtree.as_number, (updates, params))
         if params is None:
             raise ValueError(f"{where}: needs the parameters: call update(updates, state, params).")
         check_state(state, SAMState, where)

@@ -70,7 +70,7 @@ def flatten(inner: Contract) -> Transform:
     def update(
         updates: Updates, state: State, params: Params | None = None, **extra: Any
     ) -> tuple[Updates, State]:
-        flat = gtree.flatten(updates)
+        flat = gtree.flatten(jax.tree.map(gtree.as_number, updates))
         seen, vector = list(flat.values), None
         if params is not None:
             values = gtree.flatten_like(flat, params, "the parameters", where)
@@ -103,7 +103,7 @@ def _vector(flat: gtree.Flat, values: Sequence[Any], where: str, what: str) -> A
     for i, x in enumerate(values):
         if x is not None:
             check_array(x, flat, i, where, what)
-    arrays = [jnp.asarray(x) for x in values if x is not None]
+    arrays = [jnp.asarray(gtree.as_number(x)) for x in values if x is not None]
     if len({jnp.iscomplexobj(x) for x in arrays}) > 1:
         raise ValueError(
             f"{where}: the tree has real and complex leaves, which make no one vector; "

@@ -20,7 +20,7 @@ import optax
 import pytest
 import references
 from cases import CASES, OPTIMIZERS, Case, each, each_factory
-from mechanisms import each_mechanism
+from mechanisms import each_mechanism, every_mechanism
 from problems import (
     STEPS,
     assert_close,
@@ -196,6 +196,20 @@ def test_odd_trees(case: Case) -> None:
         assert jax.tree.structure(updates) == jax.tree.structure(odd)
         assert all(np.isfinite(x).all() for x in jax.tree.leaves((updates, state)))
         assert tx.update({}, tx.init({}), {})[0] == {}
+
+
+@every_mechanism
+def test_python_numbers_are_parameters(case: Case) -> None:
+    """And gradients, those without a fraction too: as scalars of float32."""
+    tx = case.ready()
+    p, g = {"a": 1, "b": 2.5}, {"a": 2, "b": -0.5}
+    arrays = jax.tree.map(jnp.float32, (p, g))
+    with jax.disable_jit():
+        begun = tx.init(p)
+        assert types(begun) == types(tx.init(arrays[0]))
+        made = tx.update(g, begun, p)
+        assert_same(made, tx.update(arrays[1], tx.init(arrays[0]), arrays[0]))
+        assert gradx.apply_updates({"a": 1}, {"a": -0.5}) == {"a": 0.5}
 
 
 @every_case

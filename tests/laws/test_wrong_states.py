@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import optax
 import pytest
-from cases import Case
+from cases import CASES, Case
 from mechanisms import every_mechanism
 from problems import params
 from runs import numbers_of
@@ -64,6 +64,39 @@ def test_the_state_of_something_else_is_refused(case: Case) -> None:
                 refuses(tx, other, names(case))
         jax.eval_shape(tx.update, P, state, P)
     assert len(set(kinds)) > 1 or not numbers_of(case)
+
+
+# Pieces without state that no row has.
+KEEP_NOTHING = [
+    gradx.identity(),
+    gradx.set_to_zero(),
+    gradx.scale(0.5),
+    gradx.scale_by_learning_rate(0.1),
+    gradx.scale_by_learning_rate(None),
+    gradx.add_decayed_weights(0.0),
+]
+
+
+def test_what_keeps_nothing_ignores_the_state_it_is_given() -> None:
+    """And gives it back, as in Optax; but not a state in which there is something of another's."""
+    made = [case.ready() for case in CASES]
+    without = [tx for tx in made if begun(tx) == optax.EmptyState()] + KEEP_NOTHING
+    assert len(without) > 15
+    for tx in without:
+        for given in (None, {}, (), 3, [1.0], optax.EmptyState()):
+            updates, state = updated(tx, given)
+            assert state is given, tx
+            assert jax.tree.structure(updates) == jax.tree.structure(P)
+        for foreign in (gradx.trace(0.9), gradx.trace(gradx.tunable(0.9)), gradx.scale_by_adam()):
+            with pytest.raises(ValueError, match="Was it made by another chain's init"):
+                updated(tx, begun(foreign))
+
+
+def updated(tx: Any, state: Any) -> Any:
+    """What `update` gives for a state that no program sees."""
+    seen = []
+    shown = jax.eval_shape(lambda g: seen.append(tx.update(g, state, g)) or seen[-1][0], P)
+    return shown, seen[-1][1]
 
 
 # Wrappers and pieces that no row has, or not with these states: a transformation, and what made

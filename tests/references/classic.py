@@ -157,10 +157,25 @@ def ema(decay: float, debias: bool = True) -> Rule:
     return each(step)
 
 
-def sgd(learning_rate: Number, momentum: Number | None = None, nesterov: bool = False) -> Rule:
-    """Robbins & Monro 1951; momentum as in `trace`, on the gradient, before the learning rate."""
+def sgd(
+    learning_rate: Number,
+    momentum: Number | None = None,
+    nesterov: bool = False,
+    dampening: Number = 0.0,
+) -> Rule:
+    """Robbins & Monro 1951; momentum as in `trace`, on the gradient, before the learning rate.
+
+    Dampening as torch.optim documents it: of every gradient but the first a share is left out.
+    """
     rate = scale_by_learning_rate(learning_rate)
-    return rate if momentum is None else chain(trace(momentum, nesterov), rate)
+    if momentum is None:
+        return rate
+
+    def share(t: int) -> float:
+        return 1 - at(dampening, t) if t else 1.0
+
+    damped = each(lambda g, p, t, state: share(t) * g)
+    return chain(damped, trace(momentum, nesterov), rate)
 
 
 # Signs.

@@ -1402,7 +1402,7 @@ _WRAPPERS: dict[str, Row] = {
         why="theirs adds 1e-12 to the norm",
     ),
     "dpsgd": Row(
-        lambda lib: lib.dpsgd(1e-9, l2_norm_clip=1e8, noise_multiplier=0.0, seed=0, momentum=0.9),
+        lambda lib: lib.dpsgd(1e-9, l2_norm_clip=1e8, noise_multiplier=0.0, key=0, momentum=0.9),
         "opacus",
         "opacus.optimizers.optimizer:DPOptimizer",
         {"noise_multiplier": 0.0, "max_grad_norm": 1e8, "expected_batch_size": 3},
