@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -88,9 +90,22 @@ def used(ranges: Mapping[str, str], numbers: Collection[str]) -> dict[str, str]:
     return {name: interval for name, interval in ranges.items() if name in numbers}
 
 
+_of_the_run: ContextVar[bool] = ContextVar("_of_the_run", default=False)
+
+
+@contextlib.contextmanager
+def of_the_run() -> Iterator[None]:
+    """Numbers in here are a schedule's, which may reach any value, as under `jit`."""
+    token = _of_the_run.set(True)
+    try:
+        yield
+    finally:
+        _of_the_run.reset(token)
+
+
 def check_number(value: float, interval: str, name: str, where: str) -> None:
     """Raises ValueError unless the number lies in its range."""
-    if value not in Interval(interval):
+    if value not in Interval(interval) and not _of_the_run.get():
         remedy = BELOW.get(name, "") if -math.inf < value < 0 else ""
         raise ValueError(f"{where}: {name} must be in {interval}, got {value!r}.{remedy}")
 

@@ -484,7 +484,23 @@ def test_bad_configs_are_refused(name: Any, said: str) -> None:
         gradx.from_config({"name": name, "arguments": {"learning_rate": 0.1, "b3": 0.1}})
 
 
-def test_describe_shows_live_and_scheduled_numbers() -> None:
+def test_a_schedule_may_reach_what_nobody_may_set() -> None:
+    """With and without `jit`: at a bound of 0 nothing moves, as in Optax."""
+    tx = inject_hyperparams(gradx.clip_by_global_norm)(gradx.linear_schedule(1.0, 0.0, 2))
+    for update in (tx.update, jax.jit(tx.update)):
+        state = tx.init(P)
+        for _ in range(4):
+            updates, state = update(P, state)
+        assert all((u == 0).all() for u in jax.tree.leaves(updates))
+    both = inject_hyperparams(gradx.adam)(gradx.linear_schedule(1.0, 0.0, 2), b1=0.9)
+    state = both.init(P)
+    state.hyperparams["b1"] = jnp.float32(1.5)
+    with pytest.raises(ValueError, match=r"b1 must be in \[0, 1\)"):
+        both.update(P, state)
+
+
+def test_describe_shows_live_and_scheduled_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "120")
     tx = inject_hyperparams(gradx.sgd)(gradx.linear_schedule(1.0, 0.0, 9), momentum=0.9)
     table = gradx.describe(gradx.chain(tx), P)
     assert "decay=tunable(0.9)" in str(table)

@@ -7,6 +7,7 @@ that the state has by then.
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -17,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gradx import arguments, core, live
+from gradx import arguments, core, hyper, live
 from gradx import trees as gtree
 from gradx.binding import fit
 from gradx.calls import by_new_names, checked, kept, warn
@@ -103,7 +104,7 @@ class _Injection:
         states = {name: schedule.init() for name, schedule in self.schedules.items()}
         values = {n: jnp.array(self.given[n].value, self._own_dtype(n, wide)) for n in self.numbers}
         values |= self._scheduled(states, {}, wide)
-        inner = self.make(values)
+        inner = self._made(values, wide, {})
         # The inner transformation may keep a number in its own state: no buffer is kept twice.
         kept = {name: jnp.array(value) for name, value in values.items()}
         zero = jnp.zeros((), jnp.int32)
@@ -120,10 +121,18 @@ class _Injection:
             name: schedule.update(state.hyperparams_states[name], **extra)
             for name, schedule in self.schedules.items()
         }
-        inner = core.with_extra_args(self.make(values))
+        inner = core.with_extra_args(self._made(values, wide, extra))
         updates, inner_state = inner.update(updates, state.inner_state, params, **extra)
         inner_state = _in_the_dtypes_of(state.inner_state, inner_state)
         return updates, type(state)(safe_increment(state.count), values, states, inner_state)
+
+    def _made(self, values: Mapping[str, Any], wide: Any, extra: Mapping[str, Any]) -> Any:
+        """Checks the numbers that somebody may have set, and not what schedules give."""
+        if self.schedules and not all(isinstance(x, jax.core.Tracer) for x in values.values()):
+            begin = {name: schedule.init() for name, schedule in self.schedules.items()}
+            self.make({**values, **self._scheduled(begin, extra, wide)})
+        with hyper.of_the_run() if self.schedules else contextlib.nullcontext():
+            return self.make(values)
 
     def _scheduled(
         self, states: Mapping[str, Any], extra: Mapping[str, Any], wide: Any
