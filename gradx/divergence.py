@@ -17,6 +17,7 @@ from gradx import hyper
 from gradx.core import Transform
 from gradx.counting import steps
 from gradx.eigenbasis import (
+    CUT,
     adjoint,
     first_basis,
     first_slots,
@@ -65,7 +66,7 @@ def lifted(
         state=state,
         like_leaf=like_leaf,
         hypers=hypers,
-        ranges=hyper.used({"shampoo_beta": "[0, 1)", **SLOW}, hypers),
+        ranges=hyper.used({"shampoo_beta": "[0, 1)", **SLOW, **CUT}, hypers),
         flags={"most": hyper.constant("max_clamp_value", max_clamp_value, "(0, inf)")},
         per_step=_of_the_step,
         start=_start,

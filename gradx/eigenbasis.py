@@ -13,8 +13,13 @@ import jax.numpy as jnp
 
 from gradx import lapack
 from gradx.moments import average
-from gradx.sources import Array
-from gradx.stage import Slots
+from gradx.polar import magnitude
+from gradx.sources import Array, Hyper
+from gradx.stage import Numbers, Slots
+from gradx.trees import abs_sq
+
+# Units of a product, an average and a decomposition together.
+_ROUNDINGS = 8
 
 
 def times(a: Array, b: Array) -> Array:
@@ -52,6 +57,48 @@ def out_of(x: Array, rows: Array, columns: Array) -> Array:
     """A matrix that was in these bases, as it was before."""
     x = times(rows, x) if rows.size else x
     return times(x, adjoint(columns)) if columns.size else x
+
+
+def cut(rtol: Hyper | None) -> dict[str, Hyper]:
+    """The number of `least_share`, if it is given; its range is in `CUT`."""
+    return {} if rtol is None else {"rtol": rtol}
+
+
+CUT = {"rtol": "[0, 1)"}
+
+
+def least_share(h: Numbers, dtype: Any) -> Any:
+    """Of the squares of all gradients, the share that a direction must have to be known."""
+    return getattr(h, "rtol", rounding(dtype))
+
+
+def rounding(dtype: Any) -> float:
+    """The share of a sum of squares that products and decompositions make of nothing."""
+    return _ROUNDINGS * float(jnp.finfo(dtype).eps)
+
+
+def squares(x: Array) -> Array:
+    """Those of the elements, up to a number for all, so that they neither over- nor underflow."""
+    return abs_sq(x / magnitude(x))
+
+
+def known(square: Array, least: Any, rows: Array, columns: Array) -> Array | bool:
+    """Which elements of a matrix in the bases of its sides are more than rounding errors.
+
+    `square` has their squares. A factor is known to a rounding error of its trace. So a direction
+    with less than this share of all squares is none that the gradients have: its vector is what
+    others left over, and what a matrix has along it is rounding. The same is an element that has
+    less than this share of what the sums of its row and its column let expect. Without bases
+    nothing has been mixed, and all is known.
+    """
+    if not (rows.size or columns.size):
+        return True
+    total = jnp.sum(square)
+    share = square / jnp.where(total > 0, total, 1.0)
+    high, wide = (jnp.sum(share, axis=axis, keepdims=True) for axis in (1, 0))
+    found = share >= least * high * wide
+    found = found & (high >= least) if rows.size else found
+    return found & (wide >= least) if columns.size else found
 
 
 def moved(xs: Any, old: tuple[Array, Array], new: tuple[Array, Array]) -> Any:

@@ -155,6 +155,16 @@ def magnitude(x: Array) -> Array:
     return jnp.where(usable, jnp.ldexp(jnp.ones_like(largest), exponent), 1.0)
 
 
+def bounded(x: Array) -> Array:
+    """The same, divided by a power of two if it is so large that its third powers would overflow.
+
+    For a gradient of which products are to be kept: one that is far too large counts as one that is
+    as large as can be, where an infinity in a product of matrices would be NaN for ever.
+    """
+    size = magnitude(x)
+    return x / jnp.maximum(size / 2.0 ** (jnp.finfo(x.dtype).maxexp // 3), 1.0)
+
+
 def norm(x: Array) -> Array:
     """Frobenius' norm, without overflow and underflow of the squares."""
     scale = magnitude(x)

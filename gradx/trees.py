@@ -306,6 +306,12 @@ def abs_sq(x: Array) -> Array:
     return x * x
 
 
+def finite_sq(x: Array) -> Array:
+    """The same, and the largest number where it would be infinite, for what divides by squares."""
+    square = abs_sq(x)
+    return jnp.minimum(square, jnp.finfo(square.dtype).max)
+
+
 def dot(x: Array, y: Array) -> Array:
     r"""The inner product of two arrays as real vectors, \(\mathrm{Re} \sum_i \bar x_i y_i\).
 

@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from gradx import polar
 from gradx.sources import Array
 from gradx.trees import abs_sq
 
@@ -61,7 +62,8 @@ def fitted(
         v = jax.random.normal(key, m.shape, m.dtype)
         a = into(into(m + _DAMPING * size * v, left).mT, right).mT
         b = _solved(_solved(v, left.conj()).mT, right.conj()).mT
-        found, wanted = [[_gram(x, left), _gram(x.mT, right)] for x in (a, b)]
+        scale = jnp.maximum(polar.magnitude(a), 1.0)  # of both, so it makes no difference
+        found, wanted = [[_gram(x, left), _gram(x.mT, right)] for x in (a / scale, b / scale)]
     else:
         a = into(into(m, left).mT, right).mT
         squares = [(_DAMPING * size) ** 2 * jnp.sum(abs_sq(q)) for q in (right, left)]

@@ -699,7 +699,7 @@ OPTIMIZERS = [
         shampoo_beta=0.8,
         staggered=True,
         _copies=1,
-        _temporaries=16.52,
+        _temporaries=18.52,
         **SOAP,
     ),
     row(
@@ -782,7 +782,7 @@ OPTIMIZERS = [
         precondition_frequency=3,
         graft="rmsprop",
         graft_b2=0.95,
-        _temporaries=8.85,
+        _temporaries=9.3,
         **SHAMPOO,
     ),
     row(
@@ -796,7 +796,7 @@ OPTIMIZERS = [
         staggered=True,
         graft="sgd",
         bias_correction=False,
-        _temporaries=8.5,
+        _temporaries=9.29,
         **SHAMPOO,
     ),
     row(
@@ -863,7 +863,7 @@ OPTIMIZERS = [
         weight_decay=1e-3,
         _copies=1,
         _needs_params=True,
-        _temporaries=3.01,
+        _temporaries=3.26,
         **DION,
     ),
     row(
@@ -877,7 +877,7 @@ OPTIMIZERS = [
         key=3,
         convention="moonlight",
         fallback=row("sgd", learning_rate=0.05, momentum=0.9),
-        _temporaries=2.01,
+        _temporaries=2.26,
         **DION,
     ),
     row(
@@ -917,7 +917,7 @@ OPTIMIZERS = [
         shampoo_beta=0.8,
         staggered=True,
         fallback=row("adamw", learning_rate=0.02, weight_decay=1e-3),
-        _temporaries=2.02,
+        _temporaries=3.03,
         **KL,
     ),
     row(

@@ -133,15 +133,15 @@ def test_updates_stay_finite(dtype: Any) -> None:
         assert not any(u[f"{s} of 0.0"].any() for s in shapes)
 
 
-@pytest.mark.parametrize(("eps", "rtol"), [(1e-12, 0.1), (1e-8, 2e-3), (1e-4, 2e-5)])
+@pytest.mark.parametrize("eps", [1e-12, 1e-8, 1e-4])
 @pytest.mark.full
-def test_factors_without_full_rank_do_no_harm(eps: float, rtol: float) -> None:
+def test_factors_without_full_rank_do_no_harm(eps: float) -> None:
     """The average has nothing in the directions in which the roots are 1000, but for rounding."""
     g = np.asarray(some(6, 1)) * np.asarray(some(1, 4, seed=1))
     grads = [g * c for c in (1.0, -0.5, 2.0)]
     made, _ = run(gradx.scale_by_shampoo(eps=eps), grads)
     expected = references.updates(references.scale_by_shampoo(eps=eps), [g], [[x] for x in grads])
-    assert_close(made, [us[0] for us in expected], rtol=rtol)
+    assert_close(made, [us[0] for us in expected], rtol=2e-5)
 
 
 @pytest.mark.full

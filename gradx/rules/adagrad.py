@@ -16,7 +16,7 @@ from gradx.moments import average, full
 from gradx.scale import descend, scale_by_learning_rate
 from gradx.sources import Array, Hyper
 from gradx.stage import Numbers, Slots
-from gradx.trees import abs_sq
+from gradx.trees import abs_sq, finite_sq
 
 __all__ = [
     "ScaleByAdaDeltaState",
@@ -141,7 +141,7 @@ def _two_zeros(p: Array) -> Slots:
 
 def _adadelta(g: Array, slots: Slots, p: None, h: Numbers) -> tuple[Array, Slots]:
     e_g, e_x = slots
-    square = abs_sq(g)
+    square = finite_sq(g)
     e_g = average(e_g, square, h.rho)
     e_x = average(e_x, (e_x + h.eps) * square / (e_g + h.eps), h.rho)
     # The line above, solved for the old e_x + eps, over e_g + eps.

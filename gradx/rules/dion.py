@@ -13,7 +13,7 @@ from gradx.combine import Contract, chain
 from gradx.core import Count, Transform, Updates
 from gradx.counting import steps
 from gradx.decay import DecayKind
-from gradx.eigenbasis import adjoint, times
+from gradx.eigenbasis import adjoint, rounding, times
 from gradx.fallback import matrix_optimizer, or_by_name
 from gradx.gradients import as_key, check_key
 from gradx.matrixwise import matrixwise
@@ -101,9 +101,10 @@ def scale_by_dion(
     Reference: Ahn et al., *Dion: Distributed orthonormalized updates*,
     https://arxiv.org/abs/2504.05295, and the authors' code, https://github.com/microsoft/dion.
     Deviations from it: \(Q\) begins with random numbers of its own key; the orthogonal factor is
-    Householder's, without a random sketch; a column of \(B^* Q\) that the ones before it span, up
-    to rounding, has no part in the update and keeps its direction in \(Q\), where the authors' code
-    does this if \(B\) is zero, and else takes what rounding leaves of it for a direction.
+    Householder's, without a random sketch; a column of \(B^* Q\) that the ones before it span, or
+    a column of \(R\) with less than \(10^{-6}\) of the squares of \(B\), is rounding to float32:
+    it has no part in the update and keeps its direction in \(Q\), where the authors' code does
+    this if \(B\) is zero, and else takes what rounding leaves of it for a direction.
     """
     check_key("key", key)
     first = partial(
@@ -140,7 +141,7 @@ def _dion(g: Array, slots: Slots, p: None, h: Numbers) -> tuple[Array, Slots]:
     if g.shape[0] > g.shape[1]:  # of a leaf with several parts, which is not turned
         u, (mu, basis) = _dion(g.T, (mu.T, basis), p, h)
         return u.T, (mu.T, basis)
-    b = mu + g
+    b = mu + polar.bounded(g)
     # With a norm of 1, so that squares neither over- nor underflow.
     size = polar.norm(b)
     size = jnp.where(size > 0, size, 1.0)
@@ -149,10 +150,12 @@ def _dion(g: Array, slots: Slots, p: None, h: Numbers) -> tuple[Array, Slots]:
     # The length of each column without what the ones before it span.
     new = jnp.abs(jnp.diagonal(triangle))
     known = new > max(b.shape) * jnp.finfo(b.dtype).eps * jnp.max(new)
-    left = jnp.where(known, q, 0.0)
-    right = times(b_scaled, left)
-    length = jnp.sqrt(jnp.sum(abs_sq(right), axis=0, keepdims=True))
-    length = jnp.where(length > 0, length, 1.0)
+    right = times(b_scaled, q)
+    square = jnp.sum(abs_sq(right), axis=0, keepdims=True)
+    # Where those before are nearly dependent, what is left of a column may be rounding, but longer.
+    known &= square[0] >= rounding(b.dtype)
+    left, right = jnp.where(known[None], q, 0.0), jnp.where(known[None], right, 0.0)
+    length = jnp.sqrt(jnp.where(known[None], square, 1.0))
     caught = adjoint(left)
     u = times(right / (length + h.eps / size), caught)
     mu = b - (1 - h.b1) * size * times(right, caught)

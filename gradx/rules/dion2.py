@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from gradx import core
+from gradx import core, polar
 from gradx.combine import Contract, chain
 from gradx.core import Count, Transform, Updates
 from gradx.decay import DecayKind
@@ -136,7 +136,7 @@ def _dion2(g: Array, slots: Slots, p: None, h: Numbers) -> tuple[Array, Slots]:
 
 
 def _by_rows(g: Array, mu: Array, h: Numbers) -> tuple[Array, Array]:
-    mu, rows = mu + g, g.shape[0]
+    mu, rows = mu + polar.bounded(g), g.shape[0]
     count = part_of(rows, h.fraction)
     if count == rows:
         return polar_factor(mu, h), h.ef_decay * mu

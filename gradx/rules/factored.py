@@ -21,7 +21,7 @@ from gradx.norms import scale_by_param_block_rms
 from gradx.scale import scale, scale_by_learning_rate
 from gradx.sources import Array, Hyper, Number, as_float
 from gradx.stage import Numbers, Slots
-from gradx.trees import abs_sq
+from gradx.trees import abs_sq, finite_sq
 
 __all__ = ["FactoredState", "adafactor", "scale_by_factored_rms"]
 
@@ -135,17 +135,17 @@ def _means(g: Any, slots: Any, p: Any, h: Numbers) -> Mapping[str, Array]:
     if axes is None:
         return {}
     short, long = axes
-    return {
-        "rows": jnp.mean(abs_sq(of_rows), axis=long),
-        "columns": jnp.mean(abs_sq(g()), axis=short),
-    }
+    means = jnp.mean(abs_sq(of_rows), axis=long), jnp.mean(abs_sq(g()), axis=short)
+    # So that their sum is finite, too: the rows are divided by their mean.
+    rows, columns = (jnp.minimum(x, jnp.finfo(x.dtype).max / max(2 * x.size, 1)) for x in means)
+    return {"rows": rows, "columns": columns}
 
 
 def _divide_by_rms(g: Array, slots: Slots, p: None, h: Numbers) -> tuple[Array, Slots]:
     row, column, v = slots
     axes = _axes(g.shape, h.factored, h.min_dim_size_to_factor)
     if axes is None:
-        v = h.keep * v + h.add * (abs_sq(g) + h.epsilon)
+        v = h.keep * v + h.add * (finite_sq(g) + h.epsilon)
         return g * jax.lax.rsqrt(v), (row, column, v)
     short, long = axes
     row = h.keep * row + h.add * (h.rows + h.epsilon)

@@ -11,9 +11,10 @@ from gradx.combine import Contract
 from gradx.core import Count, Transform, Updates
 from gradx.decay import DecayKind
 from gradx.divergence import gathered, lifted
-from gradx.eigenbasis import into, out_of
+from gradx.eigenbasis import cut, into, known, least_share, out_of, squares
 from gradx.fallback import matrix_optimizer, or_by_name
 from gradx.momenta import kept, momentum_of, remembered, slow_average
+from gradx.polar import bounded
 from gradx.sources import Array, Hyper
 from gradx.stacked import Share
 from gradx.stage import Numbers, Slots
@@ -59,6 +60,7 @@ def scale_by_kl_shampoo(
     *,
     b3: Hyper | None = None,
     alpha: Hyper | None = None,
+    rtol: Hyper | None = None,
     shampoo_beta: Hyper | None = None,
     init_factor: float = 0.1,
     max_clamp_value: float = 4000.0,
@@ -98,6 +100,10 @@ def scale_by_kl_shampoo(
         for its basis; a whole number from 0 on.
       mu_dtype: the dtype to keep \(M\) in; by default the parameter's, at least float32.
       b3, alpha: of a slow average of the gradients beside the other (see `scale_by_muon`).
+      rtol: in [0, 1): a row or a column with less than this share of all \(|Q_L^* M Q_R|^2\) is
+        taken for rounding, and has no step; so is an element with less than this share of what its
+        row and its column let expect. By default 8 units of rounding, 1e-6 in float32; 0 for
+        the authors' way, in which rounding has a step as large as any other.
       shampoo_beta: \(\beta\) in [0, 1).
       init_factor: where the eigenvalues begin, in (0, inf): best with the size of gradients.
       max_clamp_value: in (0, inf); \(c\) is the length of the side, but at most this number, and at
@@ -125,15 +131,15 @@ def scale_by_kl_shampoo(
 
     Reference: Lin et al., *Understanding and improving Shampoo and SOAP via Kullback-Leibler
     minimization*, https://arxiv.org/abs/2509.03378, and the authors' code,
-    https://github.com/yorkerlin/KL-Methods, which calculates in bfloat16 and knows no
-    `max_precond_dim`.
+    https://github.com/yorkerlin/KL-Methods, which calculates in bfloat16 and knows
+    neither `max_precond_dim` nor `rtol`.
     """
     slow = slow_average(b3, alpha)
     return lifted(
         _kl_shampoo,
         KLShampooState,
         {"mu": kept(mu_dtype, slow)},
-        {"b1": b1, "b2": b2, "eps": eps, **slow},
+        {"b1": b1, "b2": b2, "eps": eps, **slow, **cut(rtol)},
         shampoo_beta,
         precondition_frequency,
         max_precond_dim,
@@ -147,11 +153,13 @@ def scale_by_kl_shampoo(
 
 
 def _kl_shampoo(g: Array, slots: Slots, p: None, h: Numbers) -> tuple[Array, Slots]:
-    mu, *rest = slots
+    g, (mu, *rest) = bounded(g), slots
     _, _, rows, columns, high, wide = rest
     mu = remembered(mu, jnp.where(h.begun, g, 0), h)
     root = jnp.sqrt(high)[:, None] * jnp.sqrt(wide)[None]
-    u = out_of(into(momentum_of(mu, h), rows, columns) / (root + h.eps), rows, columns)
+    m = into(momentum_of(mu, h), rows, columns)
+    signal = known(squares(m), least_share(h, root.dtype), rows, columns)
+    u = out_of(jnp.where(signal, m / (root + h.eps), 0), rows, columns)
     return u, (mu, *gathered(g, into(g, rows, columns), tuple(rest), h))
 
 
@@ -169,6 +177,7 @@ def kl_shampoo(
     *,
     b3: Hyper | None = None,
     alpha: Hyper | None = None,
+    rtol: Hyper | None = None,
     shampoo_beta: Hyper | None = None,
     init_factor: float = 0.1,
     max_clamp_value: float = 4000.0,
@@ -201,6 +210,7 @@ def kl_shampoo(
       max_precond_dim: a side that is longer has the identity for its basis.
       mu_dtype: the dtype to keep the first moments in.
       b3, alpha: see `scale_by_muon`.
+      rtol: what is taken for rounding (see `scale_by_kl_shampoo`).
       shampoo_beta: the same, in [0, 1).
       init_factor: where the eigenvalues begin, in (0, inf): best with the size of gradients.
       max_clamp_value: in (0, inf), what bounds them from below (see `scale_by_kl_shampoo`).
@@ -244,6 +254,7 @@ def kl_shampoo(
         mu_dtype,
         b3=b3,
         alpha=alpha,
+        rtol=rtol,
         shampoo_beta=shampoo_beta,
         init_factor=init_factor,
         max_clamp_value=max_clamp_value,

@@ -11,10 +11,11 @@ from gradx.combine import Contract
 from gradx.core import Count, Transform, Updates
 from gradx.decay import DecayKind
 from gradx.divergence import gathered, lifted
-from gradx.eigenbasis import into, out_of
+from gradx.eigenbasis import cut, into, known, least_share, out_of
 from gradx.fallback import matrix_optimizer, or_by_name
 from gradx.momenta import kept, momentum_of, remembered, slow_average
 from gradx.moments import average
+from gradx.polar import bounded
 from gradx.sources import Array, Hyper
 from gradx.stacked import Share
 from gradx.stage import Numbers, Slots
@@ -63,6 +64,7 @@ def scale_by_kl_soap(
     *,
     b3: Hyper | None = None,
     alpha: Hyper | None = None,
+    rtol: Hyper | None = None,
     shampoo_beta: Hyper | None = None,
     init_factor: float = 0.1,
     max_clamp_value: float = 4000.0,
@@ -98,6 +100,10 @@ def scale_by_kl_soap(
         for its basis; a whole number from 0 on.
       mu_dtype: the dtype to keep \(M\) in; by default the parameter's, at least float32.
       b3, alpha: of a slow average of the gradients beside the other (see `scale_by_muon`).
+      rtol: in [0, 1): a row or a column with less than this share of all \(V\) is
+        taken for rounding, and has no step; so is an element with less than this share of what its
+        row and its column let expect. By default 8 units of rounding, 1e-6 in float32; 0 for
+        the authors' way, in which rounding has a step as large as any other.
       shampoo_beta: \(\beta\) in [0, 1); by default `b2`.
       init_factor: where the eigenvalues begin, in (0, inf).
       max_clamp_value: in (0, inf); \(c\) is the length of the side, but at most this number, and at
@@ -125,15 +131,15 @@ def scale_by_kl_soap(
 
     Reference: Lin et al., *Understanding and improving Shampoo and SOAP via Kullback-Leibler
     minimization*, https://arxiv.org/abs/2509.03378, and the authors' code,
-    https://github.com/yorkerlin/KL-Methods, which calculates in bfloat16 and knows no
-    `max_precond_dim`.
+    https://github.com/yorkerlin/KL-Methods, which calculates in bfloat16 and knows
+    neither `max_precond_dim` nor `rtol`.
     """
     slow = slow_average(b3, alpha)
     return lifted(
         _kl_soap,
         KLSoapState,
         {"mu": kept(mu_dtype, slow), "nu": "real"},
-        {"b1": b1, "b2": b2, "eps": eps, **slow},
+        {"b1": b1, "b2": b2, "eps": eps, **slow, **cut(rtol)},
         shampoo_beta,
         precondition_frequency,
         max_precond_dim,
@@ -147,12 +153,13 @@ def scale_by_kl_soap(
 
 
 def _kl_soap(g: Array, slots: Slots, p: None, h: Numbers) -> tuple[Array, Slots]:
-    mu, nu, *rest = slots
+    g, (mu, nu, *rest) = bounded(g), slots
     rows, columns = rest[2:4]
     seen = into(g, rows, columns)
     mu = remembered(mu, jnp.where(h.begun, seen, 0), h)
     nu = average(nu, jnp.where(h.begun, abs_sq(seen), 0), h.b2)
-    u = jnp.where(h.begun, momentum_of(mu, h) / (jnp.sqrt(nu) + h.eps), 0)
+    signal = h.begun & known(nu, least_share(h, nu.dtype), rows, columns)
+    u = jnp.where(signal, momentum_of(mu, h) / (jnp.sqrt(nu) + h.eps), 0)
     return out_of(u, rows, columns), (mu, nu, *gathered(g, seen, tuple(rest), h))
 
 
@@ -170,6 +177,7 @@ def kl_soap(
     *,
     b3: Hyper | None = None,
     alpha: Hyper | None = None,
+    rtol: Hyper | None = None,
     shampoo_beta: Hyper | None = None,
     init_factor: float = 0.1,
     max_clamp_value: float = 4000.0,
@@ -200,6 +208,7 @@ def kl_soap(
       max_precond_dim: a side that is longer has the identity for its basis.
       mu_dtype: the dtype to keep the first moments in.
       b3, alpha: see `scale_by_muon`.
+      rtol: what is taken for rounding (see `scale_by_kl_soap`).
       shampoo_beta: the decay of the factors, in [0, 1); by default `b2`.
       init_factor: where the eigenvalues begin, in (0, inf).
       max_clamp_value: in (0, inf), what bounds them from below (see `scale_by_kl_soap`).
@@ -243,6 +252,7 @@ def kl_soap(
         mu_dtype,
         b3=b3,
         alpha=alpha,
+        rtol=rtol,
         shampoo_beta=shampoo_beta,
         init_factor=init_factor,
         max_clamp_value=max_clamp_value,

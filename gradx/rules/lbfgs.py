@@ -220,12 +220,12 @@ def _step(
     newest_first = (count - 1 - jnp.arange(size, dtype=count.dtype)) % size
 
     def down(q: Arrays, i: Array) -> tuple[Arrays, Array]:
-        share = weights[i] * _in_turn(_dot_with, s, q, i, zero)
+        share = _weighed(weights[i], _in_turn(_dot_with, s, q, i, zero))
         return [_plus(v, -share, memory, i) for v, memory in zip(q, y, strict=True)], share
 
     def up(q: Arrays, i_and_share: tuple[Array, Array]) -> tuple[Arrays, None]:
         i, share = i_and_share
-        share = share - weights[i] * _in_turn(_dot_with, y, q, i, zero)
+        share = share - _weighed(weights[i], _in_turn(_dot_with, y, q, i, zero))
         return [_plus(v, share, memory, i) for v, memory in zip(q, s, strict=True)], None
 
     q, shares = jax.lax.scan(down, new_g, newest_first)
@@ -234,6 +234,11 @@ def _step(
         q = [_times(v, factor) for v in q]
     q, _ = jax.lax.scan(up, q, (newest_first, shares), reverse=True)
     return q, [new_p, new_g, s, y], weights
+
+
+def _weighed(weight: Array, product: Array) -> Array:
+    """Of a step that is not used nothing, also where the product has overflown."""
+    return jnp.where(weight > 0, weight * product, 0)
 
 
 def _scale_of(g: Arrays, y: Arrays, weights: Array, newest_first: Array, zero: Array) -> Array:

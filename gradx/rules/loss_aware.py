@@ -19,7 +19,7 @@ from gradx.norms import by_factor, squares
 from gradx.scale import descend
 from gradx.sources import Array, Hyper, from_call
 from gradx.stage import Decided, Numbers, Slots, Sums
-from gradx.trees import abs_sq, dot, unshared
+from gradx.trees import abs_sq, dot, finite_sq, unshared
 
 __all__ = ["MomoAdamState", "MomoState", "momo", "momo_adam", "polyak_sgd", "scale_by_polyak"]
 
@@ -188,7 +188,8 @@ def _decide(h: Numbers, sums: Sums) -> Decided:
     tau = jnp.minimum(h.learning_rate / h.weight, _over(gap, sums["norm"]))
     new = {"barf": barf, "gamma": gamma}
     if h.adapt_lower_bound:
-        least = barf + (sums["height"] - gamma) - 0.5 * tau * sums["norm"]
+        norm = jnp.minimum(sums["norm"], jnp.finfo(tau.dtype).max)  # else 0 times inf is NaN
+        least = barf + (sums["height"] - gamma) - 0.5 * tau * norm
         new["lb"] = jnp.maximum(least / h.weight, h.lower_bound)
     return {"tau": tau}, new
 
@@ -387,7 +388,7 @@ def _momo_adam_sums(g: Array, slots: Slots, p: Array, h: Numbers) -> Mapping[str
     # D is (root(nu) + small) / root: an array is made of each scalar in a sum, so of one only. And
     # it is written in another way than below, or the common root would be stored for both.
     small = unshared(h.small, g)
-    norm = h.root * jnp.sum(abs_sq(mu) / (jnp.sqrt(nu) + small))
+    norm = h.root * jnp.sum(finite_sq(mu) / (jnp.sqrt(nu) + small))
     return {"norm": norm, "height": dot(mu, p), "slope": dot(g, p)}
 
 

@@ -233,7 +233,7 @@ def _whitened(g: Array, slots: Slots, p: None, h: Numbers) -> tuple[Array, Slots
     mu, left, right = slots
     if not g.size:
         return g, slots
-    mu = remembered(mu, g, h)
+    mu = remembered(mu, polar.bounded(g), h)
     m = momentum_of(mu, h, h.of_mu)
     # Not one matrix but the step decides, so that this stays a conditional under `vmap`.
     left, right = jax.lax.cond(

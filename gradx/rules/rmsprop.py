@@ -105,6 +105,7 @@ def _stddev(g: Array, slots: Slots, p: None, h: Numbers) -> tuple[Array, Slots]:
     mu = average(mu, g, h.decay)
     nu = average(nu, abs_sq(g), h.decay)
     variance = jnp.maximum(nu * h.correct - abs_sq(mu * h.correct), 0.0)
+    variance = jnp.where(jnp.isinf(nu), jnp.inf, variance)  # of one infinity less another, too
     return g / root(variance, h), (mu, nu)
 
 

@@ -14,10 +14,12 @@ from gradx.combine import Contract
 from gradx.core import Count, Transform, Updates
 from gradx.counting import steps
 from gradx.decay import DecayKind
+from gradx.eigenbasis import CUT, cut, least_share
 from gradx.fallback import matrix_optimizer, or_by_name
 from gradx.matrixwise import matrixwise
 from gradx.momenta import SLOW, kept, momentum_of, remembered, slow_average
 from gradx.moments import average, weight_so_far
+from gradx.polar import bounded
 from gradx.sources import Array, Hyper
 from gradx.stacked import Share
 from gradx.stage import Numbers, Slots
@@ -72,6 +74,7 @@ def scale_by_shampoo(
     *,
     b3: Hyper | None = None,
     alpha: Hyper | None = None,
+    rtol: Hyper | None = None,
     block_size: int = 1024,
     precondition_frequency: int = 1,
     staggered: bool = False,
@@ -105,9 +108,10 @@ def scale_by_shampoo(
       b2: \(\beta_2\) in [0, 1]. The authors' 1 is AdaGrad's sum; with Adam's graft they also
         recommend 0.999.
       eps: \(\epsilon\) in (0, inf). Eigenvalues that rounding makes negative are moved up to it.
-        With gradients of low rank in float32, 1e-12 lets some per cent of rounding through, 1e-8
-        less than a thousandth.
       b3, alpha: of a slow average of the gradients beside the other (see `scale_by_muon`).
+      rtol: in [0, 1): an eigenvalue that is, with \(\epsilon\), less than this share of the sum of
+        all is taken for rounding, and has the inverse root 0: no step in that direction until the
+        roots are renewed. By default 8 units of rounding, 1e-6 in float32; 0 for the authors' way.
       block_size: the most rows and columns of a block, from 1 on. What is left at the right and
         below makes smaller blocks.
       precondition_frequency: \(k\), from 1 on.
@@ -140,10 +144,11 @@ def scale_by_shampoo(
     Reference: Gupta et al., *Shampoo*, https://arxiv.org/abs/1802.09568; Shi et al., *A distributed
     data-parallel PyTorch implementation of the Distributed Shampoo optimizer*,
     https://arxiv.org/abs/2309.06497. Deviations from the code of the latter
-    (facebookresearch/optimizers): with \(k > 1\) the first roots are those of the first step, where
-    it waits for step \(k\), with the graft's own step until then; where eigenvalues cannot be found
-    the old roots stay, without an error after three times; a matrix has two sides however small it
-    is, where by default those of no more than `block_size` elements are flattened to vectors.
+    (facebookresearch/optimizers): `rtol`; with \(k > 1\) the first roots are those of the
+    first step, where it waits for step \(k\), with the graft's own step until then; where
+    eigenvalues cannot be found the old roots stay, without an error after three times; a matrix has
+    two sides however small it is, where by default those of no more than `block_size` elements are
+    flattened to vectors.
     """
     block = steps("block_size", block_size, 1)
     has_nu = graft in ("adam", "rmsprop", "adagrad")
@@ -162,8 +167,9 @@ def scale_by_shampoo(
             "graft_b2": graft_b2,
             "graft_eps": graft_eps,
             "exponent": exponent,
+            **cut(rtol),
         },
-        ranges={**_RANGES, **hyper.used(SLOW, slow)},
+        ranges={**_RANGES, **hyper.used(SLOW, slow), **hyper.used(CUT, cut(rtol))},
         flags={
             "block": block,
             "graft": graft,
@@ -204,7 +210,7 @@ def _first(p: Array, *, block: int, has_nu: bool) -> Slots:
 
 
 def _gathered(g: Array, slots: Slots, p: None, h: Numbers) -> Slots:
-    mu, nu, left, right, *roots = slots
+    g, (mu, nu, left, right, *roots) = bounded(g), slots
     mu = remembered(mu, g, h)
     if h.graft == "adagrad":
         nu = nu + abs_sq(g)
@@ -233,8 +239,11 @@ def _root(side: Array, old: Array, h: Numbers) -> Array:
         values, vectors = lapack.eigh(h.of_sides * factors)
         # Rounding moves the least ones below zero, and how far depends on the largest: as the
         # authors do, all are moved up, before and not after the small eps is added.
-        values = values - jnp.minimum(values[..., :1], 0.0) + h.eps
-        scaled = vectors * (values**-h.exponent)[..., None, :]
+        values = values - jnp.minimum(values[..., :1], 0.0)
+        least = least_share(h, values.dtype) * jnp.sum(values, axis=-1, keepdims=True)
+        values = values + h.eps
+        inverse = jnp.where(values >= least, values**-h.exponent, 0)
+        scaled = vectors * inverse[..., None, :]
         root = jnp.matmul(scaled, vectors.mT.conj(), precision=jax.lax.Precision.HIGHEST)
         before = blocks.factors_of(old, r, h.block).swapaxes(1, 2)
         fine = jnp.all(jnp.isfinite(root), axis=(-2, -1), keepdims=True)
@@ -275,6 +284,7 @@ def shampoo(
     *,
     b3: Hyper | None = None,
     alpha: Hyper | None = None,
+    rtol: Hyper | None = None,
     decay: DecayKind = "learning_rate",
     block_size: int = 1024,
     precondition_frequency: int = 1,
@@ -306,6 +316,7 @@ def shampoo(
       weight_decay: \(\lambda\) in [0, inf), for the matrices.
       weight_decay_mask: which of them to decay (see `add_decayed_weights`).
       b3, alpha: see `scale_by_muon`.
+      rtol: what is taken for rounding (see `scale_by_shampoo`).
       decay: what \(\lambda\) is multiplied by (see `adamw`).
       block_size: the most rows and columns of a block, from 1 on.
       precondition_frequency: in every how many steps the roots are calculated anew.
@@ -350,6 +361,7 @@ def shampoo(
         eps,
         b3=b3,
         alpha=alpha,
+        rtol=rtol,
         block_size=block_size,
         precondition_frequency=precondition_frequency,
         staggered=staggered,

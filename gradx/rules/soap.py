@@ -14,11 +14,15 @@ from gradx.core import Count, Transform, Updates
 from gradx.counting import steps
 from gradx.decay import DecayKind
 from gradx.eigenbasis import (
+    CUT,
     averaged,
+    cut,
     first_basis,
     first_slots,
     into,
+    known,
     largest_first,
+    least_share,
     moved,
     orthogonal,
     out_of,
@@ -28,6 +32,7 @@ from gradx.fallback import matrix_optimizer, or_by_name
 from gradx.matrixwise import matrixwise
 from gradx.momenta import SLOW, kept, momentum_of, remembered, slow_average
 from gradx.moments import average, weight_so_far
+from gradx.polar import bounded
 from gradx.sources import Array, Hyper
 from gradx.stacked import Share
 from gradx.stage import Numbers, Slots
@@ -72,6 +77,7 @@ def scale_by_soap(
     *,
     b3: Hyper | None = None,
     alpha: Hyper | None = None,
+    rtol: Hyper | None = None,
     shampoo_beta: Hyper | None = None,
     bias_correction: bool = True,
     staggered: bool = False,
@@ -99,12 +105,15 @@ def scale_by_soap(
       b1: \(\beta_1\) in [0, 1).
       b2: \(\beta_2\) in [0, 1).
       eps: \(\epsilon\) in [0, inf). With 0 an element that has had no gradient yet gives NaN.
-        Directions in which gradients are nothing but rounding errors need it the larger.
       precondition_frequency: \(k\), a whole number from 1 on.
       max_precond_dim: a side that is longer keeps no factor, and \(Q\) is the identity there; a
         whole number from 0 on. With one side the memory is that of Shampoo's smaller factor.
       mu_dtype: the dtype to keep \(M\) in; by default the parameter's, at least float32.
       b3, alpha: of a slow average of the gradients beside the other (see `scale_by_muon`).
+      rtol: in [0, 1): a row or a column with less than this share of all \(V\) is
+        taken for rounding, and has no step; so is an element with less than this share of what its
+        row and its column let expect. By default 8 units of rounding, 1e-6 in float32; 0 for
+        the authors' way, in which rounding has a step as large as any other.
       shampoo_beta: \(\beta\) in [0, 1); by default `b2`.
       bias_correction: False for the moments as they are.
       staggered: renew the bases of a \(k\)-th part of the matrices of each shape in every step,
@@ -130,11 +139,11 @@ def scale_by_soap(
 
     Reference: Vyas et al., *SOAP: improving and stabilizing Shampoo using Adam*,
     https://arxiv.org/abs/2409.11321, and the authors' code,
-    https://github.com/nikhilvyas/SOAP, from which it differs in \(\epsilon\) alone: it stands
-    beside the corrected \(\sqrt{\hat V}\), as Adam has it, and not beside \(\sqrt V\).
+    https://github.com/nikhilvyas/SOAP, from which it differs in `rtol`, and in \(\epsilon\): it
+    stands beside the corrected \(\sqrt{\hat V}\), as Adam has it, and not beside \(\sqrt V\).
     """
     slow = slow_average(b3, alpha)
-    hypers = {"b1": b1, "b2": b2, "eps": eps, **slow}
+    hypers = {"b1": b1, "b2": b2, "eps": eps, **slow, **cut(rtol)}
     if shampoo_beta is not None:
         hypers["shampoo_beta"] = shampoo_beta
     return matrixwise(
@@ -143,7 +152,7 @@ def scale_by_soap(
         state=SoapState,
         like_leaf={"mu": kept(mu_dtype, slow), "nu": "real"},
         hypers=hypers,
-        ranges=hyper.used({"shampoo_beta": "[0, 1)", **SLOW}, hypers),
+        ranges=hyper.used({"shampoo_beta": "[0, 1)", **SLOW, **CUT}, hypers),
         flags={"corrects": bias_correction},
         per_step=_of_the_step,
         axes=axes,
@@ -170,12 +179,13 @@ def _of_the_step(h: Numbers, t: Array) -> Mapping[str, Any]:
 
 
 def _soap(g: Array, slots: Slots, p: None, h: Numbers) -> tuple[Array, Slots]:
-    mu, nu, left, right, *bases = slots
+    g, (mu, nu, left, right, *bases) = bounded(g), slots
     seen = jnp.where(h.begun, into(g, *bases), 0)
     mu = remembered(mu, seen, h)
     nu = average(nu, abs_sq(seen), h.b2)
     u = momentum_of(mu, h, h.correct_mu) / (jnp.sqrt(h.correct_nu * nu) + h.eps)
-    u = out_of(jnp.where(h.begun, u, 0), *bases)
+    signal = h.begun & known(nu, least_share(h, nu.dtype), *bases)
+    u = out_of(jnp.where(signal, u, 0), *bases)
     return u, (mu, nu, *averaged(g, left, right, h.factor_decay), *bases)
 
 
@@ -212,6 +222,7 @@ def soap(
     *,
     b3: Hyper | None = None,
     alpha: Hyper | None = None,
+    rtol: Hyper | None = None,
     shampoo_beta: Hyper | None = None,
     bias_correction: bool = True,
     decay: DecayKind = "learning_rate",
@@ -240,6 +251,7 @@ def soap(
       max_precond_dim: a side that is longer has the identity for its basis.
       mu_dtype: the dtype to keep the first moments in.
       b3, alpha: see `scale_by_muon`.
+      rtol: what is taken for rounding (see `scale_by_soap`).
       shampoo_beta: the decay of the factors, in [0, 1); by default `b2`.
       bias_correction: False for the moments of the matrices as they are.
       decay: what \(\lambda\) is multiplied by (see `adamw`).
@@ -283,6 +295,7 @@ def soap(
         mu_dtype,
         b3=b3,
         alpha=alpha,
+        rtol=rtol,
         shampoo_beta=shampoo_beta,
         bias_correction=bias_correction,
         staggered=staggered,

@@ -12,11 +12,23 @@ from gradx.combine import Contract, chain
 from gradx.core import Count, Transform, Updates
 from gradx.counting import steps
 from gradx.decay import DecayKind, scale_and_decay
-from gradx.eigenbasis import averaged, first_basis, first_slots, into, out_of
+from gradx.eigenbasis import (
+    CUT,
+    averaged,
+    cut,
+    first_basis,
+    first_slots,
+    into,
+    known,
+    least_share,
+    out_of,
+    squares,
+)
 from gradx.fallback import adam_for_others, or_by_name, with_fallback
 from gradx.matrixwise import matrixwise
 from gradx.momenta import SLOW, kept, momentum_of, remembered, slow_average
 from gradx.orthogonal import scale_by_shape
+from gradx.polar import bounded
 from gradx.scale import scale
 from gradx.sources import Array, Hyper
 from gradx.stacked import Share
@@ -63,6 +75,7 @@ def scale_by_splus(
     *,
     b3: Hyper | None = None,
     alpha: Hyper | None = None,
+    rtol: Hyper | None = None,
     staggered: bool = False,
     axes: Any = None,
     chunk: int | None = None,
@@ -87,14 +100,16 @@ def scale_by_splus(
       b1: \(\beta_1\) in [0, 1).
       b2: \(\beta_2\) in [0, 1).
       eps: \(\epsilon\) in [0, inf), relative to the largest element, so that the size of the
-        gradients makes no difference. With 0, the authors' sign, directions in which gradients are
-        nothing but rounding errors have as large a step as any other, such as a row that never
-        has a gradient; 1e-4 takes most of it away.
+        gradients makes no difference; 0 for the sign, as the authors have it.
       precondition_frequency: \(k\), a whole number from 1 on.
       max_precond_dim: a side that is longer keeps no factor, and \(Q\) is the identity there; a
         whole number from 0 on. With 0 the update is the sign of the momentum.
       mu_dtype: the dtype to keep \(M\) in; by default the parameter's, at least float32.
       b3, alpha: of a slow average of the gradients beside the other (see `scale_by_muon`).
+      rtol: in [0, 1): a row or a column with less than this share of all \(|Q_L^* M Q_R|^2\) is
+        taken for rounding, and has no step; so is an element with less than this share of what its
+        row and its column let expect. By default 8 units of rounding, 1e-6 in float32; 0 for
+        the authors' way, in which rounding has a step as large as any other.
       staggered: renew the bases of a \(k\)-th part of the matrices of each shape in every step,
         instead of all in every \(k\)-th, so that no step takes longer than others.
       axes: which axes are the rows and columns: a `MatrixAxes`, a tree of them, a function that
@@ -122,8 +137,8 @@ def scale_by_splus(
     Reference: Frans, Levine and Abbeel, *A stable whitening optimizer for efficient neural network
     training*, https://arxiv.org/abs/2506.07254, and the authors' code,
     https://github.com/kvfrans/splus. Its steps are 1, k, 2k, ... where those here are 1, k + 1,
-    2k + 1, ...; its `eps` is added to the factors before their eigenvectors are taken, which does
-    not change them.
+    2k + 1, ...; it has no `rtol`; its `eps` is added to the factors before their eigenvectors
+    are taken, which does not change them.
     """
     slow = slow_average(b3, alpha)
     return matrixwise(
@@ -131,8 +146,8 @@ def scale_by_splus(
         init=partial(first_slots, limit=steps("max_precond_dim", max_precond_dim, 0)),
         state=SplusState,
         like_leaf={"mu": kept(mu_dtype, slow)},
-        hypers={"b1": b1, "b2": b2, "eps": eps, **slow},
-        ranges=hyper.used(SLOW, slow),
+        hypers={"b1": b1, "b2": b2, "eps": eps, **slow, **cut(rtol)},
+        ranges={**hyper.used(SLOW, slow), **hyper.used(CUT, cut(rtol))},
         axes=axes,
         renew=_renew,
         every=steps("precondition_frequency", precondition_frequency, 1),
@@ -143,9 +158,11 @@ def scale_by_splus(
 
 
 def _splus(g: Array, slots: Slots, p: None, h: Numbers) -> tuple[Array, Slots]:
-    mu, left, right, *bases = slots
+    g, (mu, left, right, *bases) = bounded(g), slots
     mu = remembered(mu, g, h)
-    u = out_of(_signs(into(momentum_of(mu, h), *bases), h.eps), *bases)
+    m = into(momentum_of(mu, h), *bases)
+    signal = known(squares(m), least_share(h, m.real.dtype), *bases)
+    u = out_of(jnp.where(signal, _signs(m, h.eps), 0), *bases)
     return u, (mu, *averaged(g, left, right, h.b2), *bases)
 
 
@@ -175,6 +192,7 @@ def splus(
     *,
     b3: Hyper | None = None,
     alpha: Hyper | None = None,
+    rtol: Hyper | None = None,
     decay: DecayKind = "learning_rate",
     staggered: bool = False,
     axes: Any = None,
@@ -203,6 +221,7 @@ def splus(
       max_precond_dim: a side that is longer has the identity for its basis.
       mu_dtype: the dtype to keep the first moments in.
       b3, alpha: see `scale_by_muon`.
+      rtol: what is taken for rounding (see `scale_by_splus`).
       decay: what \(\lambda\) is multiplied by (see `adamw`): \(2 \eta_t / (m + n)\), the schedule
         alone, or nothing.
       staggered: renew a part of the bases in every step (see `scale_by_splus`).
@@ -257,6 +276,7 @@ def splus(
         mu_dtype,
         b3=b3,
         alpha=alpha,
+        rtol=rtol,
         staggered=staggered,
         axes=inner,
         chunk=chunk,

@@ -199,9 +199,11 @@ def _products(g: Array, slots: Slots, p: Array, h: Numbers) -> Mapping[str, Arra
 
 def _learn(h: Numbers, sums: Sums) -> Decided:
     total = jnp.sum(h.s)
-    size = jnp.sqrt(sums["gradient"]) / (jnp.sqrt(sums["params"]) + h.eps)
+    largest = jnp.finfo(h.s.dtype).max
+    size = jnp.sqrt(jnp.minimum(sums["gradient"], largest)) / (jnp.sqrt(sums["params"]) + h.eps)
     gain = sums["gain"] - h.weight_decay * total * size * sums["growth"]
-    reward = jnp.where(h.first, 0.0, gain / (total + h.eps))
+    most = 0.5 * largest**0.5  # the square of which is finite, with what is added to it
+    reward = jnp.clip(jnp.where(h.first, 0.0, gain / (total + h.eps)), -most, most)
     n = h.s.shape[0]
     betas = jnp.asarray(1 - 0.1 ** np.arange(1, n + 1), h.s.dtype)
     m = jnp.maximum(betas * h.m, jnp.abs(reward) + h.eps)
