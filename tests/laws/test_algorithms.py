@@ -228,39 +228,28 @@ def test_a_leaf_without_gradient_is_left_alone(case: Case) -> None:
 
 
 @every_case
-def test_extreme_gradients_stay_finite(case: Case) -> None:
-    """Zero gradients too: no 0/0; and in a type whose squares overflow and vanish early."""
-    tx = case.ready()
-    for dtype in (jnp.float32, jnp.float16):
-        p = cast(params(), dtype)
-        for size in (0.0, 1e-30, 1e4):
-            g = jax.tree.map(lambda x, size=size: jnp.full_like(x, size), p)
-            with jax.disable_jit():
-                state = tx.init(p)
-                for _ in range(2):
-                    updates, state = tx.update(g, state, p)
-                    leaves = jax.tree.leaves((updates, state))
-                    assert all(np.isfinite(x).all() for x in leaves), (dtype, size)
+def test_extreme_gradients_are_survived(case: Case) -> None:
+    """One of zeros (no 0/0), one that is far too large, and then another, perhaps tiny: no NaN,
+    then or ever, and no infinite update up to 1e19.
 
-
-@every_case
-def test_one_huge_gradient_is_survived(case: Case) -> None:
-    """As Adam survives it: no NaN, then or ever, and up to 1e19 no infinite update either.
-
-    Beyond the root of the largest number Adam's second moment is infinite, and it stands still.
+    Beyond the root of the largest number Adam's second moment is infinite: it stands still. In
+    float16 nothing overflows, since the arithmetic is that of float32.
     """
-    tx, p, g = case.ready(), cast(params(), jnp.float32), cast(gradients(steps=4), jnp.float32)
-    for size in (1e19, 1e38):
+    tx, g = case.ready(), first(gradients(steps=1))
+    for p, sizes in [
+        (cast(params(), jnp.float32), (0.0, 1.0, 1e19, 1e-30)),
+        (cast(params(), jnp.float32), (1.0, 1e38, 1.0)),
+        (cast(params(), jnp.float16), (1.6e4, 0.0)),
+    ]:
+        unit = jax.tree.map(lambda x: x / np.max(np.abs(x)), g)
         with jax.disable_jit():
             state = tx.init(p)
-            for i in range(4):
-                now = first(g, i)
-                if i == 1:
-                    now = jax.tree.map(lambda x, size=size: x / jnp.max(jnp.abs(x)) * size, now)
+            for size in sizes:
+                now = jax.tree.map(lambda x, p, size=size: jnp.asarray(x * size, p.dtype), unit, p)
                 updates, state = tx.update(now, state, p)
                 assert not any(np.isnan(x).any() for x in jax.tree.leaves((updates, state))), size
-                if size < 1e20:
-                    assert all(np.isfinite(x).all() for x in jax.tree.leaves(updates))
+                if max(sizes) < 1e20:
+                    assert all(np.isfinite(x).all() for x in jax.tree.leaves(updates)), size
 
 
 @every_case
