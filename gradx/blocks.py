@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from gradx.sources import Array
-from gradx.trees import abs_sq
+from gradx.trees import abs_sq, sqrt
 
 
 class Cut(NamedTuple):
@@ -86,4 +86,4 @@ def norms(x: Array) -> Array:
     """Frobenius' norm of each block, without overflow and underflow of the squares."""
     largest = jnp.max(jnp.abs(x), axis=(1, 3), keepdims=True)
     scale = jnp.where((largest > 0) & jnp.isfinite(largest), largest, 1.0)
-    return scale * jnp.sqrt(jnp.sum(abs_sq(x / scale), axis=(1, 3), keepdims=True))
+    return scale * sqrt(jnp.sum(abs_sq(x / scale), axis=(1, 3), keepdims=True))

@@ -15,7 +15,7 @@ from gradx.leafwise import leafwise
 from gradx.sources import Array, Hyper, as_float
 from gradx.stage import Numbers, Slots
 from gradx.step import safe_increment
-from gradx.trees import abs_sq, wide
+from gradx.trees import abs_sq, sqrt, wide
 
 __all__ = [
     "EmaState",
@@ -323,7 +323,7 @@ def _adam(g: Array, slots: Slots, p: None, h: Numbers) -> tuple[Array, Slots]:
     mu, nu = slots
     mu = average(mu, g, h.b1)
     nu = average(nu, abs_sq(g), h.b2)
-    u = unbiased_mu(mu, g, h) / (jnp.sqrt(nu * h.correct_nu + h.eps_root) + h.eps)
+    u = unbiased_mu(mu, g, h) / (sqrt(nu * h.correct_nu + h.eps_root) + h.eps)
     return u, (mu, nu)
 
 
@@ -373,7 +373,7 @@ def nu_correction(h: Numbers, t: Array) -> Mapping[str, Any]:
 
 def root(variance: Array, h: Numbers) -> Array:
     """What `scale_by_rms` and `scale_by_stddev` divide by."""
-    return jnp.sqrt(variance + h.eps) if h.eps_in_sqrt else jnp.sqrt(variance) + h.eps
+    return sqrt(variance + h.eps) if h.eps_in_sqrt else sqrt(variance) + h.eps
 
 
 def _rms(g: Array, slots: Slots, p: None, h: Numbers) -> tuple[Array, Slots]:

@@ -62,8 +62,9 @@ def factors(leaves: Sequence[Array], bound: Any) -> Array:
 
     An example that is zero keeps 1, and so does one with a NaN, which then shows in the sum.
     """
-    norms = jnp.sqrt(sum(_squares(g) for g in leaves))
-    return jnp.where(norms > bound, bound / norms, 1.0)
+    norms = gtree.sqrt(sum(_squares(g) for g in leaves))
+    above = norms > bound
+    return jnp.where(above, bound / jnp.where(above, norms, 1.0), 1.0)
 
 
 @jax.jit  # one trace per shape and dtype, instead of one per leaf

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 
 from gradx import lapack
 from gradx.sources import Array
+from gradx.trees import rsqrt, sqrt
 
 Coefficients = tuple[tuple[float, float, float], ...]
 
@@ -88,18 +89,18 @@ def newton_schulz(
     """The steps (n, 3) applied to a matrix with no more rows than columns, not normalised here.
 
     `square` is x xᵀ, where it is known already. Products are taken in `dtype` and added up in
-    float32 or wider. With `gram` the steps work on x xᵀ, and touch x only after the second step,
-    after every third one from there, and at the end; None chooses what takes fewer operations.
+    float32 or wider. With `gram` the steps work on x xᵀ, and touch x only between phases; None
+    chooses what takes fewer operations.
     """
     times = partial(_times, dtype)
     rows, columns = x.shape
     count = steps.shape[0]
     if gram is None:
-        plain, by_gram = operations(rows, columns, count)
+        plain, by_gram = operations(rows, columns, count, dtype)
         gram = by_gram < plain
     square = times(x, x.mT.conj()) if square is None else square
     begin = 0
-    for end in _phases(count) if gram else range(1, count + 1):
+    for end in _phases(count, dtype) if gram else range(1, count + 1):
         square = times(x, x.mT.conj()) if begin else square
         x = times(_factor(square, steps[begin:end], times), x)
         begin = end
@@ -124,15 +125,21 @@ def _factor(square: Array, steps: Array, times: Any) -> Array:
     return total
 
 
-def _phases(count: int) -> list[int]:
-    """Before which steps x xᵀ is made anew, since it loses digits: at 2, and then each third."""
-    return [*range(2, count, 3), count]
+def _phases(count: int, dtype: Any) -> list[int]:
+    """Before which steps x xᵀ is made anew, since it loses digits: at 2, and then each third.
+
+    Rounding leaves it eigenvalues below 0, and a step multiplies these by a², up to 69. Three steps
+    in a row are safe for errors of float32. Those of half precision come near -1 in two, and the
+    third polynomial makes them grow without end; so there it is each second step.
+    """
+    narrow = dtype is not None and jnp.finfo(dtype).bits < 32
+    return [*range(2, count, 2 if narrow else 3), count]
 
 
-def operations(rows: int, columns: int, count: int) -> tuple[int, int]:
+def operations(rows: int, columns: int, count: int, dtype: Any = None) -> tuple[int, int]:
     """The multiplications and additions of the plain steps, and of those by Gram's matrix."""
     plain = count * (4 * rows**2 * columns + 2 * rows**3)
-    ends = _phases(count)
+    ends = _phases(count, dtype)
     lengths = [end - begin for begin, end in zip([0, *ends], ends, strict=False)]
     return plain, sum(4 * rows**2 * columns + (8 * k - 6) * rows**3 for k in lengths)
 
@@ -162,7 +169,7 @@ def norm(x: Array) -> Array:
 
 
 def _root_of_squares(x: Array) -> Array:
-    return jnp.sqrt(jnp.sum(jnp.abs(x) ** 2))
+    return sqrt(jnp.sum(jnp.abs(x) ** 2))
 
 
 def normalised(x: Array, kind: str, eps: Any, dtype: Any) -> tuple[Array, Array | None]:
@@ -183,7 +190,7 @@ def normalised(x: Array, kind: str, eps: Any, dtype: Any) -> tuple[Array, Array 
     rows = jnp.sum(jnp.abs(square), axis=-1)
     size = rows if kind == "aol" else jnp.linalg.norm(square)[None]
     size = jnp.maximum(size, eps)
-    scale = jnp.where(size > 0, jax.lax.rsqrt(size), 0.0)[:, None]
+    scale = jnp.where(size > 0, rsqrt(size), 0.0)[:, None]
     return x * scale, square * scale * scale.mT
 
 

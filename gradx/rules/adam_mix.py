@@ -16,7 +16,7 @@ from gradx.leafwise import leafwise
 from gradx.moments import average, storage, weight_so_far, zero_moments, zeros
 from gradx.sources import Array, Hyper
 from gradx.stage import Numbers, Slots
-from gradx.trees import abs_sq
+from gradx.trees import abs_sq, sqrt
 
 __all__ = [
     "ScaleByAdemamixState",
@@ -98,7 +98,7 @@ def _simplified(g: Array, slots: Slots, p: None, h: Numbers) -> tuple[Array, Slo
     m, n = slots
     m = h.b1 * m + g
     n = average(n, abs_sq(g), h.b2)
-    return (m + h.alpha * g) / (jnp.sqrt(n * h.correct_n + h.eps_root) + h.eps), (m, n)
+    return (m + h.alpha * g) / (sqrt(n * h.correct_n + h.eps_root) + h.eps), (m, n)
 
 
 @core.recorded
@@ -239,7 +239,7 @@ def _ademamix(g: Array, slots: Slots, p: None, h: Numbers) -> tuple[Array, Slots
     m2 = average(m2, g, h.b3)
     nu = average(nu, abs_sq(g), h.b2)
     mixed = h.correct_m1 * m1 + h.alpha * m2
-    return mixed / (jnp.sqrt(nu * h.correct_nu + h.eps_root) + h.eps), (m1, m2, nu)
+    return mixed / (sqrt(nu * h.correct_nu + h.eps_root) + h.eps), (m1, m2, nu)
 
 
 @core.recorded

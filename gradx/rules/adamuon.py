@@ -20,7 +20,7 @@ from gradx.orthogonal import Normalisation, NSCoefficients, momentum, orthogonal
 from gradx.sources import Array, Hyper
 from gradx.stacked import Share
 from gradx.stage import Numbers, Slots
-from gradx.trees import abs_sq
+from gradx.trees import abs_sq, sqrt
 
 __all__ = ["AdaMuonState", "adamuon", "scale_by_adamuon"]
 
@@ -141,7 +141,7 @@ def _no_squares(p: Array) -> Slots:
 
 def _by_element(o: Array, slots: Slots, p: None, h: Numbers) -> tuple[Array, Slots]:
     nu = average(slots[0], abs_sq(o), h.b2)
-    root = jnp.sqrt(nu) + h.eps
+    root = sqrt(nu) + h.eps
     return o / jnp.where(root > 0, root, 1.0), (nu,)
 
 

@@ -15,7 +15,7 @@ from gradx.leafwise import leafwise
 from gradx.moments import after, average, weight_so_far
 from gradx.sources import Array, Hyper
 from gradx.stage import Numbers, Slots
-from gradx.trees import abs_sq
+from gradx.trees import abs_sq, sqrt
 
 __all__ = ["ScaleByAdanState", "adan", "scale_by_adan"]
 
@@ -115,7 +115,7 @@ def _adan(g: Array, slots: Slots, p: None, h: Numbers) -> tuple[Array, Slots]:
     m = average(m, g, h.b1)
     v = average(v, change, h.b2)
     n = average(n, abs_sq(g + h.weight * change), h.b3)
-    u = (h.of_m * m + h.of_v * v) / (jnp.sqrt(n * h.of_n + h.eps_root) + h.eps)
+    u = (h.of_m * m + h.of_v * v) / (sqrt(n * h.of_n + h.eps_root) + h.eps)
     # Both averages read the old gradient, so it is overwritten after both of them.
     return u, (m, v, n, after(v, after(n, g)))
 

@@ -22,7 +22,7 @@ from gradx.orthogonal import Convention, convention_or, part, part_of, scale_by_
 from gradx.sources import Array, Fixed, Hyper
 from gradx.stacked import Share
 from gradx.stage import Numbers, Slots
-from gradx.trees import abs_sq
+from gradx.trees import abs_sq, sqrt
 
 __all__ = ["DionState", "dion", "scale_by_dion"]
 
@@ -151,7 +151,7 @@ def _dion(g: Array, slots: Slots, p: None, h: Numbers) -> tuple[Array, Slots]:
     known = new > max(b.shape) * jnp.finfo(b.dtype).eps * jnp.max(new)
     left = jnp.where(known, q, 0.0)
     right = times(b_scaled, left)
-    length = jnp.sqrt(jnp.sum(abs_sq(right), axis=0, keepdims=True))
+    length = sqrt(jnp.sum(abs_sq(right), axis=0, keepdims=True))
     length = jnp.where(length > 0, length, 1.0)
     caught = adjoint(left)
     u = times(right / (length + h.eps / size), caught)

@@ -13,11 +13,11 @@ from gradx.combine import chain, identity
 from gradx.core import Params, Transform
 from gradx.decay import add_decayed_weights
 from gradx.leafwise import leafwise
-from gradx.norms import by_factor, quotient, root, squares_at_init
+from gradx.norms import by_factor, quotient, squares_at_init
 from gradx.scale import descend
 from gradx.sources import Array, Hyper
 from gradx.stage import Decided, Numbers, Slots, Sums
-from gradx.trees import abs_sq
+from gradx.trees import abs_sq, sqrt
 
 __all__ = [
     "DoGState",
@@ -138,13 +138,13 @@ def _checked(init_step: Any) -> tuple[str, Any]:
 def _first_distance(sums: Sums, *, kind: str, value: Any) -> Any:
     if kind == "learning_rate":
         return 0.0
-    return value * (1 + jnp.sqrt(sums.get("squares", 0.0))) if kind == "heuristic" else value
+    return value * (1 + sqrt(sums.get("squares", 0.0))) if kind == "heuristic" else value
 
 
 def _dog(h: Numbers, sums: Sums) -> Decided:
-    distance = jnp.maximum(h.max_dist, root(sums["distance"]))
+    distance = jnp.maximum(h.max_dist, sqrt(sums["distance"]))
     total = h.sum_sq_norm_grads + sums["gradient"]
-    rate = quotient(distance, jnp.sqrt(total + h.eps))
+    rate = quotient(distance, sqrt(total + h.eps))
     if h.first_rate is not None:
         rate = jnp.where(distance > 0, rate, h.first_rate)
     new = {"is_init_step": False, "max_dist": distance, "sum_sq_norm_grads": total}
@@ -266,7 +266,7 @@ def _dowg(h: Numbers, sums: Sums) -> Decided:
     distance = jnp.maximum(h.estim_sq_dist, sums["distance"])
     total = h.weighted_sq_norm_grads + distance * sums["gradient"]
     new = {"weighted_sq_norm_grads": total, "estim_sq_dist": distance}
-    return {"factor": distance / (jnp.sqrt(total) + h.eps)}, new
+    return {"factor": distance / (sqrt(total) + h.eps)}, new
 
 
 @core.recorded

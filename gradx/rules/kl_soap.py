@@ -18,7 +18,7 @@ from gradx.moments import average
 from gradx.sources import Array, Hyper
 from gradx.stacked import Share
 from gradx.stage import Numbers, Slots
-from gradx.trees import abs_sq
+from gradx.trees import abs_sq, sqrt
 
 __all__ = ["KLSoapState", "kl_soap", "scale_by_kl_soap"]
 
@@ -152,7 +152,7 @@ def _kl_soap(g: Array, slots: Slots, p: None, h: Numbers) -> tuple[Array, Slots]
     seen = into(g, rows, columns)
     mu = remembered(mu, jnp.where(h.begun, seen, 0), h)
     nu = average(nu, jnp.where(h.begun, abs_sq(seen), 0), h.b2)
-    u = jnp.where(h.begun, momentum_of(mu, h) / (jnp.sqrt(nu) + h.eps), 0)
+    u = jnp.where(h.begun, momentum_of(mu, h) / (sqrt(nu) + h.eps), 0)
     return out_of(u, rows, columns), (mu, nu, *gathered(g, seen, tuple(rest), h))
 
 

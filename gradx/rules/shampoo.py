@@ -21,7 +21,7 @@ from gradx.moments import average, weight_so_far
 from gradx.sources import Array, Hyper
 from gradx.stacked import Share
 from gradx.stage import Numbers, Slots
-from gradx.trees import abs_sq
+from gradx.trees import abs_sq, sqrt
 
 __all__ = ["ShampooState", "scale_by_shampoo", "shampoo"]
 
@@ -252,7 +252,7 @@ def _preconditioned(g: Array, slots: Slots, p: None, h: Numbers) -> tuple[Array,
     made = blocks.times(right_root, blocks.times(left_root, m, h.block).mT, h.block).mT
     if h.graft == "none":
         return made, slots
-    step = m if h.graft == "sgd" else m / (jnp.sqrt(h.of_nu * nu) + h.graft_eps)
+    step = m if h.graft == "sgd" else m / (sqrt(h.of_nu * nu) + h.graft_eps)
 
     def grafted(r: blocks.Cut, c: blocks.Cut, x: Array, like: Array) -> Array:
         size = blocks.norms(x)

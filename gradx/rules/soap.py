@@ -31,7 +31,7 @@ from gradx.moments import average, weight_so_far
 from gradx.sources import Array, Hyper
 from gradx.stacked import Share
 from gradx.stage import Numbers, Slots
-from gradx.trees import abs_sq
+from gradx.trees import abs_sq, sqrt
 
 __all__ = ["SoapState", "scale_by_soap", "soap"]
 
@@ -174,7 +174,7 @@ def _soap(g: Array, slots: Slots, p: None, h: Numbers) -> tuple[Array, Slots]:
     seen = jnp.where(h.begun, into(g, *bases), 0)
     mu = remembered(mu, seen, h)
     nu = average(nu, abs_sq(seen), h.b2)
-    u = momentum_of(mu, h, h.correct_mu) / (jnp.sqrt(h.correct_nu * nu) + h.eps)
+    u = momentum_of(mu, h, h.correct_mu) / (sqrt(h.correct_nu * nu) + h.eps)
     u = out_of(jnp.where(h.begun, u, 0), *bases)
     return u, (mu, nu, *averaged(g, left, right, h.factor_decay), *bases)
 

@@ -34,7 +34,7 @@ from gradx.stage import (
     widen,
 )
 from gradx.states import check_state
-from gradx.trees import abs_sq, dot, unshared
+from gradx.trees import abs_sq, dot, sqrt, unshared
 
 __all__ = ["MechanicState", "mechanize"]
 
@@ -199,7 +199,7 @@ def _products(g: Array, slots: Slots, p: Array, h: Numbers) -> Mapping[str, Arra
 
 def _learn(h: Numbers, sums: Sums) -> Decided:
     total = jnp.sum(h.s)
-    size = jnp.sqrt(sums["gradient"]) / (jnp.sqrt(sums["params"]) + h.eps)
+    size = sqrt(sums["gradient"]) / (sqrt(sums["params"]) + h.eps)
     gain = sums["gain"] - h.weight_decay * total * size * sums["growth"]
     reward = jnp.where(h.first, 0.0, gain / (total + h.eps))
     n = h.s.shape[0]
@@ -207,7 +207,7 @@ def _learn(h: Numbers, sums: Sums) -> Decided:
     m = jnp.maximum(betas * h.m, jnp.abs(reward) + h.eps)
     v = betas**2 * h.v + reward**2
     r = betas * h.r + h.s * jnp.clip(reward, -h.m, h.m)
-    s = (m * (h.s_init / n) + jnp.maximum(r, 0.0)) / (jnp.sqrt(v) + h.eps)
+    s = (m * (h.s_init / n) + jnp.maximum(r, 0.0)) / (sqrt(v) + h.eps)
     decided = {
         "rate": jnp.sum(s),
         "back": (total + h.eps - jnp.sum(s)) / (total + h.eps),
