@@ -188,7 +188,7 @@ def normalised(x: Array, kind: str, eps: Any, dtype: Any) -> tuple[Array, Array 
     x = x / jnp.where(size > 0, size, 1.0)
     square = _times(dtype, x, x.mT.conj())
     rows = jnp.sum(jnp.abs(square), axis=-1)
-    size = rows if kind == "aol" else jnp.linalg.norm(square)[None]
+    size = rows if kind == "aol" else _root_of_squares(square)[None]
     size = jnp.maximum(size, eps)
     scale = jnp.where(size > 0, rsqrt(size), 0.0)[:, None]
     return x * scale, square * scale * scale.mT

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from gradx.sources import Array
-from gradx.trees import abs_sq
+from gradx.trees import abs_sq, sqrt
 
 # Of the elements' mean size: the noise that is added to what is whitened. It is that of psgd_jax.
 _DAMPING = float(jnp.finfo(jnp.float32).eps) ** 0.5
@@ -107,5 +107,9 @@ def _norm(x: Array) -> Array:
     x = x / jnp.where(largest > 0, largest, 1.0)
     start = x[:, jnp.argmax(jnp.sum(abs_sq(x), axis=0))]
     once = _times(x, start)
-    size = jnp.linalg.norm(once)
-    return largest * jnp.linalg.norm(_times(x, once / jnp.where(size > 0, size, 1.0)))
+    size = _length(once)
+    return largest * _length(_times(x, once / jnp.where(size > 0, size, 1.0)))
+
+
+def _length(x: Array) -> Array:
+    return sqrt(jnp.sum(abs_sq(x)))
