@@ -144,8 +144,32 @@ def operations(rows: int, columns: int, count: int, dtype: Any = None) -> tuple[
     return plain, sum(4 * rows**2 * columns + (8 * k - 6) * rows**3 for k in lengths)
 
 
+@jax.custom_jvp
 def exact(x: Array) -> Array:
-    """The polar factor by singular values; of those that are zero nothing remains."""
+    """The polar factor by singular values; of those that are zero nothing remains.
+
+    For matrices with no more rows than columns it has a derivative: also where singular values are
+    equal, and vectors have none. Along those that are zero it is 0.
+    """
+    u, _, some, vh = _singular(x)
+    return _product(u * some[..., None, :], vh)
+
+
+@exact.defjvp
+def _(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
+    (x,), (dx,) = primals, tangents
+    u, s, some, vh = _singular(x)
+    dx = dx / magnitude(x)
+    inside = _product(_product(u.mT.conj(), dx), vh.mT.conj())
+    outside = _product(u.mT.conj(), dx) - _product(inside, vh)
+    both = some[..., None, :] & some[..., None]
+    turns = (inside - inside.mT.conj()) / jnp.where(both, s[..., None, :] + s[..., None], 1.0)
+    pulls = jnp.where(some, 1 / jnp.where(some, s, 1.0), 0.0)[..., None] * outside
+    return exact(x), _product(u, _product(jnp.where(both, turns, 0.0), vh) + pulls)
+
+
+def _singular(x: Array) -> tuple[Array, Array, Array, Array]:
+    """The singular values and vectors of x over its magnitude, and which values are not zero."""
     u, s, vh = lapack.svd(x / magnitude(x))
     some = s > s[..., :1] * max(x.shape) * jnp.finfo(s.dtype).eps
     kept = u * some[..., None, :].astype(u.dtype)
