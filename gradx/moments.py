@@ -295,7 +295,7 @@ def scale_by_adam(
       b1: \(\beta_1\) in [0, 1).
       b2: \(\beta_2\) in [0, 1).
       eps: \(\epsilon\) in [0, inf). With 0 an element that has had no gradient yet gives NaN.
-      eps_root: in [0, inf); positive where one differentiates through the update.
+      eps_root: in [0, inf), inside the root. Derivatives of the update need none.
       mu_dtype: the dtype to keep \(\mu\) in; by default the parameter's, at least float32.
       nesterov: look one step ahead.
 

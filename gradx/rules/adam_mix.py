@@ -68,7 +68,7 @@ def scale_by_simplified_ademamix(
       b2: \(\beta_2\) in [0, 1).
       alpha: \(\alpha\) in [0, inf), the further weight of the newest gradient.
       eps: \(\epsilon\) in [0, inf). With 0 an element that has had no gradient yet gives NaN.
-      eps_root: in [0, inf); positive where one differentiates through the update.
+      eps_root: in [0, inf), inside the root. Derivatives of the update need none.
 
     Example:
       >>> import gradx, jax.numpy as jnp
@@ -198,7 +198,7 @@ def scale_by_ademamix(
       b3: \(\beta_3\) in [0, 1); the authors let it grow in the first part of a long run.
       alpha: \(\alpha\) in [0, inf), the weight of the slow average; it should grow, too.
       eps: \(\epsilon\) in [0, inf). With 0 an element that has had no gradient yet gives NaN.
-      eps_root: in [0, inf); positive where one differentiates through the update.
+      eps_root: in [0, inf), inside the root. Derivatives of the update need none.
       mu_dtype: the dtype to keep \(m_1\) and \(m_2\) in; by default the parameter's, at least
         float32.
 

@@ -65,7 +65,7 @@ def scale_by_adan(
       b2: \(\beta_2\) in [0, 1).
       b3: \(\beta_3\) in [0, 1).
       eps: \(\epsilon\) in [0, inf). With 0 an element that has had no gradient yet gives NaN.
-      eps_root: in [0, inf); positive where one differentiates through the update.
+      eps_root: in [0, inf), inside the root. Derivatives of the update need none.
       paper: weigh the differences by \(\beta_2\), as the authors do, and not as Optax.
 
     Example:

@@ -138,7 +138,7 @@ def _checked(init_step: Any) -> tuple[str, Any]:
 def _first_distance(sums: Sums, *, kind: str, value: Any) -> Any:
     if kind == "learning_rate":
         return 0.0
-    return value * (1 + sqrt(sums.get("squares", 0.0))) if kind == "heuristic" else value
+    return value * (1 + jnp.sqrt(sums.get("squares", 0.0))) if kind == "heuristic" else value
 
 
 def _dog(h: Numbers, sums: Sums) -> Decided:
