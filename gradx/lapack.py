@@ -72,7 +72,7 @@ def _of_qr(dx: Array, q: Array, r: Array) -> tuple[Array, Array]:
     known = lengths > _rounding(lengths)
     solvable = r + jnp.diag(jnp.where(known, 0.0, 1.0).astype(r.dtype))
     moved = jax.lax.linalg.triangular_solve(solvable, dx, left_side=False, lower=False)
-    moved = jnp.where(known, moved, 0.0)
+    moved = jnp.where(known[None], moved, 0.0)
     inside = _times(q.conj().T, moved)
     below = jnp.tril(inside, -1)
     turns = below - below.conj().T + jnp.diag(jnp.diagonal(inside) - jnp.diagonal(inside).real)

@@ -152,7 +152,7 @@ def exact(x: Array) -> Array:
     equal, and vectors have none. Along those that are zero it is 0.
     """
     u, _, some, vh = _singular(x)
-    return _product(u * some[..., None, :], vh)
+    return _product(u * some[..., None, :].astype(u.dtype), vh)
 
 
 @exact.defjvp
@@ -171,9 +171,10 @@ def _(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
 def _singular(x: Array) -> tuple[Array, Array, Array, Array]:
     """The singular values and vectors of x over its magnitude, and which values are not zero."""
     u, s, vh = lapack.svd(x / magnitude(x))
-    some = s > s[..., :1] * max(x.shape) * jnp.finfo(s.dtype).eps
-    kept = u * some[..., None, :].astype(u.dtype)
-    return jnp.matmul(kept, vh, precision=jax.lax.Precision.HIGHEST)
+    return u, s, s > s[..., :1] * max(x.shape) * jnp.finfo(s.dtype).eps, vh
+
+
+_product = partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
 
 
 def magnitude(x: Array) -> Array:
