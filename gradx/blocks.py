@@ -8,8 +8,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from gradx.powers import sqrt
 from gradx.sources import Array
-from gradx.trees import abs_sq, sqrt
+from gradx.trees import abs_sq
 
 
 class Cut(NamedTuple):

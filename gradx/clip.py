@@ -12,9 +12,9 @@ from gradx import trees as gtree
 from gradx.core import Transform
 from gradx.leafwise import leafwise
 from gradx.norms import by_factor, rms, squares
+from gradx.powers import sqrt
 from gradx.sources import Array, Hyper
 from gradx.stage import Decided, Numbers, Slots, Sums, widen
-from gradx.trees import sqrt
 
 __all__ = [
     "adaptive_grad_clip",

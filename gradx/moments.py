@@ -12,10 +12,11 @@ import jax.numpy as jnp
 from gradx import core, hyper
 from gradx.core import Count, Transform, Updates
 from gradx.leafwise import leafwise
+from gradx.powers import sqrt
 from gradx.sources import Array, Hyper, as_float
 from gradx.stage import Numbers, Slots
 from gradx.step import safe_increment
-from gradx.trees import abs_sq, sqrt, wide
+from gradx.trees import abs_sq, wide
 
 __all__ = [
     "EmaState",

@@ -13,9 +13,10 @@ from gradx import trees as gtree
 from gradx.calls import checked
 from gradx.core import Transform
 from gradx.leafwise import leafwise
+from gradx.powers import sqrt
 from gradx.sources import Array, Hyper
 from gradx.stage import Decided, Numbers, Slots, Sums
-from gradx.trees import abs_sq, sqrt
+from gradx.trees import abs_sq
 
 __all__ = [
     "NormalizeState",

@@ -14,8 +14,8 @@ import jax
 import jax.numpy as jnp
 
 from gradx import lapack
+from gradx.powers import rsqrt, sqrt
 from gradx.sources import Array
-from gradx.trees import rsqrt, sqrt
 
 Coefficients = tuple[tuple[float, float, float], ...]
 

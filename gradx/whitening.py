@@ -10,8 +10,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from gradx.powers import sqrt
 from gradx.sources import Array
-from gradx.trees import abs_sq, sqrt
+from gradx.trees import abs_sq
 
 # Of the elements' mean size: the noise that is added to what is whitened. It is that of psgd_jax.
 _DAMPING = float(jnp.finfo(jnp.float32).eps) ** 0.5

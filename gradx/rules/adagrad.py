@@ -13,10 +13,11 @@ from gradx.core import Transform, Updates
 from gradx.decay import add_decayed_weights
 from gradx.leafwise import leafwise
 from gradx.moments import average, full
+from gradx.powers import sqrt
 from gradx.scale import descend, scale_by_learning_rate
 from gradx.sources import Array, Hyper
 from gradx.stage import Numbers, Slots
-from gradx.trees import abs_sq, sqrt
+from gradx.trees import abs_sq
 
 __all__ = [
     "ScaleByAdaDeltaState",

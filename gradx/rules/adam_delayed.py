@@ -22,10 +22,11 @@ from gradx.moments import (
     weight_so_far,
     zero_moments,
 )
+from gradx.powers import sqrt
 from gradx.scale import descend
 from gradx.sources import Array, Hyper, as_float
 from gradx.stage import Numbers, Slots
-from gradx.trees import abs_sq, sqrt
+from gradx.trees import abs_sq
 
 __all__ = ["acprop", "adopt", "fourth_root", "scale_by_acprop", "scale_by_adopt"]
 

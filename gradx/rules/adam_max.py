@@ -13,10 +13,11 @@ from gradx.core import Count, Transform, Updates
 from gradx.decay import DecayKind, scale_and_decay
 from gradx.leafwise import leafwise
 from gradx.moments import ScaleByAdamState, average, bias_corrections, storage, zero_moments
+from gradx.powers import sqrt
 from gradx.scale import descend
 from gradx.sources import Array, Hyper
 from gradx.stage import Numbers, Slots
-from gradx.trees import abs_sq, sqrt
+from gradx.trees import abs_sq
 
 __all__ = [
     "ScaleByAmsgradState",

@@ -20,10 +20,11 @@ from gradx.moments import (
     weight_so_far,
     zero_moments,
 )
+from gradx.powers import sqrt
 from gradx.scale import descend
 from gradx.sources import Array, Hyper, Number, as_float
 from gradx.stage import Numbers, Slots
-from gradx.trees import abs_sq, sqrt
+from gradx.trees import abs_sq
 
 __all__ = [
     "adabelief",

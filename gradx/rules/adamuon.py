@@ -17,10 +17,11 @@ from gradx.leafwise import leafwise
 from gradx.matrixwise import matrixwise
 from gradx.moments import average
 from gradx.orthogonal import Normalisation, NSCoefficients, momentum, orthogonalise, signs
+from gradx.powers import sqrt
 from gradx.sources import Array, Hyper
 from gradx.stacked import Share
 from gradx.stage import Numbers, Slots
-from gradx.trees import abs_sq, sqrt
+from gradx.trees import abs_sq
 
 __all__ = ["AdaMuonState", "adamuon", "scale_by_adamuon"]
 

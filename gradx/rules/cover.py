@@ -14,10 +14,11 @@ from gradx.combine import chain
 from gradx.core import Transform, Updates
 from gradx.leafwise import leafwise
 from gradx.moments import average, zeros
+from gradx.powers import rsqrt
 from gradx.scale import descend
 from gradx.sources import Array, Hyper
 from gradx.stage import Numbers, Slots
-from gradx.trees import abs_sq, rsqrt
+from gradx.trees import abs_sq
 
 __all__ = ["ScaleBySM3State", "scale_by_sm3", "sm3"]
 

@@ -19,10 +19,11 @@ from gradx.gradients import as_key, check_key
 from gradx.matrixwise import matrixwise
 from gradx.moments import storage
 from gradx.orthogonal import Convention, convention_or, part, part_of, scale_by_shape
+from gradx.powers import sqrt
 from gradx.sources import Array, Fixed, Hyper
 from gradx.stacked import Share
 from gradx.stage import Numbers, Slots
-from gradx.trees import abs_sq, sqrt
+from gradx.trees import abs_sq
 
 __all__ = ["DionState", "dion", "scale_by_dion"]
 

@@ -14,10 +14,11 @@ from gradx.core import Params, Transform
 from gradx.decay import add_decayed_weights
 from gradx.leafwise import leafwise
 from gradx.norms import by_factor, quotient, squares_at_init
+from gradx.powers import sqrt
 from gradx.scale import descend
 from gradx.sources import Array, Hyper
 from gradx.stage import Decided, Numbers, Slots, Sums
-from gradx.trees import abs_sq, sqrt
+from gradx.trees import abs_sq
 
 __all__ = [
     "DoGState",

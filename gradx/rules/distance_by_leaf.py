@@ -12,9 +12,10 @@ from gradx.core import Params, Transform, Updates
 from gradx.leafwise import leafwise
 from gradx.moments import storage
 from gradx.norms import quotient, squares_at_init
+from gradx.powers import sqrt
 from gradx.sources import Array, Hyper
 from gradx.stage import Numbers, Slots, Sums
-from gradx.trees import abs_sq, sqrt, wide
+from gradx.trees import abs_sq, wide
 
 __all__ = ["ScaleByDistanceOverGradientsState", "scale_by_distance_over_gradients"]
 

@@ -13,10 +13,11 @@ from gradx.combine import chain
 from gradx.core import Count, Params, Transform, Updates
 from gradx.decay import add_decayed_weights
 from gradx.leafwise import leafwise
+from gradx.powers import cbrt
 from gradx.scale import scale_by_learning_rate
 from gradx.sources import Array, Hyper, as_float
 from gradx.stage import Numbers, Slots
-from gradx.trees import abs_sq, cbrt
+from gradx.trees import abs_sq
 
 __all__ = ["COCOBState", "MadgradState", "cocob", "madgrad", "scale_by_cocob", "scale_by_madgrad"]
 

@@ -18,10 +18,11 @@ from gradx.decay import add_decayed_weights
 from gradx.leafwise import leafwise
 from gradx.moments import ema, storage
 from gradx.norms import scale_by_param_block_rms
+from gradx.powers import divide, rsqrt
 from gradx.scale import scale, scale_by_learning_rate
 from gradx.sources import Array, Hyper, Number, as_float
 from gradx.stage import Numbers, Slots
-from gradx.trees import abs_sq, divide, rsqrt
+from gradx.trees import abs_sq
 
 __all__ = ["FactoredState", "adafactor", "scale_by_factored_rms"]
 

@@ -15,10 +15,11 @@ from gradx.eigenbasis import into, out_of
 from gradx.fallback import matrix_optimizer, or_by_name
 from gradx.momenta import kept, momentum_of, remembered, slow_average
 from gradx.moments import average
+from gradx.powers import sqrt
 from gradx.sources import Array, Hyper
 from gradx.stacked import Share
 from gradx.stage import Numbers, Slots
-from gradx.trees import abs_sq, sqrt
+from gradx.trees import abs_sq
 
 __all__ = ["KLSoapState", "kl_soap", "scale_by_kl_soap"]
 

@@ -16,10 +16,11 @@ from gradx.core import Count, Transform, Updates
 from gradx.leafwise import leafwise
 from gradx.moments import average, weight_so_far, zero_moments, zeros
 from gradx.norms import by_factor, squares
+from gradx.powers import sqrt
 from gradx.scale import descend
 from gradx.sources import Array, Hyper, from_call
 from gradx.stage import Decided, Numbers, Slots, Sums
-from gradx.trees import abs_sq, dot, sqrt, unshared
+from gradx.trees import abs_sq, dot, unshared
 
 __all__ = ["MomoAdamState", "MomoState", "momo", "momo_adam", "polyak_sgd", "scale_by_polyak"]
 

@@ -15,9 +15,10 @@ from gradx.decay import DecayKind, scale_and_decay
 from gradx.leafwise import leafwise
 from gradx.moments import after, average, storage, weight_so_far, zero_moments, zeros
 from gradx.norms import norm
+from gradx.powers import sqrt
 from gradx.sources import Array, Hyper
 from gradx.stage import Numbers, Slots
-from gradx.trees import abs_sq, sqrt, unshared
+from gradx.trees import abs_sq, unshared
 
 __all__ = ["CorrectByMarsState", "ScaleByMarsState", "correct_by_mars", "mars", "scale_by_mars"]
 

@@ -24,10 +24,11 @@ from gradx.orthogonal import (
     orthogonalise,
     scale_by_shape,
 )
+from gradx.powers import sqrt
 from gradx.sources import Array, Hyper
 from gradx.stacked import Share
 from gradx.stage import Numbers, Slots
-from gradx.trees import abs_sq, sqrt
+from gradx.trees import abs_sq
 
 __all__ = ["NorMuonState", "normuon", "scale_by_normuon"]
 

@@ -22,11 +22,12 @@ from gradx.matrix_names import Judgement, judged
 from gradx.momenta import averaging, momentum_of, remembered
 from gradx.norms import by_factor
 from gradx.orthogonal import Normalisation, NSCoefficients, orthogonalise, signs
+from gradx.powers import sqrt
 from gradx.scale import descend
 from gradx.sources import Array, ByPath, Hyper
 from gradx.stacked import Share
 from gradx.stage import Call, Leaves, Numbers, Results, Rows, Slots, staged
-from gradx.trees import abs_sq, sqrt
+from gradx.trees import abs_sq
 
 __all__ = ["ScionState", "scale_by_scion", "scion"]
 

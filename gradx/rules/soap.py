@@ -28,10 +28,11 @@ from gradx.fallback import matrix_optimizer, or_by_name
 from gradx.matrixwise import matrixwise
 from gradx.momenta import SLOW, kept, momentum_of, remembered, slow_average
 from gradx.moments import average, weight_so_far
+from gradx.powers import sqrt
 from gradx.sources import Array, Hyper
 from gradx.stacked import Share
 from gradx.stage import Numbers, Slots
-from gradx.trees import abs_sq, sqrt
+from gradx.trees import abs_sq
 
 __all__ = ["SoapState", "scale_by_soap", "soap"]
 

@@ -17,10 +17,11 @@ from gradx.groups import masked
 from gradx.leafwise import leafwise
 from gradx.moments import scale_by_adam, storage, trace, zeros
 from gradx.norms import scale_by_trust_ratio
+from gradx.powers import sqrt
 from gradx.scale import ScaleByScheduleState, descend
 from gradx.sources import Array, Hyper
 from gradx.stage import Numbers, Slots
-from gradx.trees import abs_sq, sqrt
+from gradx.trees import abs_sq
 
 __all__ = [
     "ScaleByNovogradState",

@@ -18,9 +18,10 @@ from gradx.gating import check_inner
 from gradx.leafwise import Rule
 from gradx.matrices import Matrix, check_paths, only_matrices
 from gradx.norms import quotient
+from gradx.powers import sqrt
 from gradx.sources import Array, Hyper
 from gradx.stage import Leaves, Numbers, Results, Rows, Slots, is_array, staged, widen
-from gradx.trees import abs_sq, sqrt, unshared
+from gradx.trees import abs_sq, unshared
 
 __all__ = ["ScaleByHyperballState", "hyperball", "scale_by_hyperball"]
 

@@ -17,6 +17,7 @@ from gradx.counting import steps
 from gradx.gating import check_inner
 from gradx.leafwise import leafwise
 from gradx.live import own_state, with_own
+from gradx.powers import sqrt
 from gradx.sources import Array, Hyper
 from gradx.stage import (
     Call,
@@ -34,7 +35,7 @@ from gradx.stage import (
     widen,
 )
 from gradx.states import check_state
-from gradx.trees import abs_sq, dot, sqrt, unshared
+from gradx.trees import abs_sq, dot, unshared
 
 __all__ = ["MechanicState", "mechanize"]
 
