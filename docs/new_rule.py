@@ -17,6 +17,7 @@ from gradx.core import Count, Transform, Updates
 from gradx.decay import DecayKind, scale_and_decay
 from gradx.leafwise import leafwise
 from gradx.moments import average, weight_so_far
+from gradx.powers import sqrt
 from gradx.sources import Array, Hyper
 from gradx.stage import Numbers, Slots
 from gradx.trees import abs_sq
@@ -103,7 +104,7 @@ def _qhadam(g: Array, slots: Slots, p: None, h: Numbers) -> tuple[Array, Slots]:
     nu = average(nu, abs_sq(g), h.b2)
     first = (1 - h.share_mu) * g + h.of_mu * mu
     second = (1 - h.share_nu) * abs_sq(g) + h.of_nu * nu
-    return first / (jnp.sqrt(second) + h.eps), (mu, nu)
+    return first / (sqrt(second) + h.eps), (mu, nu)
 
 
 @core.recorded

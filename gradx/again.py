@@ -121,13 +121,13 @@ _CHEAP = _ARITHMETIC | {
     "and", "eq", "ge", "gt", "le", "lt", "ne", "not", "or", "select_n",
     "reduce_and", "reduce_max", "reduce_min", "reduce_or", "reduce_sum", "reshape", "squeeze",
     "transpose", "convert_element_type", "copy", "reduce_precision", "stop_gradient",
-    "jit", "pjit", "optimization_barrier", "pcast", "pvary",
+    "jit", "pjit", "custom_jvp_call", "optimization_barrier", "pcast", "pvary",
 }
 # fmt: on
 
 
 def _is_cheap(eqn: Any) -> bool:
-    inner = eqn.params.get("jaxpr")
+    inner = eqn.params.get("jaxpr", eqn.params.get("call_jaxpr"))
     parts = [] if inner is None else inner.eqns
     return eqn.primitive.name in _CHEAP and all(_is_cheap(part) for part in parts)
 

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from gradx.powers import sqrt
 from gradx.sources import Array
 from gradx.trees import abs_sq
 
@@ -86,4 +87,4 @@ def norms(x: Array) -> Array:
     """Frobenius' norm of each block, without overflow and underflow of the squares."""
     largest = jnp.max(jnp.abs(x), axis=(1, 3), keepdims=True)
     scale = jnp.where((largest > 0) & jnp.isfinite(largest), largest, 1.0)
-    return scale * jnp.sqrt(jnp.sum(abs_sq(x / scale), axis=(1, 3), keepdims=True))
+    return scale * sqrt(jnp.sum(abs_sq(x / scale), axis=(1, 3), keepdims=True))

@@ -12,6 +12,7 @@ from gradx import trees as gtree
 from gradx.core import Transform
 from gradx.leafwise import leafwise
 from gradx.norms import by_factor, rms, squares
+from gradx.powers import sqrt
 from gradx.sources import Array, Hyper
 from gradx.stage import Decided, Numbers, Slots, Sums, widen
 
@@ -89,9 +90,13 @@ def clip_by_global_norm(max_norm: Hyper, *, axis_name: Any = None) -> Transform:
 
 
 def _factor(h: Numbers, sums: Sums) -> Decided:
-    norm = jnp.sqrt(sums["squares"])
-    # Not min(1, c / norm): that is NaN for a zero norm and an infinite bound.
-    return {"factor": jnp.where(norm < h.max_norm, 1.0, h.max_norm / norm)}, {}
+    return {"factor": _shrinking(sqrt(sums["squares"]), h.max_norm)}, {}
+
+
+def _shrinking(norm: Array, bound: Any, least: float = 0.0) -> Array:
+    """min(1, bound / norm), with a derivative also where the norm is 0 or the bound infinite."""
+    below = norm < bound
+    return jnp.where(below, 1.0, bound / jnp.maximum(jnp.where(below, 1.0, norm), least))
 
 
 @core.recorded
@@ -236,7 +241,7 @@ def unitwise_clip(g_norm: Array, max_norm: Array, grad: Array, div_eps: float = 
             f"both must have that of the array, {grad.shape}, or length 1 where it does not vary."
         )
     # One factor for each unit: the elements are multiplied, not divided.
-    factor = jnp.where(g_norm < max_norm, 1.0, max_norm / jnp.maximum(g_norm, div_eps))
+    factor = _shrinking(g_norm, max_norm, div_eps)
     if not gtree.is_inexact(grad):
         return grad * factor
     return (widen(grad) * factor).astype(grad.dtype)
@@ -250,4 +255,4 @@ def _unit_norm(x: Array, axis: int | tuple[int, ...] | None, where: str) -> Arra
                 f"{where}: which axes of a leaf of shape {x.shape} make up a unit? Say axis=(…)."
             )
         axis = None if rank <= 1 else {2: (0,), 3: (0,), 4: (0, 1, 2), 5: (0, 1, 2, 3)}[x.ndim]
-    return jnp.sqrt(jnp.sum(gtree.abs_sq(x), axis=axis, keepdims=True))
+    return sqrt(jnp.sum(gtree.abs_sq(x), axis=axis, keepdims=True))

@@ -108,3 +108,21 @@ def is_before(count: Any, step: Any) -> Any:
 def elapsed(count: Any, begin: Length) -> Array:
     """The steps since `begin`, at least 0, as a float."""
     return as_float(since(as_count(count), begin))
+
+
+def shares(count: Any, length: Length, begin: Length = 0) -> tuple[Array, Array]:
+    """The shares of the steps that are left and done: exactly 0 and 1 at both ends.
+
+    Each is a quotient of its own steps, so that a small one has all digits.
+    """
+    done = since(as_count(count), begin)
+    whole = isinstance(length, int) and jnp.issubdtype(done.dtype, jnp.integer)
+    whole = whole and not is_beyond(length, done)  # then differences are exact
+    done, total = (done, length) if whole else (as_float(done), float(length))
+    done = jnp.minimum(done, total)
+    return share_of(total - done, done, float(length)), share_of(done, total - done, float(length))
+
+
+def share_of(part: Array, rest: Array, total: Any) -> Array:
+    # XLA may divide by multiplying with the reciprocal, and then n / n is not always 1.
+    return jnp.where(rest > 0, as_float(part) / total, 1.0)

@@ -23,10 +23,10 @@ from gradx.counting import (
     as_count,
     beginning,
     duration,
-    elapsed,
     is_beyond,
     odd,
     power_of,
+    shares,
     since,
 )
 from gradx.hyper import constant
@@ -88,27 +88,36 @@ def level_for_ever(name: str, value: Number, told: str) -> Schedule:
     return level(value)
 
 
+def between(init: Any, end: Any, left: Array, done: Array) -> Array:
+    """`init * left + end * done` for two weights that make 1, by way of the smaller one.
+
+    So a value near 0 is a product with a small weight, not a difference of large numbers; both ends
+    are exact, and what is constant stays so.
+    """
+    return jnp.where(left > done, init + (end - init) * done, end + (init - end) * left)
+
+
 def ramp(init: Number, end: Number, power: Number, length: Length, begin: Length = 0) -> Schedule:
     """From `init` to `end` along a power of the share of the steps that is left."""
-
-    def value(count: Any) -> Array:
-        done = jnp.minimum(elapsed(count, begin), float(length))
-        # XLA may divide by multiplying with the reciprocal, and then n / n is not always 1.
-        left = jnp.where(done > 0, (float(length) - done) / float(length), 1.0)
-        return (init - end) * left**power + end
-
-    return value
+    return lambda count: between(init, end, *_to_power(*shares(count, length, begin), power))
 
 
 def cosine(init: Number, end: Number, length: Length, exponent: Number) -> Schedule:
     """From `init` to `end` along a power of half a cosine wave."""
+    return lambda count: between(init, end, *_to_power(*wave(*shares(count, length)), exponent))
 
-    def value(count: Any) -> Array:
-        done = jnp.minimum(elapsed(count, 0), float(length))
-        wave = 0.5 * (1 + jnp.cos(jnp.pi * done / float(length)))
-        return (init - end) * wave**exponent + end
 
-    return value
+def wave(left: Array, done: Array) -> tuple[Array, Array]:
+    """The weights of half a cosine wave: the squares of a sine that is exact where it is small."""
+    return jnp.sin(jnp.pi / 2 * left) ** 2, jnp.sin(jnp.pi / 2 * done) ** 2
+
+
+def _to_power(left: Array, done: Array, power: Number) -> tuple[Array, Array]:
+    """The weights `left**power` and 1 minus it, the second where it is the smaller one."""
+    if isinstance(power, int | float) and power == 1:
+        return left, done
+    logarithm = jnp.where(done < 0.5, jnp.log1p(-done), jnp.log(jnp.where(left > 0, left, 1.0)))
+    return left**power, -jnp.expm1(power * logarithm)
 
 
 def exponential(
@@ -141,11 +150,10 @@ def _log(value: Number) -> Any:
 
 def half_life(init: Number, end: Number, length: Length, begin: Length) -> Schedule:
     """From `init` to `end`, so that the half-life ln(1/2) / ln(value) makes a straight line."""
-    left = ramp(1.0, 0.0, 1, length, begin)
 
     def value(count: Any) -> Array:
-        rest = left(count)
-        return jnp.exp(1 / (rest / _log(init) + (1 - rest) / _log(end)))
+        left, done = shares(count, length, begin)
+        return jnp.exp(1 / (left / _log(init) + done / _log(end)))
 
     return value
 

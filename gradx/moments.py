@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from gradx import core, hyper
 from gradx.core import Count, Transform, Updates
 from gradx.leafwise import leafwise
+from gradx.powers import sqrt
 from gradx.sources import Array, Hyper, as_float
 from gradx.stage import Numbers, Slots
 from gradx.step import safe_increment
@@ -295,7 +296,7 @@ def scale_by_adam(
       b1: \(\beta_1\) in [0, 1).
       b2: \(\beta_2\) in [0, 1).
       eps: \(\epsilon\) in [0, inf). With 0 an element that has had no gradient yet gives NaN.
-      eps_root: in [0, inf); positive where one differentiates through the update.
+      eps_root: in [0, inf), inside the root. Derivatives of the update need none.
       mu_dtype: the dtype to keep \(\mu\) in; by default the parameter's, at least float32.
       nesterov: look one step ahead.
 
@@ -323,7 +324,7 @@ def _adam(g: Array, slots: Slots, p: None, h: Numbers) -> tuple[Array, Slots]:
     mu, nu = slots
     mu = average(mu, g, h.b1)
     nu = average(nu, abs_sq(g), h.b2)
-    u = unbiased_mu(mu, g, h) / (jnp.sqrt(nu * h.correct_nu + h.eps_root) + h.eps)
+    u = unbiased_mu(mu, g, h) / (sqrt(nu * h.correct_nu + h.eps_root) + h.eps)
     return u, (mu, nu)
 
 
@@ -373,7 +374,7 @@ def nu_correction(h: Numbers, t: Array) -> Mapping[str, Any]:
 
 def root(variance: Array, h: Numbers) -> Array:
     """What `scale_by_rms` and `scale_by_stddev` divide by."""
-    return jnp.sqrt(variance + h.eps) if h.eps_in_sqrt else jnp.sqrt(variance) + h.eps
+    return sqrt(variance + h.eps) if h.eps_in_sqrt else sqrt(variance) + h.eps
 
 
 def _rms(g: Array, slots: Slots, p: None, h: Numbers) -> tuple[Array, Slots]:

@@ -13,6 +13,7 @@ from gradx import trees as gtree
 from gradx.calls import checked
 from gradx.core import Transform
 from gradx.leafwise import leafwise
+from gradx.powers import sqrt
 from gradx.sources import Array, Hyper
 from gradx.stage import Decided, Numbers, Slots, Sums
 from gradx.trees import abs_sq
@@ -61,12 +62,12 @@ def global_norm(updates: Any, *, axis_name: Any = None) -> Array:
     with core.inside("global_norm"):
         over = mapped.axes(axis_name)
     if not over:
-        return jnp.sqrt(gtree.sum_of_squares(updates))
+        return sqrt(gtree.sum_of_squares(updates))
     flat = gtree.flatten(updates)
     spans = mapped.spans(over, flat, None, "global_norm")
     pairs = [(x, span) for x, span in zip(flat.values, spans, strict=True) if x is not None]
     parts = [jnp.zeros((), jnp.float32), *(gtree.square(jnp.asarray(x)) for x, _ in pairs)]
-    return jnp.sqrt(mapped.sum_over(parts, [None, *(span for _, span in pairs)]))
+    return sqrt(mapped.sum_over(parts, [None, *(span for _, span in pairs)]))
 
 
 def by_factor(g: Array, slots: Slots, p: Any, h: Numbers) -> tuple[Array, Slots]:
@@ -116,8 +117,8 @@ def normalize(*, axis_name: Any = None) -> Transform:
 
 
 def _by_norm(h: Numbers, sums: Sums) -> Decided:
-    norm = jnp.sqrt(sums["squares"])
-    return {"factor": jnp.where(norm > 0, 1 / norm, 1.0)}, {}
+    norm = sqrt(sums["squares"])
+    return {"factor": 1 / jnp.where(norm > 0, norm, 1.0)}, {}
 
 
 @core.recorded
@@ -154,26 +155,21 @@ def normalize_by_update_norm(
 
 
 def _to_norm(h: Numbers, sums: Sums) -> Decided:
-    norm = jnp.sqrt(sums["squares"]) + h.eps
-    return {"factor": jnp.where(norm > 0, h.scale_factor / norm, 0.0)}, {}
+    norm = sqrt(sums["squares"]) + h.eps
+    return {"factor": quotient(h.scale_factor, norm)}, {}
 
 
 # ---------------------------------------------------------------- of a parameter
 
 
 def norm(x: Array, span: mapped.Span | None = None) -> Array:
-    r"""\(\lVert x \rVert\) of one leaf, with the derivative 0 where it is 0."""
-    return root(mapped.total(jnp.sum(abs_sq(x)), span))
+    r"""\(\lVert x \rVert\) of one leaf."""
+    return sqrt(mapped.total(jnp.sum(abs_sq(x)), span))
 
 
 def rms(x: Array, span: mapped.Span | None = None) -> Array:
     """The root of the mean square; 0 for a leaf without elements."""
-    return root(mapped.total(jnp.sum(abs_sq(x)), span) / max(mapped.size(x, span), 1))
-
-
-def root(square: Array) -> Array:
-    """A square root with the derivative 0 at 0."""
-    return jnp.where(square > 0, jnp.sqrt(jnp.where(square > 0, square, 1.0)), 0.0)
+    return sqrt(mapped.total(jnp.sum(abs_sq(x)), span) / max(mapped.size(x, span), 1))
 
 
 @core.recorded

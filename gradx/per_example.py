@@ -13,6 +13,7 @@ from gradx import core, hyper
 from gradx import trees as gtree
 from gradx.calls import checked
 from gradx.core import Updates
+from gradx.powers import sqrt
 from gradx.sources import Array
 
 __all__ = ["per_example_global_norm_clip", "per_example_layer_norm_clip"]
@@ -62,8 +63,9 @@ def factors(leaves: Sequence[Array], bound: Any) -> Array:
 
     An example that is zero keeps 1, and so does one with a NaN, which then shows in the sum.
     """
-    norms = jnp.sqrt(sum(_squares(g) for g in leaves))
-    return jnp.where(norms > bound, bound / norms, 1.0)
+    norms = sqrt(sum(_squares(g) for g in leaves))
+    above = norms > bound
+    return jnp.where(above, bound / jnp.where(above, norms, 1.0), 1.0)
 
 
 @jax.jit  # one trace per shape and dtype, instead of one per leaf

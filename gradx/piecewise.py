@@ -10,8 +10,8 @@ from typing import Any, Literal
 import jax.numpy as jnp
 
 from gradx import core
-from gradx.counting import Length, as_count, duration, elapsed, is_beyond, static
-from gradx.curves import ScheduleFn
+from gradx.counting import Length, as_count, duration, elapsed, is_beyond, share_of, static
+from gradx.curves import ScheduleFn, between, wave
 from gradx.hyper import constant
 from gradx.sources import Array, Number, Schedule, as_float
 
@@ -56,11 +56,11 @@ def polyline(values: Sequence[Number], starts: Sequence[Length], kind: str) -> S
         k = phase(count, starts)
         # Starts that the count cannot hold are never looked up.
         begins = jnp.array([0 if is_beyond(s, count) else s for s in starts], count.dtype)
-        done = jnp.clip(as_float(count - begins[k]) / _table(lengths)[k], 0, 1)
+        length = _table(lengths)[k]
+        done = jnp.clip(as_float(count - begins[k]), 0, length)
+        weights = share_of(length - done, done, length), share_of(done, length - done, length)
         here, there = _table(values)[k], _table([*values[1:], values[-1]])[k]
-        if kind == "linear":
-            return (there - here) * done + here
-        return there + (here - there) / 2 * (jnp.cos(jnp.pi * done) + 1)
+        return between(here, there, *(weights if kind == "linear" else wave(*weights)))
 
     return value
 

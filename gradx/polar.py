@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from gradx import lapack
+from gradx.powers import rsqrt, sqrt
 from gradx.sources import Array
 
 Coefficients = tuple[tuple[float, float, float], ...]
@@ -88,18 +89,18 @@ def newton_schulz(
     """The steps (n, 3) applied to a matrix with no more rows than columns, not normalised here.
 
     `square` is x xᵀ, where it is known already. Products are taken in `dtype` and added up in
-    float32 or wider. With `gram` the steps work on x xᵀ, and touch x only after the second step,
-    after every third one from there, and at the end; None chooses what takes fewer operations.
+    float32 or wider. With `gram` the steps work on x xᵀ, and touch x only between phases; None
+    chooses what takes fewer operations.
     """
     times = partial(_times, dtype)
     rows, columns = x.shape
     count = steps.shape[0]
     if gram is None:
-        plain, by_gram = operations(rows, columns, count)
+        plain, by_gram = operations(rows, columns, count, dtype)
         gram = by_gram < plain
     square = times(x, x.mT.conj()) if square is None else square
     begin = 0
-    for end in _phases(count) if gram else range(1, count + 1):
+    for end in _phases(count, dtype) if gram else range(1, count + 1):
         square = times(x, x.mT.conj()) if begin else square
         x = times(_factor(square, steps[begin:end], times), x)
         begin = end
@@ -124,25 +125,56 @@ def _factor(square: Array, steps: Array, times: Any) -> Array:
     return total
 
 
-def _phases(count: int) -> list[int]:
-    """Before which steps x xᵀ is made anew, since it loses digits: at 2, and then each third."""
-    return [*range(2, count, 3), count]
+def _phases(count: int, dtype: Any) -> list[int]:
+    """Before which steps x xᵀ is made anew, since it loses digits: at 2, and then each third.
+
+    Rounding leaves it eigenvalues below 0, and a step multiplies these by a², up to 69. Three steps
+    in a row are safe for errors of float32. Those of half precision come near -1 in two, and the
+    third polynomial makes them grow without end; so there it is each second step.
+    """
+    narrow = dtype is not None and jnp.finfo(dtype).bits < 32
+    return [*range(2, count, 2 if narrow else 3), count]
 
 
-def operations(rows: int, columns: int, count: int) -> tuple[int, int]:
+def operations(rows: int, columns: int, count: int, dtype: Any = None) -> tuple[int, int]:
     """The multiplications and additions of the plain steps, and of those by Gram's matrix."""
     plain = count * (4 * rows**2 * columns + 2 * rows**3)
-    ends = _phases(count)
+    ends = _phases(count, dtype)
     lengths = [end - begin for begin, end in zip([0, *ends], ends, strict=False)]
     return plain, sum(4 * rows**2 * columns + (8 * k - 6) * rows**3 for k in lengths)
 
 
+@jax.custom_jvp
 def exact(x: Array) -> Array:
-    """The polar factor by singular values; of those that are zero nothing remains."""
+    """The polar factor by singular values; of those that are zero nothing remains.
+
+    For matrices with no more rows than columns it has a derivative: also where singular values are
+    equal, and vectors have none. Along those that are zero it is 0.
+    """
+    u, _, some, vh = _singular(x)
+    return _product(u * some[..., None, :].astype(u.dtype), vh)
+
+
+@exact.defjvp
+def _(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
+    (x,), (dx,) = primals, tangents
+    u, s, some, vh = _singular(x)
+    dx = dx / magnitude(x)
+    inside = _product(_product(u.mT.conj(), dx), vh.mT.conj())
+    outside = _product(u.mT.conj(), dx) - _product(inside, vh)
+    both = some[..., None, :] & some[..., None]
+    turns = (inside - inside.mT.conj()) / jnp.where(both, s[..., None, :] + s[..., None], 1.0)
+    pulls = jnp.where(some, 1 / jnp.where(some, s, 1.0), 0.0)[..., None] * outside
+    return exact(x), _product(u, _product(jnp.where(both, turns, 0.0), vh) + pulls)
+
+
+def _singular(x: Array) -> tuple[Array, Array, Array, Array]:
+    """The singular values and vectors of x over its magnitude, and which values are not zero."""
     u, s, vh = lapack.svd(x / magnitude(x))
-    some = s > s[..., :1] * max(x.shape) * jnp.finfo(s.dtype).eps
-    kept = u * some[..., None, :].astype(u.dtype)
-    return jnp.matmul(kept, vh, precision=jax.lax.Precision.HIGHEST)
+    return u, s, s > s[..., :1] * max(x.shape) * jnp.finfo(s.dtype).eps, vh
+
+
+_product = partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
 
 
 def magnitude(x: Array) -> Array:
@@ -172,7 +204,7 @@ def norm(x: Array) -> Array:
 
 
 def _root_of_squares(x: Array) -> Array:
-    return jnp.sqrt(jnp.sum(jnp.abs(x) ** 2))
+    return sqrt(jnp.sum(jnp.abs(x) ** 2))
 
 
 def normalised(x: Array, kind: str, eps: Any, dtype: Any) -> tuple[Array, Array | None]:
@@ -191,9 +223,9 @@ def normalised(x: Array, kind: str, eps: Any, dtype: Any) -> tuple[Array, Array 
     x = x / jnp.where(size > 0, size, 1.0)
     square = _times(dtype, x, x.mT.conj())
     rows = jnp.sum(jnp.abs(square), axis=-1)
-    size = rows if kind == "aol" else jnp.linalg.norm(square)[None]
+    size = rows if kind == "aol" else _root_of_squares(square)[None]
     size = jnp.maximum(size, eps)
-    scale = jnp.where(size > 0, jax.lax.rsqrt(size), 0.0)[:, None]
+    scale = jnp.where(size > 0, rsqrt(size), 0.0)[:, None]
     return x * scale, square * scale * scale.mT
 
 

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from gradx import polar
+from gradx.powers import sqrt
 from gradx.sources import Array
 from gradx.trees import abs_sq
 
@@ -109,5 +110,9 @@ def _norm(x: Array) -> Array:
     x = x / jnp.where(largest > 0, largest, 1.0)
     start = x[:, jnp.argmax(jnp.sum(abs_sq(x), axis=0))]
     once = _times(x, start)
-    size = jnp.linalg.norm(once)
-    return largest * jnp.linalg.norm(_times(x, once / jnp.where(size > 0, size, 1.0)))
+    size = _length(once)
+    return largest * _length(_times(x, once / jnp.where(size > 0, size, 1.0)))
+
+
+def _length(x: Array) -> Array:
+    return sqrt(jnp.sum(abs_sq(x)))

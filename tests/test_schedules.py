@@ -290,6 +290,68 @@ def test_steps_may_come_from_a_generator() -> None:
     assert cycles_of == cycles.sgdr_schedule([{**CYCLE, "decay_steps": n} for n in (10, 20)])
 
 
+# ---------------------------------------------------------------- digits
+
+ENDS = [(0.0, 1e-3), (1e-3, 0.0), (1e-5, 1e-3), (0.3, 0.1), (0.7, 0.7)]
+LENGTHS = (10, 41, 1000, 100_000)
+
+
+def weights(counts: Any, length: int, kind: str, power: int = 1) -> Any:
+    """How much of the first value is left, and how much of the last one there, in float64."""
+    done = np.minimum(counts / length, 1)
+    shares = np.stack([1 - done, done])
+    left, done = shares if kind == "line" else np.sin(np.pi / 2 * shares) ** 2
+    with np.errstate(divide="ignore"):
+        return left**power, -np.expm1(power * np.log1p(-done))
+
+
+def units(made: Any, exact: Any) -> Any:
+    """Errors in units of the last digit of float32."""
+    return np.abs(made - exact) / np.spacing(np.abs(exact).astype(np.float32))
+
+
+CURVES = [("line", 1, 3), ("line", 2, 6), ("wave", 1, 7)]
+
+
+@pytest.mark.parametrize(("kind", "power", "most"), CURVES)
+def test_curves_have_all_digits_from_one_end_to_the_other(kind: str, power: int, most: int) -> None:
+    """A warmup from 0 in its first steps, too, and a decay to 0 in its last ones."""
+    for length in LENGTHS:
+        counts = np.unique(np.linspace(0, length + 2, 1000).astype(np.int32))
+        left, done = weights(counts, length, kind, power)
+
+        @jax.jit
+        def every(counts: Any, init: Any, end: Any) -> Any:
+            if kind == "line":
+                return curves.ramp(init, end, power, length)(counts)  # noqa: B023
+            return curves.cosine(init, end, length, power)(counts)  # noqa: B023
+
+        for init, end in np.array(ENDS, np.float32):
+            exact = np.where(done < left, init + (end - init) * done, end + (init - end) * left)
+            assert units(every(counts, init, end), exact).max() < most, (length, init, end)
+
+
+def test_public_schedules_have_all_digits() -> None:
+    counts = np.arange(1002)
+    (_, rise), (fall, _) = (
+        1e-3 * np.array(weights(counts, 1000, kind)) for kind in ("line", "wave")
+    )
+    rows = {
+        curves.linear_schedule(0.0, 1e-3, 1000): rise,
+        curves.polynomial_schedule(0.0, 1e-3, 1.0, 1000): rise,
+        curves.cosine_decay_schedule(1e-3, 1000): fall,
+        cycles.warmup_constant_schedule(0.0, 1e-3, 1000): rise,
+        cycles.warmup_cosine_decay_schedule(0.0, 1e-3, 1000, 5000): rise,
+        piecewise.piecewise_interpolate_schedule("linear", 1e-3, {1000: 0.0}): 1e-3 - rise,
+        piecewise.piecewise_interpolate_schedule("cosine", 1e-3, {1000: 0.0}): fall,
+    }
+    for schedule, exact in rows.items():
+        made = np.asarray(schedule(jnp.asarray(counts)))[:1001]
+        assert units(made, exact[:1001]).max() < 7, schedule
+    almost = piecewise.linear_onecycle_schedule(100_000, 1.0)(99_999)
+    assert units(np.asarray(almost), np.asarray(4e-6 + (0.04 - 4e-6) / 15_000)) < 4
+
+
 # ---------------------------------------------------------------- borders, by property
 
 numbers = st.floats(-10, 10, width=32).map(lambda x: round(x, 3))

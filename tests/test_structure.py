@@ -30,7 +30,7 @@ NAMESPACES = [
 # From the bottom up. A module imports from the layers below its own, never from its own or from
 # above: so rooms (`rules.*`) never import rooms, and what two of them need moves down.
 LAYERS = [
-    ["trees", "contract", "show", "near", "table"],
+    ["trees", "contract", "show", "near", "table", "powers"],
     ["binding", "spec"],
     ["calls", "mirror", "starts"],
     ["core"],

@@ -13,6 +13,7 @@ from gradx.core import Transform, Updates
 from gradx.decay import add_decayed_weights
 from gradx.leafwise import leafwise
 from gradx.moments import average, full
+from gradx.powers import sqrt
 from gradx.scale import descend, scale_by_learning_rate
 from gradx.sources import Array, Hyper
 from gradx.stage import Numbers, Slots
@@ -65,7 +66,7 @@ def scale_by_rss(initial_accumulator_value: float = 0.1, eps: Hyper = 1e-7) -> T
 
 def _rss(g: Array, slots: Slots, p: None, h: Numbers) -> tuple[Array, Slots]:
     s = slots[0] + abs_sq(g)
-    return g * jnp.where(s > 0, 1 / jnp.sqrt(s + h.eps), 0.0), (s,)
+    return g * jnp.where(s > 0, 1 / sqrt(s + h.eps), 0.0), (s,)
 
 
 @core.recorded
@@ -146,7 +147,7 @@ def _adadelta(g: Array, slots: Slots, p: None, h: Numbers) -> tuple[Array, Slots
     e_x = average(e_x, (e_x + h.eps) * square / (e_g + h.eps), h.rho)
     # The line above, solved for the old e_x + eps, over e_g + eps.
     old_ratio = (e_x + h.rho * h.eps) / average(e_g + h.eps, square, h.rho)
-    return g * jnp.sqrt(old_ratio), (e_g, e_x)
+    return g * sqrt(old_ratio), (e_g, e_x)
 
 
 @core.recorded

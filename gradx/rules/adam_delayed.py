@@ -22,6 +22,7 @@ from gradx.moments import (
     weight_so_far,
     zero_moments,
 )
+from gradx.powers import sqrt
 from gradx.scale import descend
 from gradx.sources import Array, Hyper, as_float
 from gradx.stage import Numbers, Slots
@@ -85,7 +86,7 @@ def _acprop(g: Array, slots: Slots, p: None, h: Numbers) -> tuple[Array, Slots]:
     mu, nu = slots
     new_nu = h.b2 * nu + ((1 - h.b2) * abs_sq(g - mu) + h.eps_root)
     mu = h.b1 * mu + after(new_nu, (1 - h.b1) * g)
-    return g / (jnp.sqrt(nu * h.correct_nu + h.instead) + h.eps), (mu, new_nu)
+    return g / (sqrt(nu * h.correct_nu + h.instead) + h.eps), (mu, new_nu)
 
 
 @core.recorded
@@ -219,7 +220,7 @@ def _bounds(h: Numbers, t: Array, *, clip_value_fn: Callable[[Array], Array]) ->
 
 def _adopt(g: Array, slots: Slots, p: None, h: Numbers) -> tuple[Array, Slots]:
     mu, nu = slots
-    c = g / jnp.maximum(jnp.sqrt(nu), h.floor)
+    c = g / jnp.maximum(sqrt(nu), h.floor)
     if h.bounded and jnp.iscomplexobj(c):
         size = jnp.abs(c)
         c = c * jnp.where(size > h.bound, h.bound / size, 1.0)

@@ -13,6 +13,7 @@ from gradx.core import Count, Transform, Updates
 from gradx.decay import DecayKind, scale_and_decay
 from gradx.leafwise import leafwise
 from gradx.moments import ScaleByAdamState, average, bias_corrections, storage, zero_moments
+from gradx.powers import sqrt
 from gradx.scale import descend
 from gradx.sources import Array, Hyper
 from gradx.stage import Numbers, Slots
@@ -207,7 +208,7 @@ def _amsgrad(g: Array, slots: Slots, p: None, h: Numbers) -> tuple[Array, Slots]
     nu = average(nu, abs_sq(g), h.b2)
     nu_max = jnp.maximum(nu_max, nu * h.correct_nu if h.correct_nu_bias else nu)
     mu_hat = mu * h.correct_mu if h.correct_mu_bias else mu
-    return mu_hat / (jnp.sqrt(nu_max + h.eps_root) + h.eps), (mu, nu, nu_max)
+    return mu_hat / (sqrt(nu_max + h.eps_root) + h.eps), (mu, nu, nu_max)
 
 
 @core.recorded

@@ -14,6 +14,7 @@ from gradx.core import Count, Transform, Updates
 from gradx.decay import DecayKind, scale_and_decay
 from gradx.leafwise import leafwise
 from gradx.moments import average, storage, weight_so_far, zero_moments, zeros
+from gradx.powers import sqrt
 from gradx.sources import Array, Hyper
 from gradx.stage import Numbers, Slots
 from gradx.trees import abs_sq
@@ -68,7 +69,7 @@ def scale_by_simplified_ademamix(
       b2: \(\beta_2\) in [0, 1).
       alpha: \(\alpha\) in [0, inf), the further weight of the newest gradient.
       eps: \(\epsilon\) in [0, inf). With 0 an element that has had no gradient yet gives NaN.
-      eps_root: in [0, inf); positive where one differentiates through the update.
+      eps_root: in [0, inf), inside the root. Derivatives of the update need none.
 
     Example:
       >>> import gradx, jax.numpy as jnp
@@ -98,7 +99,7 @@ def _simplified(g: Array, slots: Slots, p: None, h: Numbers) -> tuple[Array, Slo
     m, n = slots
     m = h.b1 * m + g
     n = average(n, abs_sq(g), h.b2)
-    return (m + h.alpha * g) / (jnp.sqrt(n * h.correct_n + h.eps_root) + h.eps), (m, n)
+    return (m + h.alpha * g) / (sqrt(n * h.correct_n + h.eps_root) + h.eps), (m, n)
 
 
 @core.recorded
@@ -198,7 +199,7 @@ def scale_by_ademamix(
       b3: \(\beta_3\) in [0, 1); the authors let it grow in the first part of a long run.
       alpha: \(\alpha\) in [0, inf), the weight of the slow average; it should grow, too.
       eps: \(\epsilon\) in [0, inf). With 0 an element that has had no gradient yet gives NaN.
-      eps_root: in [0, inf); positive where one differentiates through the update.
+      eps_root: in [0, inf), inside the root. Derivatives of the update need none.
       mu_dtype: the dtype to keep \(m_1\) and \(m_2\) in; by default the parameter's, at least
         float32.
 
@@ -239,7 +240,7 @@ def _ademamix(g: Array, slots: Slots, p: None, h: Numbers) -> tuple[Array, Slots
     m2 = average(m2, g, h.b3)
     nu = average(nu, abs_sq(g), h.b2)
     mixed = h.correct_m1 * m1 + h.alpha * m2
-    return mixed / (jnp.sqrt(nu * h.correct_nu + h.eps_root) + h.eps), (m1, m2, nu)
+    return mixed / (sqrt(nu * h.correct_nu + h.eps_root) + h.eps), (m1, m2, nu)
 
 
 @core.recorded

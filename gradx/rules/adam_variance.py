@@ -20,6 +20,7 @@ from gradx.moments import (
     weight_so_far,
     zero_moments,
 )
+from gradx.powers import sqrt
 from gradx.scale import descend
 from gradx.sources import Array, Hyper, Number, as_float
 from gradx.stage import Numbers, Slots
@@ -101,7 +102,7 @@ def _radam(g: Array, slots: Slots, p: None, h: Numbers) -> tuple[Array, Slots]:
     mu, nu = slots
     mu = average(mu, g, h.b1)
     nu = average(nu, abs_sq(g), h.b2)
-    rectified = h.r / (jnp.sqrt(nu * h.correct_nu + h.eps_root) + h.eps)
+    rectified = h.r / (sqrt(nu * h.correct_nu + h.eps_root) + h.eps)
     return unbiased_mu(mu, g, h) * jnp.where(h.tractable, rectified, 1.0), (mu, nu)
 
 
@@ -196,7 +197,7 @@ def _belief(g: Array, slots: Slots, p: None, h: Numbers) -> tuple[Array, Slots]:
     # The last addition joins two arrays: XLA repeats an addition of a constant in every consumer
     # of nu, and then keeps a copy of the old nu for them.
     nu = h.b2 * nu + ((1 - h.b2) * abs_sq(g - mu) + h.eps_root)
-    return unbiased_mu(mu, g, h) / (jnp.sqrt(nu * h.correct_nu) + h.eps), (mu, nu)
+    return unbiased_mu(mu, g, h) / (sqrt(nu * h.correct_nu) + h.eps), (mu, nu)
 
 
 @core.recorded
@@ -287,7 +288,7 @@ def _yogi(g: Array, slots: Slots, p: None, h: Numbers) -> tuple[Array, Slots]:
     mu, nu = slots
     mu = average(mu, g, h.b1)
     nu = nu - (1 - h.b2) * jnp.sign(nu - abs_sq(g)) * abs_sq(g)
-    return mu * h.correct_mu / (jnp.sqrt(nu * h.correct_nu + h.eps_root) + h.eps), (mu, nu)
+    return mu * h.correct_mu / (sqrt(nu * h.correct_nu + h.eps_root) + h.eps), (mu, nu)
 
 
 @core.recorded

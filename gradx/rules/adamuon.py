@@ -17,6 +17,7 @@ from gradx.leafwise import leafwise
 from gradx.matrixwise import matrixwise
 from gradx.moments import average
 from gradx.orthogonal import Normalisation, NSCoefficients, momentum, orthogonalise, signs
+from gradx.powers import sqrt
 from gradx.sources import Array, Hyper
 from gradx.stacked import Share
 from gradx.stage import Numbers, Slots
@@ -141,7 +142,7 @@ def _no_squares(p: Array) -> Slots:
 
 def _by_element(o: Array, slots: Slots, p: None, h: Numbers) -> tuple[Array, Slots]:
     nu = average(slots[0], abs_sq(o), h.b2)
-    root = jnp.sqrt(nu) + h.eps
+    root = sqrt(nu) + h.eps
     return o / jnp.where(root > 0, root, 1.0), (nu,)
 
 

@@ -13,6 +13,7 @@ from gradx.core import Count, Transform, Updates
 from gradx.decay import DecayKind, scale_and_decay
 from gradx.leafwise import leafwise
 from gradx.moments import after, average, weight_so_far
+from gradx.powers import sqrt
 from gradx.sources import Array, Hyper
 from gradx.stage import Numbers, Slots
 from gradx.trees import abs_sq
@@ -65,7 +66,7 @@ def scale_by_adan(
       b2: \(\beta_2\) in [0, 1).
       b3: \(\beta_3\) in [0, 1).
       eps: \(\epsilon\) in [0, inf). With 0 an element that has had no gradient yet gives NaN.
-      eps_root: in [0, inf); positive where one differentiates through the update.
+      eps_root: in [0, inf), inside the root. Derivatives of the update need none.
       paper: weigh the differences by \(\beta_2\), as the authors do, and not as Optax.
 
     Example:
@@ -115,7 +116,7 @@ def _adan(g: Array, slots: Slots, p: None, h: Numbers) -> tuple[Array, Slots]:
     m = average(m, g, h.b1)
     v = average(v, change, h.b2)
     n = average(n, abs_sq(g + h.weight * change), h.b3)
-    u = (h.of_m * m + h.of_v * v) / (jnp.sqrt(n * h.of_n + h.eps_root) + h.eps)
+    u = (h.of_m * m + h.of_v * v) / (sqrt(n * h.of_n + h.eps_root) + h.eps)
     # Both averages read the old gradient, so it is overwritten after both of them.
     return u, (m, v, n, after(v, after(n, g)))
 

@@ -14,6 +14,7 @@ from gradx.combine import chain
 from gradx.core import Transform, Updates
 from gradx.leafwise import leafwise
 from gradx.moments import average, zeros
+from gradx.powers import rsqrt
 from gradx.scale import descend
 from gradx.sources import Array, Hyper
 from gradx.stage import Numbers, Slots
@@ -120,7 +121,7 @@ def _sm3(g: Array, slots: Slots, p: None, h: Numbers) -> tuple[Array, Slots]:
     sums = h.b2 * _least(jax.tree.leaves(mu), g.ndim) + h.fresh * abs_sq(g)
     structure: Any = jax.tree.structure(mu)  # Flax NNX makes another container of the list
     bounds = structure.unflatten([sums] if g.ndim < 2 else h.bounds)
-    scaled = jnp.where(sums > 0, g * jax.lax.rsqrt(sums + h.eps), 0.0)
+    scaled = jnp.where(sums > 0, g * rsqrt(sums + h.eps), 0.0)
     nu = average(nu, scaled, h.b1)
     return nu, (bounds, nu)
 

@@ -19,6 +19,7 @@ from gradx.gradients import as_key, check_key
 from gradx.matrixwise import matrixwise
 from gradx.moments import storage
 from gradx.orthogonal import Convention, convention_or, part, part_of, scale_by_shape
+from gradx.powers import sqrt
 from gradx.sources import Array, Fixed, Hyper
 from gradx.stacked import Share
 from gradx.stage import Numbers, Slots
@@ -155,7 +156,7 @@ def _dion(g: Array, slots: Slots, p: None, h: Numbers) -> tuple[Array, Slots]:
     # Where those before are nearly dependent, what is left of a column may be rounding, but longer.
     known &= square[0] >= rounding(b.dtype)
     left, right = jnp.where(known[None], q, 0.0), jnp.where(known[None], right, 0.0)
-    length = jnp.sqrt(jnp.where(known[None], square, 1.0))
+    length = sqrt(jnp.where(known[None], square, 1.0))
     caught = adjoint(left)
     u = times(right / (length + h.eps / size), caught)
     mu = b - (1 - h.b1) * size * times(right, caught)

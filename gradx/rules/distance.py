@@ -13,7 +13,8 @@ from gradx.combine import chain, identity
 from gradx.core import Params, Transform
 from gradx.decay import add_decayed_weights
 from gradx.leafwise import leafwise
-from gradx.norms import by_factor, quotient, root, squares_at_init
+from gradx.norms import by_factor, quotient, squares_at_init
+from gradx.powers import sqrt
 from gradx.scale import descend
 from gradx.sources import Array, Hyper
 from gradx.stage import Decided, Numbers, Slots, Sums
@@ -142,9 +143,9 @@ def _first_distance(sums: Sums, *, kind: str, value: Any) -> Any:
 
 
 def _dog(h: Numbers, sums: Sums) -> Decided:
-    distance = jnp.maximum(h.max_dist, root(sums["distance"]))
+    distance = jnp.maximum(h.max_dist, sqrt(sums["distance"]))
     total = h.sum_sq_norm_grads + sums["gradient"]
-    rate = quotient(distance, jnp.sqrt(total + h.eps))
+    rate = quotient(distance, sqrt(total + h.eps))
     if h.first_rate is not None:
         rate = jnp.where(distance > 0, rate, h.first_rate)
     new = {"is_init_step": False, "max_dist": distance, "sum_sq_norm_grads": total}
@@ -266,7 +267,7 @@ def _dowg(h: Numbers, sums: Sums) -> Decided:
     distance = jnp.maximum(h.estim_sq_dist, sums["distance"])
     total = h.weighted_sq_norm_grads + distance * sums["gradient"]
     new = {"weighted_sq_norm_grads": total, "estim_sq_dist": distance}
-    return {"factor": distance / (jnp.sqrt(total) + h.eps)}, new
+    return {"factor": distance / (sqrt(total) + h.eps)}, new
 
 
 @core.recorded

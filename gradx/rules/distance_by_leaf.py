@@ -11,7 +11,8 @@ from gradx import core, hyper, mapped
 from gradx.core import Params, Transform, Updates
 from gradx.leafwise import leafwise
 from gradx.moments import storage
-from gradx.norms import quotient, root, squares_at_init
+from gradx.norms import quotient, squares_at_init
+from gradx.powers import sqrt
 from gradx.sources import Array, Hyper
 from gradx.stage import Numbers, Slots, Sums
 from gradx.trees import abs_sq, wide
@@ -91,7 +92,7 @@ def _leaf_slots(p: Array, sums: Sums, *, ratio: Any, dtype: Any) -> Slots:
     kept = p.dtype if dtype is None else dtype
     kept = wide(kept, p.dtype) if jnp.iscomplexobj(p) else kept
     real = p.real.dtype
-    first = ratio * (1 + jnp.sqrt(sums["squares"]))
+    first = ratio * (1 + sqrt(sums["squares"]))
     return jnp.asarray(first, real), jnp.zeros(1, real), jnp.array(p, kept)
 
 
@@ -99,7 +100,7 @@ def _by_leaf(g: Array, slots: Slots, p: Array, h: Numbers) -> tuple[Array, Slots
     distance, total, p0 = slots
     sums = jnp.sum(abs_sq(g)), jnp.sum(abs_sq(p - p0.astype(p.dtype)))
     sums = mapped.total(sums, h.span)
-    distance = jnp.maximum(distance, root(sums[1]))
+    distance = jnp.maximum(distance, sqrt(sums[1]))
     total = total + sums[0]
-    rate = h.global_scale * quotient(distance, jnp.sqrt(total[0] + h.eps))
+    rate = h.global_scale * quotient(distance, sqrt(total[0] + h.eps))
     return rate * g, (distance, total, p0)

@@ -13,6 +13,7 @@ from gradx.combine import chain
 from gradx.core import Count, Params, Transform, Updates
 from gradx.decay import add_decayed_weights
 from gradx.leafwise import leafwise
+from gradx.powers import cbrt
 from gradx.scale import scale_by_learning_rate
 from gradx.sources import Array, Hyper, as_float
 from gradx.stage import Numbers, Slots
@@ -90,7 +91,7 @@ def _madgrad(g: Array, slots: Slots, p: Array, h: Numbers) -> tuple[Array, Slots
     nu, s, x0 = slots
     nu = nu + h.rate * abs_sq(g)
     s = s + h.rate * g
-    root = jnp.cbrt(nu) + h.eps
+    root = cbrt(nu) + h.eps
     # Without eps, an element that has had no gradient yet is where it was.
     goal = x0 - s / jnp.where(root > 0, root, 1.0)
     return (1 - h.momentum) * (goal - p), (nu, s, x0)

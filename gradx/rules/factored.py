@@ -18,6 +18,7 @@ from gradx.decay import add_decayed_weights
 from gradx.leafwise import leafwise
 from gradx.moments import ema, storage
 from gradx.norms import scale_by_param_block_rms
+from gradx.powers import divide, rsqrt
 from gradx.scale import scale, scale_by_learning_rate
 from gradx.sources import Array, Hyper, Number, as_float
 from gradx.stage import Numbers, Slots
@@ -146,14 +147,14 @@ def _divide_by_rms(g: Array, slots: Slots, p: None, h: Numbers) -> tuple[Array, 
     axes = _axes(g.shape, h.factored, h.min_dim_size_to_factor)
     if axes is None:
         v = h.keep * v + h.add * (finite_sq(g) + h.epsilon)
-        return g * jax.lax.rsqrt(v), (row, column, v)
+        return g * rsqrt(v), (row, column, v)
     short, long = axes
     row = h.keep * row + h.add * (h.rows + h.epsilon)
     column = h.keep * column + h.add * (h.columns + h.epsilon)
     # `row` has lost the longest axis already.
     of_all = jnp.mean(row, axis=short - (short > long), keepdims=True)
-    of_row = jnp.expand_dims(jax.lax.rsqrt(row / of_all), long)
-    of_column = jnp.expand_dims(jax.lax.rsqrt(column), short)
+    of_row = jnp.expand_dims(rsqrt(divide(row, of_all)), long)
+    of_column = jnp.expand_dims(rsqrt(column), short)
     return g * of_row * of_column, (row, column, v)
 
 

@@ -100,7 +100,7 @@ def _directions(x: Array, rank: int) -> Array:
     span together is right.
     """
     largest = jnp.max(jnp.abs(x))
-    x = x / jnp.maximum(largest, jnp.finfo(x.dtype).tiny)  # squares shall not over- or underflow
+    x = x / jnp.where(largest > 0, largest, 1.0)  # squares shall not over- or underflow
     product = partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
     wide = x.shape[0] < x.shape[1]
     inner = product(x, _adjoint(x)) if wide else product(_adjoint(x), x)

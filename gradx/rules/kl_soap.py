@@ -16,6 +16,7 @@ from gradx.fallback import matrix_optimizer, or_by_name
 from gradx.momenta import kept, momentum_of, remembered, slow_average
 from gradx.moments import average
 from gradx.polar import bounded
+from gradx.powers import sqrt
 from gradx.sources import Array, Hyper
 from gradx.stacked import Share
 from gradx.stage import Numbers, Slots
@@ -159,7 +160,7 @@ def _kl_soap(g: Array, slots: Slots, p: None, h: Numbers) -> tuple[Array, Slots]
     mu = remembered(mu, jnp.where(h.begun, seen, 0), h)
     nu = average(nu, jnp.where(h.begun, abs_sq(seen), 0), h.b2)
     signal = h.begun & known(nu, least_share(h, nu.dtype), rows, columns)
-    u = jnp.where(signal, momentum_of(mu, h) / (jnp.sqrt(nu) + h.eps), 0)
+    u = jnp.where(signal, momentum_of(mu, h) / (sqrt(nu) + h.eps), 0)
     return out_of(u, rows, columns), (mu, nu, *gathered(g, seen, tuple(rest), h))
 
 

@@ -16,6 +16,7 @@ from gradx.core import Count, Transform, Updates
 from gradx.leafwise import leafwise
 from gradx.moments import average, weight_so_far, zero_moments, zeros
 from gradx.norms import by_factor, squares
+from gradx.powers import sqrt
 from gradx.scale import descend
 from gradx.sources import Array, Hyper, from_call
 from gradx.stage import Decided, Numbers, Slots, Sums
@@ -388,7 +389,7 @@ def _momo_adam_sums(g: Array, slots: Slots, p: Array, h: Numbers) -> Mapping[str
     # D is (root(nu) + small) / root: an array is made of each scalar in a sum, so of one only. And
     # it is written in another way than below, or the common root would be stored for both.
     small = unshared(h.small, g)
-    norm = h.root * jnp.sum(finite_sq(mu) / (jnp.sqrt(nu) + small))
+    norm = h.root * jnp.sum(finite_sq(mu) / (sqrt(nu) + small))
     return {"norm": norm, "height": dot(mu, p), "slope": dot(g, p)}
 
 
@@ -396,4 +397,4 @@ def _momo_adam(g: Array, slots: Slots, p: Array, h: Numbers) -> tuple[Array, Slo
     mu, nu = slots
     mu = average(mu, g, h.b1)
     nu = average(nu, abs_sq(g), h.b2)
-    return -h.decay * p - h.tau * mu / (jnp.sqrt(nu * h.correct_nu) + h.eps), (mu, nu)
+    return -h.decay * p - h.tau * mu / (sqrt(nu * h.correct_nu) + h.eps), (mu, nu)

@@ -15,6 +15,7 @@ from gradx.decay import DecayKind, scale_and_decay
 from gradx.leafwise import leafwise
 from gradx.moments import after, average, storage, weight_so_far, zero_moments, zeros
 from gradx.norms import norm
+from gradx.powers import sqrt
 from gradx.sources import Array, Hyper
 from gradx.stage import Numbers, Slots
 from gradx.trees import abs_sq, unshared
@@ -196,7 +197,7 @@ def _mars(g: Array, slots: Slots, p: None, h: Numbers) -> tuple[Array, Slots]:
     c = h.factor * _corrected(g, old, h.weight)
     mu = average(mu, c, h.b1)
     nu = average(nu, abs_sq(c), h.b2)
-    u = h.of_mu * mu / (jnp.sqrt(h.of_nu * nu) + h.eps)
+    u = h.of_mu * mu / (sqrt(h.of_nu * nu) + h.eps)
     # Both averages read the old gradient, so it is overwritten after both of them.
     return u, (mu, nu, after(mu, after(nu, g)))
 

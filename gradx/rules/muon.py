@@ -112,7 +112,8 @@ def scale_by_muon(
         `by_path`. Without it every leaf must have two axes.
       bias_correction: False for Jordan's own form, \(N = (1 - \beta) G + \beta M\) as it is.
       dtype: of the factors of the products, which are added up in float32 or wider; `bfloat16`
-        pays on hardware that is made for it. By default float32 or wider.
+        pays on hardware that is made for it. By default float32 or wider. Singular values stay
+        within 1% of the range that the coefficients promise; with `gram` in bfloat16, 10%.
       gram: whether the steps work on \(N N^\top\); by default where this takes less operations,
         for five steps from about \(n = 1.5 m\) on.
       chunk: how many matrices to work on at a time, which bounds the memory (see `matrixwise`).

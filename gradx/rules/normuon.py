@@ -24,6 +24,7 @@ from gradx.orthogonal import (
     orthogonalise,
     scale_by_shape,
 )
+from gradx.powers import sqrt
 from gradx.sources import Array, Hyper
 from gradx.stacked import Share
 from gradx.stage import Numbers, Slots
@@ -153,11 +154,11 @@ def _balanced(o: Array, slots: Slots, p: None, h: Numbers) -> tuple[Array, Slots
     rows = max(o.shape[0], 1)
     squares = jnp.sum(abs_sq(o), axis=0)
     nu = average(slots[0], squares / rows, h.b2)
-    root = jnp.sqrt(nu) + h.eps
+    root = sqrt(nu) + h.eps
     factor = jnp.where(root > 0, 1 / root, 0.0)
     # The norm of the result is known before it is made.
-    size = jnp.sqrt(jnp.sum(factor**2 * squares))
-    wanted = h.consistent_rms * math.sqrt(o.size) if h.aligned else jnp.sqrt(jnp.sum(squares))
+    size = sqrt(jnp.sum(factor**2 * squares))
+    wanted = h.consistent_rms * math.sqrt(o.size) if h.aligned else sqrt(jnp.sum(squares))
     return o * (factor * (wanted / jnp.where(size > 0, size, 1.0)))[None], (nu,)
 
 

@@ -12,6 +12,7 @@ from gradx.core import Count, Params, Transform, Updates
 from gradx.leafwise import leafwise
 from gradx.moments import average, weight_so_far, zero_moments
 from gradx.norms import quotient
+from gradx.powers import sqrt
 from gradx.sources import Array, Hyper
 from gradx.stage import Decided, Numbers, Slots, Sums
 from gradx.trees import abs_sq, dot, unshared
@@ -167,7 +168,7 @@ def _dadapt_moments(g: Array, slots: Slots, h: Numbers) -> tuple[Array, Array, A
     """
     _, nu, s = slots
     eps = unshared(jnp.asarray(h.eps, nu.dtype), g)
-    product = dot(g, s / (jnp.sqrt(nu) + eps))
+    product = dot(g, s / (sqrt(nu) + eps))
     then = jnp.where(product == product, 1.0, product)
     nu = h.b2 * nu + ((1 - h.b2) * then) * abs_sq(g)
     s = h.root * s + (h.to_sum * then) * g
@@ -183,7 +184,7 @@ def _dadapt_estimate(h: Numbers, sums: Sums) -> Decided:
 def _dadapt(g: Array, slots: Slots, p: Array, h: Numbers) -> tuple[Array, Slots]:
     _, nu, s = _dadapt_moments(g, slots, h)
     mu = average(slots[0], h.step * g, h.b1)
-    u = -mu / (jnp.sqrt(nu) + h.eps)
+    u = -mu / (sqrt(nu) + h.eps)
     return (u if _no_decay(h) else u - h.step * h.weight_decay * p), (mu, nu, s)
 
 
@@ -329,5 +330,5 @@ def _prodigy(g: Array, slots: Slots, p: Array, h: Numbers) -> tuple[Array, Slots
     mu = average(mu, scaled, h.b1)
     nu = average(nu, abs_sq(scaled), h.b2)
     s = h.decay * s + h.to_sum * g
-    u = -h.step * mu / (jnp.sqrt(nu) + h.small)
+    u = -h.step * mu / (sqrt(nu) + h.small)
     return (u if _no_decay(h) else u - h.step * h.weight_decay * p), (mu, nu, s, p0)

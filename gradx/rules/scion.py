@@ -22,6 +22,7 @@ from gradx.matrix_names import Judgement, judged
 from gradx.momenta import averaging, momentum_of, remembered
 from gradx.norms import by_factor
 from gradx.orthogonal import Normalisation, NSCoefficients, orthogonalise, signs
+from gradx.powers import sqrt
 from gradx.scale import descend
 from gradx.sources import Array, ByPath, Hyper
 from gradx.stacked import Share
@@ -288,7 +289,7 @@ def _decay(h: Numbers, t: Any) -> Mapping[str, Any]:
 def _by_rms(g: Array, slots: Slots, p: None, h: Numbers) -> tuple[Array, Slots]:
     vectors = jnp.atleast_1d(g)  # a bias, or the rows of a table
     mean = jnp.sum(abs_sq(vectors), axis=-1, keepdims=True) / max(vectors.shape[-1], 1)
-    size = jnp.sqrt(mean).reshape(g.shape[:-1] + (1,) * min(g.ndim, 1)) + h.eps
+    size = sqrt(mean).reshape(g.shape[:-1] + (1,) * min(g.ndim, 1)) + h.eps
     return g * jnp.where(size > 0, 1 / size, 0.0), slots
 
 

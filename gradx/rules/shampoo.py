@@ -20,6 +20,7 @@ from gradx.matrixwise import matrixwise
 from gradx.momenta import SLOW, kept, momentum_of, remembered, slow_average
 from gradx.moments import average, weight_so_far
 from gradx.polar import bounded
+from gradx.powers import sqrt
 from gradx.sources import Array, Hyper
 from gradx.stacked import Share
 from gradx.stage import Numbers, Slots
@@ -261,7 +262,7 @@ def _preconditioned(g: Array, slots: Slots, p: None, h: Numbers) -> tuple[Array,
     made = blocks.times(right_root, blocks.times(left_root, m, h.block).mT, h.block).mT
     if h.graft == "none":
         return made, slots
-    step = m if h.graft == "sgd" else m / (jnp.sqrt(h.of_nu * nu) + h.graft_eps)
+    step = m if h.graft == "sgd" else m / (sqrt(h.of_nu * nu) + h.graft_eps)
 
     def grafted(r: blocks.Cut, c: blocks.Cut, x: Array, like: Array) -> Array:
         size = blocks.norms(x)

@@ -33,6 +33,7 @@ from gradx.matrixwise import matrixwise
 from gradx.momenta import SLOW, kept, momentum_of, remembered, slow_average
 from gradx.moments import average, weight_so_far
 from gradx.polar import bounded
+from gradx.powers import sqrt
 from gradx.sources import Array, Hyper
 from gradx.stacked import Share
 from gradx.stage import Numbers, Slots
@@ -183,7 +184,7 @@ def _soap(g: Array, slots: Slots, p: None, h: Numbers) -> tuple[Array, Slots]:
     seen = jnp.where(h.begun, into(g, *bases), 0)
     mu = remembered(mu, seen, h)
     nu = average(nu, abs_sq(seen), h.b2)
-    u = momentum_of(mu, h, h.correct_mu) / (jnp.sqrt(h.correct_nu * nu) + h.eps)
+    u = momentum_of(mu, h, h.correct_mu) / (sqrt(h.correct_nu * nu) + h.eps)
     signal = h.begun & known(nu, least_share(h, nu.dtype), *bases)
     u = out_of(jnp.where(signal, u, 0), *bases)
     return u, (mu, nu, *averaged(g, left, right, h.factor_decay), *bases)

@@ -17,6 +17,7 @@ from gradx.groups import masked
 from gradx.leafwise import leafwise
 from gradx.moments import scale_by_adam, storage, trace, zeros
 from gradx.norms import scale_by_trust_ratio
+from gradx.powers import sqrt
 from gradx.scale import ScaleByScheduleState, descend
 from gradx.sources import Array, Hyper
 from gradx.stage import Numbers, Slots
@@ -299,7 +300,7 @@ def _square(g: Any, slots: Any, p: Any, h: Numbers) -> Mapping[str, Array]:
 def _novograd(g: Array, slots: Slots, p: Array, h: Numbers) -> tuple[Array, Slots]:
     mu, nu = slots
     nu = h.keep * nu + (1 - h.keep) * h.square
-    step = g * (1 / (jnp.sqrt(nu + h.eps_root) + h.eps))
+    step = g * (1 / (sqrt(nu + h.eps_root) + h.eps))
     mu = h.b1 * mu + (step + h.weight_decay * p if h.decays else step)
     return mu, (mu, nu)
 

@@ -17,7 +17,8 @@ from gradx.fallback import adam_for_others, or_by_name, with_fallback
 from gradx.gating import check_inner
 from gradx.leafwise import Rule
 from gradx.matrices import Matrix, check_paths, only_matrices
-from gradx.norms import quotient, root
+from gradx.norms import quotient
+from gradx.powers import sqrt
 from gradx.sources import Array, Hyper
 from gradx.stage import Leaves, Numbers, Results, Rows, Slots, is_array, staged, widen
 from gradx.trees import abs_sq, unshared
@@ -120,8 +121,8 @@ def scale_by_hyperball(learning_rate: Hyper, axes: Any = None) -> Transform:
 def _norms(x: Array, m: Matrix) -> Array:
     """The norm of each matrix of a leaf, (count,)."""
     if m.shape[0] == 1:  # without a look at its axes
-        return root(jnp.sum(abs_sq(x)))[None]
-    return root(jnp.sum(abs_sq(m.stack(x)), axis=(1, 2)))
+        return sqrt(jnp.sum(abs_sq(x)))[None]
+    return sqrt(jnp.sum(abs_sq(m.stack(x)), axis=(1, 2)))
 
 
 def _spread(numbers: Array, m: Matrix, like: Array) -> Array:

@@ -17,6 +17,7 @@ from gradx.counting import steps
 from gradx.gating import check_inner
 from gradx.leafwise import leafwise
 from gradx.live import own_state, with_own
+from gradx.powers import sqrt
 from gradx.sources import Array, Hyper
 from gradx.stage import (
     Call,
@@ -200,7 +201,7 @@ def _products(g: Array, slots: Slots, p: Array, h: Numbers) -> Mapping[str, Arra
 def _learn(h: Numbers, sums: Sums) -> Decided:
     total = jnp.sum(h.s)
     largest = jnp.finfo(h.s.dtype).max
-    size = jnp.sqrt(jnp.minimum(sums["gradient"], largest)) / (jnp.sqrt(sums["params"]) + h.eps)
+    size = sqrt(jnp.minimum(sums["gradient"], largest)) / (sqrt(sums["params"]) + h.eps)
     gain = sums["gain"] - h.weight_decay * total * size * sums["growth"]
     most = 0.5 * largest**0.5  # the square of which is finite, with what is added to it
     reward = jnp.clip(jnp.where(h.first, 0.0, gain / (total + h.eps)), -most, most)
@@ -209,7 +210,7 @@ def _learn(h: Numbers, sums: Sums) -> Decided:
     m = jnp.maximum(betas * h.m, jnp.abs(reward) + h.eps)
     v = betas**2 * h.v + reward**2
     r = betas * h.r + h.s * jnp.clip(reward, -h.m, h.m)
-    s = (m * (h.s_init / n) + jnp.maximum(r, 0.0)) / (jnp.sqrt(v) + h.eps)
+    s = (m * (h.s_init / n) + jnp.maximum(r, 0.0)) / (sqrt(v) + h.eps)
     decided = {
         "rate": jnp.sum(s),
         "back": (total + h.eps - jnp.sum(s)) / (total + h.eps),

@@ -1,0 +1,48 @@
+"""Roots and quotients with derivatives that are numbers, also where both of their parts are 0."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+Array = jax.Array
+
+
+def _power(function: Callable[[Array], Array], exponent: float) -> Callable[[Array], Array]:
+    r"""`function`, which is \(x^a\), with the derivative 0 at 0: the slope there is infinite, and
+    0 times infinity NaN.
+
+    It is the right one for what is smooth or constant around it: a norm below its bound, or
+    \(m / (\sqrt v + \epsilon)\) where \(m\) is 0, too. Programs without derivatives stay the same.
+    """
+
+    @jax.custom_jvp
+    def power(x: Array) -> Array:
+        return function(x)
+
+    @power.defjvp
+    def _(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
+        (x,), (dx,), y = primals, tangents, power(*primals)
+        # In this order, since x^(a - 1) by itself overflows.
+        return y, jnp.where(x == 0, 0.0, dx / jnp.where(x == 0, 1.0, x) * (exponent * y))
+
+    return power
+
+
+sqrt = _power(jnp.sqrt, 1 / 2)
+rsqrt = _power(jax.lax.rsqrt, -1 / 2)
+cbrt = _power(jnp.cbrt, 1 / 3)
+
+
+@jax.custom_jvp
+def divide(x: Array, y: Array) -> Array:
+    """`x / y`, with a derivative that does not divide by y², which underflows below 1e-19."""
+    return x / y
+
+
+@divide.defjvp
+def _(primals: tuple[Array, Array], tangents: tuple[Array, Array]) -> tuple[Array, Array]:
+    (_, y), (dx, dy), made = primals, tangents, divide(*primals)
+    return made, (dx - made * dy) / y
