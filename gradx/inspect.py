@@ -93,7 +93,6 @@ class Description:
 
 
 @checked
-@checked
 def describe(tx: optax.GradientTransformation, params: Params) -> Description:
     """The parts of a chain as a table: numbers, where they act, and what they keep.
 
