@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from gradx import core
+from gradx.calls import by_new_names
 from gradx.near import hint
 from gradx.spec import inside_out
 
@@ -127,9 +128,26 @@ def from_config(config: Mapping[str, Any]) -> Any:
       adam(0.001, b2=0.95)
     """
     made: dict[int, Any] = {}
+    config = _thawed(config)
     for inner in inside_out(config, _configs):
         made[id(inner)] = _remade(inner, made)
     return made[id(config)]
+
+
+def _thawed(config: Any) -> Any:
+    """The same in plain dicts; another, such as Flax's, may make its values anew when asked."""
+    whole = [config]
+    places: list[tuple[Any, Any]] = [(whole, 0)]
+    while places:
+        container, key = places.pop()
+        match container[key]:
+            case Mapping() as found:
+                container[key] = dict(found)
+                places += [(container[key], k) for k in found]
+            case list() as found:
+                container[key] = list(found)
+                places += [(container[key], i) for i in range(len(found))]
+    return whole[0]
 
 
 def _configs(config: Any) -> Iterator[Any]:
@@ -155,6 +173,7 @@ def _remade(config: Any, inner: Mapping[int, Any]) -> Any:
     factory = inner[id(name)] if id(name) in inner else _known(name, core.REGISTRY, "factory")
     if not callable(factory):
         raise ValueError(f"from_config: {name!r} makes {core.show(factory)}, which is no factory.")
+    arguments = by_new_names(getattr(factory, "__wrapped__", factory), arguments)
     spec = core.Spec(factory, ())
     allowed = list(spec.signature.parameters)
     for argument in arguments:

@@ -6,6 +6,7 @@ import json
 import os
 import pickle
 import sys
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -393,6 +394,28 @@ def test_an_array_is_no_data() -> None:
 def test_a_config_that_cannot_be_read(config: Any, match: str) -> None:
     with pytest.raises(ValueError, match=match):
         gradx.from_config(config)
+
+
+class Renewing(Mapping[str, Any]):
+    """A mapping that makes its values anew each time they are asked for, as that of Flax does."""
+
+    def __init__(self, of: dict[str, Any]) -> None:
+        self.of = of
+
+    def __getitem__(self, key: str) -> Any:
+        value = self.of[key]
+        return Renewing(value) if isinstance(value, dict) else value
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.of)
+
+    def __len__(self) -> int:
+        return len(self.of)
+
+
+def test_a_config_in_mappings_of_another_kind() -> None:
+    tx = gradx.adam(gradx.cosine_decay_schedule(0.1, 10))
+    assert gradx.from_config(Renewing(gradx.to_config(tx))) == tx
 
 
 HOSTILE = [
