@@ -126,6 +126,12 @@ def test_old_names_of_arguments(name: str) -> None:
         gradx.inject_hyperparams(factory)(*args, seed=3)
 
 
+def test_a_config_may_have_old_names() -> None:
+    config = {"name": "noisy_sgd", "arguments": {"learning_rate": 0.1, "seed": 3}}
+    with pytest.warns(DeprecationWarning, match="called key now"):
+        assert gradx.from_config(config) == gradx.noisy_sgd(0.1, key=3)
+
+
 @pytest.mark.parametrize("name", [name for name in OLD_NAMES if name != "dpsgd"])
 def test_without_a_key_it_is_that_of_0_and_said(name: str) -> None:
     factory, args = getattr(gradx, name), OLD_NAMES[name]
@@ -197,6 +203,15 @@ def test_numbers_of_numpy_are_injected_under_jit() -> None:
     for tx in made:
         state = jax.eval_shape(tx.init, PARAMS)
         jax.eval_shape(tx.update, PARAMS, state, PARAMS)
+
+
+def test_micro_batches_of_python_integers_under_jit() -> None:
+    tx = gradx.MultiSteps(gradx.sgd(0.1), 2)
+    state = jax.jit(tx.init)({"a": 3})
+    assert jax.tree.structure(state) == jax.tree.structure(tx.init({"a": 3}))
+    for g in (1.0, 3.0):
+        updates, state = tx.update({"a": g}, state, {"a": 3})
+    np.testing.assert_allclose(updates["a"], -0.2, rtol=1e-6)
 
 
 class Layer(nnx.Module):

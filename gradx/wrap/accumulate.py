@@ -279,6 +279,7 @@ class _Accumulation:
         check_state(state, kind, self.where)
 
     def _empty(self, p: Any) -> Array | None:
+        p = gtree.as_number(p)
         if not gtree.is_inexact(p):
             return None  # the inner transformation leaves it out, or would have refused it
         kept = self.dtype
