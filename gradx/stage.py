@@ -166,12 +166,14 @@ def run(
                 row.append(Call(_or_zero, (), {"gate": gate}, (), False, any_kind=True))
     if not any(rows):
         return updates, finish([])
-    new: list[Any] = list(given)
+    new: list[Any] = list(flat.values)
     results: list[tuple[Slots, ...]] = [()] * len(rows)
     for i, row in enumerate(rows):
         if row:
             g, p = given[i], None if flat_params is None else flat_params[i]
-            if not all(call.any_kind for call in row):
+            if all(call.any_kind for call in row):
+                g = flat.values[i]  # which nobody optimizes, so that an integer stays one
+            else:
                 check_array(g, flat, i, where, "update")
             reads = any(call.needs_params for call in row)
             check_leaf(flat, i, where, g, p, row)

@@ -33,7 +33,8 @@ def apply_updates(params: Params, updates: Updates) -> Params:
         wider of the two dtypes.
 
     Returns:
-      The new parameters, each with the dtype of the old one.
+      The new parameters, each with the dtype of the old one. To an update with a fraction, a
+      parameter that is a Python number is a float: 3 is 3.0.
 
     Raises:
       ValueError: the trees or two shapes do not match; the message names the path.
@@ -58,7 +59,7 @@ def apply_updates(params: Params, updates: Updates) -> Params:
                 f"apply_updates: at {leaves.paths[i]!r} the parameter has shape {jnp.shape(p)} "
                 f"and the update {jnp.shape(u)}."
             )
-        new.append(_add(*map(gtree.as_number, (p, u))))
+        new.append(_add(*map(gtree.as_number if gtree.is_inexact(u) else jnp.asarray, (p, u))))
     return leaves.unflatten(new)
 
 

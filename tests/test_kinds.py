@@ -209,3 +209,17 @@ def test_a_seed_becomes_a_plain_array(key: Any) -> None:
         if not jnp.issubdtype(getattr(key, "dtype", int), jax.dtypes.prng_key):
             saved = serialization.to_bytes(state)
             assert_same(jax.tree.map(jnp.asarray, serialization.from_bytes(state, saved)), state)
+
+
+@pytest.mark.parametrize(
+    "tx",
+    [gradx.set_to_zero(), gradx.freeze({"w": False, "n": True}, gradx.sgd(0.1))],
+    ids=str,
+)
+def test_an_integer_that_nobody_optimizes_stays_one(tx: Any) -> None:
+    """Also a scalar of a weak type, which under `jit` looks like a Python number."""
+    params = {"w": jnp.ones(2), "n": jnp.asarray(2**24 + 1)}
+    grads = jax.tree.map(jnp.zeros_like, params)
+    updates, _ = tx.update(grads, tx.init(params), params)
+    assert updates["n"].dtype == jnp.int32
+    assert gradx.apply_updates(params, updates)["n"] == 2**24 + 1
