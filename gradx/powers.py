@@ -12,7 +12,7 @@ Array = jax.Array
 
 def _power(function: Callable[[Array], Array], exponent: float) -> Callable[[Array], Array]:
     r"""`function`, which is \(x^a\), with the derivative 0 at 0: the slope there is infinite, and
-    0 times infinity NaN.
+    0 times infinity NaN. Also at infinity, as in JAX.
 
     It is the right one for what is smooth or constant around it: a norm below its bound, or
     \(m / (\sqrt v + \epsilon)\) where \(m\) is 0, too. Programs without derivatives stay the same.
@@ -26,7 +26,9 @@ def _power(function: Callable[[Array], Array], exponent: float) -> Callable[[Arr
     def _(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
         (x,), (dx,), y = primals, tangents, power(*primals)
         # In this order, since x^(a - 1) by itself overflows.
-        return y, jnp.where(x == 0, 0.0, dx / jnp.where(x == 0, 1.0, x) * (exponent * y))
+        flat = (x == 0) | jnp.isinf(x)
+        x, slope = jnp.where(flat, 1.0, x), exponent * jnp.where(flat, 0.0, y)
+        return y, jnp.where(flat, 0.0, dx / x * slope)
 
     return power
 

@@ -17,6 +17,7 @@ from cases import CASES, Case
 from mechanisms import each_mechanism
 
 import gradx
+from gradx.powers import cbrt, rsqrt, sqrt
 
 SHAPES = {"still": (2, 3), "new": (3,)}
 Point = tuple[Any, Any]  # a gradient and parameters
@@ -132,3 +133,17 @@ def test_the_norms_of_single_examples_have_derivatives() -> None:
     grads = jnp.array([[0.0, 0.0], [3.0, 4.0]])
     with jax.disable_jit():
         assert np.isfinite(jax.grad(total)(grads)).all()
+
+
+@pytest.mark.parametrize("tx", [gradx.scale_by_adam(), gradx.scale_by_rms()], ids=str)
+def test_a_second_moment_that_overflows_has_a_derivative(tx: Any) -> None:
+    """The update is 0 there, as is that of a gradient twice as large."""
+    with jax.disable_jit():
+        assert jax.grad(lambda g: tx.update(g, tx.init(g))[0])(jnp.float32(1e25)) == 0
+
+
+@pytest.mark.parametrize("power", [sqrt, rsqrt, cbrt], ids=["sqrt", "rsqrt", "cbrt"])
+def test_powers_are_flat_at_both_ends(power: Any) -> None:
+    for x in (0.0, jnp.inf):
+        for derivative in (jax.grad(power), jax.jacfwd(power)):
+            assert derivative(jnp.float32(x)) == 0
