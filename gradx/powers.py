@@ -30,7 +30,7 @@ def _power(function: Callable[[Array], Array], exponent: float) -> Callable[[Arr
         x, slope = jnp.where(flat, 1.0, x), exponent * jnp.where(flat, 0.0, y)
         return y, jnp.where(flat, 0.0, dx / x * slope)
 
-    return power
+    return jax.jit(power, inline=True)  # outside of a program, 20 times as fast
 
 
 sqrt = _power(jnp.sqrt, 1 / 2)

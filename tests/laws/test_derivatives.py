@@ -147,3 +147,10 @@ def test_powers_are_flat_at_both_ends(power: Any) -> None:
     for x in (0.0, jnp.inf):
         for derivative in (jax.grad(power), jax.jacfwd(power)):
             assert derivative(jnp.float32(x)) == 0
+
+
+def test_a_program_without_derivatives_is_the_same() -> None:
+    ours, theirs = (
+        jax.jit(lambda x, f=f: f(x) + 1).lower(jnp.ones(3)).as_text() for f in (sqrt, jnp.sqrt)
+    )
+    assert ours == theirs
