@@ -20,7 +20,7 @@ from gradx.moments import average, weight_so_far
 from gradx.powers import sqrt
 from gradx.sources import Array, Hyper
 from gradx.stage import Numbers, Slots
-from gradx.trees import abs_sq
+from gradx.trees import finite_sq
 
 __all__ = ["ScaleByQHAdamState", "qhadam", "scale_by_qhadam"]
 
@@ -101,9 +101,9 @@ def _factors(h: Numbers, t: Array) -> Mapping[str, Array]:
 def _qhadam(g: Array, slots: Slots, p: None, h: Numbers) -> tuple[Array, Slots]:
     mu, nu = slots
     mu = average(mu, g, h.b1)
-    nu = average(nu, abs_sq(g), h.b2)
+    nu = average(nu, finite_sq(g), h.b2)
     first = (1 - h.share_mu) * g + h.of_mu * mu
-    second = (1 - h.share_nu) * abs_sq(g) + h.of_nu * nu
+    second = (1 - h.share_nu) * finite_sq(g) + h.of_nu * nu
     return first / (sqrt(second) + h.eps), (mu, nu)
 
 

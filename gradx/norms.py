@@ -164,12 +164,18 @@ def _to_norm(h: Numbers, sums: Sums) -> Decided:
 
 def norm(x: Array, span: mapped.Span | None = None) -> Array:
     r"""\(\lVert x \rVert\) of one leaf."""
-    return sqrt(mapped.total(jnp.sum(abs_sq(x)), span))
+    return _root(mapped.total(jnp.sum(abs_sq(x)), span))
 
 
 def rms(x: Array, span: mapped.Span | None = None) -> Array:
     """The root of the mean square; 0 for a leaf without elements."""
-    return sqrt(mapped.total(jnp.sum(abs_sq(x)), span) / max(mapped.size(x, span), 1))
+    return _root(mapped.total(jnp.sum(abs_sq(x)), span) / max(mapped.size(x, span), 1))
+
+
+def _root(square: Array) -> Array:
+    # XLA would make |x| of the root of a scalar's square, which is not 0 where the square is: a
+    # trust ratio of 1e-30 instead of 1 leaves a parameter near 0 for ever.
+    return jnp.where(square == 0, 0.0, sqrt(square))
 
 
 @core.recorded
