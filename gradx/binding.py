@@ -41,8 +41,9 @@ DECAY = (
 )
 NORM = "clipping by the global norm is a piece before it, chain(clip_by_global_norm({v}), {f}(…))"
 
-# Words for what is no argument of an optimizer: what its function must have for the advice to fit,
-# and the advice. `{f}` is the function, `{v}` the value, `{v0}` the first part of the value.
+# Words for what is no argument: what the function must have for the advice to fit ("" is for all
+# that make an optimizer, or a part of one), and the advice. `{f}` is the function, `{v}` the value,
+# `{v0}` the first part of the value.
 PIECES: dict[str, dict[str, str]] = {
     "betas": {
         "b1 b2 b3": "give b1={v0}, b2={v1}, b3={v2}",
@@ -50,7 +51,13 @@ PIECES: dict[str, dict[str, str]] = {
         "decay": "give decay={v0}",
     },
     "weight_decay wd l2": {"": DECAY},
-    "learning_rate lr": {"": "it is a piece after it, chain({f}(…), scale_by_learning_rate({v}))"},
+    "end_value eta_min min_lr end_learning_rate": {
+        "init_value alpha": "give alpha={v} / init_value, the share of it that is left at the end"
+    },
+    "learning_rate lr": {
+        "inner_factory": "name it in the second call, {f}(…)(learning_rate={v})",
+        "": "it is a piece after it, chain({f}(…), scale_by_learning_rate({v}))",
+    },
     "global_clipnorm clip_norm max_grad_norm gradient_clipping grad_clip": {"": NORM},
     "clipnorm": {"": f"Keras clips each array by itself, gradx all together: {NORM}"},
     "clipvalue": {"": "clipping each number is a piece before it, chain(clip({v}), {f}(…))"},
@@ -120,13 +127,15 @@ def _meant(
     renamed = [name for name in _entry(RENAMED, word, "").split() if name in names]
     if renamed:
         return f": did you mean {renamed[0]}?"
-    if "Transform" in str(signature.return_annotation) and names:  # an optimizer, or a part of one
-        parts = value if isinstance(value, list | tuple) else ()
-        words = {"f": who.split(" > ")[-1], "v": show(value)}
-        words |= {f"v{i}": show(part) for i, part in enumerate(parts)}
-        for needed, advice in _entry(PIECES, word, {}).items():
-            if set(needed.split()) <= set(names):
-                return f": {advice.format_map(defaultdict(lambda: '…', words))}."
+    makes_one = "Transform" in str(signature.return_annotation) and names
+    parts = value if isinstance(value, list | tuple) else ()
+    words = {"f": who.split(" > ")[-1], "v": show(value)}
+    words |= {f"v{i}": show(part) for i, part in enumerate(parts)}
+    for needed, advice in _entry(PIECES, word, {}).items():
+        fits = set(needed.split()) <= set(names) if needed else makes_one
+        wants_more = bool(parts) and f"{{v{len(parts)}}}" in advice  # than the value has
+        if fits and not wants_more:
+            return f": {advice.format_map(defaultdict(lambda: '…', words))}."
     if not names:
         return ": name it in one of the things that it is made of."
     near = nearest(word, names)
@@ -138,7 +147,9 @@ def _entry(table: Mapping[str, Any], word: str, default: Any) -> Any:
 
 
 def is_tree(value: Any) -> bool:
-    """Whether this is a tree with arrays in it, or an iterator over such, and no number."""
+    """Whether this is a tree of arrays, or an iterator over such; not one number, nor several."""
     if isinstance(value, Iterator):
         return True
+    if isinstance(value, list | tuple) and all(isinstance(x, int | float) for x in value):
+        return False
     return bool(jax.tree.leaves(value)) and not jax.tree_util.all_leaves([value])

@@ -92,6 +92,15 @@ CALLS: list[tuple[Callable[[], Any], str]] = [
         lambda: gradx.adam(0.1, learning_rate=0.2),
         r"given learning_rate twice, 0\.1 by place and 0\.2",
     ),
+    (
+        lambda: gradx.cosine_decay_schedule(0.3, 100, end_value=0.1),
+        r"give alpha=0\.1 / init_value, the share",
+    ),
+    (
+        lambda: gradx.inject_hyperparams(gradx.adam, learning_rate=0.1),
+        r"second call, inject_hyperparams\(…\)\(learning_rate=0\.1\)",
+    ),
+    (lambda: gradx.soap(0.1, betas=(0.9, 0.95)), r"'betas': give b1=0\.9, b2=0\.95\. It"),
 ]
 
 
@@ -99,6 +108,11 @@ CALLS: list[tuple[Callable[[], Any], str]] = [
 def test_a_call_that_does_not_fit(call: Callable[[], Any], told: str) -> None:
     with pytest.raises(TypeError, match=told):
         call()
+
+
+def test_several_numbers_are_no_parameters() -> None:
+    with pytest.raises(ValueError, match=r"b1 must be one real number, got \(0\.9, 0\.99\)\. Give"):
+        gradx.adam(0.1, (0.9, 0.99))  # type: ignore[arg-type]
 
 
 def test_every_public_function_names_itself_and_the_argument() -> None:
