@@ -18,8 +18,8 @@ from gradx.sources import Array, Hyper
 from gradx.stage import Numbers, Slots
 from gradx.trees import abs_sq
 
-# Units of a product, an average and a decomposition together.
-_ROUNDINGS = 8
+# Units of rounding that a matrix has in bases that it does not have a share in, and more.
+_ROUNDINGS = 100
 
 
 def times(a: Array, b: Array) -> Array:
@@ -73,8 +73,8 @@ def least_share(h: Numbers, dtype: Any) -> Any:
 
 
 def rounding(dtype: Any) -> float:
-    """The share of a sum of squares that products and decompositions make of nothing."""
-    return _ROUNDINGS * float(jnp.finfo(dtype).eps)
+    """The share of a sum of squares that products with bases make of nothing."""
+    return (_ROUNDINGS * float(jnp.finfo(dtype).eps)) ** 2
 
 
 def squares(x: Array) -> Array:
@@ -85,18 +85,18 @@ def squares(x: Array) -> Array:
 def known(square: Array, least: Any, rows: Array, columns: Array) -> Array | bool:
     """Which elements of a matrix in the bases of its sides are more than rounding errors.
 
-    `square` has their squares. A factor is known to a rounding error of its trace. So a direction
-    with less than this share of all squares is none that the gradients have: its vector is what
-    others left over, and what a matrix has along it is rounding. The same is an element that has
-    less than this share of what the sums of its row and its column let expect. Without bases
-    nothing has been mixed, and all is known.
+    `square` has their squares. A direction with less than this share of all is none that the
+    gradients have: what a matrix has along it is rounding. Between directions that they have, the
+    bases are mixed by a rounding error of the factors, which are squares themselves: an element
+    needs a tenth of the root of this share of what the sums of its row and its column let expect.
+    Without bases nothing has been mixed, and all is known.
     """
     if not (rows.size or columns.size):
         return True
     total = jnp.sum(square)
     share = square / jnp.where(total > 0, total, 1.0)
     high, wide = (jnp.sum(share, axis=axis, keepdims=True) for axis in (1, 0))
-    found = share >= least * high * wide
+    found = share >= 0.1 * least**0.5 * high * wide
     found = found & (high >= least) if rows.size else found
     return found & (wide >= least) if columns.size else found
 

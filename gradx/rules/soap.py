@@ -113,8 +113,8 @@ def scale_by_soap(
       b3, alpha: of a slow average of the gradients beside the other (see `scale_by_muon`).
       rtol: in [0, 1): a row or a column with less than this share of all \(V\) is
         taken for rounding, and has no step; so is an element with less than this share of what its
-        row and its column let expect. By default 8 units of rounding, 1e-6 in float32; 0 for
-        the authors' way, in which rounding has a step as large as any other.
+        row and its column let expect. By default the square of 100 units of rounding, 1e-10 in
+        float32; 0 for the authors' way, in which rounding has a step as large as any other.
       shampoo_beta: \(\beta\) in [0, 1); by default `b2`.
       bias_correction: False for the moments as they are.
       staggered: renew the bases of a \(k\)-th part of the matrices of each shape in every step,
