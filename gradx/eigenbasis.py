@@ -89,7 +89,7 @@ def known(square: Array, least: Any, rows: Array, columns: Array) -> Array | boo
     gradients have: what a matrix has along it is rounding. Between directions that they have, the
     bases are mixed by a rounding error of the factors, which are squares themselves: an element
     needs a tenth of the root of this share of what the sums of its row and its column let expect.
-    Without bases nothing has been mixed, and all is known.
+    Without bases nothing has been mixed, and all is known; and so it is where squares underflow.
     """
     if not (rows.size or columns.size):
         return True
@@ -98,7 +98,8 @@ def known(square: Array, least: Any, rows: Array, columns: Array) -> Array | boo
     high, wide = (jnp.sum(share, axis=axis, keepdims=True) for axis in (1, 0))
     found = share >= 0.1 * least**0.5 * high * wide
     found = found & (high >= least) if rows.size else found
-    return found & (wide >= least) if columns.size else found
+    found = found & (wide >= least) if columns.size else found
+    return found | (total == 0)
 
 
 def moved(xs: Any, old: tuple[Array, Array], new: tuple[Array, Array]) -> Any:

@@ -175,7 +175,7 @@ def test_examples_may_be_shared_by_devices() -> None:
 @pytest.mark.filterwarnings('ignore:"seed" is deprecated:DeprecationWarning')
 def test_dpsgd_trains_as_in_optax() -> None:
     for momentum in ({}, {"momentum": 0.9}, {"momentum": 0.9, "nesterov": True}):
-        ours = gradx.dpsgd(0.1, 1.5, 0.7, 3, **momentum)
+        ours = gradx.dpsgd(0.1, 1.5, 0.7, jax.random.key(3), **momentum)
         theirs = optax.contrib.dpsgd(0.1, 1.5, 0.7, 3, **momentum)
         state, their_state = ours.init(PARAMS), theirs.init(PARAMS)
         for seed in range(3):

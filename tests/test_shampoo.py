@@ -137,9 +137,9 @@ def test_updates_stay_finite(dtype: Any) -> None:
 @pytest.mark.full
 def test_factors_without_full_rank_do_no_harm(eps: float) -> None:
     """The average has nothing in the directions in which the roots are 1000, but for rounding."""
-    g = np.asarray(some(6, 1)) * np.asarray(some(1, 4, seed=1))
+    g = np.asarray(some(6, 1), np.float64) * np.asarray(some(1, 4, seed=1), np.float64)
     grads = [g * c for c in (1.0, -0.5, 2.0)]
-    made, _ = run(gradx.scale_by_shampoo(eps=eps), grads)
+    made, _ = run(gradx.scale_by_shampoo(eps=eps), [jnp.asarray(x, jnp.float32) for x in grads])
     expected = references.updates(references.scale_by_shampoo(eps=eps), [g], [[x] for x in grads])
     assert_close(made, [us[0] for us in expected], rtol=2e-5)
 

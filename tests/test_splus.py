@@ -85,7 +85,7 @@ def test_a_row_without_gradient_stays() -> None:
     signs, _ = run(gradx.scale_by_splus(rtol=0.0, precondition_frequency=3), grads, double=False)
     assert np.abs(signs[1:, 1]).max() > 0.5
     tx = gradx.scale_by_splus(precondition_frequency=3)
-    assert np.abs(run(tx, grads, double=False)[0][:, 1]).max() < 1e-5
+    assert np.abs(run(tx, grads, double=False)[0][:, 1]).max() < 1e-4
 
 
 @pytest.mark.parametrize("shape", [(1, 5), (5, 1), (1, 1)])
