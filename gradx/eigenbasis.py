@@ -18,9 +18,6 @@ from gradx.sources import Array, Hyper
 from gradx.stage import Numbers, Slots
 from gradx.trees import abs_sq
 
-# Units of rounding that a matrix has in bases that it does not have a share in, and more.
-_ROUNDINGS = 100
-
 
 def times(a: Array, b: Array) -> Array:
     """A product without the short mantissas that accelerators take by default."""
@@ -59,22 +56,30 @@ def out_of(x: Array, rows: Array, columns: Array) -> Array:
     return times(x, adjoint(columns)) if columns.size else x
 
 
-def cut(rtol: Hyper | None) -> dict[str, Hyper]:
-    """The number of `least_share`, if it is given; its range is in `CUT`."""
-    return {} if rtol is None else {"rtol": rtol}
-
-
 CUT = {"rtol": "[0, 1)"}
 
 
-def least_share(h: Numbers, dtype: Any) -> Any:
-    """Of the squares of all gradients, the share that a direction must have to be known."""
-    return getattr(h, "rtol", rounding(dtype))
+def cut(rtol: Hyper | None) -> dict[str, Hyper]:
+    """The user's number for `least_share`, if there is one; its range is in `CUT`."""
+    return {} if rtol is None else {"rtol": rtol}
 
 
-def rounding(dtype: Any) -> float:
-    """The share of a sum of squares that products with bases make of nothing."""
-    return (_ROUNDINGS * float(jnp.finfo(dtype).eps)) ** 2
+def least_share(h: Numbers, rounding: float) -> Any:
+    """The share of all squares that a direction must have, or it is taken for rounding."""
+    return getattr(h, "rtol", rounding)
+
+
+def rounding_of_products(dtype: Any) -> float:
+    """How much of all squares products with bases leave in a direction that has nothing.
+
+    They leave some units of rounding of the norm, so a hundred are on the safe side.
+    """
+    return (100 * float(jnp.finfo(dtype).eps)) ** 2
+
+
+def rounding_of_factors(dtype: Any) -> float:
+    """The same of a factor: it is a sum of squares, and known to some units of rounding itself."""
+    return 8 * float(jnp.finfo(dtype).eps)
 
 
 def squares(x: Array) -> Array:

@@ -94,7 +94,8 @@ def _mirrored(name: str, theirs: ModuleType) -> ModuleType:
         return importlib.import_module(name)
     except ModuleNotFoundError:
         made = ModuleType(name, theirs.__doc__)
-        made.__getattr__, made.__dir__, made.__all__ = mirror(name, (), theirs)  # type: ignore
+        names = ("__getattr__", "__dir__", "__all__")
+        vars(made).update(zip(names, mirror(name, (), theirs), strict=True))
         return sys.modules.setdefault(name, made)
 
 

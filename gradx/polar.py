@@ -188,10 +188,10 @@ def magnitude(x: Array) -> Array:
 
 
 def bounded(x: Array) -> Array:
-    """The same, divided by a power of two if it is so large that its third powers would overflow.
+    """The matrix, divided by a power of two where its third powers would overflow.
 
-    For a gradient of which products are to be kept: one that is far too large counts as one that is
-    as large as can be, where an infinity in a product of matrices would be NaN for ever.
+    For a gradient whose products are kept. An infinity in a product of matrices would be NaN for
+    ever; so one that is far too large counts as one that is just not too large.
     """
     size = magnitude(x)
     return x / jnp.maximum(size / 2.0 ** (jnp.finfo(x.dtype).maxexp // 3), 1.0)

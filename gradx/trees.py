@@ -307,7 +307,7 @@ def abs_sq(x: Array) -> Array:
 
 
 def finite_sq(x: Array) -> Array:
-    """The same, and the largest number where it would be infinite, for what divides by squares."""
+    """`abs_sq`, but the largest number where that is infinite, for rules that divide by squares."""
     square = abs_sq(x)
     return jnp.minimum(square, jnp.finfo(square.dtype).max)
 

@@ -42,7 +42,6 @@ class Case:
       keeps_params: its state has copies of the parameters, in their dtypes.
       extra: what `update` is given beside gradients, state and parameters.
       value: the loss that it is given as the extra argument `value`; the reference gets it too.
-      smooth: a step has derivatives where gradients are zero, too.
       temporaries: the arrays like a parameter that a step needs beside its donated buffers.
       bad: further arguments that must be refused.
     """
@@ -65,7 +64,6 @@ class Case:
     keeps_params: bool = False
     extra: Mapping[str, Any] = field(default_factory=dict)
     value: float | None = None
-    smooth: bool = True
     temporaries: float = 0
     bad: Mapping[str, Any] = field(default_factory=dict)
 

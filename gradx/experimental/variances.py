@@ -210,7 +210,10 @@ def track_per_element_mean_and_variance_with_ema(ema_decay: float | Array = 0.9)
                 f"{where}: update needs sum_sq_diff_grads=… and sample_size=…; in process(…, "
                 "aggregator_has_aux=True), get_per_element_mean_and_sum_sq_diff_grads gives both."
             )
-        mix = lambda new, old: (1.0 - ema_decay) * new + ema_decay * old  # noqa: E731
+
+        def mix(new: Array, old: Array) -> Array:
+            return (1.0 - ema_decay) * new + ema_decay * old
+
         variance = jax.tree.map(lambda s: s / (sample_size - 1), sum_sq_diff_grads)
         return updates, state._replace(
             count=safe_increment(state.count),
@@ -247,8 +250,9 @@ def get_unbiased_mean_and_variance_ema(state: State) -> tuple[Updates, Updates]:
             "track_per_element_mean_and_variance_with_ema; add_mean_variance_to_opt makes one."
         )
     gone = -jnp.expm1(found.count * jnp.log(found.ema_decay))  # 1 - d^t
-    unbiased = lambda tree: jax.tree.map(lambda x: x / gone, tree)  # noqa: E731
-    return unbiased(found.mean_grads_ema), unbiased(found.variance_grads_ema)
+    averages = found.mean_grads_ema, found.variance_grads_ema
+    unbiased: tuple[Updates, Updates] = jax.tree.map(lambda x: x / gone, averages)
+    return unbiased
 
 
 @core.recorded

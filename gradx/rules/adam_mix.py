@@ -99,7 +99,8 @@ def _simplified(g: Array, slots: Slots, p: None, h: Numbers) -> tuple[Array, Slo
     m, n = slots
     m = h.b1 * m + g
     n = average(n, abs_sq(g), h.b2)
-    return (m + h.alpha * g) / (sqrt(n * h.correct_n + h.eps_root) + h.eps), (m, n)
+    u = (m + h.alpha * g) / (sqrt(n * h.correct_n + h.eps_root) + h.eps)
+    return jnp.where(jnp.isinf(n), 0.0, u), (m, n)  # also where the sum has overflown
 
 
 @core.recorded

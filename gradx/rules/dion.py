@@ -13,7 +13,7 @@ from gradx.combine import Contract, chain
 from gradx.core import Count, Transform, Updates
 from gradx.counting import steps
 from gradx.decay import DecayKind
-from gradx.eigenbasis import adjoint, times
+from gradx.eigenbasis import adjoint, rounding_of_factors, times
 from gradx.fallback import matrix_optimizer, or_by_name
 from gradx.gradients import as_key, check_key
 from gradx.matrixwise import matrixwise
@@ -154,7 +154,7 @@ def _dion(g: Array, slots: Slots, p: None, h: Numbers) -> tuple[Array, Slots]:
     right = times(b_scaled, q)
     square = jnp.sum(abs_sq(right), axis=0, keepdims=True)
     # Where those before are nearly dependent, what is left of a column may be rounding, but longer.
-    known &= square[0] >= 8 * jnp.finfo(b.dtype).eps
+    known &= square[0] >= rounding_of_factors(b.dtype)
     left, right = jnp.where(known[None], q, 0.0), jnp.where(known[None], right, 0.0)
     length = sqrt(jnp.where(known[None], square, 1.0))
     caught = adjoint(left)

@@ -17,7 +17,7 @@ from gradx.contract import MaskedNode
 from gradx.core import Count, Params, Part, State, Transform, Updates
 from gradx.counting import steps
 from gradx.decay import DecayKind, scale_and_decay
-from gradx.eigenbasis import known, rounding, squares
+from gradx.eigenbasis import known, rounding_of_products, squares
 from gradx.gating import check_inner, gated_update, rarely
 from gradx.matrices import Matrix, check_paths, matrices
 from gradx.moments import scale_by_adam
@@ -76,7 +76,7 @@ def _project(m: _Low, g: Array, projector: Array, renew: Array) -> tuple[Array, 
     low = _adjoint(new) @ matrix if m.left else matrix @ new
     # Along directions that the gradient does not have, nothing: the base may divide by its root.
     bases = (new, new[:0, :0]) if m.left else (new[:0, :0], new)
-    low = jnp.where(known(squares(low), rounding(low.dtype), *bases), low, 0)
+    low = jnp.where(known(squares(low), rounding_of_products(low.dtype), *bases), low, 0)
     return low, new.astype(projector.dtype)
 
 

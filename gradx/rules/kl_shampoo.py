@@ -11,7 +11,7 @@ from gradx.combine import Contract
 from gradx.core import Count, Transform, Updates
 from gradx.decay import DecayKind
 from gradx.divergence import gathered, lifted
-from gradx.eigenbasis import cut, into, known, least_share, out_of, squares
+from gradx.eigenbasis import cut, into, known, least_share, out_of, rounding_of_products, squares
 from gradx.fallback import matrix_optimizer, or_by_name
 from gradx.momenta import kept, momentum_of, remembered, slow_average
 from gradx.polar import bounded
@@ -101,9 +101,9 @@ def scale_by_kl_shampoo(
       mu_dtype: the dtype to keep \(M\) in; by default the parameter's, at least float32.
       b3, alpha: of a slow average of the gradients beside the other (see `scale_by_muon`).
       rtol: in [0, 1): a row or a column with less than this share of all \(|Q_L^* M Q_R|^2\) is
-        taken for rounding, and has no step; so is an element with less than this share of what its
-        row and its column let expect. By default the square of 100 units of rounding, 1e-10 in
-        float32; 0 for the authors' way, in which rounding has a step as large as any other.
+        taken for rounding, and has no step; so is an element with less than a tenth of the root of
+        this share of what its row and its column let expect. By default the square of 100 units of
+        rounding, 1e-10 in float32. With 0, the authors' way, rounding has a step as large as any.
       shampoo_beta: \(\beta\) in [0, 1).
       init_factor: where the eigenvalues begin, in (0, inf): best with the size of gradients.
       max_clamp_value: in (0, inf); \(c\) is the length of the side, but at most this number, and at
@@ -158,7 +158,7 @@ def _kl_shampoo(g: Array, slots: Slots, p: None, h: Numbers) -> tuple[Array, Slo
     mu = remembered(mu, jnp.where(h.begun, g, 0), h)
     root = jnp.sqrt(high)[:, None] * jnp.sqrt(wide)[None]
     m = into(momentum_of(mu, h), rows, columns)
-    signal = known(squares(m), least_share(h, root.dtype), rows, columns)
+    signal = known(squares(m), least_share(h, rounding_of_products(root.dtype)), rows, columns)
     u = out_of(jnp.where(signal, m / (root + h.eps), 0), rows, columns)
     return u, (mu, *gathered(g, into(g, rows, columns), tuple(rest), h))
 

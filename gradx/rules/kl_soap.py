@@ -11,7 +11,7 @@ from gradx.combine import Contract
 from gradx.core import Count, Transform, Updates
 from gradx.decay import DecayKind
 from gradx.divergence import gathered, lifted
-from gradx.eigenbasis import cut, into, known, least_share, out_of
+from gradx.eigenbasis import cut, into, known, least_share, out_of, rounding_of_products
 from gradx.fallback import matrix_optimizer, or_by_name
 from gradx.momenta import kept, momentum_of, remembered, slow_average
 from gradx.moments import average
@@ -102,9 +102,9 @@ def scale_by_kl_soap(
       mu_dtype: the dtype to keep \(M\) in; by default the parameter's, at least float32.
       b3, alpha: of a slow average of the gradients beside the other (see `scale_by_muon`).
       rtol: in [0, 1): a row or a column with less than this share of all \(V\) is
-        taken for rounding, and has no step; so is an element with less than this share of what its
-        row and its column let expect. By default the square of 100 units of rounding, 1e-10 in
-        float32; 0 for the authors' way, in which rounding has a step as large as any other.
+        taken for rounding, and has no step; so is an element with less than a tenth of the root of
+        this share of what its row and its column let expect. By default the square of 100 units of
+        rounding, 1e-10 in float32. With 0, the authors' way, rounding has a step as large as any.
       shampoo_beta: \(\beta\) in [0, 1); by default `b2`.
       init_factor: where the eigenvalues begin, in (0, inf).
       max_clamp_value: in (0, inf); \(c\) is the length of the side, but at most this number, and at
@@ -159,7 +159,7 @@ def _kl_soap(g: Array, slots: Slots, p: None, h: Numbers) -> tuple[Array, Slots]
     seen = into(g, rows, columns)
     mu = remembered(mu, jnp.where(h.begun, seen, 0), h)
     nu = average(nu, jnp.where(h.begun, abs_sq(seen), 0), h.b2)
-    signal = h.begun & known(nu, least_share(h, nu.dtype), rows, columns)
+    signal = h.begun & known(nu, least_share(h, rounding_of_products(nu.dtype)), rows, columns)
     u = jnp.where(signal, momentum_of(mu, h) / (sqrt(nu) + h.eps), 0)
     return out_of(u, rows, columns), (mu, nu, *gathered(g, seen, tuple(rest), h))
 

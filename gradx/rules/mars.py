@@ -101,7 +101,12 @@ def _bound(g: Any, slots: Any, p: Any, h: Numbers) -> Mapping[str, Array]:
 
 
 def _correct(g: Array, slots: Slots, p: None, h: Numbers) -> tuple[Array, Slots]:
-    return h.factor * _corrected(g, slots[0], h.weight), (g,)
+    return _bounded(g, slots[0], h), (g,)
+
+
+def _bounded(g: Array, old: Array, h: Numbers) -> Array:
+    # Each by itself: a factor of 0 is there for what overflows when it is corrected.
+    return _corrected(h.factor * g, h.factor * old, h.weight)
 
 
 # ---------------------------------------------------------------- with Adam's moments
@@ -194,7 +199,7 @@ def _factors(h: Numbers, t: Array) -> Mapping[str, Any]:
 
 def _mars(g: Array, slots: Slots, p: None, h: Numbers) -> tuple[Array, Slots]:
     mu, nu, old = slots
-    c = h.factor * _corrected(g, old, h.weight)
+    c = _bounded(g, old, h)
     mu = average(mu, c, h.b1)
     nu = average(nu, abs_sq(c), h.b2)
     u = h.of_mu * mu / (sqrt(h.of_nu * nu) + h.eps)

@@ -14,7 +14,7 @@ from gradx.combine import Contract
 from gradx.core import Count, Transform, Updates
 from gradx.counting import steps
 from gradx.decay import DecayKind
-from gradx.eigenbasis import CUT, cut
+from gradx.eigenbasis import CUT, cut, least_share, rounding_of_factors
 from gradx.fallback import matrix_optimizer, or_by_name
 from gradx.matrixwise import matrixwise
 from gradx.momenta import SLOW, kept, momentum_of, remembered, slow_average
@@ -241,8 +241,7 @@ def _root(side: Array, old: Array, h: Numbers) -> Array:
         # Rounding moves the least ones below zero, and how far depends on the largest: as the
         # authors do, all are moved up, before and not after the small eps is added.
         values = values - jnp.minimum(values[..., :1], 0.0)
-        # A sum of squares has its rounding errors in its least eigenvalues.
-        least = getattr(h, "rtol", 8 * float(jnp.finfo(values.dtype).eps))
+        least = least_share(h, rounding_of_factors(values.dtype))
         least = least * jnp.sum(values, axis=-1, keepdims=True)
         values = values + h.eps
         inverse = jnp.where(values < least, 0, values**-h.exponent)  # NaN stays NaN

@@ -27,6 +27,7 @@ from gradx.eigenbasis import (
     orthogonal,
     out_of,
     power,
+    rounding_of_products,
 )
 from gradx.fallback import matrix_optimizer, or_by_name
 from gradx.matrixwise import matrixwise
@@ -112,9 +113,9 @@ def scale_by_soap(
       mu_dtype: the dtype to keep \(M\) in; by default the parameter's, at least float32.
       b3, alpha: of a slow average of the gradients beside the other (see `scale_by_muon`).
       rtol: in [0, 1): a row or a column with less than this share of all \(V\) is
-        taken for rounding, and has no step; so is an element with less than this share of what its
-        row and its column let expect. By default the square of 100 units of rounding, 1e-10 in
-        float32; 0 for the authors' way, in which rounding has a step as large as any other.
+        taken for rounding, and has no step; so is an element with less than a tenth of the root of
+        this share of what its row and its column let expect. By default the square of 100 units of
+        rounding, 1e-10 in float32. With 0, the authors' way, rounding has a step as large as any.
       shampoo_beta: \(\beta\) in [0, 1); by default `b2`.
       bias_correction: False for the moments as they are.
       staggered: renew the bases of a \(k\)-th part of the matrices of each shape in every step,
@@ -185,7 +186,7 @@ def _soap(g: Array, slots: Slots, p: None, h: Numbers) -> tuple[Array, Slots]:
     mu = remembered(mu, seen, h)
     nu = average(nu, abs_sq(seen), h.b2)
     u = momentum_of(mu, h, h.correct_mu) / (sqrt(h.correct_nu * nu) + h.eps)
-    signal = h.begun & known(nu, least_share(h, nu.dtype), *bases)
+    signal = h.begun & known(nu, least_share(h, rounding_of_products(nu.dtype)), *bases)
     u = out_of(jnp.where(signal, u, 0), *bases)
     return u, (mu, nu, *averaged(g, left, right, h.factor_decay), *bases)
 

@@ -22,6 +22,7 @@ from gradx.eigenbasis import (
     known,
     least_share,
     out_of,
+    rounding_of_products,
     squares,
 )
 from gradx.fallback import adam_for_others, or_by_name, with_fallback
@@ -107,9 +108,9 @@ def scale_by_splus(
       mu_dtype: the dtype to keep \(M\) in; by default the parameter's, at least float32.
       b3, alpha: of a slow average of the gradients beside the other (see `scale_by_muon`).
       rtol: in [0, 1): a row or a column with less than this share of all \(|Q_L^* M Q_R|^2\) is
-        taken for rounding, and has no step; so is an element with less than this share of what its
-        row and its column let expect. By default the square of 100 units of rounding, 1e-10 in
-        float32; 0 for the authors' way, in which rounding has a step as large as any other.
+        taken for rounding, and has no step; so is an element with less than a tenth of the root of
+        this share of what its row and its column let expect. By default the square of 100 units of
+        rounding, 1e-10 in float32. With 0, the authors' way, rounding has a step as large as any.
       staggered: renew the bases of a \(k\)-th part of the matrices of each shape in every step,
         instead of all in every \(k\)-th, so that no step takes longer than others.
       axes: which axes are the rows and columns: a `MatrixAxes`, a tree of them, a function that
@@ -161,7 +162,7 @@ def _splus(g: Array, slots: Slots, p: None, h: Numbers) -> tuple[Array, Slots]:
     g, (mu, left, right, *bases) = bounded(g), slots
     mu = remembered(mu, g, h)
     m = into(momentum_of(mu, h), *bases)
-    signal = known(squares(m), least_share(h, m.real.dtype), *bases)
+    signal = known(squares(m), least_share(h, rounding_of_products(m.real.dtype)), *bases)
     u = out_of(jnp.where(signal, _signs(m, h.eps), 0), *bases)
     return u, (mu, *averaged(g, left, right, h.b2), *bases)
 

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from cases import CASES, Case
+from cases import CASES, Case, each
 from mechanisms import each_mechanism
 
 import gradx
@@ -71,16 +71,13 @@ def some_like(arrays: Any) -> Any:
     return [jnp.asarray(rng.normal(size=x.shape), x.dtype) for x in arrays]
 
 
-SMOOTH = [case for case in CASES if case.smooth]
-
-
-@each_mechanism(SMOOTH)
+@each_mechanism(CASES)
 def test_derivatives_are_numbers(case: Case) -> None:
     check(case.ready(), mixed())
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("case", SMOOTH, ids=lambda case: case.id)
+@each(CASES)
 def test_derivatives_are_numbers_later_and_at_no_gradient(case: Case) -> None:
     check(case.ready(), mixed(), later=True)
     check(case.ready(), (nothing(), drawn(0)))
