@@ -183,6 +183,7 @@ def as_key(start: Array | int) -> Array:
     return jax.random.PRNGKey(start)
 
 
+@gtree.mixing
 def _noisy(g: Array, deviation: Array, key: Array) -> Array:
     wide = widen(g)
     deviation = deviation.astype(wide.real.dtype)

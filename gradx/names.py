@@ -43,8 +43,13 @@ def _named(h: Mapping[str, Any], reader: Any) -> Any:
 
 
 def ask(function: Callable[..., Any], h: Mapping[str, Any], *further: Any) -> Any:
-    """Calls a function of a rule with `h` as it reads it."""
-    return function(_named(h, function), *further)
+    """Calls a function of a rule with `h` as it reads it.
+
+    Numbers of a step are of several widths, those of schedules and of the state; leaves are given
+    them in their own.
+    """
+    with jax.numpy_dtype_promotion("standard"):
+        return function(_named(h, function), *further)
 
 
 def namespace(

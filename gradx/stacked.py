@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from gradx import core
+from gradx import trees as gtree
 from gradx.gating import choose, either, rarely
 from gradx.matrices import Matrix
 from gradx.names import namespace, reading, suited
@@ -232,6 +233,7 @@ def _run(
 ) -> Any:
     """The rule for each of the stacked matrices, in chunks, and each device its share of them."""
 
+    @gtree.mixing
     def some(numbers: Any, *stacks: Any) -> Any:
         traced, t, turn = numbers
         # Of the function that reads it.

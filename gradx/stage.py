@@ -209,6 +209,7 @@ def _shapes(tree: Any) -> list[tuple[int, ...]]:
 
 
 @functools.partial(jax.jit, static_argnums=0)
+@gtree.mixing
 def _apply(
     program: tuple[tuple[Any, Static, bool, Any, int | None], ...],
     g: Array,
@@ -280,6 +281,7 @@ class _Anew:
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
+@gtree.mixing
 def measured(
     measure: Callable[[Array, Slots, Any, Numbers], Mapping[str, Any]],
     static: Static,

@@ -10,13 +10,15 @@ import functools
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import jax
 import jax.numpy as jnp
 from optax import MaskedNode
 
 Array = jax.Array
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 def _is_none(x: Any) -> bool:
@@ -345,6 +347,23 @@ def wide(*dtypes: Any) -> Any:
     if any(jnp.issubdtype(d, jnp.complexfloating) for d in inexact):
         return jnp.dtype(jnp.complex128 if double else jnp.complex64)
     return jnp.dtype(jnp.float64 if double else jnp.float32)
+
+
+def mixing(work: Callable[P, T]) -> Callable[P, T]:
+    """Lets real numbers meet complex arrays in a function that is given some.
+
+    Where JAX was told not to promote, it has no other way to write their product.
+    """
+
+    @functools.wraps(work)
+    def mixed(*args: P.args, **kwargs: P.kwargs) -> T:
+        arrays = [x for x in jax.tree.leaves(args) if isinstance(x, jax.Array)]
+        if not any(map(jnp.iscomplexobj, arrays)):
+            return work(*args, **kwargs)
+        with jax.numpy_dtype_promotion("standard"):
+            return work(*args, **kwargs)
+
+    return mixed
 
 
 def as_number(x: Any) -> Any:

@@ -23,7 +23,7 @@ from gradx.powers import sqrt
 from gradx.sources import Array, Fixed, Hyper
 from gradx.stacked import Share
 from gradx.stage import Numbers, Slots
-from gradx.trees import abs_sq
+from gradx.trees import abs_sq, mixing
 
 __all__ = ["DionState", "dion", "scale_by_dion"]
 
@@ -127,6 +127,7 @@ def scale_by_dion(
     )
 
 
+@mixing
 def _first(p: Array, *, fraction: float, multiple: int, key: Array | int) -> Slots:
     shorter = min(p.shape)
     shape = shorter, part_of(shorter, fraction, multiple)

@@ -63,6 +63,7 @@ class _Low(NamedTuple):
 
 
 @partial(jax.jit, static_argnums=0)  # one trace per shape and dtype, instead of one per leaf
+@gtree.mixing
 def _project(m: _Low, g: Array, projector: Array, renew: Array) -> tuple[Array, Array]:
     """The gradient along the projector's directions, and the projector, renewed if it is time."""
     matrix = m.matrix.flat(widen(g))

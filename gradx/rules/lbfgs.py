@@ -182,6 +182,7 @@ Arrays = list[Array]
 
 
 @functools.partial(jax.jit, static_argnames="scaled")
+@gtree.mixing
 def _step(
     g: Arrays,
     p: Arrays,

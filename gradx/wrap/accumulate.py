@@ -363,6 +363,7 @@ class _Accumulation:
 
 
 @functools.partial(jax.jit, static_argnums=0)
+@gtree.mixing
 def _add(mean: bool, g: Array, acc: Array, share: Any, first: Any, counts: Any) -> Array:
     # What an update has used is dropped here: to empty it there would take a buffer more.
     old = jnp.where(first, 0, widen(acc))

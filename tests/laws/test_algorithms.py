@@ -142,18 +142,30 @@ def test_converges(case: Case) -> None:
 @every_case
 def test_state_and_updates_keep_their_types(case: Case) -> None:
     """Where JAX must not promote as well, neither dtypes (it never promotes float8) nor ranks."""
-    tx = case.ready()
-    for dtype in (jnp.float32, jnp.float8_e4m3fn):
-        p = jax.eval_shape(lambda dtype=dtype: cast(params(), dtype))
-        with jax.numpy_dtype_promotion("strict"), jax.numpy_rank_promotion("raise"):
-            state = jax.eval_shape(tx.init, p)
-            updates, new = jax.eval_shape(tx.update, p, state, p)
-        assert jax.tree.structure(new) == jax.tree.structure(state)
-        assert types(new) == types(state)
-        assert {x.dtype for x in jax.tree.leaves(updates)} == {jnp.dtype(dtype)}
-        floats = {x.dtype for x in jax.tree.leaves(state) if jnp.issubdtype(x.dtype, jnp.floating)}
-        kept = {jnp.dtype(jnp.float32), *([jnp.dtype(dtype)] if case.keeps_params else [])}
-        assert floats <= kept
+    for dtype in (jnp.float32, jnp.float8_e4m3fn, *[jnp.complex64] * case.complex):
+        keeps_its_types(case, dtype)
+
+
+@pytest.mark.full
+@every_case
+def test_narrow_parameters_keep_their_types_among_wide_numbers(case: Case) -> None:
+    """With x64 enabled schedules give float64."""
+    with jax.enable_x64(True):
+        keeps_its_types(case, jnp.float32)
+
+
+def keeps_its_types(case: Case, dtype: Any) -> None:
+    tx, plain = case.ready(), np.complex64 if dtype == jnp.complex64 else np.float32
+    p = jax.eval_shape(lambda: cast(params(plain), dtype))
+    with jax.numpy_dtype_promotion("strict"), jax.numpy_rank_promotion("raise"):
+        state = jax.eval_shape(tx.init, p)
+        updates, new = jax.eval_shape(tx.update, p, state, p)
+    assert jax.tree.structure(new) == jax.tree.structure(state)
+    assert types(new) == types(state)
+    assert {x.dtype for x in jax.tree.leaves(updates)} == {jnp.dtype(dtype)}
+    floats = {x.dtype for x in jax.tree.leaves(state) if jnp.issubdtype(x.dtype, jnp.floating)}
+    kept = {jnp.dtype(jnp.float32), *([jnp.dtype(dtype)] if case.keeps_params else [])}
+    assert floats <= kept
 
 
 # ---------------------------------------------------------------- odd trees and numbers
