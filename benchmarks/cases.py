@@ -51,6 +51,7 @@ class Case:
     tree: str = "blocks"
     calls: int = 1
     compile_cost: bool = False
+    compiled_tree: str = "wide"
     extra: Callable[[Any, Any], Mapping[str, Any]] | None = None
     heavyball: tuple[str, Mapping[str, Any]] | None = None
 

@@ -11,8 +11,11 @@ Shapes = dict[str, dict[str, tuple[int, ...]]]
 
 def blocks(quick: bool) -> Shapes:
     """Four transformer blocks of width 512: 40 leaves, 12,597,248 parameters."""
-    d = 64 if quick else 512
-    block = {
+    return {f"block_{i}": _block(64 if quick else 512) for i in range(4)}
+
+
+def _block(d: int) -> dict[str, tuple[int, ...]]:
+    return {
         "query": (d, d),
         "key": (d, d),
         "value": (d, d),
@@ -24,7 +27,6 @@ def blocks(quick: bool) -> Shapes:
         "attention_norm": (d,),
         "mlp_norm": (d,),
     }
-    return {f"block_{i}": dict(block) for i in range(4)}
 
 
 def thousand(quick: bool) -> Shapes:
@@ -34,7 +36,15 @@ def thousand(quick: bool) -> Shapes:
     return {f"layer_{i:02d}": dict(layer) for i in range(5 if quick else 100)}
 
 
-TREES = {"blocks": blocks, "thousand": thousand}
+def wide(quick: bool) -> Shapes:
+    """Two transformer blocks of width 2048: 20 leaves, 100,700,160 parameters.
+
+    Matrices of 16 and 64 MiB, which no cache of an accelerator keeps between two steps.
+    """
+    return {f"block_{i}": _block(64 if quick else 2048) for i in range(2)}
+
+
+TREES = {"blocks": blocks, "thousand": thousand, "wide": wide}
 
 
 def leaves(shapes: Shapes) -> list[tuple[int, ...]]:

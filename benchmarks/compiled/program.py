@@ -1,0 +1,152 @@
+"""What a compiled program costs, counted in its text.
+
+Bytes are counted over the instructions of the entry computation: what each reads and writes in main
+memory. A loop or a conditional counts once, with what is handed to it and what comes back. On TPUs an
+array whose layout says `S(1)` is on the chip (VMEM), and does not count.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+# What moves nothing by itself: names for what is there already, and the ends of what was begun.
+_NAMES = {
+    "parameter", "constant", "tuple", "get-tuple-element", "bitcast", "opt-barrier", "after-all",
+    "partition-id", "replica-id", "optimization-barrier", "add-dependency", "domain", "iota",
+    "copy-done", "slice-done", "async-done", "async-update", "all-gather-done", "all-reduce-done",
+    "collective-permute-done", "send-done", "recv-done", "dynamic-slice-done",
+}  # fmt: skip
+_STARTS = {"copy-start", "slice-start", "dynamic-slice-start"}
+
+COLLECTIVES = (
+    "all-gather", "all-reduce", "all-to-all", "collective-permute", "reduce-scatter",
+    "ragged-all-to-all",
+)  # fmt: skip
+
+_INSTRUCTION = re.compile(r"^\s*(?:ROOT )?%?([\w.\-]+) = ")
+_ARRAY = re.compile(r"([a-z]+\d*(?:e\d+m\d+\w*)?)\[([\d,<=]*)\](?:\{([^{}]*)\})?")
+_OPERAND = re.compile(r"%([\w.\-]+)")
+
+
+@dataclass(frozen=True)
+class Instruction:
+    """An instruction: its name, what it gives (with layouts), what it does, and to what."""
+
+    name: str
+    result: str
+    operation: str
+    operands: list[str]
+    rest: str
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What one step costs.
+
+    Attributes:
+      moved: bytes through main memory.
+      kernels: instructions of the entry computation that do work.
+      collectives: an operation to the bytes that it gives to a device, in the whole program.
+    """
+
+    moved: int
+    kernels: int
+    collectives: dict[str, int] = field(default_factory=dict)
+
+
+def cost(text: str) -> Cost:
+    """Counts in the text of a compiled program (`compiled.as_text()`)."""
+    entry = list(_instructions(_entry(text)))
+    made = {i.name: i.result for i in entry}
+    work = [i for i in entry if i.operation not in _NAMES]
+    moved = sum(_moved(i, made) for i in work)
+    return Cost(moved, len(work), _collectives(text))
+
+
+def _entry(text: str) -> str:
+    begin = text.index("\nENTRY ")
+    return text[begin : text.index("\n}", begin)]
+
+
+def _instructions(text: str) -> Iterator[Instruction]:
+    for line in text.splitlines():
+        found = _INSTRUCTION.match(line)
+        if found is None:
+            continue
+        result, rest = _until_space(line[found.end() :])
+        operation, _, rest = rest.partition("(")
+        inside, rest = _until_closed(rest)
+        yield Instruction(found[1], result, operation.strip(), _OPERAND.findall(inside), rest)
+
+
+def _until_space(text: str) -> tuple[str, str]:
+    """A type, which may be a tuple of types, and what follows."""
+    depth = 0
+    for i, c in enumerate(text):
+        depth += (c in "({[") - (c in ")}]")
+        if c == " " and depth == 0:
+            return text[:i], text[i + 1 :]
+    return text, ""
+
+
+def _until_closed(text: str) -> tuple[str, str]:
+    depth = 1
+    for i, c in enumerate(text):
+        depth += (c == "(") - (c == ")")
+        if depth == 0:
+            return text[:i], text[i + 1 :]
+    return text, ""
+
+
+def _moved(i: Instruction, made: dict[str, str]) -> int:
+    if i.operation in _STARTS:  # as much is read as is written
+        source, arrays = made.get(i.operands[0], ""), list(_arrays(i.result))
+        target = arrays[0 if i.operation == "copy-start" else 1]
+        sides = [x for x in (source, target) if "S(1)" not in x]
+        return size(target, everywhere=True) * len(sides)
+    return size(i.result) + sum(size(made.get(x, "")) for x in i.operands)
+
+
+def _arrays(text: str) -> Iterator[str]:
+    for found in _ARRAY.finditer(text):
+        yield found[0]
+
+
+def size(text: str, *, everywhere: bool = False) -> int:
+    """The bytes of a type in main memory; of a tuple, of all that is in it."""
+    total = 0
+    for kind, shape, layout in _ARRAY.findall(text):
+        if everywhere or "S(1)" not in (layout or ""):
+            total += _bits(kind) * math.prod(int(n.strip("<=")) for n in shape.split(",") if n) // 8
+    return total
+
+
+def _bits(kind: str) -> int:
+    if kind == "pred":
+        return 8
+    digits = re.search(r"\d+", kind)
+    return 0 if kind in ("token", "opaque") or digits is None else int(digits[0])
+
+
+def _collectives(text: str) -> dict[str, int]:
+    found: dict[str, int] = {}
+    for i in _instructions(text):
+        name = i.operation.removesuffix("-start")
+        if name in COLLECTIVES:
+            result = i.result
+            if i.operation.endswith("-start") and result.startswith("("):
+                result = list(_arrays(result))[-1]  # (operands, results, …)
+            found[name] = found.get(name, 0) + size(result, everywhere=True)
+    return found
+
+
+def temporaries(compiled: Any) -> int:
+    """Bytes that the program needs beside its arguments and results."""
+    memory = compiled.memory_analysis()
+    return int(memory.temp_size_in_bytes)
+
+
