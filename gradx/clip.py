@@ -124,7 +124,7 @@ def clip_by_block_rms(threshold: Hyper, *, axis_name: Any = None) -> Transform:
 
 
 def _rms_factor(g: Any, slots: Any, p: Any, h: Numbers) -> Mapping[str, Array]:
-    return {"factor": 1 / jnp.maximum(1.0, rms(g(), h.span) / h.threshold)}
+    return {"factor": 1 / jnp.maximum(1.0, rms(g, h.span) / h.threshold)}
 
 
 @core.recorded

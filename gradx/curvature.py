@@ -13,6 +13,7 @@ from gradx import core, mapped
 from gradx import trees as gtree
 from gradx.core import Params, State, Transform, Updates
 from gradx.gradients import as_key, check_key
+from gradx.lowering.varying import varies_over, vary
 from gradx.near import MissingArgument
 from gradx.sources import Array
 from gradx.states import check_state
@@ -100,11 +101,9 @@ def hutchinson_estimator_diag_hessian(
             cut, alike = _on_axes(over, params, obj_fn, where)
             # Else JAX would sum, over the devices, what it derives for parameters that are alike.
             pairs = zip(leaves, alike, strict=True)
-            leaves = [mapped.vary(jnp.asarray(p), frozenset(typed)) for p, (typed, _) in pairs]
+            leaves = [vary(jnp.asarray(p), frozenset(typed)) for p, (typed, _) in pairs]
         signs = [
-            mapped.vary(
-                _signs(_apart(k, names), jnp.shape(p), jnp.result_type(p)), mapped.varies_over(p)
-            )
+            vary(_signs(_apart(k, names), jnp.shape(p), jnp.result_type(p)), varies_over(p))
             for k, p, names in zip(keys, leaves, cut, strict=True)
         ]
         here = structure.unflatten(leaves)
@@ -122,7 +121,7 @@ def _on_axes(
     """For each parameter the axes that it is cut along, and those to average its estimates over."""
     flat = gtree.flatten(params)
     spans = mapped.spans(over, flat, None, where, plain=False)
-    varying = mapped.varies_over(jax.eval_shape(obj_fn, params))
+    varying = varies_over(jax.eval_shape(obj_fn, params))
     cut, alike = [], []
     for p, span in zip(flat.values, spans, strict=True):
         if p is None:

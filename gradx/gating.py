@@ -14,7 +14,7 @@ from gradx import trees as gtree
 from gradx.combine import Contract, stage_of
 from gradx.core import Params, Part, State, Updates
 from gradx.live import is_node
-from gradx.mapped import varies_over, vary
+from gradx.lowering.conditional import choose, either
 from gradx.sources import Array
 from gradx.stage import run
 from gradx.states import wrong_state
@@ -72,63 +72,6 @@ def gated_update(
     return with_numbers(numbers), new_state
 
 
-def either(gate: Array, accept: Callable[[], Any], reject: Callable[[], Any], given: Any) -> Any:
-    """`lax.cond`, also inside `shard_map`; `given` is the tree that the two functions work on."""
-    leaves = jax.tree.leaves((gate, given))
-    mapped = any(varies_over(x) for x in leaves if isinstance(x, jax.Array))
-    return jax.lax.cond(gate, *(_agreeing(accept, reject) if mapped else [accept, reject]))
-
-
-def rarely(gate: Array, accept: Callable[[], Any], reject: Callable[[], Any], given: Any) -> Any:
-    """`either` for what is expensive and seldom done: under `vmap` it is a conditional still.
-
-    There the gate is one of many, which makes `lax.cond` do both and choose. Here `accept` is run
-    if any gate is open, so it has to give, where its own is closed, what `reject` gives.
-    """
-    return either(_any_of_batch(gate), accept, reject, given)
-
-
-@jax.custom_jvp
-def if_open(gate: Array, new: Any, old: Any) -> Any:
-    """`new`, where `rarely` has come because a gate is open: under `vmap` perhaps another's."""
-    return _if_open(gate, new, old)
-
-
-@if_open.defjvp
-def _(primals: Any, tangents: Any) -> Any:
-    gate, *primals = primals
-    return jax.jvp(functools.partial(_chosen, gate), primals, tangents[1:])
-
-
-@jax.custom_batching.custom_vmap
-def _if_open(gate: Array, new: Any, old: Any) -> Any:
-    return new
-
-
-@_if_open.def_vmap
-def _(size: int, batched: Any, gate: Array, new: Any, old: Any) -> tuple[Any, Any]:
-    if not batched[0]:
-        return _if_open(gate, new, old), batched[1]
-    axes = [jax.tree.map(lambda b: 0 if b else None, b) for b in batched]
-    made = jax.vmap(_chosen, in_axes=tuple(axes), axis_size=size)(gate, new, old)
-    return made, jax.tree.map(lambda _: True, made)
-
-
-def _chosen(gate: Array, new: Any, old: Any) -> Any:
-    return jax.tree.map(functools.partial(choose, gate), new, old)
-
-
-@jax.custom_batching.custom_vmap
-def _any_of_batch(gate: Array) -> Array:
-    return gate
-
-
-@_any_of_batch.def_vmap
-def _(size: int, batched: Any, gate: Array) -> tuple[Array, bool]:
-    any_open: Array = _any_of_batch(jnp.any(gate, axis=0))
-    return any_open, False
-
-
 def _structure(tree: Any) -> Any:
     return jax.tree.structure(tree)
 
@@ -139,23 +82,6 @@ def _like(new: Any, old: Any) -> Array:
 
 def _zero(x: Any) -> Array:
     return jnp.where(jnp.zeros_like(x, bool), x, 0)  # keeps the sharding, as zeros_like(x) may not
-
-
-def _agreeing(*branches: Callable[[], Any]) -> list[Callable[[], Any]]:
-    """Branches whose results vary over the same mapped axes, as `shard_map` wants them to."""
-    axes = [jax.tree.map(varies_over, jax.eval_shape(branch)) for branch in branches]
-    every = jax.tree.map(lambda *sets: frozenset().union(*sets), *axes)
-
-    def agreeing(branch: Callable[[], Any]) -> Callable[[], Any]:
-        return lambda: jax.tree.map(vary, branch(), every)
-
-    return [agreeing(branch) for branch in branches]
-
-
-@jax.jit  # one trace per shape and dtype, instead of one per leaf
-def choose(gate: Array, new: Array, old: Array) -> Array:
-    """The new array if the gate is open, else the old one; in the old one's dtype."""
-    return jnp.where(gate, new.astype(old.dtype), old)
 
 
 # ---------------------------------------------------------------- what such wrappers share

@@ -88,7 +88,6 @@ def averaging(
         ranges={"b1": "(0, 1]", "weight_lr_power": "[0, inf)"},
         flags={"scaled": scaled},
         per_tree=_decide,
-        per_leaf=_step_again,
         # In the beginning x, y and z are one, so any b1 describes them; a known one reads better.
         scalars={"last_b1": _first(b1), "weight_sum": 0.0, "max_lr": 0.0},
         count="step_count",
@@ -119,20 +118,11 @@ def _decide(h: Numbers, sums: Sums) -> Decided:
     return numbers, {"last_b1": b1, "weight_sum": total, "max_lr": max_lr}
 
 
-def _step_again(g: Any, slots: Any, p: Any, h: Numbers) -> Mapping[str, Array]:
-    # Both z and y want the base optimizer's step, and to calculate it for each costs less than an
-    # array to keep it in.
-    return {"step_again": _step(g(), h)}
-
-
-def _step(g: Array, h: Numbers) -> Array:
-    return -h.learning_rate * g if h.scaled else g
-
-
 def _interpolate(g: Array, slots: Slots, p: Array, h: Numbers) -> tuple[Array, Slots]:
     # With x = (y - (1 - b1) z) / b1 put in, nothing is left to divide by b1.
-    z = slots[0] + _step(g, h)
-    return h.turn * (z - p) + h.follow * h.step_again, (z,)
+    step = -h.learning_rate * g if h.scaled else g
+    z = slots[0] + step
+    return h.turn * (z - p) + h.follow * step, (z,)
 
 
 # ---------------------------------------------------------------- base and rule in one pass

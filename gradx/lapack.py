@@ -1,59 +1,14 @@
-"""Decompositions of matrices which may be mapped over many of them, by `jax.vmap`.
-
-On CPUs jaxlib (0.10.2) shares a stack of matrices among the threads that run the program, and the
-thread that asks for it waits for the others. Where a program has as many stacks at a time as there
-are threads, two on two cores, all of them wait for ever. So there it is one matrix after the other.
-"""
+"""Decompositions of matrices, with derivatives where JAX's are NaN; each also of many matrices."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from gradx.lowering.one_by_one import one_by_one
 from gradx.sources import Array
-
-
-def _alone(decompose: Callable[[Array], Any]) -> Callable[[Array], Any]:
-    """The function, which `vmap` makes a loop of; but a stack of one is as good as a matrix."""
-
-    @jax.custom_batching.custom_vmap
-    def alone(x: Array) -> Any:
-        return decompose(x)
-
-    @alone.def_vmap
-    def _(size: int, batched: Any, x: Array) -> tuple[Any, Any]:
-        made = _alone(jax.vmap(decompose))(x) if size == 1 else jax.lax.map(alone, x)
-        return made, jax.tree.map(lambda _: True, made)
-
-    return alone
-
-
-def _one_by_one(
-    decompose: Callable[[Array], Any], derivative: Any = None
-) -> Callable[[Array], Any]:
-    """`derivative` is of what was decomposed, its change and the parts; JAX's by default."""
-    alone = _alone(decompose)
-
-    @jax.custom_jvp
-    def one(x: Array) -> Any:
-        return jax.lax.platform_dependent(x, cpu=alone, default=decompose)
-
-    @one.defjvp  # `custom_vmap` has no gradients in reverse
-    def _(primals: tuple[Array], tangents: tuple[Array]) -> Any:
-        if derivative is None:
-            return jax.jvp(decompose, primals, tangents)
-        made = one(*primals)
-        return made, derivative(*tangents, *made)
-
-    def each(x: Array) -> Any:
-        return one(x) if x.ndim == 2 else jax.vmap(each)(x)
-
-    return each
-
 
 # Vectors of equal eigenvalues, and of no length, may point anywhere, and JAX's derivatives are NaN
 # there. But what is made of them, a space or a root, often has one: here they do not turn.
@@ -85,7 +40,7 @@ def _rounding(x: Array) -> Array:
 
 _times = partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
 
-eigh = _one_by_one(lambda x: tuple(jnp.linalg.eigh(x, symmetrize_input=False)), _of_eigh)
-qr = _one_by_one(lambda x: tuple(jnp.linalg.qr(x)), _of_qr)
-svd = _one_by_one(lambda x: tuple(jnp.linalg.svd(x, full_matrices=False)))
-largest_singular_value = _one_by_one(lambda x: jnp.linalg.norm(x, ord=2))
+eigh = one_by_one(lambda x: tuple(jnp.linalg.eigh(x, symmetrize_input=False)), _of_eigh)
+qr = one_by_one(lambda x: tuple(jnp.linalg.qr(x)), _of_qr)
+svd = one_by_one(lambda x: tuple(jnp.linalg.svd(x, full_matrices=False)))
+largest_singular_value = one_by_one(lambda x: jnp.linalg.norm(x, ord=2))

@@ -324,9 +324,7 @@ def leafwise(
         numbers for `update`, and the new values of the scalars that change. Without `measure` it is
         also called in a step in which no leaf has a gradient.
       per_leaf: `(g, slots, p, h) -> numbers`, what is decided once for a leaf, such as its norm:
-        further numbers for `update`. `g`, `slots` and `p` are functions here; each call gives the
-        arrays anew, for one reduction, since an array that has to be kept for several would cost
-        more than to calculate it twice.
+        further numbers for `update`.
       measure_init: `p -> sums`, numbers of one leaf when the state begins (the norm that the rule
         starts from). `init` is then given them as well, `(p, sums)`.
       scalars: the fields of `state` that are one number for the tree, with what each begins at: a

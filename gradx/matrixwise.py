@@ -21,10 +21,10 @@ from gradx import trees as gtree
 from gradx.calls import checked, kept
 from gradx.core import State, Transform
 from gradx.counting import steps
-from gradx.gating import if_open, rarely
 from gradx.leafwise import Rule
 from gradx.live import own_state
-from gradx.mapped import varies_over
+from gradx.lowering.conditional import if_open, rarely
+from gradx.lowering.varying import varies_over
 from gradx.matrices import Matrix, check_paths, only_matrices
 from gradx.names import check_names
 from gradx.sources import Array

@@ -68,16 +68,6 @@ def unbiased_mu(mu: Array, g: Array, h: Numbers) -> Array:
     return h.correct_mu * mu
 
 
-def after(done: Array, value: Array) -> Array:
-    """`value`, calculated after `done`; NaN where `done` is.
-
-    For a slot that another expression still reads the old value of: XLA does not see that it could
-    calculate that one first, and keeps a copy of the old slot. `done` is what has to come first,
-    an array that is stored anyway.
-    """
-    return jnp.where(jnp.isnan(done), done, value)
-
-
 def storage(name: str, dtype: Any) -> Any:
     """Checks a dtype to keep an average in; `None` stays, for that of the parameter.
 

@@ -243,11 +243,11 @@ def _by_param(size: Any, min_scale: Hyper, axis_name: Any) -> Transform:
 
 
 def _param_norm(g: Any, slots: Any, p: Any, h: Numbers) -> Mapping[str, Array]:
-    return {"factor": jnp.maximum(norm(p(), h.span), h.min_scale)}
+    return {"factor": jnp.maximum(norm(p, h.span), h.min_scale)}
 
 
 def _param_rms(g: Any, slots: Any, p: Any, h: Numbers) -> Mapping[str, Array]:
-    return {"factor": jnp.maximum(rms(p(), h.span), h.min_scale)}
+    return {"factor": jnp.maximum(rms(p, h.span), h.min_scale)}
 
 
 # ---------------------------------------------------------------- of one against the other
@@ -299,8 +299,8 @@ def scale_by_trust_ratio(
 
 
 def _trust(g: Any, slots: Any, p: Any, h: Numbers) -> Mapping[str, Array]:
-    of_p = jnp.maximum(norm(p(), h.span), h.min_norm)
-    of_g = jnp.maximum(norm(g(), h.span), h.min_norm)
+    of_p = jnp.maximum(norm(p, h.span), h.min_norm)
+    of_g = jnp.maximum(norm(g, h.span), h.min_norm)
     both = (of_p > 0) & (of_g > 0)
     ratio = h.trust_coefficient * of_p / jnp.where(both, of_g + h.eps, 1.0)
     return {"factor": jnp.where(both, ratio, 1.0)}

@@ -13,6 +13,7 @@ from gradx import core, hyper
 from gradx import trees as gtree
 from gradx.calls import checked
 from gradx.core import Updates
+from gradx.lowering.reading import reread, unshared
 from gradx.powers import sqrt
 from gradx.sources import Array
 
@@ -79,7 +80,7 @@ def weighted_sum(weights: Array, g: Array) -> Array:
     if g.dtype != gtree.wide(g.dtype):
         # Neither the product of matrices below, nor the norms, shall share a widened copy of all
         # examples with this sum: it would be put aside.
-        weights, g = jax.lax.optimization_barrier((weights, g))
+        weights, g = unshared(weights, g), reread(g)
         wide = g.astype(gtree.wide(g.dtype))
         return jnp.sum(wide * weights.reshape(-1, *[1] * (g.ndim - 1)), axis=0)
     # In full precision also on accelerators, since rounding would put examples out of bounds.

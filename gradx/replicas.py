@@ -7,7 +7,8 @@ from typing import Any
 
 from gradx import trees as gtree
 from gradx.core import Params, Updates
-from gradx.mapped import Axes, Kinds, Span, over_each, spans, varies_over
+from gradx.lowering.varying import varies_over
+from gradx.mapped import Axes, Kinds, Span, over_each, spans
 from gradx.sources import Array
 
 AVERAGE = (

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from gradx import core
 from gradx import trees as gtree
-from gradx.gating import choose, either, rarely
+from gradx.lowering.conditional import choose, either, rarely
 from gradx.matrices import Matrix
 from gradx.names import namespace, reading, suited
 from gradx.sources import Array

@@ -18,9 +18,9 @@ import optax
 
 from gradx import core, mapped
 from gradx import trees as gtree
-from gradx.again import Done, again, hidden
 from gradx.core import Params, State, Transform, Updates
-from gradx.gate import gated
+from gradx.lowering.predicate import predicated
+from gradx.lowering.reading import reread
 from gradx.names import Static, joined_names, namespace, reading, suited
 from gradx.sources import Array
 
@@ -28,8 +28,7 @@ T = TypeVar("T")
 
 Slots = tuple[Array, ...]
 Numbers = Any  # a namespace: h.b1 is a float where it is constant, else a scalar array
-# `per_leaf(g, slots, p, h)` with functions that give the arrays anew, for one reduction each.
-PerLeaf = Callable[..., Mapping[str, Any]]
+PerLeaf = Callable[[Array, Slots, Any, Numbers], Mapping[str, Any]]
 Sums = Mapping[str, Array]  # what a rule measures, added up over the leaves
 Decided = tuple[Mapping[str, Any], Mapping[str, Any]]  # numbers for `h`; new scalars of the state
 
@@ -168,6 +167,7 @@ def run(
         return updates, finish([])
     new: list[Any] = list(flat.values)
     results: list[tuple[Slots, ...]] = [()] * len(rows)
+    seen = _to_measure(rows, given, flat_params)
     for i, row in enumerate(rows):
         if row:
             g, p = given[i], None if flat_params is None else flat_params[i]
@@ -182,7 +182,7 @@ def run(
             gates = tuple(c.gate for c in row)
             p = p if reads else None
             try:
-                new[i], results[i] = _apply(program, g, p, traced, slots, gates)
+                new[i], results[i] = _apply(program, g, p, traced, slots, gates, seen.get(i))
             except Exception as error:
                 error.add_note(f"This was in {where}, at the leaf {flat.paths[i]!r}.")
                 if other := [s for s in _shapes(slots) if s not in ((), jnp.shape(g))]:
@@ -198,6 +198,19 @@ def run(
                     f"gradient of the parameter's shape, and does the rule keep shapes?"
                 )
     return flat.unflatten(new), finish(results)
+
+
+def _to_measure(
+    rows: Rows, updates: Sequence[Any], params: Sequence[Any] | None
+) -> dict[int, tuple[Array, Slots, Any]]:
+    """By leaf, what its first rule measures before it begins: (g, slots, p), read by itself."""
+    found = {
+        i: (updates[i], row[0].slots, params[i] if row[0].needs_params and params else None)
+        for i, row in enumerate(rows)
+        if row and row[0].per_leaf is not None
+    }
+    seen: dict[int, tuple[Array, Slots, Any]] = reread(found)
+    return seen
 
 
 def _or_zero(u: Array, slots: Slots, p: None, h: Numbers) -> tuple[Array, Slots]:
@@ -217,6 +230,7 @@ def _apply(
     traced: tuple[dict[str, Array], ...],
     slots: tuple[Slots, ...],
     gates: tuple[Array | None, ...],
+    seen: tuple[Array, Slots, Any] | None,
 ) -> tuple[Array, tuple[Slots, ...]]:
     """The rules of one leaf, one after the other, in float32 or wider.
 
@@ -224,26 +238,26 @@ def _apply(
     ten times. XLA inlines the calls before it fuses.
     """
     u = widen(g)
-    anew = _Anew(g, p, [u], [])
+    made = [u]  # and what each rule made of it
     p = None if p is None else widen(p)
     new_slots = []
     for part, numbers, old, gate in zip(program, traced, slots, gates, strict=True):
         rule, static, reads, per_leaf, since = part
         numbers = suited(numbers, u)
-        compared = {} if since is None else {"before": anew.made[since]}
+        compared = {} if since is None else {"before": made[since]}
         h = namespace(static, {**numbers, **compared}, per_leaf or rule)
         wide = jax.tree.map(widen, old)
         if per_leaf is not None:
-            if since is not None:
-                h.before = functools.partial(anew.update, since)  # anew, too
-            with reading(per_leaf, anew.p):
-                slots_anew = functools.partial(anew.hidden, wide)
-                decided = per_leaf(anew.update, slots_anew, anew.params, h)
+            measured = (u, wide, p)
+            if seen is not None and len(made) == 1:
+                measured = jax.tree.map(widen, seen)
+            with reading(per_leaf, p):
+                decided = per_leaf(*measured, h)
             joined_names(vars(h) | numbers, decided, "per_leaf", core.show(rule))
             h = namespace(static, {**numbers, **compared, **decided}, rule)
         given = u, wide, p if reads else None, h
         with reading(rule, given[2]):
-            u, new = rule(*given) if gate is None else gated(rule, gate, *given)
+            u, new = rule(*given) if gate is None else predicated(rule, gate, *given)
         structure: Any = jax.tree.structure(old)
         if jax.tree.structure(new) != structure:
             raise ValueError(
@@ -251,33 +265,8 @@ def _apply(
                 f"{len(old)} slots like the one it was given, also for one slot."
             )
         new_slots.append(jax.tree.map(lambda n, o: n.astype(o.dtype), new, old))
-        anew.made.append(u)
-        anew.done.append(Done(rule, *given, new))
+        made.append(u)
     return u.astype(g.dtype), tuple(new_slots)
-
-
-@dataclass
-class _Anew:
-    """What `per_leaf` reads at one leaf: every call gives arrays that XLA takes for new ones."""
-
-    g: Array
-    p: Array | None
-    made: list[Array]  # g, and what each rule made of it
-    done: list[Done]  # these rules
-    readings: int = 0
-
-    def hidden(self, tree: Any) -> Any:
-        self.readings += 1
-        return hidden(tree, self.readings)
-
-    def params(self) -> Array:
-        return widen(self.hidden(self.p))
-
-    def update(self, first: int | None = None) -> Array:
-        """What the rules so far, or the first ones, have made of the gradient."""
-        self.readings += 1
-        count = len(self.done) if first is None else first
-        return again(self.done[:count], self.made[count], self.g, self.p, widen, self.readings)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
@@ -292,11 +281,11 @@ def measured(
 ) -> Mapping[str, Any]:
     """What a rule measures at one leaf, also traced once for each distinct shape.
 
-    What has no state measures the bare gradient, which is hidden: in half precision it is widened
-    for a norm and for the update, and would be kept in float32. What has state measures more, and
-    shares it with its update.
+    What has no state measures the bare gradient, and reads it by itself: in half precision it is
+    widened for a norm and for the update, and might be kept in float32. What has state measures
+    more, and shares it with its update.
     """
-    g = widen(g if slots else hidden(g, 1))
+    g = widen(g if slots else reread(g))
     p = None if p is None else widen(p)
     h = namespace(static, suited(traced, g), measure)
     with reading(measure, p):

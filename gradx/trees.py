@@ -324,17 +324,6 @@ def dot(x: Array, y: Array) -> Array:
     return jnp.sum(x * y)
 
 
-def unshared(x: Array, leaf: Array) -> Array:
-    """The same number or array, which XLA takes for another one.
-
-    What two consumers share, an expensive value or a square of the gradient, XLA may store for
-    them; a number that the sums of several leaves share it makes an array of. `leaf` is any array
-    of the leaf: without one, the barriers of all leaves are the same to XLA, and one. Inside
-    `shard_map` it varies over the axes that the leaf varies over.
-    """
-    return jax.lax.optimization_barrier((x, leaf))[0]
-
-
 @functools.cache
 def wide(*dtypes: Any) -> Any:
     """The dtype to calculate in with arrays of these dtypes: the widest, no narrower than float32.

@@ -485,6 +485,7 @@ OPTIMIZERS = [
         _needs_params=True,
         _ranges=LARS,
         _renamed={"momentum": "decay"},
+        _temporaries=1,
     ),
     row(
         "lars",
@@ -499,8 +500,16 @@ OPTIMIZERS = [
         _ranges=LARS,
         _renamed={"momentum": "decay"},
     ),
-    row("lamb", learning_rate=0.3, _needs_params=True),
-    row("lamb", "decay", learning_rate=0.3, eps_root=1e-6, weight_decay=1e-3, _needs_params=True),
+    row("lamb", learning_rate=0.3, _needs_params=True, _temporaries=1),
+    row(
+        "lamb",
+        "decay",
+        learning_rate=0.3,
+        eps_root=1e-6,
+        weight_decay=1e-3,
+        _needs_params=True,
+        _temporaries=1,
+    ),
     row("fromage", learning_rate=0.3, _needs_params=True, _ranges={"min_norm": "[0, inf)"}),
     row("novograd", learning_rate=0.02),
     row("novograd", "decay", learning_rate=0.02, b2=0.9, weight_decay=1e-3, _needs_params=True),
@@ -513,6 +522,7 @@ OPTIMIZERS = [
         _ranges=ADAFACTOR,
         _renamed=OF_ADAFACTOR,
         _bad={"min_dim_size_to_factor": 0, "dtype_momentum": "int8"},
+        _temporaries=1,
     ),
     row(
         "adafactor",
@@ -528,6 +538,7 @@ OPTIMIZERS = [
         _needs_params=True,
         _ranges=ADAFACTOR,
         _renamed=OF_ADAFACTOR,
+        _temporaries=1,
     ),
     row(
         "adafactor",
@@ -542,7 +553,13 @@ OPTIMIZERS = [
         _ranges=ADAFACTOR,
         _renamed=OF_ADAFACTOR,
     ),
-    row("sm3", learning_rate=0.2, _renamed={"momentum": "b1"}, _scalars_in_optax=False),
+    row(
+        "sm3",
+        learning_rate=0.2,
+        _renamed={"momentum": "b1"},
+        _scalars_in_optax=False,
+        _temporaries=1,
+    ),
     row(
         "schedule_free", base_optimizer=row("sgd", learning_rate=0.1), learning_rate=0.1, **AVERAGED
     ),
@@ -554,6 +571,7 @@ OPTIMIZERS = [
         b1=0.8,
         weight_lr_power=1.0,
         _bad={"base_optimizer": "adam", "state_dtype": "int8"},
+        _temporaries=1,
         **AVERAGED,
     ),
     row("schedule_free_sgd", learning_rate=0.2, b1=0.8, weight_decay=1e-3, **AVERAGED),
@@ -571,6 +589,7 @@ OPTIMIZERS = [
         learning_rate=0.05,
         weight_decay=1e-3,
         _renamed={"b2": "decay"},
+        _temporaries=1,
         **AVERAGED,
     ),
     row(
@@ -1124,8 +1143,9 @@ PIECES = [
         _narrow_in_optax=True,
         _ranges={**FACTORED, "epsilon": "(0, inf)"},
         _bad={"step_offset": -1, "min_dim_size_to_factor": float("nan"), "decay_rate_fn": 0.8},
+        _temporaries=1,
     ),
-    row("scale_by_sm3", _ranges={"b2": "[0, 1]"}, _scalars_in_optax=False),
+    row("scale_by_sm3", _ranges={"b2": "[0, 1]"}, _scalars_in_optax=False, _temporaries=1),
     row(
         "scale_by_sm3",
         "average",
@@ -1134,6 +1154,7 @@ PIECES = [
         eps=1e-4,
         _ranges={"b2": "[0, 1]"},
         _scalars_in_optax=False,
+        _temporaries=1,
     ),
     row("add_cautious_decay", weight_decay=0.1, _in_optax=False, _needs_params=True),
     row(
@@ -1273,6 +1294,7 @@ WRAPPERS = [
         learning_rate=0.1,
         fallback=row("adamw", learning_rate=0.05, weight_decay=1e-3),
         _bad={"inner": "muon", "fallback": "adam"},
+        _temporaries=1,
         **{**HYPERBALL, "_copies": 0},
     ),
     row("hyperball", "trace", inner=row("trace", decay=0.9), learning_rate=0.3, **HYPERBALL),
@@ -1281,6 +1303,7 @@ WRAPPERS = [
         inner=ADAM,
         _in_optax=False,
         _bad={"inner": "adam", "direction": "down", "min_share": 0.0},
+        _temporaries=1,
     ),
     row(
         "cautious",
@@ -1289,6 +1312,7 @@ WRAPPERS = [
         direction="ascent",
         min_share=0.7,
         _in_optax=False,
+        _temporaries=1,
     ),
     # The parameters go uphill here, so that the memory has nothing but steps to leave out.
     row("scale_by_lbfgs", memory_size=3, **BAD_MEMORY),

@@ -21,6 +21,7 @@ from problems import step
 
 import gradx
 from gradx import core, mapped
+from gradx.lowering.varying import vary
 
 N, STEPS = 8, 3
 
@@ -231,7 +232,7 @@ def trained(axis: Any) -> Callable[[Any, Any], dict[str, Any]]:
         tx = row.make(axis)
         # Where types are tracked, a gradient varies if what it is derived for does.
         names = frozenset({"d"} if axis is not None and mapped.tracked("d") else ())
-        parts = lambda p: jax.tree.map(lambda x: mapped.vary(x, names), p)
+        parts = lambda p: jax.tree.map(lambda x: vary(x, names), p)
 
         def one(carry: Any, now: Any) -> Any:
             more = {
@@ -399,7 +400,7 @@ def gradient(reduce: Any = None, cast: bool = False) -> Any:
 
     def of(params: Any, batch: Any) -> Any:
         to_vary = frozenset({"d"} if cast else ())
-        here = jax.tree.map(lambda x: mapped.vary(x, to_vary), params)
+        here = jax.tree.map(lambda x: vary(x, to_vary), params)
         total = (lambda p: loss(p, batch)) if reduce is None else (lambda p: reduce(loss(p, batch)))
         return jax.grad(total)(here)
 
@@ -505,7 +506,7 @@ def test_examples_must_not_be_added_up_before_they_are_bounded() -> None:
     loss = lambda p, x: (p["alike"][0] - x[0]) ** 2 + 0 * p["alike"][1] + 0 * jnp.sum(p["cut"])
 
     def update(params: Any, batch: Any, cast: frozenset[Any] = frozenset()) -> Any:
-        here = jax.tree.map(lambda x: mapped.vary(x, cast), params)
+        here = jax.tree.map(lambda x: vary(x, cast), params)
         grads = jax.vmap(jax.grad(loss), (None, 0))(here, batch)
         return tx.update(grads, tx.init(params), params)[0]
 

@@ -16,7 +16,7 @@ from mechanisms import every_optimizer_mechanism
 from problems import assert_close, assert_same, bowl, gradients, params, step, trajectory
 
 import gradx
-from gradx import gate
+from gradx.lowering import predicate
 
 
 def at(stacked: Any, i: int) -> Any:
@@ -108,7 +108,7 @@ def test_a_gate_needs_no_names_of_variables(monkeypatch: pytest.MonkeyPatch) -> 
         return trajectory(tx, params(), gradients(steps=3))
 
     named = three_steps()
-    monkeypatch.setattr(gate, "_nameless", lambda jaxpr: {})
+    monkeypatch.setattr(predicate, "_nameless", lambda jaxpr: {})
     assert_same(three_steps(), named)
 
 

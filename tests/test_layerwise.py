@@ -239,9 +239,9 @@ def test_a_live_decay_of_one_adds_up() -> None:
     assert_close(u, other.update(p, other.init(p))[0], rtol=1e-6)
 
 
-# ---------------------------------------------------------------- calculated twice, not kept
+# ---------------------------------------------------------------- measured, and then scaled
 
-EXPENSIVE = {
+MEASURED = {
     "lamb": lambda: gradx.lamb(0.1, eps_root=1e-6, weight_decay=0.1),
     "a schedule": lambda: gradx.lamb(lambda count: 1 / (1 + count), weight_decay=0.1),
     "behind a scale": lambda: gradx.chain(
@@ -265,18 +265,19 @@ def first(step: Any) -> Any:
 
 
 @counts_buffers
-@pytest.mark.parametrize("make", EXPENSIVE.values(), ids=EXPENSIVE)
-def test_no_temporaries_with_several_leaves_of_one_shape(make: Any) -> None:
-    """Numbers that the leaves share must not become arrays in memory, either."""
+@pytest.mark.parametrize("make", MEASURED.values(), ids=MEASURED)
+def test_what_is_measured_is_kept_until_it_is_known(make: Any) -> None:
+    """An update for each norm, and no number as an array; one leaf more while it is worked on."""
     tx, n = make(), 128
+    norms = repr(tx).count("scale_by_trust_ratio") + repr(tx).count("clip_by_block_rms") or 1
     p = [jax.ShapeDtypeStruct((n, n), jnp.float32)] * 4
     jitted = jax.jit(lambda p, s, g: step(tx, p, s, g), donate_argnums=(0, 1))
     used = jitted.lower(p, jax.eval_shape(tx.init, p), p).compile().memory_analysis()
-    assert used.temp_size_in_bytes < 0.15 * 4 * len(p) * n**2
+    assert used.temp_size_in_bytes < (norms + 1.05 / len(p)) * 4 * len(p) * n**2
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-def test_what_is_calculated_twice_is_the_same_twice(dtype: Any) -> None:
+def test_what_is_measured_is_what_is_scaled(dtype: Any) -> None:
     """The update that comes out has the norm that the one before the ratio was said to have."""
     p, g = (x.astype(dtype) for x in (some(6, 4), some(6, 4, seed=1)))
     before = gradx.chain(

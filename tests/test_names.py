@@ -54,7 +54,7 @@ def decided(h: Any, sums: Any) -> Any:
 
 
 def by_leaf(g: Any, slots: Any, p: Any, h: Any) -> Any:
-    return {"b": jnp.sum(g())}
+    return {"b": jnp.sum(g)}
 
 
 @pytest.mark.parametrize(

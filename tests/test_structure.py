@@ -30,6 +30,9 @@ NAMESPACES = [
 # From the bottom up. A module imports from the layers below its own, never from its own or from
 # above: so rooms (`rules.*`) never import rooms, and what two of them need moves down.
 LAYERS = [
+    ["lowering.policy", "lowering.varying", "lowering.predicate"],
+    ["lowering.reading", "lowering.order", "lowering.one_by_one", "lowering.conditional"],
+    ["lowering"],
     ["trees", "contract", "show", "near", "table", "powers"],
     ["binding", "spec"],
     ["calls", "mirror", "starts"],
@@ -38,8 +41,7 @@ LAYERS = [
     ["hyper", "lapack", "masks"],
     ["live", "names", "counting", "arguments", "mapped"],
     ["matrices", "polar", "blocks", "states"],
-    ["gate", "matrix_names", "replicas", "whitening"],
-    ["again"],
+    ["matrix_names", "replicas", "whitening"],
     ["stage"],
     ["leafwise"],
     ["combine", "joined"],

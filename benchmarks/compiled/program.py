@@ -148,5 +148,3 @@ def temporaries(compiled: Any) -> int:
     """Bytes that the program needs beside its arguments and results."""
     memory = compiled.memory_analysis()
     return int(memory.temp_size_in_bytes)
-
-

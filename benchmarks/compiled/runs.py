@@ -16,9 +16,7 @@ Job = tuple[str, str]  # row, library
 ROOT = Path(__file__).parents[2]
 
 
-def run(
-    chip: Chip, jobs: Sequence[Job], keep: Callable[[Job, dict[str, Any]], None]
-) -> None:
+def run(chip: Chip, jobs: Sequence[Job], keep: Callable[[Job, dict[str, Any]], None]) -> None:
     """Hands each result to `keep` as soon as it is there; a crash is a result, too."""
     left = list(jobs)
     while left:
@@ -28,9 +26,11 @@ def run(
 
 def _some(chip: Chip, jobs: Sequence[Job], keep: Callable[[Job, dict[str, Any]], None]) -> int:
     """Does jobs until all are done or the process has ended; how many that were."""
-    flags = {"XLA_FLAGS": " ".join(
-        x.get("XLA_FLAGS", "") for x in (os.environ, chip.environment)
-    ).strip()}
+    flags = {
+        "XLA_FLAGS": " ".join(
+            x.get("XLA_FLAGS", "") for x in (os.environ, chip.environment)
+        ).strip()
+    }
     arguments = [word for job in jobs for word in job]
     process = subprocess.Popen(
         [sys.executable, "-m", "benchmarks.compiled.worker", chip.name, *arguments],
@@ -57,19 +57,27 @@ def _some(chip: Chip, jobs: Sequence[Job], keep: Callable[[Job, dict[str, Any]],
 
 
 if __name__ == "__main__":  # a first look
-    from benchmarks.cases import CASES, chosen
+    from benchmarks.cases import chosen
     from benchmarks.compiled.chips import CHIPS
 
     pick = chosen(sys.argv[2] if len(sys.argv) > 2 else "")
     res: dict = {}
+
     def keep(job, r):
         res[job] = r
         print(job, r, file=sys.stderr, flush=True)
+
     jobs = [(c.name, lib) for c in pick for lib in c.libraries]
     run(CHIPS[sys.argv[1]], jobs, keep)
     for c in pick:
         cells = []
         for lib in ("gradx", "optax"):
             r = res.get((c.name, lib))
-            cells.append("-" if r is None else r["error"][:60] if "error" in r else f"{r['moved']:.1f}/{r['temporaries']:.2f} k{r['kernels']} {r['seconds']:.0f}s")
+            cells.append(
+                "-"
+                if r is None
+                else r["error"][:60]
+                if "error" in r
+                else f"{r['moved']:.1f}/{r['temporaries']:.2f} k{r['kernels']} {r['seconds']:.0f}s"
+            )
         print(f"{c.name:34} {cells[0]:32} {cells[1]}")

@@ -13,10 +13,10 @@ from gradx.combine import chain
 from gradx.core import Transform
 from gradx.decay import DecayKind, scale_and_decay
 from gradx.leafwise import leafwise
+from gradx.lowering.order import write_after
 from gradx.moments import (
     ScaleByAdamState,
     ScaleByBeliefState,
-    after,
     average,
     storage,
     weight_so_far,
@@ -85,7 +85,7 @@ def _last_correction(h: Numbers, t: Array) -> Mapping[str, Array]:
 def _acprop(g: Array, slots: Slots, p: None, h: Numbers) -> tuple[Array, Slots]:
     mu, nu = slots
     new_nu = h.b2 * nu + ((1 - h.b2) * abs_sq(g - mu) + h.eps_root)
-    mu = h.b1 * mu + after(new_nu, (1 - h.b1) * g)
+    mu = h.b1 * mu + write_after((1 - h.b1) * g, new_nu)
     return g / (sqrt(nu * h.correct_nu + h.instead) + h.eps), (mu, new_nu)
 
 
@@ -227,7 +227,7 @@ def _adopt(g: Array, slots: Slots, p: None, h: Numbers) -> tuple[Array, Slots]:
     elif h.bounded:
         c = jnp.clip(c, -h.bound, h.bound)
     mu = average(mu, c, h.b1)
-    nu = h.b2 * nu + after(mu, h.new * abs_sq(g)).real
+    nu = h.b2 * nu + write_after(h.new * abs_sq(g), mu).real
     return (average(mu, c, h.b1) if h.nesterov else mu), (mu, nu)
 
 

@@ -104,14 +104,13 @@ def _least(bounds: Sequence[Array], rank: int) -> Array:
 def _bounds(g: Any, slots: Any, p: Any, h: Numbers) -> Mapping[str, Any]:
     """The new bounds of an array with two axes or more."""
     bounds = []
-    for axis in range(len(jax.tree.leaves(slots()[0]))):
-        x, (old, _) = g(), slots()
-        if x.ndim < 2:
-            return {}
-        # The vectors are weighed, not the sums: the reduction has enough to do.
-        old = [bound * (h.b2 / h.fresh) for bound in jax.tree.leaves(old)]
-        sums = abs_sq(x) + _least(old, x.ndim)
-        others = [k for k in range(x.ndim) if k != axis]
+    if g.ndim < 2:
+        return {}
+    # The vectors are weighed, not the sums: the reduction has enough to do.
+    old = [bound * (h.b2 / h.fresh) for bound in jax.tree.leaves(slots[0])]
+    for axis in range(len(old)):
+        sums = abs_sq(g) + _least(old, g.ndim)
+        others = [k for k in range(g.ndim) if k != axis]
         bounds.append(h.fresh * jnp.max(sums, axis=others, initial=0.0))
     return {"bounds": bounds}
 

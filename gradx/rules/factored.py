@@ -131,12 +131,11 @@ def _weights(h: Numbers, t: Array, *, beta: Any, offset: int) -> Mapping[str, An
 
 
 def _means(g: Any, slots: Any, p: Any, h: Numbers) -> Mapping[str, Array]:
-    of_rows = g()
-    axes = _axes(of_rows.shape, h.factored, h.min_dim_size_to_factor)
+    axes = _axes(g.shape, h.factored, h.min_dim_size_to_factor)
     if axes is None:
         return {}
     short, long = axes
-    means = jnp.mean(abs_sq(of_rows), axis=long), jnp.mean(abs_sq(g()), axis=short)
+    means = jnp.mean(abs_sq(g), axis=long), jnp.mean(abs_sq(g), axis=short)
     # So that their sum is finite, too: the rows are divided by their mean.
     rows, columns = (jnp.minimum(x, jnp.finfo(x.dtype).max / max(2 * x.size, 1)) for x in means)
     return {"rows": rows, "columns": columns}

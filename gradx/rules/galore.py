@@ -18,7 +18,8 @@ from gradx.core import Count, Params, Part, State, Transform, Updates
 from gradx.counting import steps
 from gradx.decay import DecayKind, scale_and_decay
 from gradx.eigenbasis import known, rounding_of_products, squares
-from gradx.gating import check_inner, gated_update, rarely
+from gradx.gating import check_inner, gated_update
+from gradx.lowering.conditional import rarely
 from gradx.matrices import Matrix, check_paths, matrices
 from gradx.moments import scale_by_adam
 from gradx.sources import Array, Hyper

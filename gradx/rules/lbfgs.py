@@ -15,6 +15,7 @@ from gradx import trees as gtree
 from gradx.combine import Contract, chain, identity
 from gradx.core import Count, Params, State, Transform, Updates
 from gradx.counting import steps
+from gradx.lowering.order import once_known
 from gradx.scale import scale, scale_by_learning_rate
 from gradx.search.line import (
     check_params,
@@ -198,8 +199,8 @@ def _step(
 ) -> tuple[Arrays, list[Arrays], Array]:
     """The direction, the new state by leaf, and the new weights.
 
-    In a program that donates its state all of this happens in place, but for the direction itself.
-    XLA's scheduler would put more aside, were it not for what is said at `_true`.
+    In a program that donates its state all of this happens in place, but for the direction itself:
+    what is overwritten is chosen once the sums are known that read it.
     """
     size = weights.shape[0]
     last = (count - 1) % size
@@ -214,7 +215,7 @@ def _step(
     weight = jnp.where(useful, 1 / jnp.where(useful, curvature, 1), 0)
     weight = weight if gate is None else jnp.where(gate, weight, weights[last])
     weights = jax.lax.dynamic_update_index_in_dim(weights, weight, last, 0)
-    renew = _true(curvature) if gate is None else gate & _true(curvature)
+    renew = once_known(curvature) if gate is None else gate & once_known(curvature)
     new_p = [_renewed(x, old, renew) for x, old in zip(p, old_p, strict=True)]
     new_g = [_renewed(x, old, renew) for x, old in zip(g, old_g, strict=True)]
 
@@ -275,17 +276,8 @@ def _remember(
 
 @jax.jit
 def _renewed(new: Array, old: Array, renew: Array) -> Array:
-    """The new value in the place of the old one: see `_true`."""
+    """The new value in the place of the old one: see `once_known`."""
     return jnp.where(renew, new.astype(old.dtype), old)
-
-
-def _true(read: Array) -> Array:
-    """True, as a value that to XLA depends on a number.
-
-    If the number was calculated from an array, XLA sees that what depends on this comes later, and
-    overwrites the array without a copy.
-    """
-    return (read <= jnp.inf) | jnp.isnan(read)
 
 
 def _in_turn(dot: Any, xs: Arrays, ys: Arrays, i: Array, zero: Array) -> Array:
@@ -308,12 +300,8 @@ def _dot_with(total: Array, x: Array, y: Array, i: Array) -> Array:
 
 
 def _after(total: Array, i: Array) -> Array:
-    """The index, which seems to depend on the leaves before.
-
-    XLA on CPU puts the part of a memory at `i` aside before a reduction, and if it can, those of
-    all leaves at once.
-    """
-    return jnp.where(_true(total), i, 0)
+    """The index, once the leaves before are done; or the parts of all would wait together."""
+    return jnp.where(once_known(total), i, 0)
 
 
 @jax.jit

@@ -14,13 +14,14 @@ from gradx import core, hyper
 from gradx.combine import chain
 from gradx.core import Count, Transform, Updates
 from gradx.leafwise import leafwise
+from gradx.lowering.reading import unshared
 from gradx.moments import average, weight_so_far, zero_moments, zeros
 from gradx.norms import by_factor, squares
 from gradx.powers import sqrt
 from gradx.scale import descend
 from gradx.sources import Array, Hyper, from_call
 from gradx.stage import Decided, Numbers, Slots, Sums
-from gradx.trees import abs_sq, dot, finite_sq, unshared
+from gradx.trees import abs_sq, dot, finite_sq
 
 __all__ = ["MomoAdamState", "MomoState", "momo", "momo_adam", "polyak_sgd", "scale_by_polyak"]
 
@@ -386,10 +387,8 @@ def _momo_adam_sums(g: Array, slots: Slots, p: Array, h: Numbers) -> Mapping[str
     mu, nu = slots
     mu = average(mu, g, h.b1)
     nu = average(nu, abs_sq(g), h.b2)
-    # D is (root(nu) + small) / root: an array is made of each scalar in a sum, so of one only. And
-    # it is written in another way than below, or the common root would be stored for both.
-    small = unshared(h.small, g)
-    norm = h.root * jnp.sum(finite_sq(mu) / (sqrt(nu) + small))
+    # D is (root(nu) + small) / root, written in another way than below, with one scalar in a sum.
+    norm = h.root * jnp.sum(finite_sq(mu) / (sqrt(nu) + unshared(h.small, g)))
     return {"norm": norm, "height": dot(mu, p), "slope": dot(g, p)}
 
 

@@ -13,12 +13,14 @@ from gradx.combine import chain
 from gradx.core import Count, Transform, Updates
 from gradx.decay import DecayKind, scale_and_decay
 from gradx.leafwise import leafwise
-from gradx.moments import after, average, storage, weight_so_far, zero_moments, zeros
+from gradx.lowering.order import write_after
+from gradx.lowering.reading import unshared
+from gradx.moments import average, storage, weight_so_far, zero_moments, zeros
 from gradx.norms import norm
 from gradx.powers import sqrt
 from gradx.sources import Array, Hyper
 from gradx.stage import Numbers, Slots
-from gradx.trees import abs_sq, unshared
+from gradx.trees import abs_sq
 
 __all__ = ["CorrectByMarsState", "ScaleByMarsState", "correct_by_mars", "mars", "scale_by_mars"]
 
@@ -93,10 +95,9 @@ def _corrected(g: Array, old: Array, weight: Any) -> Array:
 
 
 def _bound(g: Any, slots: Any, p: Any, h: Numbers) -> Mapping[str, Array]:
-    new, (*_, old) = g(), slots()
-    # XLA makes of a constant in a sum an array of its own, and not of a number that it cannot see.
-    weight = unshared(jnp.asarray(h.weight, new.real.dtype), new)
-    size = norm(_corrected(new, old, weight), h.span)
+    *_, old = slots
+    weight = unshared(jnp.asarray(h.weight, g.real.dtype), g)
+    size = norm(_corrected(g, old, weight), h.span)
     return {"factor": jnp.where(size > h.max_norm, h.max_norm / size, 1.0)}
 
 
@@ -204,7 +205,7 @@ def _mars(g: Array, slots: Slots, p: None, h: Numbers) -> tuple[Array, Slots]:
     nu = average(nu, abs_sq(c), h.b2)
     u = h.of_mu * mu / (sqrt(h.of_nu * nu) + h.eps)
     # Both averages read the old gradient, so it is overwritten after both of them.
-    return u, (mu, nu, after(mu, after(nu, g)))
+    return u, (mu, nu, write_after(g, mu, nu))
 
 
 @core.recorded

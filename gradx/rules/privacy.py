@@ -14,6 +14,7 @@ from gradx.calls import renamed
 from gradx.combine import chain, identity
 from gradx.core import Params, State, Transform, Updates
 from gradx.gradients import as_key, key_or_zero
+from gradx.lowering.varying import varies_over
 from gradx.moments import trace
 from gradx.per_example import examples, factors, weighted_sum
 from gradx.scale import descend
@@ -159,14 +160,14 @@ def _devices(
     spans = mapped.spans(over, flat, None, where)
     for i, g in enumerate(flat.values):
         for name in () if g is None else spans[i].typed:
-            if name not in mapped.varies_over(g):
+            if name not in varies_over(g):
                 raise ValueError(
                     f"{where}: at {flat.paths[i]!r} the gradients do not vary over the mapped axis "
                     f"{name!r}: inside shard_map, JAX has already added up those of examples on "
                     f"different devices, unbounded. Differentiate with respect to "
                     f"jax.lax.pcast(params, {name!r}, to='varying')."
                 )
-            if values[i] is not None and name in mapped.varies_over(values[i]):
+            if values[i] is not None and name in varies_over(values[i]):
                 raise ValueError(
                     f"{where}: at {flat.paths[i]!r} the parameter varies over the mapped axis "
                     f"{name!r}, so that a device has a part of each example's gradient. Shard the "

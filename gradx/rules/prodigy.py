@@ -10,12 +10,13 @@ import jax.numpy as jnp
 from gradx import core, hyper
 from gradx.core import Count, Params, Transform, Updates
 from gradx.leafwise import leafwise
+from gradx.lowering.reading import unshared
 from gradx.moments import average, weight_so_far, zero_moments
 from gradx.norms import quotient
 from gradx.powers import sqrt
 from gradx.sources import Array, Hyper
 from gradx.stage import Decided, Numbers, Slots, Sums
-from gradx.trees import abs_sq, dot, unshared
+from gradx.trees import abs_sq, dot
 
 __all__ = ["DAdaptAdamWState", "ProdigyState", "dadapt_adamw", "prodigy"]
 

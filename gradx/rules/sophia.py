@@ -18,9 +18,10 @@ from gradx.core import Count, Params, Part, State, Transform, Updates
 from gradx.counting import steps
 from gradx.curvature import hutchinson_estimator_diag_hessian
 from gradx.decay import DecayKind, scale_and_decay
-from gradx.gating import check_inner, rarely
+from gradx.gating import check_inner
 from gradx.leafwise import leafwise
 from gradx.live import own_state, with_own
+from gradx.lowering.conditional import rarely
 from gradx.moments import ScaleByAdamState, average, storage, weight_so_far, zero_moments
 from gradx.sources import Array, Hyper
 from gradx.stage import Leaves, Numbers, Results, Rows, Slots, is_array, measured, run, staged

@@ -294,7 +294,7 @@ def _novograd_weight(h: Numbers, t: Array) -> Mapping[str, Array]:
 
 
 def _square(g: Any, slots: Any, p: Any, h: Numbers) -> Mapping[str, Array]:
-    return {"square": mapped.total(jnp.sum(abs_sq(g())), h.span)}
+    return {"square": mapped.total(jnp.sum(abs_sq(g)), h.span)}
 
 
 def _novograd(g: Array, slots: Slots, p: Array, h: Numbers) -> tuple[Array, Slots]:

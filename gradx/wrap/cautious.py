@@ -150,7 +150,7 @@ def _factor(u: Array, g: Array, ascends: bool, min_share: float | Array) -> Arra
 
 
 def _rescaling(g: Any, slots: Any, p: Any, h: Numbers) -> Mapping[str, Array]:
-    return {"factor": _factor(g(), h.before(), h.ascends, h.min_share)}
+    return {"factor": _factor(g, h.before, h.ascends, h.min_share)}
 
 
 def _agreeing(u: Array, slots: Slots, p: Any, h: Numbers) -> tuple[Array, Slots]:
@@ -205,24 +205,18 @@ def add_cautious_decay(
     else:
         made = leafwise(
             _subtract if flip_sign else _add,
-            per_leaf=_once_more,
             hypers={"weight_decay": weight_decay},
             needs_params=True,
         )
     return made if mask is None else masked(made, mask)
 
 
-def _once_more(g: Any, slots: Any, p: Any, h: Numbers) -> Mapping[str, Array]:
-    # An update that is compared and added is read twice, and would be put aside.
-    return {"same": g()}
-
-
 def _add(g: Array, slots: Slots, p: Array, h: Numbers) -> tuple[Array, Slots]:
-    return g + jnp.where(_against(h.same, p), 0, h.weight_decay) * p, slots
+    return g + jnp.where(_against(g, p), 0, h.weight_decay) * p, slots
 
 
 def _subtract(g: Array, slots: Slots, p: Array, h: Numbers) -> tuple[Array, Slots]:
-    return g - jnp.where(_against(h.same, -p), 0, h.weight_decay) * p, slots
+    return g - jnp.where(_against(g, -p), 0, h.weight_decay) * p, slots
 
 
 def _against(u: Array, p: Array) -> Array:

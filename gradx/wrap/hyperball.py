@@ -21,7 +21,7 @@ from gradx.norms import quotient
 from gradx.powers import sqrt
 from gradx.sources import Array, Hyper
 from gradx.stage import Leaves, Numbers, Results, Rows, Slots, is_array, staged, widen
-from gradx.trees import abs_sq, unshared
+from gradx.trees import abs_sq
 
 __all__ = ["ScaleByHyperballState", "hyperball", "scale_by_hyperball"]
 
@@ -134,12 +134,9 @@ def _spread(numbers: Array, m: Matrix, like: Array) -> Array:
 
 def _lengths(g: Any, slots: Any, p: Any, h: Numbers) -> Mapping[str, Array]:
     m = h.layout
-    radius = m.opened(slots()[0])
-    u = g()
-    step = h.learning_rate * quotient(radius, _norms(u, m))
-    old, new = p(), g()
-    # What XLA does not see through, or it makes an array of a number for the sum.
-    moved = old - _spread(unshared(step, new), m, new) * new
+    radius = m.opened(slots[0])
+    step = h.learning_rate * quotient(radius, _norms(g, m))
+    moved = p - _spread(step, m, g) * g
     length = _norms(moved, m)
     return {
         "grow": jnp.where(length > 0, quotient(radius, length) - 1, 0.0),

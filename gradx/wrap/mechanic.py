@@ -17,6 +17,8 @@ from gradx.counting import steps
 from gradx.gating import check_inner
 from gradx.leafwise import leafwise
 from gradx.live import own_state, with_own
+from gradx.lowering.order import once_known
+from gradx.lowering.reading import unshared
 from gradx.powers import sqrt
 from gradx.sources import Array, Hyper
 from gradx.stage import (
@@ -35,7 +37,7 @@ from gradx.stage import (
     widen,
 )
 from gradx.states import check_state
-from gradx.trees import abs_sq, dot, unshared
+from gradx.trees import abs_sq, dot
 
 __all__ = ["MechanicState", "mechanize"]
 
@@ -189,7 +191,7 @@ def _is_first(h: Numbers, t: Array) -> Mapping[str, Array]:
 
 def _products(g: Array, slots: Slots, p: Array, h: Numbers) -> Mapping[str, Array]:
     # What two consumers share is an array put aside: so once x0 - p and once p - x0, and a square
-    # of the gradient that XLA cannot take for the one in the base optimizer's second moment.
+    # of the gradient that is not shared with the base optimizer's second moment.
     return {
         "gradient": jnp.sum(abs_sq(unshared(g, p))),
         "params": jnp.sum(abs_sq(p)),
@@ -214,9 +216,7 @@ def _learn(h: Numbers, sums: Sums) -> Decided:
     decided = {
         "rate": jnp.sum(s),
         "back": (total + h.eps - jnp.sum(s)) / (total + h.eps),
-        # The second condition always holds. To XLA it says that x0 is overwritten after the sums
-        # that read it: else it would copy the old one.
-        "begins": h.first & ~(m[0] < 0),
+        "begins": h.first & once_known(m[0]),  # x0 is overwritten after the sums that read it
     }
     return decided, {"r": r, "m": m, "v": v, "s": s}
 

@@ -1,8 +1,7 @@
 """Measurements of the updates on their way through a chain, kept in the state.
 
-What is measured is hidden from XLA (see `gradx.again`). It would find the squares of a norm in
-Adam's second moment too, calculate them once for both, and put them aside in an array like the
-parameters.
+What is measured is read by itself (see `gradx.lowering.reading`): the squares of a norm are those
+of Adam's second moment, too, and would be put aside for both.
 """
 
 from __future__ import annotations
@@ -15,10 +14,10 @@ import jax.numpy as jnp
 
 from gradx import core
 from gradx import trees as gtree
-from gradx.again import hidden
 from gradx.combine import Contract, stateless
 from gradx.contract import EmptyState
 from gradx.core import Params, Part, State, Transform, Updates
+from gradx.lowering.reading import reread
 from gradx.moments import ema
 from gradx.norms import global_norm
 from gradx.sources import Hyper
@@ -108,7 +107,7 @@ def snapshot(measure_name: str, measure: Callable[[Updates], Any]) -> Transform:
     ) -> tuple[Updates, State]:
         check_state(state, SnapshotState, where, [measure_name])
         old = state.measurement[measure_name]
-        return updates, type(state)({measure_name: _like(measure(hidden(updates, 1)), old)})
+        return updates, type(state)({measure_name: _like(measure(reread(updates)), old)})
 
     return Transform(init, update)
 
@@ -252,7 +251,7 @@ def monitor(measures: Mapping[str, Contract | Callable[[Updates], Any]]) -> Tran
         measurements: dict[str, Any] = {}
         states: list[State] = []
         for (name, tx), old in zip(transforms.items(), state.measure_states, strict=True):
-            measured, new = tx.update(hidden(updates, 1), old, params, **extra)
+            measured, new = tx.update(reread(updates), old, params, **extra)
             measurements[name] = _like(measured, state.measurements.get(name))
             states.append(new)
         return updates, type(state)(measurements, tuple(states))

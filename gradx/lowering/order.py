@@ -1,0 +1,49 @@
+"""What is to be overwritten last: else a compiler keeps a copy of the old value."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from gradx.lowering.policy import by_target
+from gradx.lowering.varying import varies_over, vary
+
+Array = jax.Array
+
+
+def write_after(value: Array, *done: Array) -> Array:
+    """`value`, for a slot whose old value the arrays `done` are made of; NaN where one of them is.
+
+    XLA does not see that it could calculate these first, and then write the slot in place: it
+    copies the old slot, or the new one, in a kernel of its own. `done` are arrays that are stored
+    anyway.
+    """
+    return by_target("write_after", _waiting, _at_once, value, *done)
+
+
+def _waiting(value: Array, *done: Array) -> Array:
+    for x in done:
+        value = jnp.where(jnp.isnan(x), x, value)
+    return value
+
+
+def _at_once(value: Array, *done: Array) -> Array:
+    axes: frozenset[str] = frozenset().union(*map(varies_over, (value, *done)))
+    return vary(value.astype(jnp.result_type(value, *done)), axes)
+
+
+def once_known(number: Array) -> Array:
+    """True; where it matters, as a value that depends on the number, as far as XLA can tell.
+
+    If the number is calculated from an array, then what is chosen by this comes later, and
+    overwrites the array without a copy.
+    """
+    return by_target("once_known", _compared, _true, number)
+
+
+def _compared(number: Array) -> Array:
+    return (number <= jnp.inf) | jnp.isnan(number)
+
+
+def _true(number: Array) -> Array:
+    return vary(jnp.array(True), varies_over(number))
