@@ -10,6 +10,7 @@ import numpy as np
 
 from gradx import core, hyper
 from gradx.calls import check_known, warn
+from gradx.lowering.exact import share_of
 from gradx.sources import Array, Number, as_float, is_real
 
 # ---------------------------------------------------------------- when it is made
@@ -120,9 +121,5 @@ def shares(count: Any, length: Length, begin: Length = 0) -> tuple[Array, Array]
     whole = whole and not is_beyond(length, done)  # then differences are exact
     done, total = (done, length) if whole else (as_float(done), float(length))
     done = jnp.minimum(done, total)
-    return share_of(total - done, done, float(length)), share_of(done, total - done, float(length))
-
-
-def share_of(part: Array, rest: Array, total: Any) -> Array:
-    # XLA may divide by multiplying with the reciprocal, and then n / n is not always 1.
-    return jnp.where(rest > 0, as_float(part) / total, 1.0)
+    left, done = as_float(total - done), as_float(done)
+    return share_of(left, done, float(length)), share_of(done, left, float(length))

@@ -13,6 +13,7 @@ from gradx import trees as gtree
 from gradx.calls import checked
 from gradx.core import Transform
 from gradx.leafwise import leafwise
+from gradx.lowering.exact import root_or_zero
 from gradx.powers import sqrt
 from gradx.sources import Array, Hyper
 from gradx.stage import Decided, Numbers, Slots, Sums
@@ -173,9 +174,7 @@ def rms(x: Array, span: mapped.Span | None = None) -> Array:
 
 
 def _root(square: Array) -> Array:
-    # XLA would make |x| of the root of a scalar's square, which is not 0 where the square is: a
-    # trust ratio of 1e-30 instead of 1 leaves a parameter near 0 for ever.
-    return jnp.where(square == 0, 0.0, sqrt(square))
+    return root_or_zero(square, sqrt(square))
 
 
 @core.recorded

@@ -10,9 +10,10 @@ from typing import Any, Literal
 import jax.numpy as jnp
 
 from gradx import core
-from gradx.counting import Length, as_count, duration, elapsed, is_beyond, share_of, static
+from gradx.counting import Length, as_count, duration, elapsed, is_beyond, static
 from gradx.curves import ScheduleFn, between, wave
 from gradx.hyper import constant
+from gradx.lowering.exact import share_of
 from gradx.sources import Array, Number, Schedule, as_float
 
 __all__ = [

@@ -235,7 +235,7 @@ def _apply(
     """The rules of one leaf, one after the other, in float32 or wider.
 
     A jitted function of its own, so that a thousand leaves of ten shapes are traced and lowered
-    ten times. XLA inlines the calls before it fuses.
+    ten times.
     """
     u = widen(g)
     made = [u]  # and what each rule made of it

@@ -45,7 +45,7 @@ def apply_updates(params: Params, updates: Updates) -> Params:
       {'w': Array([0.5, 0.5], dtype=float32)}
 
     Donate the parameters and the state to the jitted step, and return them in the order in which
-    it takes them, `step(params, state, …) -> (params, state)`: then XLA updates them in place.
+    it takes them, `step(params, state, …) -> (params, state)`: then they are updated in place.
     """
     leaves = gtree.flatten(params)
     others = gtree.flatten_like(leaves, updates, "the updates", "apply_updates", "the parameters")

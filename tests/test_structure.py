@@ -30,7 +30,7 @@ NAMESPACES = [
 # From the bottom up. A module imports from the layers below its own, never from its own or from
 # above: so rooms (`rules.*`) never import rooms, and what two of them need moves down.
 LAYERS = [
-    ["lowering.policy", "lowering.varying", "lowering.predicate"],
+    ["lowering.policy", "lowering.varying", "lowering.predicate", "lowering.exact"],
     ["lowering.reading", "lowering.order", "lowering.one_by_one", "lowering.conditional"],
     ["lowering"],
     ["trees", "contract", "show", "near", "table", "powers"],
@@ -126,6 +126,19 @@ def late():
     found = sorted(imports("x", code))
     assert found == ["", "core", "inspect", "leafwise", "rules.sgd", "trees"]
     assert layer("rules.sgd") == layer("rules.adam") > layer("combine")
+
+
+# What only a compiler needs, and the names of compilers.
+FOR_COMPILERS = re.compile(
+    r"optimization_barrier|platform_dependent|custom_vmap|default_backend|jaxpr_as_fun|eval_jaxpr"
+    r"|\bXLA|\bLLVM|\bMosaic|\bTriton|\bjaxlib"
+)
+
+
+@every_module
+def test_what_compilers_need_is_in_one_room(module: str) -> None:
+    found = FOR_COMPILERS.findall(MODULES[module].read_text())
+    assert module.startswith("lowering") or not found, f"gradx.{module} knows of {set(found)}"
 
 
 @every_module

@@ -194,8 +194,7 @@ def scale_by_belief(
 def _belief(g: Array, slots: Slots, p: None, h: Numbers) -> tuple[Array, Slots]:
     mu, nu = slots
     mu = average(mu, g, h.b1)
-    # The last addition joins two arrays: XLA repeats an addition of a constant in every consumer
-    # of nu, and then keeps a copy of the old nu for them.
+    # The last addition joins two arrays, so that nu is formed once (docs/lowering.md).
     nu = h.b2 * nu + ((1 - h.b2) * abs_sq(g - mu) + h.eps_root)
     return unbiased_mu(mu, g, h) / (sqrt(nu * h.correct_nu) + h.eps), (mu, nu)
 

@@ -226,7 +226,7 @@ class _Sophia:
             self._print(leaves, inner.count, rows)
         params = leaves.visible_params
 
-        def renew() -> Array:  # also inside the conditional: what it is handed, XLA waits for
+        def renew() -> Array:  # once more inside the conditional, which then waits for nothing
             now = inner.count % self.interval == 0
             return now if leaves.gate is None else now & leaves.gate
 

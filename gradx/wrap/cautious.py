@@ -124,8 +124,7 @@ def cautious(
 def _along(u: Array, g: Array, ascends: bool) -> Array:
     """How far an update goes downhill (or uphill) as `g` sees it: positive where they agree.
 
-    By the sign of `g`, since the product of two tiny numbers may be 0; and `u` is read once, or XLA
-    would put it aside.
+    By the sign of `g`, since the product of two tiny numbers may be 0.
     """
     if jnp.iscomplexobj(u) or jnp.iscomplexobj(g):
         product = u.real * g.real + u.imag * g.imag
@@ -142,8 +141,7 @@ def _kept(u: Array, g: Array, ascends: bool, factor: Array) -> Array:
 
 
 def _factor(u: Array, g: Array, ascends: bool, min_share: float | Array) -> Array:
-    # Twice the number of elements with the sign 1, by a sum of products: XLA forms that without a
-    # temporary, which it does not do for comparisons.
+    # Twice the number of elements with the sign 1: a sum of products needs no array of its own.
     sign = jnp.sign(_along(u, g, ascends))
     share = jnp.sum(sign * sign + sign) / max(2 * u.size, 1)
     return 1 / jnp.maximum(share, min_share)

@@ -1,0 +1,27 @@
+"""What an algebraic simplification would make another number of."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+Array = jax.Array
+
+
+def root_or_zero(square: Array, root: Array) -> Array:
+    """The root of a sum of squares; 0 where the sum is.
+
+    XLA makes |x| of the root of a scalar's square, which is not 0 where the square is: a trust
+    ratio of 1e-30 instead of 1 leaves a parameter near 0 for ever.
+    """
+    return jnp.where(square == 0, 0.0, root)
+
+
+def share_of(part: Array, rest: Array, total: Any) -> Array:
+    """`part / total`, and exactly 1 where nothing is left.
+
+    XLA may divide by multiplying with the reciprocal, and then n / n is not always 1.
+    """
+    return jnp.where(rest > 0, part / total, 1.0)

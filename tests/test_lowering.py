@@ -1,0 +1,89 @@
+"""`gradx.lowering`: what acts on which target is chosen when a program is lowered, not before."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import gradx
+from gradx.lowering import exact
+from gradx.lowering.order import once_known, write_after
+from gradx.lowering.policy import PLATFORMS, POLICY, by_target
+from gradx.lowering.reading import reread, unshared
+
+PLATFORM_OF = {"cpu": "cpu", "gpu": "cuda", "tpu": "tpu"}
+
+WAYS: dict[str, tuple[Callable[..., Any], str]] = {
+    "reread": (lambda x, y: reread({"x": x, "n": None, "y": y})["x"], "optimization_barrier"),
+    "unshared": (unshared, "optimization_barrier"),
+    "write_after": (write_after, "compare"),
+    "once_known": (lambda x, y: jnp.where(once_known(y[0]), x, y), "compare"),
+}
+
+
+def lowered(f: Callable[..., Any], target: str) -> str:
+    """The program as the target's compiler is given it; none of them need be here."""
+    x = jax.ShapeDtypeStruct((3,), jnp.float32)
+    return jax.jit(f).trace(x, x).lower(lowering_platforms=(PLATFORM_OF[target],)).as_text()
+
+
+@pytest.mark.parametrize("target", PLATFORMS)
+@pytest.mark.parametrize("way", WAYS)
+def test_it_acts_where_the_table_says(way: str, target: str) -> None:
+    f, mark = WAYS[way]
+    assert (mark in lowered(f, target)) == (target in POLICY[way].targets)
+
+
+def test_every_way_of_the_table_is_one() -> None:
+    for way in POLICY.values():
+        assert set(way.targets) < set(PLATFORMS)
+        assert way.buys
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_it_changes_no_number(way: str) -> None:
+    x, y = jnp.array([1.0, -2.0, 0.0]), jnp.array([3.0, jnp.inf, 1.0])
+    f, _ = WAYS[way]
+    for g in (f, jax.jit(f), jax.vmap(f, (None, None), axis_size=1)):
+        np.testing.assert_array_equal(np.ravel(g(x, y))[:3], x)
+    gradient = jax.grad(lambda x: jnp.sum(jnp.sin(f(x, y))))(x)
+    np.testing.assert_allclose(gradient, np.cos(x), rtol=1e-6)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_it_varies_over_mapped_axes_as_its_inputs(way: str) -> None:
+    f, _ = WAYS[way]
+    mesh = jax.make_mesh((2,), ("d",), axis_types=(jax.sharding.AxisType.Auto,))
+    p = jax.sharding.PartitionSpec("d")
+    mapped = jax.shard_map(lambda x, y: f(x, y), mesh=mesh, in_specs=(p, p), out_specs=p)
+    x = jnp.arange(4.0)
+    np.testing.assert_array_equal(jax.jit(mapped)(x, x), x)
+
+
+def test_a_step_is_compiled_for_two_targets() -> None:
+    """One traced step: with barriers for a CPU, without for an accelerator."""
+    tx = gradx.chain(gradx.snapshot("norm", gradx.global_norm), gradx.lars(0.1))
+    p = {"w": jax.ShapeDtypeStruct((4, 4), jnp.float32)}
+    traced = jax.jit(tx.update).trace(p, jax.eval_shape(tx.init, p), p)
+    texts = {name: traced.lower(lowering_platforms=(name,)).as_text() for name in ("cpu", "tpu")}
+    assert texts["cpu"].count("optimization_barrier") > 0
+    assert texts["tpu"].count("optimization_barrier") == 0
+
+
+def test_what_is_refused() -> None:
+    with pytest.raises(KeyError, match="nowhere"):
+        by_target("nowhere", jnp.sin, jnp.cos, 1.0)
+
+
+def test_exact() -> None:
+    numbers = jnp.arange(1.0, 50.0)
+    shares = jax.jit(lambda n: exact.share_of(n, jnp.zeros_like(n), n))(numbers)
+    np.testing.assert_array_equal(shares, 1.0)
+    root = jax.jit(lambda x: exact.root_or_zero(x * x, jnp.sqrt(x * x)))
+    assert root(jnp.float32(1e-30)) == 0.0
+    assert root(jnp.float32(3.0)) == 3.0
