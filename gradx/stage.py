@@ -167,7 +167,6 @@ def run(
         return updates, finish([])
     new: list[Any] = list(flat.values)
     results: list[tuple[Slots, ...]] = [()] * len(rows)
-    seen = _to_measure(rows, given, flat_params)
     for i, row in enumerate(rows):
         if row:
             g, p = given[i], None if flat_params is None else flat_params[i]
@@ -182,7 +181,7 @@ def run(
             gates = tuple(c.gate for c in row)
             p = p if reads else None
             try:
-                new[i], results[i] = _apply(program, g, p, traced, slots, gates, seen.get(i))
+                new[i], results[i] = _apply(program, g, p, traced, slots, gates)
             except Exception as error:
                 error.add_note(f"This was in {where}, at the leaf {flat.paths[i]!r}.")
                 if other := [s for s in _shapes(slots) if s not in ((), jnp.shape(g))]:
@@ -198,19 +197,6 @@ def run(
                     f"gradient of the parameter's shape, and does the rule keep shapes?"
                 )
     return flat.unflatten(new), finish(results)
-
-
-def _to_measure(
-    rows: Rows, updates: Sequence[Any], params: Sequence[Any] | None
-) -> dict[int, tuple[Array, Slots, Any]]:
-    """By leaf, what its first rule measures before it begins: (g, slots, p), read by itself."""
-    found = {
-        i: (updates[i], row[0].slots, params[i] if row[0].needs_params and params else None)
-        for i, row in enumerate(rows)
-        if row and row[0].per_leaf is not None
-    }
-    seen: dict[int, tuple[Array, Slots, Any]] = reread(found)
-    return seen
 
 
 def _or_zero(u: Array, slots: Slots, p: None, h: Numbers) -> tuple[Array, Slots]:
@@ -230,7 +216,6 @@ def _apply(
     traced: tuple[dict[str, Array], ...],
     slots: tuple[Slots, ...],
     gates: tuple[Array | None, ...],
-    seen: tuple[Array, Slots, Any] | None,
 ) -> tuple[Array, tuple[Slots, ...]]:
     """The rules of one leaf, one after the other, in float32 or wider.
 
@@ -248,11 +233,9 @@ def _apply(
         h = namespace(static, {**numbers, **compared}, per_leaf or rule)
         wide = jax.tree.map(widen, old)
         if per_leaf is not None:
-            measured = (u, wide, p)
-            if seen is not None and len(made) == 1:
-                measured = jax.tree.map(widen, seen)
+            bare = u if new_slots else widen(reread(g))  # as in `measured`
             with reading(per_leaf, p):
-                decided = per_leaf(*measured, h)
+                decided = per_leaf(bare, wide, p, h)
             joined_names(vars(h) | numbers, decided, "per_leaf", core.show(rule))
             h = namespace(static, {**numbers, **compared, **decided}, rule)
         given = u, wide, p if reads else None, h
