@@ -225,7 +225,7 @@ def _apply(
     u = widen(g)
     made = [u]  # and what each rule made of it
     p = None if p is None else widen(p)
-    new_slots = []
+    new_slots: list[Slots] = []
     for part, numbers, old, gate in zip(program, traced, slots, gates, strict=True):
         rule, static, reads, per_leaf, since = part
         numbers = suited(numbers, u)
