@@ -14,6 +14,7 @@ from gradx import trees as gtree
 from gradx.combine import Contract, stage_of
 from gradx.core import Params, Part, State, Updates
 from gradx.live import is_node
+from gradx.lowering import sums
 from gradx.lowering.conditional import choose, either
 from gradx.sources import Array
 from gradx.stage import run
@@ -142,29 +143,8 @@ def as_gate(given: Any, what: str) -> Array:
 
 
 def all_finite(updates: Updates) -> Array:
-    """Whether no element of a tree is infinite or NaN, bool ().
-
-    A finite sum has only finite terms, and XLA forms it in one reading without a temporary. Only
-    where a sum is not finite, perhaps from overflow, is every element looked at.
-    """
-    leaves = list(filter(gtree.is_inexact, jax.tree.leaves(updates)))
-    sure = functools.reduce(jax.lax.bitwise_and, map(_finite_sum, leaves), jnp.array(True))
-    finite: Array = jax.lax.cond(
-        sure,
-        lambda: sure,
-        lambda: functools.reduce(jax.lax.bitwise_and, map(_finite, leaves), jnp.array(True)),
-    )
-    return finite
-
-
-@jax.jit
-def _finite_sum(x: Array) -> Array:
-    return jnp.isfinite(jnp.sum(x))
-
-
-@jax.jit
-def _finite(x: Array) -> Array:
-    return jnp.all(jnp.isfinite(x))
+    """Whether no element of a tree is infinite or NaN, bool ()."""
+    return sums.all_finite(list(filter(gtree.is_inexact, jax.tree.leaves(updates))))
 
 
 def count_not_finite(updates: Updates) -> Array:

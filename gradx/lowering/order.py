@@ -32,6 +32,26 @@ def _at_once(value: Array, *done: Array) -> Array:
     return vary(value.astype(jnp.result_type(value, *done)), axes)
 
 
+def in_place(new: Array, old: Array) -> Array:
+    """`new`, for a slot that holds `old`, where it is not calculated from it.
+
+    XLA for GPUs and TPUs lets a kernel that reads an array write another one over it, but only one
+    that is made of it: else it writes elsewhere, and copies in a kernel of its own. So here `old`
+    is chosen where a condition holds that never does, as XLA does not see. An update that goes on
+    from the new value of the slot should read this one.
+    """
+    return by_target("in_place", _never_old, _new, new, old)
+
+
+def _never_old(new: Array, old: Array) -> Array:
+    never = (old.real < 0) & (old.real > 0)
+    return jnp.where(never, old.astype(new.dtype), new)
+
+
+def _new(new: Array, old: Array) -> Array:
+    return vary(new, varies_over(new) | varies_over(old))
+
+
 def once_known(number: Array) -> Array:
     """True; where it matters, as a value that depends on the number, as far as XLA can tell.
 

@@ -12,7 +12,7 @@ from gradx.combine import chain
 from gradx.core import Count, Transform, Updates
 from gradx.decay import DecayKind, scale_and_decay
 from gradx.leafwise import leafwise
-from gradx.lowering.order import write_after
+from gradx.lowering.order import in_place, write_after
 from gradx.moments import average, weight_so_far
 from gradx.powers import sqrt
 from gradx.sources import Array, Hyper
@@ -119,7 +119,7 @@ def _adan(g: Array, slots: Slots, p: None, h: Numbers) -> tuple[Array, Slots]:
     n = average(n, abs_sq(g + h.weight * change), h.b3)
     u = (h.of_m * m + h.of_v * v) / (sqrt(n * h.of_n + h.eps_root) + h.eps)
     # Both averages read the old gradient, so it is overwritten after both of them.
-    return u, (m, v, n, write_after(g, v, n))
+    return u, (m, v, n, in_place(write_after(g, v, n), old))
 
 
 @core.recorded

@@ -15,13 +15,14 @@ from gradx.combine import chain
 from gradx.core import Count, Transform, Updates
 from gradx.leafwise import leafwise
 from gradx.lowering.reading import unshared
+from gradx.lowering.sums import sums_of
 from gradx.moments import average, weight_so_far, zero_moments, zeros
 from gradx.norms import by_factor, squares
 from gradx.powers import sqrt
 from gradx.scale import descend
 from gradx.sources import Array, Hyper, from_call
 from gradx.stage import Decided, Numbers, Slots, Sums
-from gradx.trees import abs_sq, dot, finite_sq
+from gradx.trees import abs_sq, finite_sq, products
 
 __all__ = ["MomoAdamState", "MomoState", "momo", "momo_adam", "polyak_sgd", "scale_by_polyak"]
 
@@ -169,17 +170,14 @@ def _with_loss(
 
 def _shrinkage(h: Numbers) -> dict[str, Any]:
     growth = 1 + h.learning_rate * h.weight_decay
-    return {
-        "growth": growth,
-        "decay": h.learning_rate * h.weight_decay / growth,
-        "loss": h.value.astype(h.barf.dtype),
-    }
+    loss = h.value.astype(h.barf.dtype)
+    return {"growth": growth, "decay": h.learning_rate * h.weight_decay / growth, "loss": loss}
 
 
 def _decide(h: Numbers, sums: Sums) -> Decided:
     """The step size of both: how far to go down a line that the averages draw."""
-    barf = average(h.barf, h.loss, h.beta_now)
-    gamma = average(h.gamma, sums["slope"], h.beta_now)
+    barf = h.keep * h.barf + h.add * h.loss
+    gamma = h.keep * h.gamma + h.add * sums["slope"]
     rise = sums["height"] - h.growth * gamma  # first, as the two may be large and nearly the same
     floor = h.lb
     if h.adapt_lower_bound:
@@ -187,10 +185,11 @@ def _decide(h: Numbers, sums: Sums) -> Decided:
         lower = jnp.maximum(cap / (2 * h.growth * h.weight), h.lower_bound)
         floor = jnp.where(cap < h.growth * h.weight * h.lb, lower, h.lb)
     gap = jnp.maximum(h.growth * (barf - h.weight * floor) + rise, 0.0)
-    tau = jnp.minimum(h.learning_rate / h.weight, _over(gap, sums["norm"]))
+    norm = h.root * sums["norm"]
+    tau = jnp.minimum(h.learning_rate / h.weight, _over(gap, norm))
     new = {"barf": barf, "gamma": gamma}
     if h.adapt_lower_bound:
-        norm = jnp.minimum(sums["norm"], jnp.finfo(tau.dtype).max)  # else 0 times inf is NaN
+        norm = jnp.minimum(norm, jnp.finfo(tau.dtype).max)  # else 0 times inf is NaN
         least = barf + (sums["height"] - gamma) - 0.5 * tau * norm
         new["lb"] = jnp.maximum(least / h.weight, h.lower_bound)
     return {"tau": tau}, new
@@ -276,16 +275,17 @@ def momo(
 
 
 def _momo_step(h: Numbers, t: Array) -> Mapping[str, Any]:
-    return {**_shrinkage(h), "weight": 1.0, "beta_now": jnp.where(t == 1, 0.0, h.beta)}
+    add = jnp.where(t == 1, 1.0, 1 - h.beta)  # all that is averaged begins at zero
+    return {**_shrinkage(h), "weight": 1.0, "root": 1.0, "keep": h.beta, "add": add}
 
 
 def _momo_sums(g: Array, slots: Slots, p: Array, h: Numbers) -> Mapping[str, Array]:
-    m = average(slots[0], g, h.beta_now)
-    return {"norm": jnp.sum(abs_sq(m)), "height": dot(m, p), "slope": dot(g, p)}
+    m = h.keep * slots[0] + h.add * g
+    return sums_of(norm=abs_sq(m), height=products(m, p), slope=products(g, p))
 
 
 def _momo(g: Array, slots: Slots, p: Array, h: Numbers) -> tuple[Array, Slots]:
-    m = average(slots[0], g, h.beta_now)
+    m = h.keep * slots[0] + h.add * g
     return -h.decay * p - h.tau * m, (m,)
 
 
@@ -379,7 +379,7 @@ def momo_adam(
 def _momo_adam_step(h: Numbers, t: Array) -> Mapping[str, Any]:
     first, second = weight_so_far(h.b1, t), weight_so_far(h.b2, t)
     root = jnp.sqrt(second)
-    more = {"weight": first, "beta_now": h.b1, "root": root, "small": h.eps * root}
+    more = {"weight": first, "keep": h.b1, "add": 1 - h.b1, "root": root, "small": h.eps * root}
     return {**_shrinkage(h), **more, "correct_nu": 1 / second}
 
 
@@ -388,8 +388,8 @@ def _momo_adam_sums(g: Array, slots: Slots, p: Array, h: Numbers) -> Mapping[str
     mu = average(mu, g, h.b1)
     nu = average(nu, abs_sq(g), h.b2)
     # D is (root(nu) + small) / root, written in another way than below, with one scalar in a sum.
-    norm = h.root * jnp.sum(finite_sq(mu) / (sqrt(nu) + unshared(h.small, g)))
-    return {"norm": norm, "height": dot(mu, p), "slope": dot(g, p)}
+    size = finite_sq(mu) / (sqrt(nu) + unshared(h.small, g))
+    return sums_of(norm=size, height=products(mu, p), slope=products(g, p))
 
 
 def _momo_adam(g: Array, slots: Slots, p: Array, h: Numbers) -> tuple[Array, Slots]:

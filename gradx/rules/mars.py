@@ -13,7 +13,7 @@ from gradx.combine import chain
 from gradx.core import Count, Transform, Updates
 from gradx.decay import DecayKind, scale_and_decay
 from gradx.leafwise import leafwise
-from gradx.lowering.order import write_after
+from gradx.lowering.order import in_place, write_after
 from gradx.lowering.reading import unshared
 from gradx.moments import average, storage, weight_so_far, zero_moments, zeros
 from gradx.norms import norm
@@ -102,7 +102,7 @@ def _bound(g: Any, slots: Any, p: Any, h: Numbers) -> Mapping[str, Array]:
 
 
 def _correct(g: Array, slots: Slots, p: None, h: Numbers) -> tuple[Array, Slots]:
-    return _bounded(g, slots[0], h), (g,)
+    return _bounded(g, slots[0], h), (in_place(g, slots[0]),)
 
 
 def _bounded(g: Array, old: Array, h: Numbers) -> Array:
@@ -205,7 +205,7 @@ def _mars(g: Array, slots: Slots, p: None, h: Numbers) -> tuple[Array, Slots]:
     nu = average(nu, abs_sq(c), h.b2)
     u = h.of_mu * mu / (sqrt(h.of_nu * nu) + h.eps)
     # Both averages read the old gradient, so it is overwritten after both of them.
-    return u, (mu, nu, write_after(g, mu, nu))
+    return u, (mu, nu, in_place(write_after(g, mu, nu), old))
 
 
 @core.recorded

@@ -11,6 +11,7 @@ from gradx.calls import warn
 from gradx.combine import chain
 from gradx.core import Transform, Updates
 from gradx.leafwise import leafwise
+from gradx.lowering.order import in_place
 from gradx.moments import scale_by_adam, zeros
 from gradx.scale import descend, scale
 from gradx.sources import Array, Hyper
@@ -77,6 +78,7 @@ def _no_longer_first(h: Numbers, sums: Sums) -> Decided:
 
 def _optimistic(g: Array, slots: Slots, p: None, h: Numbers) -> tuple[Array, Slots]:
     previous = jnp.where(h.is_initial_step, g, slots[0])
+    g = in_place(g, slots[0])
     return (h.alpha + h.beta) * g - h.beta * previous, (g,)
 
 

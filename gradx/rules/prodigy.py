@@ -10,13 +10,15 @@ import jax.numpy as jnp
 from gradx import core, hyper
 from gradx.core import Count, Params, Transform, Updates
 from gradx.leafwise import leafwise
+from gradx.lowering.order import once_known
 from gradx.lowering.reading import unshared
+from gradx.lowering.sums import sums_of
 from gradx.moments import average, weight_so_far, zero_moments
 from gradx.norms import quotient
 from gradx.powers import sqrt
 from gradx.sources import Array, Hyper
 from gradx.stage import Decided, Numbers, Slots, Sums
-from gradx.trees import abs_sq, dot
+from gradx.trees import abs_sq, products
 
 __all__ = ["DAdaptAdamWState", "ProdigyState", "dadapt_adamw", "prodigy"]
 
@@ -157,23 +159,21 @@ def _dadapt_step(h: Numbers, t: Array) -> Mapping[str, Any]:
 
 
 def _dadapt_sums(g: Array, slots: Slots, p: Array, h: Numbers) -> Mapping[str, Array]:
-    product, _, s = _dadapt_moments(g, slots, h)
-    return {"product": product, "size": jnp.sum(jnp.abs(s))}
+    gain, _, s = _dadapt_moments(g, slots, h)
+    return sums_of(product=gain, size=jnp.abs(s))
 
 
 def _dadapt_moments(g: Array, slots: Slots, h: Numbers) -> tuple[Array, Array, Array]:
-    """The product, of the old moments, and the new ones.
+    """The products with the old moments, and the new ones, which overwrite them afterwards.
 
-    Measured and moved by the same expressions, which XLA calculates once. To it the new moments
-    come after the product: else it would copy the old ones, to overwrite them before.
+    Measured and moved by the same expressions, which are calculated once.
     """
     _, nu, s = slots
-    eps = unshared(jnp.asarray(h.eps, nu.dtype), g)
-    product = dot(g, s / (sqrt(nu) + eps))
-    then = jnp.where(product == product, 1.0, product)
+    gain = products(g, s / (sqrt(nu) + unshared(jnp.asarray(h.eps, nu.dtype), g)))
+    then = jnp.where(once_known(jnp.sum(gain)), 1.0, 0.0)
     nu = h.b2 * nu + ((1 - h.b2) * then) * abs_sq(g)
     s = h.root * s + (h.to_sum * then) * g
-    return product, nu, s
+    return gain, nu, s
 
 
 def _dadapt_estimate(h: Numbers, sums: Sums) -> Decided:
@@ -314,7 +314,7 @@ def _prodigy_step(h: Numbers, t: Array) -> Mapping[str, Any]:
 
 def _prodigy_sums(g: Array, slots: Slots, p: Array, h: Numbers) -> Mapping[str, Array]:
     _, _, s, p0 = slots
-    return {"product": dot(g, p0 - p), "size": jnp.sum(jnp.abs(h.decay * s + h.to_sum * g))}
+    return sums_of(product=products(g, p0 - p), size=jnp.abs(h.decay * s + h.to_sum * g))
 
 
 def _prodigy_estimate(h: Numbers, sums: Sums) -> Decided:

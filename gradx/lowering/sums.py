@@ -1,0 +1,85 @@
+"""Several sums over one array, and whether it is finite, in as few readings as there need be."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+
+from gradx.lowering.policy import by_target
+from gradx.lowering.varying import varies_over, vary
+
+Array = jax.Array
+
+
+def sums_of(**summands: Array) -> dict[str, Array]:
+    """The sum of each of several real arrays, which are of one shape and made of the same arrays.
+
+    XLA for GPUs lets the kernel that updates an array form a sum of what is made of it, but only
+    one: with a second sum it copies the array. So there all are formed by one reduction.
+    """
+    return dict(zip(summands, _sums(list(summands.values())), strict=True))
+
+
+@jax.custom_jvp
+def _sums(arrays: list[Array]) -> list[Array]:
+    return by_target("sums", _at_once, _one_by_one, arrays)
+
+
+@_sums.defjvp
+def _(primals: tuple[list[Array]], tangents: tuple[list[Array]]) -> tuple[list[Array], list[Array]]:
+    return _sums(*primals), _one_by_one(*tangents)
+
+
+def _at_once(arrays: list[Array]) -> list[Array]:
+    arrays = _alike(arrays)
+    starts = [vary(jnp.zeros((), x.dtype), varies_over(x)) for x in arrays]
+    return list(jax.lax.reduce(arrays, starts, _plus, tuple(range(arrays[0].ndim))))
+
+
+def _plus(xs: Sequence[Array], ys: Sequence[Array]) -> list[Array]:
+    return [x + y for x, y in zip(xs, ys, strict=True)]
+
+
+def _one_by_one(arrays: list[Array]) -> list[Array]:
+    return [jnp.sum(x) for x in _alike(arrays)]
+
+
+def _alike(arrays: list[Array]) -> list[Array]:
+    axes: frozenset[str] = frozenset().union(*map(varies_over, arrays))
+    return [vary(x, axes) for x in arrays]
+
+
+def all_finite(arrays: list[Array]) -> Array:
+    """Whether no element of any of the arrays is infinite or NaN, bool ().
+
+    A finite sum has only finite terms, and XLA for CPUs forms it in one reading without a
+    temporary. Where a sum is not finite, perhaps from overflow, every element is looked at.
+    """
+    return by_target("finite_by_sum", _by_sum, _by_element, arrays)
+
+
+def _by_sum(arrays: list[Array]) -> Array:
+    sure = _all([_finite_sum(x) for x in arrays])
+    finite: Array = jax.lax.cond(sure, lambda: sure, lambda: _by_element(arrays))
+    return finite
+
+
+def _by_element(arrays: list[Array]) -> Array:
+    return _all([_finite(x) for x in arrays])
+
+
+def _all(each: list[Array]) -> Array:
+    return functools.reduce(jax.lax.bitwise_and, each, jnp.array(True))
+
+
+@jax.jit  # one trace per shape and dtype, instead of one per leaf
+def _finite_sum(x: Array) -> Array:
+    return jnp.isfinite(jnp.sum(x))
+
+
+@jax.jit
+def _finite(x: Array) -> Array:
+    return jnp.all(jnp.isfinite(x))
