@@ -25,6 +25,8 @@ def sums_of(**summands: Array) -> dict[str, Array]:
 
 @jax.custom_jvp
 def _sums(arrays: list[Array]) -> list[Array]:
+    if len(set(map(varies_over, arrays))) > 1:  # in one reduction all would vary as one does
+        return _one_by_one(arrays)
     return by_target("sums", _at_once, _one_by_one, arrays)
 
 
@@ -34,7 +36,6 @@ def _(primals: tuple[list[Array]], tangents: tuple[list[Array]]) -> tuple[list[A
 
 
 def _at_once(arrays: list[Array]) -> list[Array]:
-    arrays = _alike(arrays)
     starts = [vary(jnp.zeros((), x.dtype), varies_over(x)) for x in arrays]
     return list(jax.lax.reduce(arrays, starts, _plus, tuple(range(arrays[0].ndim))))
 
@@ -44,12 +45,7 @@ def _plus(xs: Sequence[Array], ys: Sequence[Array]) -> list[Array]:
 
 
 def _one_by_one(arrays: list[Array]) -> list[Array]:
-    return [jnp.sum(x) for x in _alike(arrays)]
-
-
-def _alike(arrays: list[Array]) -> list[Array]:
-    axes: frozenset[str] = frozenset().union(*map(varies_over, arrays))
-    return [vary(x, axes) for x in arrays]
+    return [jnp.sum(x) for x in arrays]
 
 
 def all_finite(arrays: list[Array]) -> Array:
