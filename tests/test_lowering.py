@@ -12,7 +12,7 @@ import pytest
 
 import gradx
 from gradx.lowering import exact
-from gradx.lowering.order import once_known, write_after
+from gradx.lowering.order import apart, in_place, once_known, write_after
 from gradx.lowering.policy import PLATFORMS, POLICY, by_target
 from gradx.lowering.reading import reread, unshared
 
@@ -22,6 +22,8 @@ WAYS: dict[str, tuple[Callable[..., Any], str]] = {
     "reread": (lambda x, y: reread({"x": x, "n": None, "y": y})["x"], "optimization_barrier"),
     "unshared": (unshared, "optimization_barrier"),
     "write_after": (write_after, "compare"),
+    "in_place": (in_place, "compare"),
+    "apart": (lambda x, y: apart(y[0] > 0, lambda: x, lambda: y), "stablehlo.convert"),
     "once_known": (lambda x, y: jnp.where(once_known(y[0]), x, y), "compare"),
 }
 

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import TypeVar
+
 import jax
 import jax.numpy as jnp
 
 from gradx.lowering.policy import by_target
 from gradx.lowering.varying import varies_over, vary
+
+T = TypeVar("T")
 
 Array = jax.Array
 
@@ -50,6 +55,15 @@ def _never_old(new: Array, old: Array) -> Array:
 
 def _new(new: Array, old: Array) -> Array:
     return vary(new, varies_over(new) | varies_over(old))
+
+
+def apart(needed: Array, calculate: Callable[[], T], otherwise: Callable[[], T]) -> T:
+    """`calculate()`, which where it is not `needed` gives what `otherwise()` does.
+
+    For sums of what a step has just written into arrays: on CPUs it is a part of the program of its
+    own, or XLA would keep what the sums read beside the arrays.
+    """
+    return by_target("apart", lambda: jax.lax.cond(needed, calculate, otherwise), calculate)
 
 
 def once_known(number: Array) -> Array:

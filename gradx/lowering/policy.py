@@ -69,6 +69,11 @@ POLICY = {
         "L-BFGS: temporaries 12 to 5.8; mechanize 4 to 0. On the v5e L-BFGS would have 5.2 "
         "instead of none.",
     ),
+    "apart": Way(
+        ("cpu",),
+        "L-BFGS: temporaries 18 to 5.9. On the H200 the memory would be read where nothing needs "
+        "it, and 3 of temporaries be 2.5.",
+    ),
     "one_by_one": Way(
         ("cpu",),
         "no deadlock: jaxlib's threads for a stack of decompositions wait for each other there.",
