@@ -32,6 +32,7 @@ NAMESPACES = [
 LAYERS = [
     ["lowering.policy", "lowering.varying", "lowering.predicate", "lowering.exact"],
     ["lowering.reading", "lowering.order", "lowering.one_by_one", "lowering.conditional"],
+    ["lowering.products", "lowering.stacks"],
     ["lowering"],
     ["trees", "contract", "show", "near", "table", "powers"],
     ["binding", "spec"],
