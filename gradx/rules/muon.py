@@ -118,7 +118,7 @@ def scale_by_muon(
         within 1% of the range that the coefficients promise; with `gram` in bfloat16, 10%.
       gram: whether the steps work on \(N N^\top\); by default where this takes less operations,
         for five steps from about \(n = 1.5 m\) on. Where products are narrow, what has to be read
-        and written counts, too: from about \(2 m\) on if \(m\) is 1024.
+        and written counts, too: from \(1.6 m\) on for large matrices, and \(2.4 m\) for small.
       chunk: how many matrices to work on at a time, which bounds the memory (see `matrixwise`).
       share: devices that share the matrices, as ``Share(mesh, axis)``.
 
