@@ -61,8 +61,8 @@ POLICY = {
     ),
     "narrow_products": Way(
         ("gpu", "tpu"),
-        "muon: moved 202 to 114 on the H200, 67 to 21 on the v5e, and what has units for factors of "
-        "two bytes multiplies many times as fast. CPUs have none.",
+        "muon: moved 190 to 114 on the H200, and units for factors of two bytes are many times as "
+        "fast as those for four. CPUs have none.",
     ),
     "alone": Way(
         ("cpu",),
@@ -71,8 +71,8 @@ POLICY = {
     ),
     "in_turn": Way(
         ("cpu", "gpu"),
-        "muon: temporaries 4.8 to 1.3 on the H200, and those of one matrix on CPUs. On the v5e they "
-        "are 0.4 without it.",
+        "muon: temporaries 4.8 to 1.3 on the H200, and those of one matrix on CPUs. On the v5e "
+        "they are 0.4 without it.",
     ),
     "some_at_a_time": Way(("cpu",), "what a rule makes of small matrices stays in the cache."),
     "hidden": Way(("cpu",), "compilation of a thousand leaves: a tenth of the time."),

@@ -139,7 +139,8 @@ def scale_by_muon(
     https://arxiv.org/abs/2506.10935; Boissin et al., *Turbo-Muon*,
     https://arxiv.org/abs/2512.04632. As in Optax the average is corrected for its start, which
     Jordan's is not. Deviations from Optax: products are of factors in `dtype`, where Optax takes
-    them in the gradient's dtype and JAX's default precision; with stacked matrices `adaptive` has one number for each.
+    them in the gradient's dtype and JAX's default precision; with stacked matrices `adaptive` has
+    one number for each.
     """
     return joined(
         MuonState,
