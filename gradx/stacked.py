@@ -252,7 +252,7 @@ def _in_chunks(one: Callable[..., Any], chunk: int, *stacks: Any) -> Any:
     if jax.tree.leaves(stacks)[0].shape[0] == 1:
         made = one(*jax.tree.map(lambda x: x[0], stacks))
         return jax.tree.map(lambda x: x[None], made)
-    size = None if chunk == 1 else chunk  # a stack of one is no matrix to XLA
+    size = None if chunk == 1 else chunk  # a stack of one is no matrix to a compiler
     return jax.lax.map(lambda xs: one(*xs), stacks, batch_size=size)
 
 

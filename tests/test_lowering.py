@@ -40,7 +40,7 @@ WAYS: dict[str, tuple[Callable[..., Any], str]] = {
     "alone": (lambda x, y: done(2**16, x, y), "compare"),
     "in_turn": (lambda x, y: done(2**20, x, y), "compare"),
     "some_at_a_time": (
-        lambda x, y: some_at_a_time(2**17, 1, lambda n, x: -(-x), jnp.array, x),
+        lambda x, y: some_at_a_time(2**17, 1, lambda n, x: jnp.negative(-x), jnp.array, x),
         "negate",
     ),
     "hidden": (lambda x, y: x + 0.0 * hidden([0, 1], y)[0], "compare"),
