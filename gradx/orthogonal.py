@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -16,10 +17,11 @@ from gradx import core, hyper, polar
 from gradx import trees as gtree
 from gradx.core import Count, Params, State, Transform, Updates
 from gradx.counting import static, steps
+from gradx.lowering.products import Factors, with_factors
 from gradx.matrices import check_paths, matrices
 from gradx.matrixwise import matrixwise
 from gradx.momenta import averaging, momentum_of, remembered
-from gradx.moments import storage, weight_so_far
+from gradx.moments import weight_so_far
 from gradx.norms import by_factor
 from gradx.sources import Array, Hyper
 from gradx.stacked import Share
@@ -133,10 +135,33 @@ def polar_arguments(
     flags = {
         "steps": count,
         "preconditioning": preconditioning,
-        "dtype": storage("dtype", dtype),
+        "dtype": factors_of("dtype", dtype),
         "gram": gram,
     }
     return flags, {"ns_coeffs": kept}
+
+
+def factors_of(name: str, given: Any) -> Factors | None:
+    """Checks what the factors of products are to be; None stays, for what suits the target.
+
+    Raises:
+      ValueError: it is no floating-point dtype, and no precision.
+    """
+    if given is None or isinstance(given, jax.lax.Precision):
+        return given
+    names = [precision.name.lower() for precision in jax.lax.Precision]
+    if isinstance(given, str) and given in names:
+        return jax.lax.Precision[given.upper()]
+    try:
+        dtype = jnp.dtype(given)
+    except TypeError:
+        dtype = jnp.dtype(bool)
+    if not jnp.issubdtype(dtype, jnp.floating):
+        raise ValueError(
+            f"{core.where()}: {name} must be a floating-point dtype, one of {names}, or None for "
+            f"what suits the hardware; got {core.show(given)}."
+        )
+    return dtype
 
 
 def coefficients(ns_coeffs: NSCoefficients, ns_steps: int, where: str) -> tuple[np.ndarray, int]:
@@ -201,8 +226,13 @@ def polar_factor(g: Array, h: Numbers) -> Array:
         return polar.exact(g)
     coeffs = h.ns_coeffs.astype(g.real.dtype)
     every = jnp.broadcast_to(coeffs, (h.steps, 3))
-    x, square = polar.normalised(g, h.preconditioning, h.eps, h.dtype)
-    return polar.newton_schulz(x, every, square, dtype=h.dtype, gram=h.gram)
+
+    def nearly(factors: Factors, g: Array, every: Array) -> Array:
+        x, square = polar.normalised(g, h.preconditioning, h.eps, factors)
+        made = polar.newton_schulz(x, every, square, factors=factors, gram=h.gram)
+        return made.astype(g.dtype)
+
+    return with_factors(h.dtype, nearly, g, every)
 
 
 # ---------------------------------------------------------------- a part of a matrix

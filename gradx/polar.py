@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from gradx import lapack
+from gradx.lowering.products import HIGHEST, Factors, rough, times, wide
 from gradx.powers import rsqrt, sqrt
 from gradx.sources import Array
 
@@ -84,64 +85,87 @@ def singular_values_after(steps: Any, values: Any) -> Any:
 
 
 def newton_schulz(
-    x: Array, steps: Array, square: Array | None = None, *, dtype: Any = None, gram: Any = None
+    x: Array,
+    steps: Array,
+    square: Array | None = None,
+    *,
+    factors: Factors = HIGHEST,
+    gram: bool | None = None,
 ) -> Array:
     """The steps (n, 3) applied to a matrix with no more rows than columns, not normalised here.
 
-    `square` is x xᵀ, where it is known already. Products are taken in `dtype` and added up in
-    float32 or wider. With `gram` the steps work on x xᵀ, and touch x only between phases; None
-    chooses what takes fewer operations.
+    `square` is x xᵀ, where it is known already. `factors` are those of the products: narrow ones
+    are kept narrow from one step to the next. With `gram` the steps work on x xᵀ, and touch x only
+    between phases; None chooses what takes less time.
     """
-    times = partial(_times, dtype)
-    rows, columns = x.shape
+    product = partial(times, factors)
     count = steps.shape[0]
     if gram is None:
-        plain, by_gram = operations(rows, columns, count, dtype)
+        plain, by_gram = costs(x.shape[0], x.shape[1], count, factors)
         gram = by_gram < plain
-    square = times(x, x.mT.conj()) if square is None else square
+    square = product(x, x.mT.conj()) if square is None else square
     begin = 0
-    for end in _phases(count, dtype) if gram else range(1, count + 1):
-        square = times(x, x.mT.conj()) if begin else square
-        x = times(_factor(square, steps[begin:end], times), x)
+    for end in _phases(count, factors) if gram else range(1, count + 1):
+        square = product(x, x.mT.conj()) if begin else square
+        x = product(_factor(square, steps[begin:end], product), x)
         begin = end
-    return x
+    return wide(x)
 
 
-def _times(dtype: Any, a: Array, b: Array) -> Array:
-    if dtype is None or a.dtype == dtype or jnp.iscomplexobj(a):  # there is no narrow complex dtype
-        return jnp.matmul(a, b, precision=jax.lax.Precision.HIGHEST)
-    return jnp.matmul(a.astype(dtype), b.astype(dtype), preferred_element_type=a.dtype)
-
-
-def _factor(square: Array, steps: Array, times: Any) -> Array:
+def _factor(square: Array, steps: Array, product: Any) -> Array:
     """The symmetric matrix by which these steps multiply x, if `square` is x xᵀ."""
     total: Any = None
     for i, (a, b, c) in enumerate(steps):
-        most = b * square + c * times(square, square)
-        factor = most + a * jnp.eye(square.shape[0], dtype=square.dtype)
-        total = factor if total is None else a * total + times(most, total)
+        most = b * wide(square) + c * wide(product(square, square))
+        factor = most + a * jnp.eye(square.shape[0], dtype=most.dtype)
+        total = factor if total is None else a * total + wide(product(most, total))
         if i < len(steps) - 1:
-            square = times(times(factor, square), factor)
+            square = product(product(factor, square), factor)
     return total
 
 
-def _phases(count: int, dtype: Any) -> list[int]:
+def _phases(count: int, factors: Factors = HIGHEST) -> list[int]:
     """Before which steps x xᵀ is made anew, since it loses digits: at 2, and then each third.
 
     Rounding leaves it eigenvalues below 0, and a step multiplies these by a², up to 69. Three steps
     in a row are safe for errors of float32. Those of half precision come near -1 in two, and the
     third polynomial makes them grow without end; so there it is each second step.
     """
-    narrow = dtype is not None and jnp.finfo(dtype).bits < 32
-    return [*range(2, count, 2 if narrow else 3), count]
+    return [*range(2, count, 2 if rough(factors) else 3), count]
 
 
-def operations(rows: int, columns: int, count: int, dtype: Any = None) -> tuple[int, int]:
+def operations(rows: int, columns: int, count: int, factors: Factors = HIGHEST) -> tuple[int, int]:
     """The multiplications and additions of the plain steps, and of those by Gram's matrix."""
     plain = count * (4 * rows**2 * columns + 2 * rows**3)
-    ends = _phases(count, dtype)
-    lengths = [end - begin for begin, end in zip([0, *ends], ends, strict=False)]
+    lengths = _lengths(count, factors)
     return plain, sum(4 * rows**2 * columns + (8 * k - 6) * rows**3 for k in lengths)
+
+
+def _lengths(count: int, factors: Factors) -> list[int]:
+    ends = _phases(count, factors)
+    return [end - begin for begin, end in zip([0, *ends], ends, strict=False)]
+
+
+def costs(rows: int, columns: int, count: int, factors: Factors = HIGHEST) -> tuple[int, int]:
+    """What the plain steps and those by Gram's matrix take, in operations.
+
+    Where narrow factors pay, an element that is read or written takes as long as some hundred
+    operations, and Gram's matrix needs many sums and products that are not of x. So there the
+    elements count, too.
+    """
+    if not rough(factors):
+        return operations(rows, columns, count)
+    moved = [
+        sum(4 * rows * columns + (18 * k - 10) * rows**2 for k in lengths)
+        for lengths in ([1] * count, _lengths(count, factors))
+    ]
+    plain, by_gram = operations(rows, columns, count, factors)
+    return plain + _WAIT * moved[0], by_gram + _WAIT * moved[1]
+
+
+# Operations in the time of one element of two bytes: an H200 does 790e12 a second, and moves 4.8e12
+# bytes; a v5e 197e12 and 0.8e12.
+_WAIT = 400
 
 
 @jax.custom_jvp
@@ -207,7 +231,9 @@ def _root_of_squares(x: Array) -> Array:
     return sqrt(jnp.sum(jnp.abs(x) ** 2))
 
 
-def normalised(x: Array, kind: str, eps: Any, dtype: Any) -> tuple[Array, Array | None]:
+def normalised(
+    x: Array, kind: str, eps: Any, factors: Factors = HIGHEST
+) -> tuple[Array, Array | None]:
     """The matrix with singular values of at most 1, and x xᵀ if it had to be made for that.
 
     `kind` is one of `NORMALISATIONS`.
@@ -221,7 +247,7 @@ def normalised(x: Array, kind: str, eps: Any, dtype: Any) -> tuple[Array, Array 
         return x / jnp.where(size > 0, size, 1.0), None
     size = _root_of_squares(x)  # else the squares of small gradients would be less than eps
     x = x / jnp.where(size > 0, size, 1.0)
-    square = _times(dtype, x, x.mT.conj())
+    square = wide(times(factors, x, x.mT.conj()))
     rows = jnp.sum(jnp.abs(square), axis=-1)
     size = rows if kind == "aol" else _root_of_squares(square)[None]
     size = jnp.maximum(size, eps)

@@ -13,16 +13,13 @@ import jax.numpy as jnp
 from gradx import core
 from gradx import trees as gtree
 from gradx.lowering.conditional import choose, either, rarely
+from gradx.lowering.stacks import alone_or_stacked, hidden, some_at_a_time
 from gradx.matrices import Matrix
 from gradx.names import namespace, reading, suited
 from gradx.sources import Array
 from gradx.stage import Numbers, Slots, widen
 
 __all__ = ["Share"]
-
-# As many elements of matrices as a CPU's cache holds together with what a rule makes of them.
-_CACHED = 2**16
-
 
 NumbersOf = Callable[[Any], Numbers]  # what a function of the rule, the argument, reads
 
@@ -90,27 +87,24 @@ def together(
 ) -> list[tuple[Array, Slots]]:
     """The rule on all matrices of one shape; updates are in float32 or wider.
 
-    They are stacked, which is quickly compiled, and easily shared. But on CPUs large ones that are
-    not shared are done leaf by leaf, since XLA multiplies two matrices a third faster there than
-    two stacks, and nothing has to be moved.
+    They are stacked, which is quickly compiled, and easily shared; or, where that is faster and
+    they are not shared, done leaf by leaf.
     """
-    _, _, layouts, _, how = program
-    m, _ = layouts[0]
-    if len(gs) == 1 or m.rows * m.columns < _CACHED or how.share is not None:
+    _, _, ((m, _), *more), _, how = program
+    if not more or how.share is not None:
         return _stacked(program, numbers, gs, ps, slots)
-    made: list[tuple[Array, Slots]] = jax.lax.platform_dependent(
-        numbers,
-        gs,
-        ps,
-        slots,
-        cpu=functools.partial(_apart, program),
-        default=functools.partial(_stacked, program),
-    )
-    return made
+    apart, stacked = (functools.partial(way, program) for way in (_apart, _stacked))
+    size, renewed = m.rows * m.columns, how.renew is not None
+    return alone_or_stacked(size, apart, stacked, numbers, gs, ps, slots, renewed=renewed)
 
 
 def _apart(
-    program: Any, numbers: Any, gs: list[Array], ps: list[Array] | None, slots: list[Slots]
+    program: Any,
+    begin: Callable[[Array, Array], Array],
+    numbers: Any,
+    gs: list[Array],
+    ps: list[Array] | None,
+    slots: list[Slots],
 ) -> list[tuple[Array, Slots]]:
     rule, static, layouts, like_leaf, how = program
     made: list[tuple[Array, Slots]] = []
@@ -118,9 +112,7 @@ def _apart(
     for i, (m, shape) in enumerate(layouts):
         alone = rule, static, ((m, shape),), like_leaf, how
         p = None if ps is None else [ps[i]]
-        # Each waits for the one before, or else XLA keeps the temporaries of all at a time.
-        wait = bool(made) and made[-1][0].size > 0
-        g = jnp.where(_never(made[-1][0]), 0, gs[i]) if wait else gs[i]
+        g = begin(gs[i], whole(made[-1][0])) if made else gs[i]
         made += _stacked(alone, (traced, t, turn), [g], p, [slots[i]])
         turn = turn + m.shape[0] * how.staggered
     return made
@@ -171,32 +163,11 @@ def _kept(
 
 
 def _places(counts: list[int], arrays: list[Array]) -> list[Any]:
-    """Where in the stack each leaf begins.
-
-    On CPUs, XLA compiles one kernel for all leaves of a shape if it does not know these numbers,
-    and one for each leaf if it does, which takes ten times as long. So there they are what they are
-    unless a value of the run is larger than infinity.
-    """
+    """Where in the stack each leaf begins."""
     places = [sum(counts[:i]) for i in range(len(counts))]
     numbers = [x for x in arrays if jnp.issubdtype(x.dtype, jnp.number) and x.size]
-    if len(counts) == 1 or not numbers:
-        return places
-
-    def known() -> list[Array]:
-        return [jnp.int32(place) for place in places]
-
-    def unknown(value: Array) -> Any:
-        return rarely(_never(value), lambda: [jnp.int32(0)] * len(places), known, value)
-
-    chosen: list[Any] = jax.lax.platform_dependent(
-        numbers[0], cpu=unknown, default=lambda value: known()
-    )
-    return chosen
-
-
-def _never(value: Array) -> Array:
-    """False, which XLA finds out when it has `value`."""
-    return whole(value).ravel()[0].real.astype(jnp.float32) > jnp.inf
+    known = len(counts) == 1 or not numbers
+    return places if known else hidden(places, whole(numbers[0]))
 
 
 # ---------------------------------------------------------------- on several devices
@@ -266,28 +237,22 @@ def _run(
 def _each(one: Callable[..., Any], chunk: int | None, stacks: Any) -> Any:
     """`one` for each of the stacked matrices.
 
-    If nothing is said, all at once; but on CPUs as many as stay in the cache.
+    If nothing is said, as many at a time as is best.
     """
     arrays = jax.tree.leaves(stacks)
     count = arrays[0].shape[0]
     if count == 1 or chunk is not None:
         return _in_chunks(one, min(chunk or 1, count), *stacks)
     largest = max(x[:1].size for x in arrays)
-    most = max(_CACHED // max(largest, 1), 1)
-    if count <= most:
-        return jax.vmap(one)(*stacks)
-    # A divisor, since what remains would be compiled a second time; but not one that is too small.
-    few = next((n for n in range(most, most // 4, -1) if count % n == 0), most)
-    return jax.lax.platform_dependent(
-        *stacks, cpu=functools.partial(_in_chunks, one, few), default=jax.vmap(one)
-    )
+    some = functools.partial(_in_chunks, one)
+    return some_at_a_time(count, largest, some, jax.vmap(one), *stacks)
 
 
 def _in_chunks(one: Callable[..., Any], chunk: int, *stacks: Any) -> Any:
     if jax.tree.leaves(stacks)[0].shape[0] == 1:
         made = one(*jax.tree.map(lambda x: x[0], stacks))
         return jax.tree.map(lambda x: x[None], made)
-    size = None if chunk == 1 else chunk  # a stack of one is no matrix to XLA
+    size = None if chunk == 1 else chunk  # a stack of one is no matrix to a compiler
     return jax.lax.map(lambda xs: one(*xs), stacks, batch_size=size)
 
 

@@ -14,9 +14,23 @@ import gradx
 from gradx.lowering import exact
 from gradx.lowering.order import apart, in_place, once_known, write_after
 from gradx.lowering.policy import PLATFORMS, POLICY, by_target
+from gradx.lowering.products import HIGHEST, with_factors
 from gradx.lowering.reading import reread, unshared
+from gradx.lowering.stacks import alone_or_stacked, hidden, some_at_a_time
 
 PLATFORM_OF = {"cpu": "cpu", "gpu": "cuda", "tpu": "tpu"}
+
+
+def rounded(factors: Any, x: Any) -> Any:
+    return x if factors is HIGHEST else x.astype(factors).astype(x.dtype)
+
+
+def done(size: int, x: Any, y: Any) -> Any:
+    """Of matrices of this size, the second."""
+    return alone_or_stacked(
+        size, lambda begin, x, y: begin(x, y), lambda x, y: x, x, y, renewed=True
+    )
+
 
 WAYS: dict[str, tuple[Callable[..., Any], str]] = {
     "reread": (lambda x, y: reread({"x": x, "n": None, "y": y})["x"], "optimization_barrier"),
@@ -24,6 +38,14 @@ WAYS: dict[str, tuple[Callable[..., Any], str]] = {
     "write_after": (write_after, "compare"),
     "in_place": (in_place, "compare"),
     "apart": (lambda x, y: apart(y[0] > 0, lambda: x, lambda: y), "stablehlo.convert"),
+    "narrow_products": (lambda x, y: with_factors(None, rounded, x), "bf16"),
+    "alone": (lambda x, y: done(2**16, x, y), "compare"),
+    "in_turn": (lambda x, y: done(2**20, x, y), "compare"),
+    "some_at_a_time": (
+        lambda x, y: some_at_a_time(2**17, 1, lambda n, x: jnp.negative(-x), jnp.array, x),
+        "negate",
+    ),
+    "hidden": (lambda x, y: x + 0.0 * hidden([0, 1], y)[0], "compare"),
     "once_known": (lambda x, y: jnp.where(once_known(y[0]), x, y), "compare"),
 }
 

@@ -38,6 +38,7 @@ LAYERS = [
         "lowering.conditional",
         "lowering.sums",
     ],
+    ["lowering.products", "lowering.stacks"],
     ["lowering"],
     ["trees", "contract", "show", "near", "table", "powers"],
     ["binding", "spec"],

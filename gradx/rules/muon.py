@@ -111,11 +111,14 @@ def scale_by_muon(
         `MuonDimensionNumbers`), a tree of them, a function that makes one from the parameters, or
         `by_path`. Without it every leaf must have two axes.
       bias_correction: False for Jordan's own form, \(N = (1 - \beta) G + \beta M\) as it is.
-      dtype: of the factors of the products, which are added up in float32 or wider; `bfloat16`
-        pays on hardware that is made for it. By default float32 or wider. Singular values stay
+      dtype: of the factors of the products, which are added up in float32 or wider: a dtype, or a
+        precision for factors as they are, ``"highest"``, ``"high"`` or ``"default"`` (see
+        `jax.lax.Precision`). By default bfloat16 on accelerators, as all published Muons have it,
+        and ``"highest"`` on CPUs and for matrices that are not of float32. Singular values stay
         within 1% of the range that the coefficients promise; with `gram` in bfloat16, 10%.
       gram: whether the steps work on \(N N^\top\); by default where this takes less operations,
-        for five steps from about \(n = 1.5 m\) on.
+        for five steps from about \(n = 1.5 m\) on. Where products are narrow, what has to be read
+        and written counts, too: from \(1.6 m\) on for large matrices, and \(2.4 m\) for small.
       chunk: how many matrices to work on at a time, which bounds the memory (see `matrixwise`).
       share: devices that share the matrices, as ``Share(mesh, axis)``.
 
@@ -135,8 +138,9 @@ def scale_by_muon(
     Express*, https://arxiv.org/abs/2505.16932; Grishina et al., *CANS*,
     https://arxiv.org/abs/2506.10935; Boissin et al., *Turbo-Muon*,
     https://arxiv.org/abs/2512.04632. As in Optax the average is corrected for its start, which
-    Jordan's is not. Deviations from Optax: products are taken in float32 or wider, where Optax
-    takes them in the gradient's dtype; with stacked matrices `adaptive` has one number for each.
+    Jordan's is not. Deviations from Optax: products are of factors in `dtype`, where Optax takes
+    them in the gradient's dtype and JAX's default precision; with stacked matrices `adaptive` has
+    one number for each.
     """
     return joined(
         MuonState,
