@@ -27,8 +27,9 @@ from gradx.lowering.conditional import if_open, rarely
 from gradx.lowering.varying import varies_over
 from gradx.matrices import Matrix, check_paths, only_matrices
 from gradx.names import check_names
+from gradx.sharing import Sharing, begun, check_share, lies, lots, who
 from gradx.sources import Array
-from gradx.stacked import How, Share, check_share, together, whole
+from gradx.stacked import How, together
 from gradx.stage import (
     Call,
     Decided,
@@ -55,6 +56,7 @@ class MatrixRule(Rule):
     name: str
     like_leaf: Mapping[str, Any]  # fields in the leaf's own shape, with their dtypes
     either_way: bool
+    share: Sharing
     how: How
     sees_tree = True
 
@@ -70,7 +72,12 @@ class MatrixRule(Rule):
 
     def _slots_of(self, p: Any, m: Matrix) -> Slots:
         wide = widen(p)
-        own = () if self.slots is None else jax.vmap(self.slots)(m.stack(whole(wide)))
+
+        def first(wide: Array) -> Slots:
+            made = () if self.slots is None else jax.vmap(self.slots)(m.stack(wide))
+            return tuple(map(m.kept, made)) if isinstance(made, tuple) else made
+
+        own = begun(None if self.share else who(self.share, [wide]), first, wide)
         names = [name for name in self.fields if name not in self.like_leaf]
         if not isinstance(own, tuple) or len(own) != len(names):
             raise ValueError(
@@ -79,7 +86,7 @@ class MatrixRule(Rule):
             )
         rest = iter(own)
         return tuple(
-            _zeros(wide, self.like_leaf[name]) if name in self.like_leaf else m.kept(next(rest))
+            _zeros(wide, self.like_leaf[name]) if name in self.like_leaf else next(rest)
             for name in self.fields
         )
 
@@ -166,16 +173,21 @@ class MatrixRule(Rule):
         turn: int,
     ) -> list[tuple[Array, Slots]]:
         call = calls[members[0]]
-        layouts = tuple((seen[i], jnp.shape(leaves.updates[i])) for i in members)
+        gs = [leaves.updates[i] for i in members]
+        layouts = tuple((seen[i], jnp.shape(g)) for i, g in zip(members, gs, strict=True))
+        how = self.how._replace(share=who(self.share, gs))
+        if how.share is not None:
+            counts, ways = [m.shape[0] if m else 0 for m, _ in layouts], map(lies, gs)
+            how = how._replace(lots=lots(how.share, counts, list(zip(layouts, ways, strict=True))))
         flags = tuple(name in self.like_leaf for name in self.fields)
         ps = None
         if self.needs_params and leaves.params is not None:
             ps = [leaves.params[i] for i in members]
         try:
             made = together(
-                (self.update, call.static, layouts, flags, self.how),
+                (self.update, call.static, layouts, flags, how),
                 (call.traced, t, jnp.int32(turn)),
-                [leaves.updates[i] for i in members],
+                gs,
                 ps,
                 [calls[i].slots for i in members],
             )
@@ -223,7 +235,7 @@ def matrixwise(
     every: int = 1,
     staggered: bool = False,
     chunk: int | None = None,
-    share: Share | None = None,
+    share: Sharing = None,
 ) -> Transform:
     r"""Lifts a rule for one matrix to a transformation of trees of them.
 
@@ -313,9 +325,9 @@ def matrixwise(
         name=axes_name,
         like_leaf=like_leaf,
         either_way=either_way,
+        share=share,
         how=How(
             chunk=chunk,
-            share=share,
             renew=renew,
             start=start,
             gather=gather,

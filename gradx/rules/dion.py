@@ -20,8 +20,8 @@ from gradx.matrixwise import matrixwise
 from gradx.moments import storage
 from gradx.orthogonal import Convention, convention_or, part, part_of, scale_by_shape
 from gradx.powers import sqrt
+from gradx.sharing import Sharing
 from gradx.sources import Array, Fixed, Hyper
-from gradx.stacked import Share
 from gradx.stage import Numbers, Slots
 from gradx.trees import abs_sq, mixing
 
@@ -54,7 +54,7 @@ def scale_by_dion(
     key: Array | int = 0,
     axes: Any = None,
     chunk: int | None = None,
-    share: Share | None = None,
+    share: Sharing = None,
 ) -> Transform:
     r"""Replaces each matrix by the polar factor of its momentum in the directions of a basis.
 
@@ -182,7 +182,7 @@ def dion(
     axes: Any = None,
     fallback: Contract | None = None,
     chunk: int | None = None,
-    share: Share | None = None,
+    share: Sharing = None,
 ) -> Transform:
     r"""Dion for the matrices, and Adam for all else.
 

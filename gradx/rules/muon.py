@@ -19,8 +19,8 @@ from gradx.orthogonal import (
     orthogonalise,
     scale_by_shape,
 )
+from gradx.sharing import Sharing
 from gradx.sources import Array, Hyper
-from gradx.stacked import Share
 
 __all__ = ["MuonDimensionNumbers", "MuonState", "muon", "scale_by_muon"]
 
@@ -72,7 +72,7 @@ def scale_by_muon(
     dtype: Any = None,
     gram: bool | None = None,
     chunk: int | None = None,
-    share: Share | None = None,
+    share: Sharing = None,
 ) -> Transform:
     r"""Replaces each matrix by the polar factor of its momentum.
 
@@ -187,7 +187,7 @@ def muon(
     dtype: Any = None,
     gram: bool | None = None,
     chunk: int | None = None,
-    share: Share | None = None,
+    share: Sharing = None,
 ) -> Transform:
     r"""Muon for the matrices, and Adam for all else.
 

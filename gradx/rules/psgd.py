@@ -21,8 +21,8 @@ from gradx.gradients import as_key, check_key
 from gradx.matrixwise import matrixwise
 from gradx.momenta import SLOW, kept, momentum_of, remembered, slow_average
 from gradx.moments import weight_so_far
+from gradx.sharing import Sharing
 from gradx.sources import Array, Hyper, as_float
-from gradx.stacked import Share
 from gradx.stage import Numbers, Slots, Sums
 from gradx.whitening import fitted, into, out_of, scaled_identity
 
@@ -117,7 +117,7 @@ def scale_by_psgd_kron(
     key: Array | int = 0,
     axes: Any = None,
     chunk: int | None = None,
-    share: Share | None = None,
+    share: Sharing = None,
 ) -> Transform:
     r"""Whitens each matrix of momentum between two factors that are fitted on the way.
 
@@ -272,7 +272,7 @@ def psgd_kron(
     axes: Any = None,
     fallback: Contract | None = None,
     chunk: int | None = None,
-    share: Share | None = None,
+    share: Sharing = None,
 ) -> Transform:
     r"""PSGD-Kron for the matrices, and Adam for all else.
 

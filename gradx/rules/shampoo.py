@@ -21,8 +21,8 @@ from gradx.momenta import SLOW, kept, momentum_of, remembered, slow_average
 from gradx.moments import average, weight_so_far
 from gradx.polar import bounded
 from gradx.powers import sqrt
+from gradx.sharing import Sharing
 from gradx.sources import Array, Hyper
-from gradx.stacked import Share
 from gradx.stage import Numbers, Slots
 from gradx.trees import abs_sq
 
@@ -87,7 +87,7 @@ def scale_by_shampoo(
     mu_dtype: Any = None,
     axes: Any = None,
     chunk: int | None = None,
-    share: Share | None = None,
+    share: Sharing = None,
 ) -> Transform:
     r"""Multiplies each matrix, or each block of it, from both sides by an inverse root.
 
@@ -300,7 +300,7 @@ def shampoo(
     axes: Any = None,
     fallback: Contract | None = None,
     chunk: int | None = None,
-    share: Share | None = None,
+    share: Sharing = None,
 ) -> Transform:
     r"""Shampoo for the matrices, and Adam for all else.
 

@@ -35,8 +35,8 @@ from gradx.momenta import SLOW, kept, momentum_of, remembered, slow_average
 from gradx.moments import average, weight_so_far
 from gradx.polar import bounded
 from gradx.powers import sqrt
+from gradx.sharing import Sharing
 from gradx.sources import Array, Hyper
-from gradx.stacked import Share
 from gradx.stage import Numbers, Slots
 from gradx.trees import abs_sq
 
@@ -85,7 +85,7 @@ def scale_by_soap(
     staggered: bool = False,
     axes: Any = None,
     chunk: int | None = None,
-    share: Share | None = None,
+    share: Sharing = None,
 ) -> Transform:
     r"""Rescales each matrix by Adam's rule, in the eigenbasis of Shampoo's preconditioner.
 
@@ -232,7 +232,7 @@ def soap(
     axes: Any = None,
     fallback: Contract | None = None,
     chunk: int | None = None,
-    share: Share | None = None,
+    share: Sharing = None,
 ) -> Transform:
     r"""SOAP for the matrices, and Adam for all else.
 

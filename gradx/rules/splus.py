@@ -31,8 +31,8 @@ from gradx.momenta import SLOW, kept, momentum_of, remembered, slow_average
 from gradx.orthogonal import scale_by_shape
 from gradx.polar import bounded
 from gradx.scale import scale
+from gradx.sharing import Sharing
 from gradx.sources import Array, Hyper
-from gradx.stacked import Share
 from gradx.stage import Numbers, Slots
 
 __all__ = ["SplusState", "scale_by_splus", "splus"]
@@ -80,7 +80,7 @@ def scale_by_splus(
     staggered: bool = False,
     axes: Any = None,
     chunk: int | None = None,
-    share: Share | None = None,
+    share: Sharing = None,
 ) -> Transform:
     r"""Replaces each matrix by the signs of its momentum, taken in a Shampoo eigenbasis.
 
@@ -199,7 +199,7 @@ def splus(
     axes: Any = None,
     fallback: Contract | None = None,
     chunk: int | None = None,
-    share: Share | None = None,
+    share: Sharing = None,
 ) -> Transform:
     r"""SPlus for the matrices, and Adam with a thousandth of the learning rate for all else.
 
