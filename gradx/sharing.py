@@ -55,6 +55,16 @@ class Share(NamedTuple):
         """How many devices share."""
         return math.prod(self.mesh.shape[name] for name in self.axes)
 
+    def cuts(self, shape: tuple[int, ...]) -> list[Any]:
+        """How an array of a state is cut: in each of its axes along one of the mesh, if it fits."""
+        cuts: list[Any] = [None] * len(shape)
+        for name in self.axes:
+            fits = (i for i, n in enumerate(shape) if n and n % self.mesh.shape[name] == 0)
+            free = next((i for i in fits if cuts[i] is None), None)
+            if free is not None:
+                cuts[free] = name
+        return cuts
+
 
 Lots = tuple[tuple[int, ...], ...]
 Sharing = Share | Literal[False] | None  # those who are named, nobody, or who is in scope
@@ -78,17 +88,18 @@ def check_share(share: Any, where: str) -> None:
         )
 
 
-def who(share: Sharing, arrays: Sequence[Array]) -> Share | None:
+def who(share: Sharing, arrays: Sequence[Array], where: str) -> Share | None:
     """The devices that share these arrays; None if each does what it would do alone.
 
     In `shard_map`, where an axis is manual, a device has its own matrices. With explicit axes the
     types of arrays say whether any of them is cut; where all are whole there is nothing to gather.
     With automatic axes nobody knows before XLA does: all devices of the mesh in scope share.
     """
+    mesh = _explicit(arrays) or jax.sharding.get_abstract_mesh()
     if share is not None:
+        if share and not mesh.empty:
+            _check_in_scope(share, mesh, where)
         return share or None
-    explicit = _explicit(arrays)
-    mesh = explicit or jax.sharding.get_abstract_mesh()
     if mesh.size < 2 or AxisType.Manual in mesh.axis_types:
         return None
     used = {name for x in arrays for name in jax.tree.leaves(lies(x))}
@@ -96,6 +107,23 @@ def who(share: Sharing, arrays: Sequence[Array]) -> Share | None:
         return None
     # What is whole along an axis is cut along it first, which takes no exchange.
     return Share(mesh, tuple(sorted(mesh.axis_names, key=lambda name: name in used)))
+
+
+def _check_in_scope(share: Share, mesh: Any, where: str) -> None:
+    """Raises ValueError for axes that the mesh in scope has not, or that `shard_map` maps."""
+    kinds = dict(zip(mesh.axis_names, mesh.axis_types, strict=True))
+    for name in share.axes:
+        if mesh.shape.get(name) != share.mesh.shape[name]:
+            raise ValueError(
+                f"{where}: share has the axis {name!r} of {share.mesh.shape[name]} devices, and "
+                f"the mesh in scope has the axes {dict(mesh.shape)}. Give its axes, or leave share "
+                f"out: all its devices share."
+            )
+        if kinds[name] == AxisType.Manual:
+            raise ValueError(
+                f"{where}: share has the axis {name!r}, which shard_map maps here, so that each "
+                f"device has matrices of its own. Leave share out, or call update outside."
+            )
 
 
 def _explicit(arrays: Sequence[Array]) -> Any:
@@ -128,17 +156,14 @@ def freely(fn: Callable[..., Any], places: Any, *args: Any) -> Any:
 def begun(share: Share | None, fn: Callable[[Array], Any], p: Array) -> Any:
     """`fn(p)`, what the state keeps for a leaf, cut among the devices that share its matrices.
 
-    Each array along its first axis that can be cut, or else a preconditioner would be whole on
-    every device, and gathered there after each step.
+    Else a preconditioner would be whole on every device, and gathered there after each step.
     """
     mesh = _explicit([p]) or jax.sharding.get_abstract_mesh()
 
     def place(x: Any) -> Any:
-        spec: list[Any] = [None] * x.ndim
-        fits = [i for i, n in enumerate(x.shape) if n and share and n % share.size == 0]
-        if share is not None and fits:
-            spec[fits[0]] = share.axis
-        return jax.sharding.NamedSharding(mesh, PartitionSpec(*spec))
+        return jax.sharding.NamedSharding(
+            mesh, PartitionSpec(*(share.cuts(x.shape) if share else ()))
+        )
 
     if mesh.empty:
         return fn(p)

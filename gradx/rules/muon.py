@@ -117,7 +117,8 @@ def scale_by_muon(
       gram: whether the steps work on \(N N^\top\); by default where this takes less operations,
         for five steps from about \(n = 1.5 m\) on.
       chunk: how many matrices to work on at a time, which bounds the memory (see `matrixwise`).
-      share: devices that share the matrices, as ``Share(mesh, axis)``.
+      share: devices that share the matrices, as ``Share(mesh, axis)``; by default those of the
+        mesh in scope, and with False nobody (see `matrixwise`).
 
     Raises:
       ValueError: a number out of range, a preset that is not there; at `init`, a leaf that is no
