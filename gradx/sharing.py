@@ -103,7 +103,7 @@ def who(share: Sharing, arrays: Sequence[Array], where: str) -> Share | None:
     if mesh.size < 2 or AxisType.Manual in mesh.axis_types:
         return None
     used = {name for x in arrays for name in jax.tree.leaves(lies(x))}
-    if (AxisType.Auto not in mesh.axis_types and not used) or any(map(_on_one_device, arrays)):
+    if AxisType.Auto not in mesh.axis_types and not used:
         return None
     # What is whole along an axis is cut along it first, which takes no exchange.
     return Share(mesh, tuple(sorted(mesh.axis_names, key=lambda name: name in used)))
@@ -130,12 +130,6 @@ def _explicit(arrays: Sequence[Array]) -> Any:
     """The mesh of the arrays' types if it has explicit axes; else None."""
     meshes = [jax.typeof(x).sharding.mesh for x in arrays]
     return next((mesh for mesh in meshes if AxisType.Explicit in mesh.axis_types), None)
-
-
-def _on_one_device(x: Array) -> bool:
-    """Of an array outside `jit` that somebody has put on a device: it can be on no other."""
-    known = isinstance(x, jax.Array) and not isinstance(x, jax.core.Tracer)
-    return known and x.committed and len(x.sharding.device_set) == 1
 
 
 def lies(x: Array) -> tuple[Hashable, ...]:
