@@ -93,7 +93,7 @@ def who(share: Sharing, arrays: Sequence[Array], where: str) -> Share | None:
 
     In `shard_map`, where an axis is manual, a device has its own matrices. With explicit axes the
     types of arrays say whether any of them is cut; where all are whole there is nothing to gather.
-    With automatic axes nobody knows before XLA does: all devices of the mesh in scope share.
+    With automatic axes nobody knows before the program is compiled: all devices in scope share.
     """
     mesh = _explicit(arrays) or jax.sharding.get_abstract_mesh()
     if share is not None:
@@ -138,7 +138,7 @@ def lies(x: Array) -> tuple[Hashable, ...]:
 
 
 def freely(fn: Callable[..., Any], places: Any, *args: Any) -> Any:
-    """`fn(*args)`, in which XLA decides where arrays lie; the results lie as `places` say."""
+    """`fn(*args)`, in which the compiler decides where arrays lie, but for the results."""
     mesh = _explicit(jax.tree.leaves(args))
     if mesh is None:
         return fn(*args)
@@ -227,10 +227,10 @@ def spread(
 
 
 def _along(mesh: Any, axes: tuple[str, ...], tree: Any) -> Any:
-    """Stacks that are cut along these axes of the mesh, and in themselves as XLA likes it.
+    """Stacks that are cut along these axes of the mesh, and in themselves in any way.
 
-    Matrices that are cut along two axes are sent along one after the other: XLA has an exchange for
-    each, but for both at a time it gathers.
+    Matrices that are cut along two axes are sent along one after the other: there is an exchange
+    for each, but both at a time would be gathered.
     """
 
     def one(x: Array) -> Array:

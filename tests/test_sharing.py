@@ -66,7 +66,7 @@ class Way(NamedTuple):
     mesh: tuple[int, ...]
     specs: dict[str, Any]  # of single leaves, or of the last two axes of all
     travels: set[str]
-    told: bool = False  # XLA cuts what is whole along an axis, where it is not told otherwise
+    told: bool = False  # what is whole along an axis is only kept so where the program is told
 
 
 WAYS = {
