@@ -82,8 +82,8 @@ from gradx.search.line import *
 from gradx.search.zoom import *
 from gradx.selective import *
 from gradx.setting import *
+from gradx.sharing import *
 from gradx.sources import *
-from gradx.stacked import *
 from gradx.state_map import *
 from gradx.step import *
 from gradx.wrap.accumulate import *

@@ -27,8 +27,9 @@ from gradx.lowering.conditional import if_open, rarely
 from gradx.lowering.varying import varies_over
 from gradx.matrices import Matrix, check_paths, only_matrices
 from gradx.names import check_names
+from gradx.sharing import Share, Sharing, begun, check_share, lies, lots, who
 from gradx.sources import Array
-from gradx.stacked import How, Share, check_share, together, whole
+from gradx.stacked import How, together
 from gradx.stage import (
     Call,
     Decided,
@@ -55,6 +56,7 @@ class MatrixRule(Rule):
     name: str
     like_leaf: Mapping[str, Any]  # fields in the leaf's own shape, with their dtypes
     either_way: bool
+    share: Sharing
     how: How
     sees_tree = True
 
@@ -70,7 +72,12 @@ class MatrixRule(Rule):
 
     def _slots_of(self, p: Any, m: Matrix) -> Slots:
         wide = widen(p)
-        own = () if self.slots is None else jax.vmap(self.slots)(m.stack(whole(wide)))
+
+        def first(wide: Array) -> Slots:
+            made = () if self.slots is None else jax.vmap(self.slots)(m.stack(wide))
+            return tuple(map(m.kept, made)) if isinstance(made, tuple) else made
+
+        own = begun(self._sharers(wide), first, wide)
         names = [name for name in self.fields if name not in self.like_leaf]
         if not isinstance(own, tuple) or len(own) != len(names):
             raise ValueError(
@@ -79,9 +86,13 @@ class MatrixRule(Rule):
             )
         rest = iter(own)
         return tuple(
-            _zeros(wide, self.like_leaf[name]) if name in self.like_leaf else m.kept(next(rest))
+            _zeros(wide, self.like_leaf[name]) if name in self.like_leaf else next(rest)
             for name in self.fields
         )
+
+    def _sharers(self, p: Array) -> Share | None:
+        """For whom a state is cut; those who are named take it as it comes."""
+        return None if self.share else who(self.share, [p], self.where)
 
     def step_of(self, state: State) -> Any:
         """The updates done before this one, if something is done in some steps only."""
@@ -166,16 +177,21 @@ class MatrixRule(Rule):
         turn: int,
     ) -> list[tuple[Array, Slots]]:
         call = calls[members[0]]
-        layouts = tuple((seen[i], jnp.shape(leaves.updates[i])) for i in members)
+        gs = [leaves.updates[i] for i in members]
+        layouts = tuple((seen[i], jnp.shape(g)) for i, g in zip(members, gs, strict=True))
+        how = self.how._replace(share=who(self.share, gs, self.where))
+        if how.share is not None:
+            counts, ways = [m.shape[0] if m else 0 for m, _ in layouts], map(lies, gs)
+            how = how._replace(lots=lots(how.share, counts, list(zip(layouts, ways, strict=True))))
         flags = tuple(name in self.like_leaf for name in self.fields)
         ps = None
         if self.needs_params and leaves.params is not None:
             ps = [leaves.params[i] for i in members]
         try:
             made = together(
-                (self.update, call.static, layouts, flags, self.how),
+                (self.update, call.static, layouts, flags, how),
                 (call.traced, t, jnp.int32(turn)),
-                [leaves.updates[i] for i in members],
+                gs,
                 ps,
                 [calls[i].slots for i in members],
             )
@@ -223,7 +239,7 @@ def matrixwise(
     every: int = 1,
     staggered: bool = False,
     chunk: int | None = None,
-    share: Share | None = None,
+    share: Sharing = None,
 ) -> Transform:
     r"""Lifts a rule for one matrix to a transformation of trees of them.
 
@@ -258,7 +274,11 @@ def matrixwise(
         of them in every \(k\)-th, so that no step takes longer than others.
       chunk: how many matrices of a stack to work on at a time, which bounds the memory. None: all
         of a shape; on CPUs as many as a cache holds, and large leaves one by one.
-      share: the devices that share the matrices, if any.
+      share: the devices that share the matrices: ``Share(mesh, axis)``, False for none, or by
+        default those of the mesh in scope (`jax.set_mesh`). Of \(n\) devices each then has an
+        \(n\)-th of the matrices of a shape, rounded up, and what the state keeps for a matrix
+        begins cut among them. Inside `shard_map`, and with explicit axes where all leaves are
+        whole, nothing is shared. With `staggered` a device renews a part of what it has.
 
     Returns:
       The transformation. Its updates come back in the gradients' dtypes; what follows it in a chain
@@ -266,7 +286,8 @@ def matrixwise(
 
     Raises:
       ValueError: for a number out of range, a chunk or mesh that cannot be, fields that the state
-        has not; at `init`, for a leaf that is no matrix, with its path.
+        has not; at `init`, for a leaf that is no matrix, with its path; at `update`, for a share
+        that the mesh in scope has not.
 
     Example:
       >>> import gradx, jax.numpy as jnp
@@ -313,9 +334,9 @@ def matrixwise(
         name=axes_name,
         like_leaf=like_leaf,
         either_way=either_way,
+        share=share,
         how=How(
             chunk=chunk,
-            share=share,
             renew=renew,
             start=start,
             gather=gather,

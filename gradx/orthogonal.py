@@ -23,8 +23,8 @@ from gradx.matrixwise import matrixwise
 from gradx.momenta import averaging, momentum_of, remembered
 from gradx.moments import weight_so_far
 from gradx.norms import by_factor
+from gradx.sharing import Sharing
 from gradx.sources import Array, Hyper
-from gradx.stacked import Share
 from gradx.stage import Call, Leaves, Numbers, Results, Rows, Slots, staged
 
 __all__ = ["scale_by_shape"]
@@ -108,7 +108,7 @@ def orthogonalise(
     dtype: Any = None,
     gram: bool | None = None,
     chunk: int | None = None,
-    share: Share | None = None,
+    share: Sharing = None,
 ) -> Transform:
     """The polar factor of each matrix, nearly. The coefficients stand in the state, as in Optax."""
     flags, scalars = polar_arguments(ns_coeffs, ns_steps, preconditioning, dtype, gram)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-import math
+import itertools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -16,42 +16,11 @@ from gradx.lowering.conditional import choose, either, rarely
 from gradx.lowering.stacks import alone_or_stacked, hidden, some_at_a_time
 from gradx.matrices import Matrix
 from gradx.names import namespace, reading, suited
+from gradx.sharing import Lots, Share, freely, spread
 from gradx.sources import Array
 from gradx.stage import Numbers, Slots, widen
 
-__all__ = ["Share"]
-
 NumbersOf = Callable[[Any], Numbers]  # what a function of the rule, the argument, reads
-
-
-class Share(NamedTuple):
-    """Devices that share the matrices: each works on a part of them, and the results are gathered.
-
-    Attributes:
-      mesh: the mesh whose devices share.
-      axis: the axis of the mesh, or several.
-
-    Example:
-      >>> import gradx, jax
-      >>> mesh = jax.make_mesh((1,), ("data",))
-      >>> gradx.Share(mesh, "data").size
-      1
-    """
-
-    mesh: jax.sharding.Mesh
-    axis: str | tuple[str, ...]
-
-    @property
-    def size(self) -> int:
-        """How many devices share."""
-        axes = (self.axis,) if isinstance(self.axis, str) else self.axis
-        return math.prod(self.mesh.shape[name] for name in axes)
-
-    def placed(self, tree: Any, spec: jax.sharding.PartitionSpec) -> Any:
-        """The arrays as `spec` says, where the mesh wants to be told; else XLA finds out."""
-        if jax.sharding.AxisType.Explicit not in self.mesh.axis_types:
-            return tree
-        return jax.sharding.reshard(tree, jax.sharding.NamedSharding(self.mesh, spec))
 
 
 class How(NamedTuple):
@@ -59,6 +28,7 @@ class How(NamedTuple):
 
     chunk: int | None = None
     share: Share | None = None
+    lots: Lots = ()  # the leaves that are sent together, if devices share
     renew: Callable[[Slots, Numbers], Slots] | None = None
     start: Callable[[Slots, Numbers], Slots] | None = None
     every: int = 1
@@ -66,32 +36,30 @@ class How(NamedTuple):
     gather: Callable[[Array, Slots, Any, Numbers], Slots] | None = None
 
 
-def check_share(share: Share | None, where: str) -> None:
-    if share is None:
-        return
-    names = getattr(getattr(share, "mesh", None), "axis_names", None)
-    if names is None:
-        raise ValueError(f"{where}: share must be Share(mesh, axis), got {core.show(share)}.")
-    wanted = (share.axis,) if isinstance(share.axis, str) else share.axis
-    known = isinstance(wanted, tuple) and all(name in names for name in wanted)
-    if not known or not wanted or len(set(wanted)) < len(wanted):
-        raise ValueError(
-            f"{where}: share has the axis {share.axis!r}, and must have one of the axes "
-            f"{list(names)} of its mesh, or a tuple of several."
-        )
-
-
-@functools.partial(jax.jit, static_argnums=0)
 def together(
     program: Any, numbers: Any, gs: list[Array], ps: list[Array] | None, slots: list[Slots]
 ) -> list[tuple[Array, Slots]]:
-    """The rule on all matrices of one shape; updates are in float32 or wider.
+    """The rule on all matrices of one shape; updates are in float32 or wider."""
+    like = list(zip(gs, slots, strict=True))
+    places = jax.tree.map(lambda x: jax.typeof(x).sharding, like)
+    done: list[tuple[Array, Slots]] = freely(
+        functools.partial(_together, program), places, numbers, gs, ps, slots
+    )
+    return done
 
-    They are stacked, which is quickly compiled, and easily shared; or, where that is faster and
+
+@functools.partial(jax.jit, static_argnums=0)
+def _together(
+    program: Any, numbers: Any, gs: list[Array], ps: list[Array] | None, slots: list[Slots]
+) -> list[tuple[Array, Slots]]:
+    """They are stacked, which is quickly compiled, and easily shared; or, where that is faster and
     they are not shared, done leaf by leaf.
     """
-    _, _, ((m, _), *more), _, how = program
-    if not more or how.share is not None:
+    _, _, layouts, _, how = program
+    m, _ = layouts[0]
+    if how.share is not None and sum(m.shape[0] for m, _ in layouts):
+        return _shared(program, numbers, gs, ps, slots)
+    if len(gs) == 1:
         return _stacked(program, numbers, gs, ps, slots)
     apart, stacked = (functools.partial(way, program) for way in (_apart, _stacked))
     size, renewed = m.rows * m.columns, how.renew is not None
@@ -112,7 +80,7 @@ def _apart(
     for i, (m, shape) in enumerate(layouts):
         alone = rule, static, ((m, shape),), like_leaf, how
         p = None if ps is None else [ps[i]]
-        g = begin(gs[i], whole(made[-1][0])) if made else gs[i]
+        g = begin(gs[i], made[-1][0]) if made else gs[i]
         made += _stacked(alone, (traced, t, turn), [g], p, [slots[i]])
         turn = turn + m.shape[0] * how.staggered
     return made
@@ -123,17 +91,49 @@ def _stacked(
     program: Any, numbers: Any, gs: list[Array], ps: list[Array] | None, slots: list[Slots]
 ) -> list[tuple[Array, Slots]]:
     rule, static, layouts, like_leaf, how = program
+    made = _run(rule, static, how)(numbers, *_stacks(layouts, like_leaf, gs, ps, slots))
+    places = _places([m.shape[0] for m, _ in layouts], [*gs, *jax.tree.leaves(numbers)])
+    return _leaves(layouts, like_leaf, places, gs, slots, *made)
+
+
+def _shared(
+    program: Any, numbers: Any, gs: list[Array], ps: list[Array] | None, slots: list[Slots]
+) -> list[tuple[Array, Slots]]:
+    """The rule on the devices that share, and each leaf's part of what they have made."""
+    rule, static, layouts, like_leaf, how = program
+
+    def alone(column: Any, i: int) -> Any:
+        return column and [column[i]]
+
+    def sent(i: int) -> Any:
+        return _stacks([layouts[i]], like_leaf, *(alone(x, i) for x in (gs, ps, slots)))
+
+    lots = [[sent(i) for i in lot] for lot in how.lots]
+    results = spread(how.share, _run(rule, static, how), numbers, lots)
+    made: dict[int, tuple[Array, Slots]] = {}
+    for i, result in zip(itertools.chain(*how.lots), itertools.chain(*results), strict=True):
+        ((u, new),) = _leaves([layouts[i]], like_leaf, [0], [gs[i]], [slots[i]], *result)
+        made[i] = u, jax.tree.map(_placed, new, slots[i])
+    return [made[i] for i in range(len(gs))]
+
+
+def _stacks(layouts: Any, like_leaf: Any, gs: Any, ps: Any, slots: Any) -> tuple[Any, Any, Any]:
+    """Gradients, state and parameters, each array (matrices, …)."""
     columns = zip(like_leaf, zip(*slots, strict=True), strict=True)
-    stacks = (
+    return (
         _stack(layouts, True, *gs),
         tuple(
             jax.tree.map(functools.partial(_stack, layouts, x), *column) for x, column in columns
         ),
         None if ps is None else _stack(layouts, True, *ps),
     )
-    us, new = _run(rule, static, numbers, how, stacks)
+
+
+def _leaves(
+    layouts: Any, like_leaf: Any, places: Any, gs: Any, slots: Any, us: Array, new: Slots
+) -> list[tuple[Array, Slots]]:
+    """The update and the new slots of each leaf, out of the stacks."""
     made = []
-    places = _places([m.shape[0] for m, _ in layouts], [*gs, *jax.tree.leaves(numbers)])
     for (m, shape), at, g, old in zip(layouts, places, gs, slots, strict=True):
         kept = tuple(
             jax.tree.map(functools.partial(_kept, m, shape, at, like), *pair)
@@ -145,7 +145,7 @@ def _stacked(
 
 def _stack(layouts: Any, like_leaf: bool, *parts: Array) -> Array:
     """Arrays of all leaves, of the leaf's own shape or as the state keeps them for a matrix."""
-    pairs = [(m, whole(x)) for (m, _), x in zip(layouts, parts, strict=True)]
+    pairs = [(m, x) for (m, _), x in zip(layouts, parts, strict=True)]
     opened = [m.stack(widen(x)) if like_leaf else m.opened(x) for m, x in pairs]
     return opened[0] if len(opened) == 1 else jnp.concatenate(opened)
 
@@ -159,7 +159,7 @@ def _part(m: Matrix, shape: tuple[int, ...], at: Any, like_leaf: bool, x: Array)
 def _kept(
     m: Matrix, shape: tuple[int, ...], at: Any, like_leaf: bool, x: Array, old: Array
 ) -> Array:
-    return _back(_part(m, shape, at, like_leaf, x).astype(old.dtype), old)
+    return _part(m, shape, at, like_leaf, x).astype(old.dtype)
 
 
 def _places(counts: list[int], arrays: list[Array]) -> list[Any]:
@@ -167,42 +167,19 @@ def _places(counts: list[int], arrays: list[Array]) -> list[Any]:
     places = [sum(counts[:i]) for i in range(len(counts))]
     numbers = [x for x in arrays if jnp.issubdtype(x.dtype, jnp.number) and x.size]
     known = len(counts) == 1 or not numbers
-    return places if known else hidden(places, whole(numbers[0]))
+    return places if known else hidden(places, numbers[0])
 
 
-# ---------------------------------------------------------------- on several devices
+def _placed(x: Array, like: Array) -> Array:
+    """`x`, sharded like `like`, which a product does not see to; the choice costs nothing."""
+    return jnp.where(jnp.zeros_like(like, bool), like.astype(x.dtype), x)
 
 
-def whole(x: Array) -> Array:
-    """The array on every device, where the mesh wants to be told; else XLA finds out."""
-    mesh = jax.typeof(x).sharding.mesh
-    if jax.sharding.AxisType.Explicit not in mesh.axis_types:
-        return x
-    everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
-    return jax.sharding.reshard(x, everywhere)
+# ---------------------------------------------------------------- the rule
 
 
-def _back(x: Array, like: Array) -> Array:
-    """What was made of whole arrays, where `like` is."""
-    sharding = jax.typeof(like).sharding
-    explicit = jax.sharding.AxisType.Explicit in sharding.mesh.axis_types
-    return jax.sharding.reshard(x, sharding) if explicit else x
-
-
-def _placed(u: Array, g: Array) -> Array:
-    """`u`, sharded like `g`, which a product does not see to; XLA then removes the choice."""
-    u = _back(u, g)
-    return jnp.where(jnp.zeros_like(g, bool), g.astype(u.dtype), u)
-
-
-def _run(
-    rule: Callable[..., Any],
-    static: Any,
-    numbers: Any,
-    how: How,
-    stacks: tuple[Any, ...],
-) -> Any:
-    """The rule for each of the stacked matrices, in chunks, and each device its share of them."""
+def _run(rule: Callable[..., Any], static: Any, how: How) -> Callable[..., Any]:
+    """The rule for each of the stacked matrices, in chunks."""
 
     @gtree.mixing
     def some(numbers: Any, *stacks: Any) -> Any:
@@ -215,23 +192,7 @@ def _run(
         us, new = _each(functools.partial(_stepped, rule, h), how.chunk, stacks)
         return us, new if how.renew is None or how.gather else _renewed(new, h, t, turn, how)
 
-    if how.share is None:
-        return some(numbers, *stacks)
-    count = stacks[0].shape[0]
-    missing = -count % how.share.size
-    padded = jax.tree.map(
-        lambda x: jnp.concatenate([x, jnp.zeros((missing, *x.shape[1:]), x.dtype)]), stacks
-    )
-    everywhere, parts = jax.sharding.PartitionSpec(), jax.sharding.PartitionSpec(how.share.axis)
-    shared = jax.shard_map(
-        some, mesh=how.share.mesh, in_specs=(everywhere, *[parts] * len(stacks)), out_specs=parts
-    )
-    numbers = how.share.placed(numbers, everywhere)
-    made = shared(numbers, *how.share.placed(padded, parts))
-    return jax.tree.map(lambda x: x[:count], how.share.placed(made, everywhere))
-
-
-# ---------------------------------------------------------------- the rule
+    return some
 
 
 def _each(one: Callable[..., Any], chunk: int | None, stacks: Any) -> Any:

@@ -46,7 +46,7 @@ LAYERS = [
     ["core"],
     ["sources", "state_map", "step"],
     ["hyper", "lapack", "masks"],
-    ["live", "names", "counting", "arguments", "mapped"],
+    ["live", "names", "counting", "arguments", "mapped", "sharing"],
     ["matrices", "polar", "blocks", "states"],
     ["matrix_names", "replicas", "whitening"],
     ["stage"],

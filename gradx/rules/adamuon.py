@@ -18,8 +18,8 @@ from gradx.matrixwise import matrixwise
 from gradx.moments import average
 from gradx.orthogonal import Normalisation, NSCoefficients, momentum, orthogonalise, signs
 from gradx.powers import sqrt
+from gradx.sharing import Sharing
 from gradx.sources import Array, Hyper
-from gradx.stacked import Share
 from gradx.stage import Numbers, Slots
 from gradx.trees import abs_sq
 
@@ -64,7 +64,7 @@ def scale_by_adamuon(
     dtype: Any = None,
     gram: bool | None = None,
     chunk: int | None = None,
-    share: Share | None = None,
+    share: Sharing = None,
 ) -> Transform:
     r"""Replaces each matrix by the polar factor of its momentum's signs, rescaled by element.
 
@@ -175,7 +175,7 @@ def adamuon(
     dtype: Any = None,
     gram: bool | None = None,
     chunk: int | None = None,
-    share: Share | None = None,
+    share: Sharing = None,
 ) -> Transform:
     r"""AdaMuon for the matrices, and Adam for all else.
 

@@ -20,8 +20,8 @@ from gradx.matrixwise import matrixwise
 from gradx.moments import storage
 from gradx.orthogonal import Convention, convention_or, part, part_of, scale_by_shape
 from gradx.powers import sqrt
+from gradx.sharing import Sharing
 from gradx.sources import Array, Fixed, Hyper
-from gradx.stacked import Share
 from gradx.stage import Numbers, Slots
 from gradx.trees import abs_sq, mixing
 
@@ -54,7 +54,7 @@ def scale_by_dion(
     key: Array | int = 0,
     axes: Any = None,
     chunk: int | None = None,
-    share: Share | None = None,
+    share: Sharing = None,
 ) -> Transform:
     r"""Replaces each matrix by the polar factor of its momentum in the directions of a basis.
 
@@ -81,7 +81,8 @@ def scale_by_dion(
       axes: which axes are the rows and columns (see `matrixwise`). Without it every leaf must have
         two axes.
       chunk: how many matrices to work on at a time, which bounds the memory (see `matrixwise`).
-      share: devices that share the matrices, as ``Share(mesh, axis)``.
+      share: devices that share the matrices, as ``Share(mesh, axis)``; by default those of the
+        mesh in scope, and with False nobody (see `matrixwise`).
 
     Raises:
       ValueError: a number out of range; at `init`, a leaf that is no matrix, with its path.
@@ -182,7 +183,7 @@ def dion(
     axes: Any = None,
     fallback: Contract | None = None,
     chunk: int | None = None,
-    share: Share | None = None,
+    share: Sharing = None,
 ) -> Transform:
     r"""Dion for the matrices, and Adam for all else.
 

@@ -25,8 +25,8 @@ from gradx.orthogonal import (
     polar_factor,
     scale_by_shape,
 )
+from gradx.sharing import Sharing
 from gradx.sources import Array, Fixed, Hyper
-from gradx.stacked import Share
 from gradx.stage import Numbers, Slots
 
 __all__ = ["Dion2State", "dion2", "scale_by_dion2"]
@@ -60,7 +60,7 @@ def scale_by_dion2(
     dtype: Any = None,
     gram: bool | None = None,
     chunk: int | None = None,
-    share: Share | None = None,
+    share: Sharing = None,
 ) -> Transform:
     r"""Replaces the largest rows of each matrix by the polar factor of their momentum.
 
@@ -167,7 +167,7 @@ def dion2(
     dtype: Any = None,
     gram: bool | None = None,
     chunk: int | None = None,
-    share: Share | None = None,
+    share: Sharing = None,
 ) -> Transform:
     r"""Dion2 for the matrices, and Adam for all else.
 

@@ -15,8 +15,8 @@ from gradx.eigenbasis import cut, into, known, least_share, out_of, rounding_of_
 from gradx.fallback import matrix_optimizer, or_by_name
 from gradx.momenta import kept, momentum_of, remembered, slow_average
 from gradx.polar import bounded
+from gradx.sharing import Sharing
 from gradx.sources import Array, Hyper
-from gradx.stacked import Share
 from gradx.stage import Numbers, Slots
 
 __all__ = ["KLShampooState", "kl_shampoo", "scale_by_kl_shampoo"]
@@ -67,7 +67,7 @@ def scale_by_kl_shampoo(
     staggered: bool = False,
     axes: Any = None,
     chunk: int | None = None,
-    share: Share | None = None,
+    share: Sharing = None,
 ) -> Transform:
     r"""Divides each matrix by the roots of the two factors that fit its gradients best.
 
@@ -113,7 +113,8 @@ def scale_by_kl_shampoo(
       axes: which axes are the rows and columns: a `MatrixAxes`, a tree of them, a function that
         makes one from the parameters, or `by_path`. Without it every leaf must have two axes.
       chunk: how many matrices to work on at a time, which bounds the memory (see `matrixwise`).
-      share: devices that share the matrices, as ``Share(mesh, axis)``.
+      share: devices that share the matrices, as ``Share(mesh, axis)``; by default those of the
+        mesh in scope, and with False nobody (see `matrixwise`).
 
     Raises:
       ValueError: a number out of range; at `init`, a leaf that is no matrix, with its path.
@@ -186,7 +187,7 @@ def kl_shampoo(
     axes: Any = None,
     fallback: Contract | None = None,
     chunk: int | None = None,
-    share: Share | None = None,
+    share: Sharing = None,
 ) -> Transform:
     r"""KL-Shampoo for the matrices, and Adam for all else.
 

@@ -17,8 +17,8 @@ from gradx.momenta import kept, momentum_of, remembered, slow_average
 from gradx.moments import average
 from gradx.polar import bounded
 from gradx.powers import sqrt
+from gradx.sharing import Sharing
 from gradx.sources import Array, Hyper
-from gradx.stacked import Share
 from gradx.stage import Numbers, Slots
 from gradx.trees import abs_sq
 
@@ -72,7 +72,7 @@ def scale_by_kl_soap(
     staggered: bool = False,
     axes: Any = None,
     chunk: int | None = None,
-    share: Share | None = None,
+    share: Sharing = None,
 ) -> Transform:
     r"""Rescales each matrix by Adam's rule, in the eigenbasis of the factors that fit best.
 
@@ -114,7 +114,8 @@ def scale_by_kl_soap(
       axes: which axes are the rows and columns: a `MatrixAxes`, a tree of them, a function that
         makes one from the parameters, or `by_path`. Without it every leaf must have two axes.
       chunk: how many matrices to work on at a time, which bounds the memory (see `matrixwise`).
-      share: devices that share the matrices, as ``Share(mesh, axis)``.
+      share: devices that share the matrices, as ``Share(mesh, axis)``; by default those of the
+        mesh in scope, and with False nobody (see `matrixwise`).
 
     Raises:
       ValueError: a number out of range; at `init`, a leaf that is no matrix, with its path.
@@ -187,7 +188,7 @@ def kl_soap(
     axes: Any = None,
     fallback: Contract | None = None,
     chunk: int | None = None,
-    share: Share | None = None,
+    share: Sharing = None,
 ) -> Transform:
     r"""KL-SOAP for the matrices, and Adam for all else.
 

@@ -19,8 +19,8 @@ from gradx.orthogonal import (
     orthogonalise,
     scale_by_shape,
 )
+from gradx.sharing import Sharing
 from gradx.sources import Array, Hyper
-from gradx.stacked import Share
 
 __all__ = ["MuonDimensionNumbers", "MuonState", "muon", "scale_by_muon"]
 
@@ -72,7 +72,7 @@ def scale_by_muon(
     dtype: Any = None,
     gram: bool | None = None,
     chunk: int | None = None,
-    share: Share | None = None,
+    share: Sharing = None,
 ) -> Transform:
     r"""Replaces each matrix by the polar factor of its momentum.
 
@@ -120,7 +120,8 @@ def scale_by_muon(
         for five steps from about \(n = 1.5 m\) on. Where products are narrow, what has to be read
         and written counts, too: from \(1.6 m\) on for large matrices, and \(2.4 m\) for small.
       chunk: how many matrices to work on at a time, which bounds the memory (see `matrixwise`).
-      share: devices that share the matrices, as ``Share(mesh, axis)``.
+      share: devices that share the matrices, as ``Share(mesh, axis)``; by default those of the
+        mesh in scope, and with False nobody (see `matrixwise`).
 
     Raises:
       ValueError: a number out of range, a preset that is not there; at `init`, a leaf that is no
@@ -191,7 +192,7 @@ def muon(
     dtype: Any = None,
     gram: bool | None = None,
     chunk: int | None = None,
-    share: Share | None = None,
+    share: Sharing = None,
 ) -> Transform:
     r"""Muon for the matrices, and Adam for all else.
 

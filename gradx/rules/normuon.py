@@ -25,8 +25,8 @@ from gradx.orthogonal import (
     scale_by_shape,
 )
 from gradx.powers import sqrt
+from gradx.sharing import Sharing
 from gradx.sources import Array, Hyper
-from gradx.stacked import Share
 from gradx.stage import Numbers, Slots
 from gradx.trees import abs_sq
 
@@ -72,7 +72,7 @@ def scale_by_normuon(
     dtype: Any = None,
     gram: bool | None = None,
     chunk: int | None = None,
-    share: Share | None = None,
+    share: Sharing = None,
 ) -> Transform:
     r"""Replaces each matrix by the polar factor of its momentum, with neurons of like size.
 
@@ -142,6 +142,7 @@ def scale_by_normuon(
             flags={"aligned": bool(aligned)},
             axes=axes,
             chunk=chunk,
+            share=False,  # sums of squares, for which no matrix has to be whole
         ),
     )
 
@@ -186,7 +187,7 @@ def normuon(
     dtype: Any = None,
     gram: bool | None = None,
     chunk: int | None = None,
-    share: Share | None = None,
+    share: Sharing = None,
 ) -> Transform:
     r"""NorMuon for the matrices, and Adam for all else.
 

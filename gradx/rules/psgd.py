@@ -21,8 +21,8 @@ from gradx.gradients import as_key, check_key
 from gradx.matrixwise import matrixwise
 from gradx.momenta import SLOW, kept, momentum_of, remembered, slow_average
 from gradx.moments import weight_so_far
+from gradx.sharing import Sharing
 from gradx.sources import Array, Hyper, as_float
-from gradx.stacked import Share
 from gradx.stage import Numbers, Slots, Sums
 from gradx.whitening import fitted, into, out_of, scaled_identity
 
@@ -117,7 +117,7 @@ def scale_by_psgd_kron(
     key: Array | int = 0,
     axes: Any = None,
     chunk: int | None = None,
-    share: Share | None = None,
+    share: Sharing = None,
 ) -> Transform:
     r"""Whitens each matrix of momentum between two factors that are fitted on the way.
 
@@ -151,7 +151,8 @@ def scale_by_psgd_kron(
         see the same noise.
       axes: which axes are the rows and columns (see `matrixwise`).
       chunk: how many matrices to work on at a time, which bounds the memory (see `matrixwise`).
-      share: devices that share the matrices, as ``Share(mesh, axis)``.
+      share: devices that share the matrices, as ``Share(mesh, axis)``; by default those of the
+        mesh in scope, and with False nobody (see `matrixwise`).
 
     Raises:
       ValueError: a number out of range, a mode that is not there; at `init`, a leaf that is no
@@ -272,7 +273,7 @@ def psgd_kron(
     axes: Any = None,
     fallback: Contract | None = None,
     chunk: int | None = None,
-    share: Share | None = None,
+    share: Sharing = None,
 ) -> Transform:
     r"""PSGD-Kron for the matrices, and Adam for all else.
 
@@ -303,7 +304,8 @@ def psgd_kron(
       fallback: what the other leaves are given; by default Adam with `learning_rate`, the betas
         (0.9, 0.999), eps 1e-8 and no weight decay.
       chunk: how many matrices to work on at a time (see `matrixwise`).
-      share: devices that share the matrices, as ``Share(mesh, axis)``.
+      share: devices that share the matrices, as ``Share(mesh, axis)``; by default those of the
+        mesh in scope, and with False nobody (see `matrixwise`).
 
     Raises:
       ValueError: a number out of range, a mode that is not there; at `init`, axes that do not fit a

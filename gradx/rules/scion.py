@@ -24,8 +24,8 @@ from gradx.norms import by_factor
 from gradx.orthogonal import Normalisation, NSCoefficients, orthogonalise, signs
 from gradx.powers import sqrt
 from gradx.scale import descend
+from gradx.sharing import Sharing
 from gradx.sources import Array, ByPath, Hyper
-from gradx.stacked import Share
 from gradx.stage import Call, Leaves, Numbers, Results, Rows, Slots, staged
 from gradx.trees import abs_sq
 
@@ -178,7 +178,7 @@ def scale_by_scion(
     dtype: Any = None,
     gram: bool | None = None,
     chunk: int | None = None,
-    share: Share | None = None,
+    share: Sharing = None,
 ) -> Transform:
     r"""Replaces the average of gradients by the point of a ball that lies farthest along it.
 
@@ -323,7 +323,7 @@ def scion(
     dtype: Any = None,
     gram: bool | None = None,
     chunk: int | None = None,
-    share: Share | None = None,
+    share: Sharing = None,
 ) -> Transform:
     r"""Scion: a conditional gradient method, with a norm for each kind of layer and no Adam.
 

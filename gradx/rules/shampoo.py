@@ -21,8 +21,8 @@ from gradx.momenta import SLOW, kept, momentum_of, remembered, slow_average
 from gradx.moments import average, weight_so_far
 from gradx.polar import bounded
 from gradx.powers import sqrt
+from gradx.sharing import Sharing
 from gradx.sources import Array, Hyper
-from gradx.stacked import Share
 from gradx.stage import Numbers, Slots
 from gradx.trees import abs_sq
 
@@ -87,7 +87,7 @@ def scale_by_shampoo(
     mu_dtype: Any = None,
     axes: Any = None,
     chunk: int | None = None,
-    share: Share | None = None,
+    share: Sharing = None,
 ) -> Transform:
     r"""Multiplies each matrix, or each block of it, from both sides by an inverse root.
 
@@ -128,7 +128,8 @@ def scale_by_shampoo(
       mu_dtype: the dtype to keep \(M\) in; by default the parameter's, at least float32.
       axes: which axes are the rows and columns (see `matrixwise`).
       chunk: how many matrices to work on at a time, which bounds the memory (see `matrixwise`).
-      share: devices that share the matrices, as ``Share(mesh, axis)``.
+      share: devices that share the matrices, as ``Share(mesh, axis)``; by default those of the
+        mesh in scope, and with False nobody (see `matrixwise`).
 
     Raises:
       ValueError: a number out of range, a graft that is not there; at `init`, a leaf that is no
@@ -300,7 +301,7 @@ def shampoo(
     axes: Any = None,
     fallback: Contract | None = None,
     chunk: int | None = None,
-    share: Share | None = None,
+    share: Sharing = None,
 ) -> Transform:
     r"""Shampoo for the matrices, and Adam for all else.
 
@@ -335,7 +336,8 @@ def shampoo(
       fallback: what the other leaves are given; by default Adam with `learning_rate`, the betas
         (0.9, 0.999), eps 1e-8 and no weight decay.
       chunk: how many matrices to work on at a time (see `matrixwise`).
-      share: devices that share the matrices, as ``Share(mesh, axis)``.
+      share: devices that share the matrices, as ``Share(mesh, axis)``; by default those of the
+        mesh in scope, and with False nobody (see `matrixwise`).
 
     Raises:
       ValueError: a number out of range, a graft that is not there; at `init`, axes that do not fit

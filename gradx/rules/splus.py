@@ -31,8 +31,8 @@ from gradx.momenta import SLOW, kept, momentum_of, remembered, slow_average
 from gradx.orthogonal import scale_by_shape
 from gradx.polar import bounded
 from gradx.scale import scale
+from gradx.sharing import Sharing
 from gradx.sources import Array, Hyper
-from gradx.stacked import Share
 from gradx.stage import Numbers, Slots
 
 __all__ = ["SplusState", "scale_by_splus", "splus"]
@@ -80,7 +80,7 @@ def scale_by_splus(
     staggered: bool = False,
     axes: Any = None,
     chunk: int | None = None,
-    share: Share | None = None,
+    share: Sharing = None,
 ) -> Transform:
     r"""Replaces each matrix by the signs of its momentum, taken in a Shampoo eigenbasis.
 
@@ -116,7 +116,8 @@ def scale_by_splus(
       axes: which axes are the rows and columns: a `MatrixAxes`, a tree of them, a function that
         makes one from the parameters, or `by_path`. Without it every leaf must have two axes.
       chunk: how many matrices to work on at a time, which bounds the memory (see `matrixwise`).
-      share: devices that share the matrices, as ``Share(mesh, axis)``.
+      share: devices that share the matrices, as ``Share(mesh, axis)``; by default those of the
+        mesh in scope, and with False nobody (see `matrixwise`).
 
     Raises:
       ValueError: a number out of range; at `init`, a leaf that is no matrix, with its path.
@@ -199,7 +200,7 @@ def splus(
     axes: Any = None,
     fallback: Contract | None = None,
     chunk: int | None = None,
-    share: Share | None = None,
+    share: Sharing = None,
 ) -> Transform:
     r"""SPlus for the matrices, and Adam with a thousandth of the learning rate for all else.
 
