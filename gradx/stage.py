@@ -21,6 +21,7 @@ from gradx import trees as gtree
 from gradx.core import Params, State, Transform, Updates
 from gradx.lowering.predicate import predicated
 from gradx.lowering.reading import reread
+from gradx.lowering.siblings import siblings
 from gradx.names import Static, joined_names, namespace, reading, suited
 from gradx.sources import Array
 
@@ -168,6 +169,7 @@ def run(
     new: list[Any] = list(flat.values)
     results: list[tuple[Slots, ...]] = [()] * len(rows)
     seen = _to_measure(rows, given, flat_params)
+    given = _joined(rows, given)
     for i, row in enumerate(rows):
         if row:
             g, p = given[i], None if flat_params is None else flat_params[i]
@@ -211,6 +213,16 @@ def _to_measure(
     }
     seen: dict[int, tuple[Array, Slots, Any]] = reread(found)
     return seen
+
+
+def _joined(rows: Rows, updates: Sequence[Any]) -> list[Any]:
+    """The updates, of which small ones can be worked on together.
+
+    Not where a leaf's norm decides: what makes a leaf's new state can sum it up at the same time.
+    """
+    places = [i for i, row in enumerate(rows) if row and all(c.per_leaf is None for c in row)]
+    found = dict(zip(places, siblings([updates[i] for i in places]), strict=True))
+    return [found.get(i, u) for i, u in enumerate(updates)]
 
 
 def _or_zero(u: Array, slots: Slots, p: None, h: Numbers) -> tuple[Array, Slots]:

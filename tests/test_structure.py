@@ -31,7 +31,13 @@ NAMESPACES = [
 # above: so rooms (`rules.*`) never import rooms, and what two of them need moves down.
 LAYERS = [
     ["lowering.policy", "lowering.varying", "lowering.predicate", "lowering.exact"],
-    ["lowering.reading", "lowering.order", "lowering.one_by_one", "lowering.conditional"],
+    [
+        "lowering.reading",
+        "lowering.order",
+        "lowering.one_by_one",
+        "lowering.conditional",
+        "lowering.siblings",
+    ],
     ["lowering"],
     ["trees", "contract", "show", "near", "table", "powers"],
     ["binding", "spec"],

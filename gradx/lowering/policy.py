@@ -54,6 +54,11 @@ POLICY = {
         "L-BFGS: temporaries 12 to 5.8; mechanize 4 to 0. On the v5e L-BFGS would have 5.2 "
         "instead of none.",
     ),
+    "siblings": Way(
+        ("gpu",),
+        "1,000 leaves of 32×32 on the H200: adamw 1,002 kernels to 81, clip + adamw 2,013 to 225. "
+        "Elsewhere a kernel costs no launch.",
+    ),
     "one_by_one": Way(
         ("cpu",),
         "no deadlock: jaxlib's threads for a stack of decompositions wait for each other there.",
