@@ -27,6 +27,7 @@ from gradx import trees as gtree
 from gradx.calls import checked, kept
 from gradx.core import Params, State, Transform
 from gradx.live import HyperparamsState
+from gradx.lowering.siblings import siblings
 from gradx.names import Static, ask, check_names, joined_names, split
 from gradx.sources import Array
 from gradx.stage import (
@@ -269,8 +270,9 @@ class Rule:
         if self.measure is None:
             return {}
         parts = []
-        for i, call in calls.items():
-            g = leaves.updates[i]
+        updates = [leaves.updates[i] for i in calls]
+        updates = updates if self.fields else siblings(updates)  # else the rule's pass sums, too
+        for (i, call), g in zip(calls.items(), updates, strict=True):
             check_array(g, leaves.flat, i, self.where, "update")
             p = leaves.params[i] if self.needs_params and leaves.params is not None else None
             check_leaf(leaves.flat, i, self.where, g, p, [call])

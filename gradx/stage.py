@@ -21,6 +21,7 @@ from gradx import trees as gtree
 from gradx.core import Params, State, Transform, Updates
 from gradx.lowering.predicate import predicated
 from gradx.lowering.reading import reread
+from gradx.lowering.siblings import siblings
 from gradx.names import Static, joined_names, namespace, reading, suited
 from gradx.sources import Array
 
@@ -167,6 +168,7 @@ def run(
         return updates, finish([])
     new: list[Any] = list(flat.values)
     results: list[tuple[Slots, ...]] = [()] * len(rows)
+    given = _joined(rows, given)
     for i, row in enumerate(rows):
         if row:
             g, p = given[i], None if flat_params is None else flat_params[i]
@@ -197,6 +199,16 @@ def run(
                     f"gradient of the parameter's shape, and does the rule keep shapes?"
                 )
     return flat.unflatten(new), finish(results)
+
+
+def _joined(rows: Rows, updates: Sequence[Any]) -> list[Any]:
+    """The updates, of which small ones can be worked on together.
+
+    Not where a leaf's norm decides: what makes a leaf's new state can sum it up at the same time.
+    """
+    places = [i for i, row in enumerate(rows) if row and all(c.per_leaf is None for c in row)]
+    found = dict(zip(places, siblings([updates[i] for i in places]), strict=True))
+    return [found.get(i, u) for i, u in enumerate(updates)]
 
 
 def _or_zero(u: Array, slots: Slots, p: None, h: Numbers) -> tuple[Array, Slots]:

@@ -16,6 +16,7 @@ from gradx.lowering.order import apart, in_place, once_known, write_after
 from gradx.lowering.policy import PLATFORMS, POLICY, by_target
 from gradx.lowering.products import HIGHEST, with_factors
 from gradx.lowering.reading import reread, unshared
+from gradx.lowering.siblings import AT_ONCE, SMALL, _chosen_by_flags, siblings
 from gradx.lowering.stacks import alone_or_stacked, hidden, some_at_a_time
 
 PLATFORM_OF = {"cpu": "cpu", "gpu": "cuda", "tpu": "tpu"}
@@ -46,6 +47,7 @@ WAYS: dict[str, tuple[Callable[..., Any], str]] = {
         "negate",
     ),
     "hidden": (lambda x, y: x + 0.0 * hidden([0, 1], y)[0], "compare"),
+    "siblings": (lambda x, y: siblings([x, None, y])[0], "optimization_barrier"),
     "once_known": (lambda x, y: jnp.where(once_known(y[0]), x, y), "compare"),
 }
 
@@ -97,6 +99,35 @@ def test_a_step_is_compiled_for_two_targets() -> None:
     texts = {name: traced.lower(lowering_platforms=(name,)).as_text() for name in ("cpu", "tpu")}
     assert texts["cpu"].count("optimization_barrier") > 0
     assert texts["tpu"].count("optimization_barrier") == 0
+
+
+def test_small_leaves_of_one_shape_are_siblings() -> None:
+    """On GPUs; not what is large, no array, or alone in its shape or group."""
+    shapes = [(3,), (2, 2), (3,), (3, 1), (SMALL + 1,), (SMALL + 1,)] + [(2,)] * (AT_ONCE + 1)
+    arrays = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
+    traced = jax.jit(lambda xs: siblings([*xs, None])).trace(arrays)
+    texts = {name: traced.lower(lowering_platforms=(name,)).as_text() for name in ("cpu", "cuda")}
+    assert texts["cuda"].count("stablehlo.select") == 2 + AT_ONCE
+    assert texts["cpu"].count("stablehlo.select") == 0
+
+
+def test_siblings_are_the_same_to_the_bit() -> None:
+    odd = jnp.array([0.0, -0.0, jnp.nan, jnp.inf, 1e-45, 3.0])
+    kinds = (jnp.float32, jnp.bfloat16, jnp.float8_e4m3fn, jnp.complex64, jnp.int32)
+    given = [odd.astype(kind) for kind in kinds]
+    for old, new in zip(given, jax.jit(_chosen_by_flags)([given])[0], strict=True):
+        assert new.dtype == old.dtype
+        assert np.asarray(new).tobytes() == np.asarray(old).tobytes()
+
+
+def test_a_pass_over_small_leaves_is_joined_unless_a_norm_decides() -> None:
+    p = {"a": jax.ShapeDtypeStruct((3,), jnp.float32), "b": jax.ShapeDtypeStruct((3,), jnp.float32)}
+    selects = {}
+    for tx in (gradx.chain(gradx.clip_by_global_norm(1.0), gradx.adam(0.1)), gradx.lamb(0.1)):
+        traced = jax.jit(tx.update).trace(p, jax.eval_shape(tx.init, p), p)
+        text = traced.lower(lowering_platforms=("cuda",)).as_text()
+        selects[text.count("optimization_barrier")] = tx
+    assert list(selects) == [2, 0]  # one for the clip's sums, one for the pass
 
 
 def test_what_is_refused() -> None:

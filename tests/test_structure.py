@@ -37,6 +37,7 @@ LAYERS = [
         "lowering.one_by_one",
         "lowering.conditional",
         "lowering.sums",
+        "lowering.siblings",
     ],
     ["lowering.products", "lowering.stacks"],
     ["lowering"],

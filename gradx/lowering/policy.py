@@ -74,6 +74,11 @@ POLICY = {
         "L-BFGS: temporaries 18 to 5.9. On the H200 the memory would be read where nothing needs "
         "it, and 3 of temporaries be 2.5.",
     ),
+    "siblings": Way(
+        ("gpu",),
+        "1,000 leaves of 32×32 on the H200: adamw 1,002 kernels to 81, clip + adamw 2,013 to 225. "
+        "Elsewhere a kernel costs no launch.",
+    ),
     "one_by_one": Way(
         ("cpu",),
         "no deadlock: jaxlib's threads for a stack of decompositions wait for each other there.",
