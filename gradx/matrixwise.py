@@ -273,7 +273,7 @@ def matrixwise(
       staggered: renew a \(k\)-th part of the matrices of each shape in every step, instead of all
         of them in every \(k\)-th, so that no step takes longer than others.
       chunk: how many matrices of a stack to work on at a time, which bounds the memory. None: all
-        of a shape; on CPUs as many as a cache holds, and large leaves one by one.
+        of a shape, on CPUs as many as a cache holds; and large leaves one by one.
       share: the devices that share the matrices: ``Share(mesh, axis)``, False for none, or by
         default those of the mesh in scope (`jax.set_mesh`). Of \(n\) devices each then has an
         \(n\)-th of the matrices of a shape, rounded up, and what the state keeps for a matrix

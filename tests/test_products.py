@@ -120,6 +120,5 @@ def trained(dtype: Any) -> float:
 
 def test_twenty_steps_of_training_do_not_feel_the_rounding() -> None:
     exact, narrow = trained("highest"), trained(jnp.bfloat16)
-    print(exact, narrow)
     assert exact < 0.2
     assert narrow == pytest.approx(exact, rel=0.02)

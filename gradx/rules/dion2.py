@@ -105,8 +105,8 @@ def scale_by_dion2(
 
     Reference: Ahn, Amsel and Langford, *Dion2: A simple method to shrink matrix in Muon*,
     https://arxiv.org/abs/2512.16928, and the authors' code, https://github.com/microsoft/dion.
-    Deviations from it: of rows of one size the first are chosen; products are taken in float32 or
-    wider, where it takes them in bfloat16 (``dtype=jnp.bfloat16``).
+    Deviations from it: of rows of one size the first are chosen; products are of
+    factors in `dtype`, where it always takes them in bfloat16.
     """
     flags, scalars = polar_arguments(ns_coeffs, ns_steps, preconditioning, dtype, gram)
     return matrixwise(
