@@ -202,13 +202,16 @@ def run(
 
 
 def _joined(rows: Rows, updates: Sequence[Any]) -> list[Any]:
-    """The updates, of which small ones can be worked on together.
-
-    Not where a leaf's norm decides: what makes a leaf's new state can sum it up at the same time.
-    """
-    places = [i for i, row in enumerate(rows) if row and all(c.per_leaf is None for c in row)]
+    """The updates, of which small ones can be worked on together."""
+    places = [i for i, row in enumerate(rows) if row and not _sums_new_state(row)]
     found = dict(zip(places, siblings([updates[i] for i in places]), strict=True))
     return [found.get(i, u) for i, u in enumerate(updates)]
+
+
+def _sums_new_state(row: Sequence[Call]) -> bool:
+    """Whether a leaf's norm is of its new state: what writes this can sum it up, too, if alone."""
+    deciding = [k for k, call in enumerate(row) if call.per_leaf is not None]
+    return bool(deciding) and any(call.slots for call in row[: deciding[-1] + 1])
 
 
 def _or_zero(u: Array, slots: Slots, p: None, h: Numbers) -> tuple[Array, Slots]:

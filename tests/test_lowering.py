@@ -120,14 +120,24 @@ def test_siblings_are_the_same_to_the_bit() -> None:
         assert np.asarray(new).tobytes() == np.asarray(old).tobytes()
 
 
-def test_a_pass_over_small_leaves_is_joined_unless_a_norm_decides() -> None:
-    p = {"a": jax.ShapeDtypeStruct((3,), jnp.float32), "b": jax.ShapeDtypeStruct((3,), jnp.float32)}
-    selects = {}
-    for tx in (gradx.chain(gradx.clip_by_global_norm(1.0), gradx.adam(0.1)), gradx.lamb(0.1)):
-        traced = jax.jit(tx.update).trace(p, jax.eval_shape(tx.init, p), p)
-        text = traced.lower(lowering_platforms=("cuda",)).as_text()
-        selects[text.count("optimization_barrier")] = tx
-    assert list(selects) == [2, 0]  # one for the clip's sums, one for the pass
+@pytest.mark.parametrize(
+    ("tx", "barriers"),
+    [
+        (gradx.adam(0.1), 1),
+        (
+            gradx.chain(gradx.clip_by_global_norm(1.0), gradx.adam(0.1)),
+            2,
+        ),  # and for the clip's sums
+        (gradx.lars(0.1), 1),  # the norm is known before the state is written
+        (gradx.lamb(0.1), 0),  # the norm is of the new state
+    ],
+    ids=repr,
+)
+def test_a_pass_joins_small_leaves_unless_it_sums_new_state(tx: Any, barriers: int) -> None:
+    p = {name: jax.ShapeDtypeStruct((3,), jnp.float32) for name in "ab"}
+    traced = jax.jit(tx.update).trace(p, jax.eval_shape(tx.init, p), p)
+    text = traced.lower(lowering_platforms=("cuda",)).as_text()
+    assert text.count("optimization_barrier") == barriers
 
 
 def test_what_is_refused() -> None:
