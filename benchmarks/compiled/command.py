@@ -69,20 +69,24 @@ def _begin(
     chip: chips.Chip, study: str, some: bool, resume: bool, before: stored.Stored | None, path: Path
 ) -> stored.Stored:
     """What the new results go into: the file's, if it is of the same versions, or nothing."""
-    here = stored.versions(chip)
     if before is None or not (some or resume):
-        return stored.Stored(chip.name, study, here)
+        return stored.Stored(chip.name, study, stored.versions(chip))
+    _same_versions(chip, before, "measure all rows (no --rows, no --resume), or use another --json")
+    return before
+
+
+def _same_versions(chip: chips.Chip, before: stored.Stored, otherwise: str) -> None:
+    here = stored.versions(chip)
     if before.versions != here:
         raise SystemExit(
-            f"{path.name} was measured with {before.versions}, and here are {here}: measure all "
-            "rows anew (without --rows and --resume), or into another file (--json)."
+            f"the stored table is of {before.versions}, and here are {here}: {otherwise}"
         )
-    return before
 
 
 def _check(chip: chips.Chip, jobs: list[Job], before: stored.Stored | None, workers: int) -> None:
     if before is None:
         raise SystemExit("--check compares with a stored table, and there is none for this target")
+    _same_versions(chip, before, "install the table's")
     complaints: list[str] = []
 
     def keep(job: Job, result: Result) -> None:

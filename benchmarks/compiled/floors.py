@@ -48,7 +48,9 @@ class Floor:
 def parse(text: str) -> Floor | None:
     """What a floor adds up to; None for `none`. Raises ValueError for what is no floor."""
     arithmetic, _, note = text.partition("#")
-    if arithmetic.strip() == "none" and note.strip():
+    if arithmetic.strip() == "none":
+        if not note.strip():
+            raise ValueError("a row without a floor says why: 'none # why'")
         return None
     likes = grams = 0
     for one in arithmetic.split(";"):

@@ -48,7 +48,7 @@ def _work(chip: Chip, left: deque[Job], keep: Keep, lock: threading.Lock) -> Non
                 worker = worker or _start(chip, said)
                 result = _ask(worker, job)
                 if result is None:
-                    result = {"error": _last_words(worker.wait(), said)}
+                    result = {"error": _last_words(worker, said)}
                     worker = None
                 with lock:
                     keep(job, result)
@@ -68,7 +68,7 @@ def _start(chip: Chip, errors: IO[str]) -> subprocess.Popen[str]:
         cwd=ROOT,
         text=True,
     )
-    ready = _answer(worker) or {"refused": _last_words(worker.wait(), errors)}
+    ready = _answer(worker) or {"refused": _last_words(worker, errors)}
     if "refused" in ready:
         raise SystemExit(chip.refusal(ready["refused"]))
     return worker
@@ -95,11 +95,13 @@ def _answer(worker: subprocess.Popen[str]) -> Result | None:
     return next((json.loads(line) for line in worker.stdout if line.startswith("{")), None)
 
 
-def _last_words(code: int, errors: IO[str]) -> str:
+def _last_words(worker: subprocess.Popen[str], errors: IO[str]) -> str:
     """Why a process has ended, as far as it said so; what it said is forgotten."""
+    worker.communicate()
     errors.seek(0)
     lines = [line.strip() for line in errors if line.strip()]
     checks = [line[line.index("Check failed") :] for line in lines if "Check failed" in line]
     errors.seek(0)
     errors.truncate()
-    return f"the compiler ended the process ({code}): {(checks or lines or [''])[-1][:160]}"
+    why = (checks or lines or [""])[-1][:160]
+    return f"the compiler ended the process ({worker.returncode}): {why}"

@@ -9,7 +9,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import gradx
 from benchmarks.compiled.chips import Chip
 from benchmarks.compiled.jobs import ROOT, Job
 from benchmarks.compiled.runs import Result
@@ -67,9 +66,9 @@ def file_of(target: str, study: str) -> Path:
 
 
 def versions(chip: Chip) -> dict[str, str]:
-    """Of what is installed here."""
+    """Of the packages that decide what a compiler makes of gradx's program, as installed here."""
     packages = ["jax", "jaxlib", "optax", *([chip.package[0]] if chip.package else [])]
-    return {"gradx": gradx.__version__, **{name: version(name) for name in packages}}
+    return {name: version(name) for name in packages}
 
 
 def worse(now: Result, before: Result | None) -> list[str]:
