@@ -64,6 +64,20 @@ def test_what_is_begun_moves_as_much_as_its_part_of_the_source() -> None:
     assert made.kernels == 2
 
 
+def test_a_collective_that_is_begun_reads_its_operands_once() -> None:
+    made = program.cost(
+        entry(
+            "%p.1 = f32[8,4]{1,0} parameter(0)",
+            "%begun = (f32[8,4]{1,0}, f32[32,4]{1,0}) all-gather-start(%p.1), dimensions={0}",
+            "%all = f32[32,4]{1,0} all-gather-done(%begun)",
+            "%sum = f32[8,4]{1,0} all-reduce-start(%p.1), to_apply=%add",
+            "ROOT %end = f32[8,4]{1,0} all-reduce-done(%sum)",
+        )
+    )
+    assert made.moved == 4 * (8 * 4 + 32 * 4) + 4 * (8 * 4 + 8 * 4)
+    assert made.kernels == 2
+
+
 @pytest.mark.parametrize(
     ("kind", "size"),
     [("f32[3,5]", 60), ("pred[8]", 8), ("s4[8]", 4), ("token[]", 0), ("f8e4m3fn[2]", 2)],

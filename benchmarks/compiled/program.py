@@ -17,9 +17,8 @@ from typing import Any
 _NAMES = {
     "parameter", "constant", "tuple", "get-tuple-element", "bitcast", "opt-barrier", "after-all",
     "partition-id", "replica-id", "optimization-barrier", "add-dependency", "domain", "iota",
-    "copy-done", "slice-done", "async-done", "async-update", "all-gather-done", "all-reduce-done",
-    "collective-permute-done", "send-done", "recv-done", "dynamic-slice-done",
 }  # fmt: skip
+_ENDS = ("-done", "-update")
 _STARTS = {"copy-start", "slice-start", "dynamic-slice-start"}
 
 COLLECTIVES = (
@@ -62,7 +61,7 @@ def cost(text: str) -> Cost:
     """Counts in the text of a compiled program (`compiled.as_text()`)."""
     entry = list(_instructions(_entry(text)))
     made = {i.name: i.result for i in entry}
-    work = [i for i in entry if i.operation not in _NAMES]
+    work = [i for i in entry if i.operation not in _NAMES and not i.operation.endswith(_ENDS)]
     moved = sum(_moved(i, made) for i in work)
     return Cost(moved, len(work), _collectives(text))
 
@@ -108,7 +107,10 @@ def _moved(i: Instruction, made: dict[str, str]) -> int:
         target = arrays[0 if i.operation == "copy-start" else 1]
         sides = [x for x in (source, target) if "S(1)" not in x]
         return size(target, everywhere=True) * len(sides)
-    return size(i.result) + sum(size(made.get(x, "")) for x in i.operands)
+    read = sum(size(made.get(x, "")) for x in i.operands)
+    if i.operation.endswith("-start") and i.operation != "all-reduce-start":
+        read = 0  # the result is (operands, results, …)
+    return read + size(i.result)
 
 
 def _arrays(text: str) -> Iterator[str]:
