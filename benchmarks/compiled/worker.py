@@ -82,11 +82,10 @@ def compiled(case: cases.Case, library: str, shapes: trees.Shapes, devices: list
 
     def placed(x: Any) -> Any:
         by_rows = x.shape and x.shape[0] % len(devices) == 0
-        spec = jax.sharding.PartitionSpec("x") if by_rows else jax.sharding.PartitionSpec()
-        sharding = jax.sharding.NamedSharding(mesh, spec)
-        if len(devices) == 1:
-            sharding = jax.sharding.SingleDeviceSharding(devices[0])
-        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
+        sharding = jax.sharding.NamedSharding(mesh, jax.P("x") if by_rows else jax.P())
+        alone = jax.sharding.SingleDeviceSharding(devices[0])
+        where = sharding if len(devices) > 1 else alone
+        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where)
 
     bare = {
         layer: {name: jax.ShapeDtypeStruct(shape, jnp.float32) for name, shape in named.items()}
