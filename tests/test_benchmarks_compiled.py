@@ -221,6 +221,22 @@ def test_results_are_kept_and_compared(tmp_path: Path) -> None:
     assert not stored.worse(result, crash)
 
 
+def as_worker(monkeypatch: pytest.MonkeyPatch, script: str) -> None:
+    """Has a script do what a worker should."""
+    start = runs.subprocess.Popen
+    monkeypatch.setattr(
+        runs.subprocess,
+        "Popen",
+        lambda command, **how: start([command[0], "-S", "-c", script], **how),
+    )
+
+
+def test_a_chip_that_the_compiler_does_not_know_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    as_worker(monkeypatch, """print('{"refused": "no topology v6e:2x2"}')""")
+    with pytest.raises(SystemExit, match=r"--target v6e: no topology v6e:2x2. .*'jax\[tpu\]=="):
+        runs.run(chips.CHIPS["v6e"], [Job("adamw", "gradx", "wide")], lambda job, result: None)
+
+
 def test_a_process_that_ends_is_a_result(monkeypatch: pytest.MonkeyPatch) -> None:
     """And the next job gets a new process."""
     script = (
@@ -230,12 +246,7 @@ def test_a_process_that_ends_is_a_result(monkeypatch: pytest.MonkeyPatch) -> Non
         "    if 'lamb' in line: sys.exit('F0000 x.cc:1] Check failed: a <= b')\n"
         "    print('noise'); print(json.dumps({'moved': 28.0}), flush=True)\n"
     )
-    start = runs.subprocess.Popen
-    monkeypatch.setattr(
-        runs.subprocess,
-        "Popen",
-        lambda command, **how: start([command[0], "-S", "-c", script], **how),
-    )
+    as_worker(monkeypatch, script)
     got: dict[str, runs.Result] = {}
     asked = [Job(row, "gradx", "wide") for row in ("adamw", "lamb", "lion")]
     runs.run(chips.CHIPS["cpu"], asked, lambda job, result: got.update({job.row: result}))

@@ -30,7 +30,7 @@ def arguments(p: argparse.ArgumentParser) -> None:
         help="compare gradx's rows with the file instead, and fail where one is worse",
     )
     group.add_argument(
-        "--within", type=float, metavar="SECONDS", help="only what compiled that fast before"
+        "--within", type=float, metavar="SECONDS", help="only what the file says is that fast"
     )
     group.add_argument("--json", type=Path, help="the file, instead of results/compiled-CHIP.json")
 
@@ -44,7 +44,7 @@ def main(args: argparse.Namespace) -> None:
     before = stored.load(path)
     if args.within is not None:
         known = {} if before is None else before.results
-        jobs = [j for j in jobs if known.get(j, {}).get("seconds", 0) <= args.within]
+        jobs = [j for j in jobs if j in known and known[j].get("seconds", 0) <= args.within]
     if args.check:
         _check(chip, jobs, before, args.workers)
         return

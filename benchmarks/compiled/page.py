@@ -22,8 +22,8 @@ and conditionals count once, with what is handed to them.
 
 The *floor* is the least that a step can move: arithmetic over the arrays that it has to read and
 write, at the end of this page. On TPUs a program may be below it, since a leaf can stay on the chip
-between two passes. On CPUs XLA writes one result a loop (multi-output fusion is off), so AdamW reads
-its gradient three times, and both libraries are above it.
+between two passes. On CPUs XLA writes one result a loop (multi-output fusion is off), so AdamW
+reads its gradient three times, and both libraries are above it.
 
 This page is written by its own commands; `benchmarks/README.md` says how."""
 

@@ -68,9 +68,10 @@ def _start(chip: Chip, errors: IO[str]) -> subprocess.Popen[str]:
         cwd=ROOT,
         text=True,
     )
-    ready = _answer(worker) or {"refused": _last_words(worker, errors)}
-    if "refused" in ready:
-        raise SystemExit(chip.refusal(ready["refused"]))
+    ready = _answer(worker)
+    if ready is None or "refused" in ready:
+        ended = _last_words(worker, errors)
+        raise SystemExit(chip.refusal(ready["refused"] if ready else ended))
     return worker
 
 
