@@ -12,6 +12,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from benchmarks import cases, processes, report
+from benchmarks.compiled import command
 from benchmarks.sections import SECTIONS
 from benchmarks.settings import Settings
 
@@ -28,6 +29,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--no-torch", action="store_true", help="leave torch.optim out")
     p.add_argument("--out", type=Path, help="the Markdown file; without it, standard output")
     p.add_argument("--render", type=Path, metavar="JSON", help="measure nothing; show this run")
+    command.arguments(p)
     return p
 
 
@@ -62,6 +64,9 @@ def command_line(argv: list[str]) -> str:
 
 def main(argv: list[str]) -> None:
     args = parser().parse_args(argv)
+    if args.target:
+        command.main(args)
+        return
     if args.render:
         run = json.loads(args.render.read_text())
     else:

@@ -39,6 +39,7 @@ class Case:
       calls: steps in one sample, for transformations whose steps differ from each other (an
         accumulation over k steps: k). Times are reported per step.
       compile_cost: whether the 1,000-leaf section compiles it too; about a minute a row.
+      compiled_tree: the parameters where the row is compiled for a chip (`compiled/`).
       extra: `(params, grads)` to the extra arguments of `update`.
       heavyball: the class in HeavyBall and its arguments, for the section on the matrix family.
     """

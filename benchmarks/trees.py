@@ -44,7 +44,17 @@ def wide(quick: bool) -> Shapes:
     return {f"block_{i}": _block(64 if quick else 2048) for i in range(2)}
 
 
-TREES = {"blocks": blocks, "thousand": thousand, "wide": wide}
+def deep(quick: bool) -> Shapes:
+    """Eight transformer blocks of width 1024: 80 leaves, for a mesh."""
+    return {f"block_{i}": _block(64 if quick else 1024) for i in range(8)}
+
+
+def narrow(quick: bool) -> Shapes:
+    """One transformer block of width 512: does it compile?"""
+    return {"block": _block(64 if quick else 512)}
+
+
+TREES = {"blocks": blocks, "thousand": thousand, "wide": wide, "deep": deep, "narrow": narrow}
 
 
 def leaves(shapes: Shapes) -> list[tuple[int, ...]]:

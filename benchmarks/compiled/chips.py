@@ -47,13 +47,20 @@ class Chip:
     topology: Mapping[str, Any] | None = None
     mesh: Mapping[str, Any] | None = None
 
-    def check(self) -> None:
-        """Raises SystemExit if its compiler is not installed."""
+    def check(self, *, many: bool = False) -> None:
+        """Raises SystemExit if its compiler is not installed, or there is but one of it."""
         if self.package is not None and importlib.util.find_spec(self.package[0]) is None:
-            raise SystemExit(
-                f"--target {self.name} needs the compiler in {self.package[0]}: "
-                f"pip install '{self.package[1]}' (the version of the jax that is installed)."
-            )
+            raise SystemExit(self.refusal(f"the compiler in {self.package[0]} is not installed"))
+        if many and self.mesh is None:
+            raise SystemExit(f"--target {self.name} is one chip; a mesh needs another target")
+
+    def refusal(self, why: str) -> str:
+        """What to do if it cannot be compiled for."""
+        install = self.package[1] if self.package else "jax"
+        return (
+            f"--target {self.name}: {why}. It needs pip install '{install}=={jax.__version__}', "
+            "in an environment that has no other accelerator's packages."
+        )
 
     def devices(self, *, many: bool = False) -> list[Any]:
         """What to compile for: one, or all of `mesh`."""
@@ -83,13 +90,13 @@ def _tpu(name: str) -> Chip:
 CHIPS = {
     chip.name: chip
     for chip in [
-        Chip("cpu", environment={"JAX_PLATFORMS": "cpu"}),
         _tpu("v5e"),
         _tpu("v6e"),
         Chip(
             "h200",
             ("jax_cuda13_plugin", "jax[cuda13]"),
             {
+                "JAX_PLATFORMS": "",
                 "JAX_SKIP_CUDA_CONSTRAINTS_CHECK": "1",
                 "XLA_FLAGS": "--xla_gpu_autotune_level=0",
                 "TF_CPP_MIN_LOG_LEVEL": "3",
@@ -98,5 +105,13 @@ CHIPS = {
             {"topology_name": "h200", "topology": "1x1x1", "target_config": _H200},
             {"topology_name": "h200", "topology": "1x1x8", "target_config": _H200},
         ),
+        Chip("cpu", environment={"JAX_PLATFORMS": "cpu"}),
     ]
 }
+
+
+def named(name: str) -> Chip:
+    """The chip of a name; SystemExit if there is none."""
+    if name not in CHIPS:
+        raise SystemExit(f"no target {name!r}; there are {', '.join(CHIPS)}")
+    return CHIPS[name]

@@ -1,8 +1,8 @@
 """What a compiled program costs, counted in its text.
 
-Bytes are counted over the instructions of the entry computation: what each reads and writes in main
-memory. A loop or a conditional counts once, with what is handed to it and what comes back. On TPUs an
-array whose layout says `S(1)` is on the chip (VMEM), and does not count.
+Bytes are counted over the instructions of the entry computation: what each reads and writes in
+main memory. A loop or a conditional counts once, with what is handed to it and what comes back. On
+TPUs an array whose layout says `S(1)` is on the chip (VMEM), and does not count.
 """
 
 from __future__ import annotations
@@ -17,9 +17,8 @@ from typing import Any
 _NAMES = {
     "parameter", "constant", "tuple", "get-tuple-element", "bitcast", "opt-barrier", "after-all",
     "partition-id", "replica-id", "optimization-barrier", "add-dependency", "domain", "iota",
-    "copy-done", "slice-done", "async-done", "async-update", "all-gather-done", "all-reduce-done",
-    "collective-permute-done", "send-done", "recv-done", "dynamic-slice-done",
 }  # fmt: skip
+_ENDS = ("-done", "-update")
 _STARTS = {"copy-start", "slice-start", "dynamic-slice-start"}
 
 COLLECTIVES = (
@@ -62,7 +61,7 @@ def cost(text: str) -> Cost:
     """Counts in the text of a compiled program (`compiled.as_text()`)."""
     entry = list(_instructions(_entry(text)))
     made = {i.name: i.result for i in entry}
-    work = [i for i in entry if i.operation not in _NAMES]
+    work = [i for i in entry if i.operation not in _NAMES and not i.operation.endswith(_ENDS)]
     moved = sum(_moved(i, made) for i in work)
     return Cost(moved, len(work), _collectives(text))
 
@@ -108,7 +107,10 @@ def _moved(i: Instruction, made: dict[str, str]) -> int:
         target = arrays[0 if i.operation == "copy-start" else 1]
         sides = [x for x in (source, target) if "S(1)" not in x]
         return size(target, everywhere=True) * len(sides)
-    return size(i.result) + sum(size(made.get(x, "")) for x in i.operands)
+    read = sum(size(made.get(x, "")) for x in i.operands)
+    if i.operation.endswith("-start") and i.operation != "all-reduce-start":
+        read = 0  # the result is (operands, results, …)
+    return read + size(i.result)
 
 
 def _arrays(text: str) -> Iterator[str]:
@@ -133,14 +135,20 @@ def _bits(kind: str) -> int:
 
 
 def _collectives(text: str) -> dict[str, int]:
+    """What each operation gives; of one that is begun and ended apart, where it ends.
+
+    On TPUs one gather may stand in several fusions, each of which does a part of it, under the same
+    number of its channel.
+    """
     found: dict[str, int] = {}
+    channels = set()
     for i in _instructions(text):
-        name = i.operation.removesuffix("-start")
+        name = i.operation.removesuffix("-done")
         if name in COLLECTIVES:
-            result = i.result
-            if i.operation.endswith("-start") and result.startswith("("):
-                result = list(_arrays(result))[-1]  # (operands, results, …)
-            found[name] = found.get(name, 0) + size(result, everywhere=True)
+            channel = re.search(r"channel_id=\d+", i.rest)
+            if channel is None or channel[0] not in channels:
+                found[name] = found.get(name, 0) + size(i.result, everywhere=True)
+            channels.add(channel and channel[0])
     return found
 
 
@@ -148,3 +156,30 @@ def temporaries(compiled: Any) -> int:
     """Bytes that the program needs beside its arguments and results."""
     memory = compiled.memory_analysis()
     return int(memory.temp_size_in_bytes)
+
+
+def operations(compiled: Any) -> float:
+    """Floating-point operations of a device in a step; those of products where XLA counts none."""
+    counted = compiled.cost_analysis()
+    if isinstance(counted, list):
+        counted = counted[0] if counted else None
+    return float(counted["flops"]) if counted else products(compiled.as_text())
+
+
+def products(text: str) -> float:
+    """2 m n k of each product in the text: `dot`s, fused or not, and calls of cuBLAS."""
+    made, total = {}, 0.0
+    for i in _instructions(text):
+        made[i.name] = i.result
+        if i.operation == "dot" or (i.operation == "custom-call" and "__cublas$" in i.rest):
+            left = _shape(made[i.operands[0]])
+            axes = re.search(r'lhs_contracting_dim(?:ension)?s"?[=:][{\[]([\d",]*)', i.rest)
+            contracted = [left[int(axis)] for axis in re.findall(r"\d+", axes[1])] if axes else []
+            result = next(_arrays(i.result))
+            total += 2.0 * math.prod(_shape(result)) * math.prod(contracted)
+    return total
+
+
+def _shape(text: str) -> list[int]:
+    found = _ARRAY.search(text)
+    return [int(n.strip("<=")) for n in found[2].split(",") if n] if found else []

@@ -1,4 +1,4 @@
-"""All rows for one chip, in processes that a compiler may end; what was measured is kept."""
+"""Jobs done by worker processes, which a compiler may end."""
 
 from __future__ import annotations
 
@@ -6,78 +6,103 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
+import threading
+from collections import deque
 from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import Any
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
+from typing import IO, Any
 
 from benchmarks.compiled.chips import Chip
+from benchmarks.compiled.jobs import ROOT, Job
 
-Job = tuple[str, str]  # row, library
-ROOT = Path(__file__).parents[2]
+Result = dict[str, Any]
+Keep = Callable[[Job, Result], None]
+
+# Seconds; a compiler that takes longer will not come to an end.
+LONGEST = 1800.0
 
 
-def run(chip: Chip, jobs: Sequence[Job], keep: Callable[[Job, dict[str, Any]], None]) -> None:
+def run(chip: Chip, jobs: Sequence[Job], keep: Keep, workers: int = 1) -> None:
     """Hands each result to `keep` as soon as it is there; a crash is a result, too."""
-    left = list(jobs)
-    while left:
-        done = _some(chip, left, keep)
-        left = left[done:]
+    left, lock = deque(jobs), threading.Lock()
+    with ThreadPoolExecutor(workers) as pool:
+        done = [pool.submit(_work, chip, left, keep, lock) for _ in range(workers)]
+        try:
+            for one in done:
+                one.result()
+        finally:
+            left.clear()
 
 
-def _some(chip: Chip, jobs: Sequence[Job], keep: Callable[[Job, dict[str, Any]], None]) -> int:
-    """Does jobs until all are done or the process has ended; how many that were."""
-    flags = {
-        "XLA_FLAGS": " ".join(
-            x.get("XLA_FLAGS", "") for x in (os.environ, chip.environment)
-        ).strip()
-    }
-    arguments = [word for job in jobs for word in job]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "benchmarks.compiled.worker", chip.name, *arguments],
+def _work(chip: Chip, left: deque[Job], keep: Keep, lock: threading.Lock) -> None:
+    worker = None
+    with tempfile.TemporaryFile("w+") as said:
+        try:
+            while True:
+                with lock:
+                    if not left:
+                        return
+                    job = left.popleft()
+                worker = worker or _start(chip, said)
+                result = _ask(worker, job)
+                if result is None:
+                    result = {"error": _last_words(worker, said)}
+                    worker = None
+                with lock:
+                    keep(job, result)
+        finally:
+            if worker is not None:
+                worker.communicate()
+
+
+def _start(chip: Chip, errors: IO[str]) -> subprocess.Popen[str]:
+    flags = f"{os.environ.get('XLA_FLAGS', '')} {chip.environment.get('XLA_FLAGS', '')}".strip()
+    worker = subprocess.Popen(
+        [sys.executable, "-m", "benchmarks.compiled.worker", chip.name],
+        stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE if not os.environ.get("SHOW") else None,
-        env={**os.environ, **chip.environment, **flags},
+        stderr=errors,
+        env={**os.environ, **chip.environment, "XLA_FLAGS": flags},
         cwd=ROOT,
         text=True,
     )
-    done = 0
-    assert process.stdout is not None
-    for line in process.stdout:
-        if not line.startswith("{"):
-            continue
-        said = json.loads(line)
-        if "row" in said:
-            keep((said.pop("row"), said.pop("library")), said)
-            done += 1
-    code = process.wait()
-    if done < len(jobs):
-        keep(jobs[done], {"error": f"the compiler ended the process ({code})"})
-        done += 1
-    return done
+    ready = _answer(worker)
+    if ready is None or "refused" in ready:
+        ended = _last_words(worker, errors)
+        raise SystemExit(chip.refusal(ready["refused"] if ready else ended))
+    return worker
 
 
-if __name__ == "__main__":  # a first look
-    from benchmarks.cases import chosen
-    from benchmarks.compiled.chips import CHIPS
+def _ask(worker: subprocess.Popen[str], job: Job) -> Result | None:
+    """The answer; None if the process ends instead."""
+    assert worker.stdin is not None
+    timer = threading.Timer(LONGEST, worker.kill)
+    timer.start()
+    try:
+        worker.stdin.write(json.dumps(asdict(job)) + "\n")
+        worker.stdin.flush()
+        return _answer(worker)
+    except BrokenPipeError:
+        return None
+    finally:
+        timer.cancel()
 
-    pick = chosen(sys.argv[2] if len(sys.argv) > 2 else "")
-    res: dict = {}
 
-    def keep(job, r):
-        res[job] = r
-        print(job, r, file=sys.stderr, flush=True)
+def _answer(worker: subprocess.Popen[str]) -> Result | None:
+    """The next line that is the worker's own: compilers write to the standard output, too."""
+    assert worker.stdout is not None
+    return next((json.loads(line) for line in worker.stdout if line.startswith("{")), None)
 
-    jobs = [(c.name, lib) for c in pick for lib in c.libraries]
-    run(CHIPS[sys.argv[1]], jobs, keep)
-    for c in pick:
-        cells = []
-        for lib in ("gradx", "optax"):
-            r = res.get((c.name, lib))
-            cells.append(
-                "-"
-                if r is None
-                else r["error"][:60]
-                if "error" in r
-                else f"{r['moved']:.1f}/{r['temporaries']:.2f} k{r['kernels']} {r['seconds']:.0f}s"
-            )
-        print(f"{c.name:34} {cells[0]:32} {cells[1]}")
+
+def _last_words(worker: subprocess.Popen[str], errors: IO[str]) -> str:
+    """Why a process has ended, as far as it said so; what it said is forgotten."""
+    worker.communicate()
+    errors.seek(0)
+    lines = [line.strip() for line in errors if line.strip()]
+    checks = [line[line.index("Check failed") :] for line in lines if "Check failed" in line]
+    errors.seek(0)
+    errors.truncate()
+    why = (checks or lines or [""])[-1][:160]
+    return f"the compiler ended the process ({worker.returncode}): {why}"

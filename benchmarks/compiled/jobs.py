@@ -1,0 +1,80 @@
+"""What is compiled: a row, by a library, on a tree, for one chip or many; and the sets of these."""
+
+from __future__ import annotations
+
+import importlib
+import re
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from benchmarks import cases
+
+ROOT = Path(__file__).parents[2]
+
+
+@dataclass(frozen=True)
+class Job:
+    """One program.
+
+    Attributes:
+      row: its name in the table.
+      library: who makes the transformation, `gradx` or `optax`.
+      tree: the parameters, a name in `trees.TREES`.
+      sharded: for many chips, each of which has a part of the rows.
+      table: where the row is from: `benchmarks`, or `tests`, whose laws run over 200 rows.
+    """
+
+    row: str
+    library: str
+    tree: str
+    sharded: bool = False
+    table: str = "benchmarks"
+
+
+def rows(pattern: str) -> list[Job]:
+    """All rows on one chip."""
+    chosen = cases.chosen(pattern)
+    return [Job(case.name, lib, case.compiled_tree) for case in chosen for lib in case.libraries]
+
+
+def mesh(pattern: str) -> list[Job]:
+    """Rules for matrices on many chips, and on one to compare with."""
+    chosen = [
+        case
+        for case in cases.chosen(pattern)
+        if case.name in ("muon", "normuon", "soap", "shampoo")
+    ]
+    return [
+        Job(case.name, lib, "deep", sharded)
+        for case in chosen
+        for lib in case.libraries
+        for sharded in (True, False)
+    ]
+
+
+def mechanisms(pattern: str, sharded: bool = False) -> list[Job]:
+    """The rows that together use every mechanism of gradx, and Optax's where it has them."""
+    sys.path.insert(0, str(ROOT / "tests"))
+    chosen = importlib.import_module("mechanisms").representatives()
+    table = [row for row in importlib.import_module("cases").CASES if row.id in chosen]
+    return [
+        Job(row.id, lib, "narrow", sharded, "tests")
+        for row in table
+        if re.search(pattern, row.id)
+        for lib in ("gradx", "optax")[: 1 + row.in_optax]
+    ]
+
+
+def sharded(pattern: str) -> list[Job]:
+    """The same on many chips."""
+    return mechanisms(pattern, sharded=True)
+
+
+STUDIES: dict[str, Callable[[str], Sequence[Job]]] = {
+    "rows": rows,
+    "mesh": mesh,
+    "mechanisms": mechanisms,
+    "sharded": sharded,
+}
