@@ -214,9 +214,9 @@ def spread(
     ]
     ways, part = [share.axes[:i] for i in range(1, len(share.axes))], PartitionSpec(share.axis)
     sent = functools.reduce(lambda sent, axes: along(axes, sent), ways, (full, left))
-    work = jax.shard_map(
-        own, mesh=mesh, in_specs=(PartitionSpec(), part, part, part), out_specs=part
-    )
+    # Types are not checked, since decompositions may be loops that do not keep them.
+    specs: Any = {"in_specs": (PartitionSpec(), part, part, part), "out_specs": part}
+    work = jax.shard_map(own, mesh=mesh, **specs, check_vma=False)
     made = work(numbers, owner, *sent)
     full, left = functools.reduce(lambda made, axes: along(axes, made), reversed(ways), made)
 

@@ -122,6 +122,15 @@ def test_axes_of_both_kinds() -> None:
     jax.tree.map(lambda a, b: close(np.asarray(a), np.asarray(b), 1e-6), made, alone)
 
 
+def test_decompositions_are_shared_on_tpus_too() -> None:
+    """They are loops there, written in JAX, which has refused them where types are checked."""
+    tx = gradx.scale_by_soap()
+    with jax.set_mesh(mesh_of(AxisType.Auto, N)):
+        g = {"w": jnp.ones((2, 300))}
+        traced = jax.jit(tx.update).trace(g, tx.init(g))
+        assert "shard" in traced.lower(lowering_platforms=("tpu",)).as_text()
+
+
 def shares(share: Any = None, specs: dict[str, Any] | None = None) -> bool:
     """Whether the program of a step, for shapes that lie so on the mesh in scope, shares."""
     mesh = jax.sharding.get_abstract_mesh()
