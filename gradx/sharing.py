@@ -55,16 +55,6 @@ class Share(NamedTuple):
         """How many devices share."""
         return math.prod(self.mesh.shape[name] for name in self.axes)
 
-    def cuts(self, shape: tuple[int, ...]) -> list[Any]:
-        """How an array of a state is cut: in each of its axes along one of the mesh, if it fits."""
-        cuts: list[Any] = [None] * len(shape)
-        for name in self.axes:
-            fits = (i for i, n in enumerate(shape) if n and n % self.mesh.shape[name] == 0)
-            free = next((i for i in fits if cuts[i] is None), None)
-            if free is not None:
-                cuts[free] = name
-        return cuts
-
 
 Lots = tuple[tuple[int, ...], ...]
 Sharing = Share | Literal[False] | None  # those who are named, nobody, or who is in scope
@@ -152,19 +142,32 @@ def begun(share: Share | None, fn: Callable[[Array], Any], p: Array) -> Any:
 
     Else a preconditioner would be whole on every device, and gathered there after each step.
     """
-    mesh = _explicit([p]) or jax.sharding.get_abstract_mesh()
+    explicit = _explicit([p])
+    mesh = explicit or jax.sharding.get_abstract_mesh()
+    kind = AxisType.Auto if explicit is None else AxisType.Explicit
+    kinds = dict(zip(mesh.axis_names, mesh.axis_types, strict=True))
+    axes = [name for name in (share.axes if share else ()) if kinds[name] == kind]
 
     def place(x: Any) -> Any:
-        return jax.sharding.NamedSharding(
-            mesh, PartitionSpec(*(share.cuts(x.shape) if share else ()))
-        )
+        return jax.sharding.NamedSharding(mesh, PartitionSpec(*_cuts(mesh, axes, x.shape)))
 
     if mesh.empty:
         return fn(p)
     places = jax.tree.map(place, jax.eval_shape(fn, jax.ShapeDtypeStruct(p.shape, p.dtype)))
-    if _explicit([p]) is not None:
+    if explicit is not None:
         return freely(fn, places, p)
     return fn(p) if share is None else jax.lax.with_sharding_constraint(fn(p), places)
+
+
+def _cuts(mesh: Any, axes: Sequence[str], shape: tuple[int, ...]) -> list[Any]:
+    """Cuts along each of these axes of the mesh, in the first axis of the array that it fits."""
+    cuts: list[Any] = [None] * len(shape)
+    for name in axes:
+        fits = (i for i, n in enumerate(shape) if n and n % mesh.shape[name] == 0)
+        free = next((i for i in fits if cuts[i] is None), None)
+        if free is not None:
+            cuts[free] = name
+    return cuts
 
 
 def lots(share: Share, counts: Sequence[int], kinds: Sequence[Hashable]) -> Lots:
@@ -211,9 +214,9 @@ def spread(
     ]
     ways, part = [share.axes[:i] for i in range(1, len(share.axes))], PartitionSpec(share.axis)
     sent = functools.reduce(lambda sent, axes: along(axes, sent), ways, (full, left))
-    work = jax.shard_map(
-        own, mesh=mesh, in_specs=(PartitionSpec(), part, part, part), out_specs=part
-    )
+    # Types are not checked, since decompositions may be loops that do not keep them.
+    specs: Any = {"in_specs": (PartitionSpec(), part, part, part), "out_specs": part}
+    work = jax.shard_map(own, mesh=mesh, **specs, check_vma=False)
     made = work(numbers, owner, *sent)
     full, left = functools.reduce(lambda made, axes: along(axes, made), reversed(ways), made)
 

@@ -111,6 +111,26 @@ def test_devices_in_scope_share_and_gather_nothing(kind: AxisType, way: Way) -> 
     assert set(program.cost(compiled.as_text()).collectives) == way.travels
 
 
+def test_axes_of_both_kinds() -> None:
+    kinds = (AxisType.Auto, AxisType.Explicit)
+    mesh, g = jax.make_mesh((4, 2), ("d", "m"), axis_types=kinds), {"w": jnp.float32(TREE["up"])}
+    tx = lifted()
+    alone = step(tx, g, tx.init(g))
+    with jax.set_mesh(mesh):
+        g = jax.device_put(g, NamedSharding(mesh, P(None, "m")))
+        made = jax.jit(lambda g: step(tx, g, tx.init(g)))(g)
+    jax.tree.map(lambda a, b: close(np.asarray(a), np.asarray(b), 1e-6), made, alone)
+
+
+def test_decompositions_are_shared_on_tpus_too() -> None:
+    """They are loops there, written in JAX, which has refused them where types are checked."""
+    tx = gradx.scale_by_soap()
+    with jax.set_mesh(mesh_of(AxisType.Auto, N)):
+        g = {"w": jnp.ones((2, 300))}
+        traced = jax.jit(tx.update).trace(g, tx.init(g))
+        assert "shard" in traced.lower(lowering_platforms=("tpu",)).as_text()
+
+
 def shares(share: Any = None, specs: dict[str, Any] | None = None) -> bool:
     """Whether the program of a step, for shapes that lie so on the mesh in scope, shares."""
     mesh = jax.sharding.get_abstract_mesh()
