@@ -283,6 +283,17 @@ CASES = [
         compile_cost=True,
     ),
     *[
+        Case(f"{name}, 1,000 leaves", make, group="launches", tree="small", compiled_tree="small")
+        for name, make in [
+            ("sgd", lambda lib: lib.sgd(1e-3)),
+            ("adamw", lambda lib: lib.adamw(1e-3)),
+            (
+                "clip + adamw",
+                lambda lib: lib.chain(lib.clip_by_global_norm(1.0), lib.adamw(1e-3)),
+            ),
+        ]
+    ],
+    *[
         Case(
             f"{piece} + sgd",
             lambda lib, piece=piece, args=args: lib.chain(

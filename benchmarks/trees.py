@@ -54,7 +54,22 @@ def narrow(quick: bool) -> Shapes:
     return {"block": _block(64 if quick else 512)}
 
 
-TREES = {"blocks": blocks, "thousand": thousand, "wide": wide, "deep": deep, "narrow": narrow}
+def small(quick: bool) -> Shapes:
+    """1,000 leaves of 32×32, for the number of kernels."""
+    return {
+        f"layer_{i:02d}": {f"leaf_{k}": (32, 32) for k in range(10)}
+        for i in range(5 if quick else 100)
+    }
+
+
+TREES = {
+    "blocks": blocks,
+    "thousand": thousand,
+    "wide": wide,
+    "deep": deep,
+    "narrow": narrow,
+    "small": small,
+}
 
 
 def leaves(shapes: Shapes) -> list[tuple[int, ...]]:

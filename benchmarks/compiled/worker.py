@@ -6,11 +6,11 @@ ended the process.
 
 from __future__ import annotations
 
-import contextlib
 import importlib
 import json
 import sys
 import time
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -76,26 +76,42 @@ def case_of(job: Job) -> cases.Case:
 def compiled(case: cases.Case, library: str, shapes: trees.Shapes, devices: list[Any]) -> Any:
     """The program of one step, with donated parameters and state.
 
-    For many devices arrays are sharded by their first axis, where it divides.
+    For many devices arrays are sharded by their first axis, where it divides, but for what `init`
+    places itself; and so are the results.
     """
-    mesh = jax.sharding.Mesh(np.array(devices), ("x",))
-
-    def placed(x: Any) -> Any:
-        by_rows = x.shape and x.shape[0] % len(devices) == 0
-        sharding = jax.sharding.NamedSharding(mesh, jax.P("x") if by_rows else jax.P())
-        alone = jax.sharding.SingleDeviceSharding(devices[0])
-        where = sharding if len(devices) > 1 else alone
-        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where)
-
+    tx = case.make(MODULES[library])
+    step = step_of(MODULES[library], case, tx)
     bare = {
         layer: {name: jax.ShapeDtypeStruct(shape, jnp.float32) for name, shape in named.items()}
         for layer, named in shapes.items()
     }
-    tx = case.make(MODULES[library])
-    params, state = jax.tree.map(placed, (bare, jax.eval_shape(tx.init, bare)))
-    jitted = jax.jit(step_of(MODULES[library], case, tx), donate_argnums=(0, 1))
-    with jax.set_mesh(mesh) if len(devices) > 1 else contextlib.nullcontext():
+    if len(devices) == 1:
+        alone = jax.sharding.SingleDeviceSharding(devices[0])
+        params, state = _placed((bare, jax.eval_shape(tx.init, bare)), lambda x: alone)
+        return jax.jit(step, donate_argnums=(0, 1)).lower(params, state, params).compile()
+    mesh = jax.sharding.Mesh(np.array(devices), ("x",))
+
+    def by_rows(x: Any) -> Any:
+        divides = x.shape and x.shape[0] % len(devices) == 0
+        return jax.sharding.NamedSharding(mesh, jax.P("x") if divides else jax.P())
+
+    with jax.set_mesh(mesh):
+        params = _placed(bare, by_rows)
+        begun = jax.jit(tx.init).lower(params).compile().output_shardings
+        state = jax.tree.map(
+            lambda x, found: _placed(
+                x, lambda x: by_rows(x) if found.is_fully_replicated else found
+            ),
+            jax.eval_shape(tx.init, bare),
+            begun,
+        )
+        places = jax.tree.map(lambda x: x.sharding, (params, state))
+        jitted = jax.jit(step, donate_argnums=(0, 1), out_shardings=places)
         return jitted.lower(params, state, params).compile()
+
+
+def _placed(tree: Any, where: Callable[[Any], Any]) -> Any:
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where(x)), tree)
 
 
 if __name__ == "__main__":
