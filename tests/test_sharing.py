@@ -183,6 +183,22 @@ def test_devices_have_equal_parts_of_what_lies_in_different_ways() -> None:
     assert shared.cost_analysis()["flops"] < 1.1 * 2 / 14 * alone["flops"]
 
 
+def scaled(g: Any, slots: Any, p: Any, h: Any) -> Any:
+    return h.by * g / jnp.linalg.norm(g), slots
+
+
+def test_a_number_has_its_derivative_where_devices_are_left_over() -> None:
+    """What they work on has one, too, which zeros had not."""
+    tx, g = gradx.matrixwise(scaled, hypers={"by": gradx.from_call("by")}), TREE["up"]
+
+    def total(by: Any) -> Any:
+        return jnp.sum(tx.update(g, tx.init(g), by=by)[0])
+
+    with jax.set_mesh(mesh_of(AxisType.Auto, N)):
+        made = jax.jit(jax.grad(total))(2.0)
+    close(np.asarray(made), np.sum(g) / np.linalg.norm(g), 1e-6)
+
+
 @pytest.mark.parametrize(
     ("shape", "message"),
     [((2, 4), "'d' of 8 devices.*axes {'d': 2, 'm': 4}"), ((1,), "'d' of 8 .*axes {'d': 1}")],
