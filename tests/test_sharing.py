@@ -157,6 +157,15 @@ def test_nothing_changes_where_nothing_is_to_share() -> None:
         assert shares(specs={"w": P("d", None)})
 
 
+@pytest.mark.parametrize("make", [gradx.scale_by_adamuon, gradx.scale_by_normuon])
+def test_only_products_are_shared(make: Any) -> None:
+    """Not the scales after them, for which a matrix would travel a second time."""
+    tx, g = make(), {"w": jnp.ones((8, 16))}
+    with jax.set_mesh(mesh_of(AxisType.Auto, N)):
+        program = str(jax.make_jaxpr(tx.update)(g, tx.init(g)))
+    assert program.count("shard_map[") == 1
+
+
 def test_inside_shard_map_each_device_has_its_own_matrices() -> None:
     with jax.set_mesh(mesh_of(AxisType.Auto, N)):
         asked: list[bool] = []
