@@ -35,9 +35,10 @@ def gated_update(
 ) -> tuple[Updates, State]:
     """`tx.update` if the gate is open; else the same state, and zeros or the updates as they came.
 
-    What works leaf by leaf is gated in place (see `gradx.gate`), so the gate costs no memory;
-    anything else, which may be expensive, is run under a real conditional. `conditional` overrules:
-    False also where the devices of a mapped axis may disagree, and `tx` talks between them.
+    What works leaf by leaf is gated in place (`gradx.lowering.predicate`), so the gate costs no
+    memory; anything else, which may be expensive, is run under a real conditional. `conditional`
+    overrules: False also where the devices of a mapped axis may disagree, and `tx` talks between
+    them.
     """
     updates = jax.tree.map(gtree.as_number, updates)
     stage = stage_of(tx)

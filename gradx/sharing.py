@@ -196,7 +196,8 @@ def spread(
     wholes = [count - count % n for count in counts]
     begins = [*itertools.accumulate((count % n for count in counts), initial=0)]
     places = -(-begins[-1] // n) * n
-    owner = np.searchsorted(begins, np.arange(places), side="right") - 1  # which lot has a place
+    last = np.minimum(np.arange(places), begins[-1] - 1)  # beyond it the last matrix once more
+    owner = np.searchsorted(begins, last, side="right") - 1  # which lot has a place
     mesh = jax.sharding.get_abstract_mesh()
     mesh = share.mesh if mesh.empty else mesh
     along = functools.partial(_along, mesh)
@@ -259,11 +260,15 @@ def _apart(tree: Any, counts: Sequence[int]) -> list[Any]:
 
 
 def _padded(tree: Any, begin: int, size: int) -> Any:
-    """Stacks of that size, with these from `begin` on and zeros elsewhere."""
+    """Stacks of that size, with these from `begin` on, and their ends repeated elsewhere.
+
+    Not zeros: a rule may divide by what it keeps, and the derivatives of its numbers were NaN.
+    """
 
     def one(x: Array) -> Array:
         after = size - begin - x.shape[0]
-        return jnp.pad(x, [(begin, after)] + [(0, 0)] * (x.ndim - 1))
+        mode = "edge" if x.shape[0] else "constant"
+        return jnp.pad(x, [(begin, after)] + [(0, 0)] * (x.ndim - 1), mode=mode)
 
     return jax.tree.map(one, tree)
 

@@ -12,12 +12,14 @@ import pytest
 
 import gradx
 from gradx.lowering import exact
+from gradx.lowering.one_by_one import one_by_one
 from gradx.lowering.order import apart, in_place, once_known, write_after
 from gradx.lowering.policy import PLATFORMS, POLICY, by_target
 from gradx.lowering.products import HIGHEST, with_factors
 from gradx.lowering.reading import reread, unshared
 from gradx.lowering.siblings import AT_ONCE, SMALL, _chosen_by_flags, siblings
 from gradx.lowering.stacks import alone_or_stacked, hidden, some_at_a_time
+from gradx.lowering.sums import all_finite, sums_of
 
 PLATFORM_OF = {"cpu": "cpu", "gpu": "cuda", "tpu": "tpu"}
 
@@ -49,6 +51,9 @@ WAYS: dict[str, tuple[Callable[..., Any], str]] = {
     "hidden": (lambda x, y: x + 0.0 * hidden([0, 1], y)[0], "compare"),
     "siblings": (lambda x, y: siblings([x, None, y])[0], "optimization_barrier"),
     "once_known": (lambda x, y: jnp.where(once_known(y[0]), x, y), "compare"),
+    "sums": (lambda x, y: x + sums_of(a=x, b=0.0 * x)["b"], "reducer("),
+    "finite_by_sum": (lambda x, y: jnp.where(all_finite([x]), x, y), "applies stablehlo.add"),
+    "one_by_one": (lambda x, y: one_by_one(jnp.negative)(-x[:, None, None])[:, 0, 0], "while"),
 }
 
 
@@ -66,6 +71,7 @@ def test_it_acts_where_the_table_says(way: str, target: str) -> None:
 
 
 def test_every_way_of_the_table_is_one() -> None:
+    assert set(WAYS) == set(POLICY)
     for way in POLICY.values():
         assert set(way.targets) < set(PLATFORMS)
         assert way.buys

@@ -65,6 +65,20 @@ def test_float64_and_complex_matrices_are_not_narrowed_by_a_target() -> None:
             assert "bf16" not in traced.lower(lowering_platforms=("tpu",)).as_text()
 
 
+@pytest.mark.parametrize(("dtype", "error"), [(jnp.float32, 1e-5), (jnp.bfloat16, 0.1)])
+def test_narrow_factors_of_float64_are_added_up_in_float64(dtype: Any, error: float) -> None:
+    """Also where JAX must not mix the two."""
+    with jax.enable_x64(True), jax.numpy_dtype_promotion("strict"):
+        g = jnp.asarray(numbers(0, 4, 6), jnp.float64)
+        for gram in (False, True):
+            made = []
+            for factors in (dtype, "highest"):
+                tx = gradx.scale_by_muon(dtype=factors, gram=gram, preconditioning="aol")
+                made.append(jax.jit(tx.update)(g, tx.init(g))[0])
+            assert made[0].dtype == jnp.float64
+            np.testing.assert_allclose(made[0], made[1], rtol=0, atol=error)
+
+
 @pytest.mark.parametrize("dtype", ["fastest", 3, jnp.int8, jnp.complex64])
 def test_products_that_do_not_exist_are_refused(dtype: Any) -> None:
     with pytest.raises(ValueError, match=r"scale_by_muon: dtype must be .*'highest'.* got") as e:

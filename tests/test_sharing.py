@@ -157,6 +157,15 @@ def test_nothing_changes_where_nothing_is_to_share() -> None:
         assert shares(specs={"w": P("d", None)})
 
 
+@pytest.mark.parametrize("make", [gradx.scale_by_adamuon, gradx.scale_by_normuon])
+def test_only_products_are_shared(make: Any) -> None:
+    """Not the scales after them, for which a matrix would travel a second time."""
+    tx, g = make(), {"w": jnp.ones((8, 16))}
+    with jax.set_mesh(mesh_of(AxisType.Auto, N)):
+        program = str(jax.make_jaxpr(tx.update)(g, tx.init(g)))
+    assert program.count("shard_map[") == 1
+
+
 def test_inside_shard_map_each_device_has_its_own_matrices() -> None:
     with jax.set_mesh(mesh_of(AxisType.Auto, N)):
         asked: list[bool] = []
@@ -181,6 +190,22 @@ def test_devices_have_equal_parts_of_what_lies_in_different_ways() -> None:
         shared = jax.jit(tx.update).lower(g, tx.init(g)).compile()
     assert set(program.cost(shared.as_text()).collectives) == {"all-to-all"}
     assert shared.cost_analysis()["flops"] < 1.1 * 2 / 14 * alone["flops"]
+
+
+def scaled(g: Any, slots: Any, p: Any, h: Any) -> Any:
+    return h.by * g / jnp.linalg.norm(g), slots
+
+
+def test_a_number_has_its_derivative_where_devices_are_left_over() -> None:
+    """What they work on has one, too, which zeros had not."""
+    tx, g = gradx.matrixwise(scaled, hypers={"by": gradx.from_call("by")}), TREE["up"]
+
+    def total(by: Any) -> Any:
+        return jnp.sum(tx.update(g, tx.init(g), by=by)[0])
+
+    with jax.set_mesh(mesh_of(AxisType.Auto, N)):
+        made = jax.jit(jax.grad(total))(2.0)
+    close(np.asarray(made), np.sum(g) / np.linalg.norm(g), 1e-6)
 
 
 @pytest.mark.parametrize(

@@ -17,11 +17,11 @@ Array = jax.Array
 
 
 def write_after(value: Array, *done: Array) -> Array:
-    """`value`, for a slot whose old value the arrays `done` are made of; NaN where one of them is.
+    """`value`, for a slot whose old value the arrays `done` are made of.
 
     XLA does not see that it could calculate these first, and then write the slot in place: it
     copies the old slot, or the new one, in a kernel of its own. `done` are arrays that are stored
-    anyway.
+    anyway. Where one of them is NaN the value is, too, on the targets where this acts.
     """
     return by_target("write_after", _waiting, _at_once, value, *done)
 

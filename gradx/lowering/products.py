@@ -44,18 +44,21 @@ def with_factors(factors: Factors | None, run: Callable[..., T], *arrays: Array)
 def times(factors: Factors, a: Array, b: Array) -> Array:
     """The product, added up in float32 or wider.
 
-    It waits for the next one in the dtype of the factors, so that it has to be written and read in
-    that only. Of one byte they are too narrow to keep anything in.
+    That of float32 waits for the next one in the dtype of the factors, so that it has to be written
+    and read in that only. Of one byte they are too narrow to keep anything in.
     """
     if isinstance(factors, jax.lax.Precision):
         return jnp.matmul(a, b, precision=factors)
-    if jnp.iscomplexobj(a) or factors.itemsize >= wide(a).dtype.itemsize:
+    kept = wide(a).dtype
+    if jnp.iscomplexobj(a) or factors.itemsize >= kept.itemsize:
         return jnp.matmul(a, b, precision=HIGHEST)  # there is no narrow complex dtype
+    if kept == jnp.float32 and factors.itemsize >= 2:
+        kept = factors
     return jnp.matmul(
         a.astype(factors),
         b.astype(factors),
         precision=HIGHEST if factors.itemsize >= 4 else None,
-        preferred_element_type=factors if factors.itemsize >= 2 else jnp.float32,
+        preferred_element_type=kept,
     )
 
 

@@ -132,6 +132,7 @@ def scale_by_adamuon(
             axes=axes,
             either_way=True,
             chunk=chunk,
+            share=False,  # a sum of squares, for which no matrix has to be whole
         ),
     )
 
