@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from gradx import lapack
-from gradx.lowering.products import HIGHEST, Factors, rough, times, wide
+from gradx.lowering.products import HIGHEST, WAIT, Factors, rough, times, wide
 from gradx.powers import rsqrt, sqrt
 from gradx.sources import Array
 
@@ -160,12 +160,7 @@ def costs(rows: int, columns: int, count: int, factors: Factors = HIGHEST) -> tu
         for lengths in ([1] * count, _lengths(count, factors))
     ]
     plain, by_gram = operations(rows, columns, count, factors)
-    return plain + _WAIT * moved[0], by_gram + _WAIT * moved[1]
-
-
-# Operations in the time of one element of two bytes: an H200 does 790e12 a second, and moves 4.8e12
-# bytes; a v5e 197e12 and 0.8e12.
-_WAIT = 400
+    return plain + WAIT * moved[0], by_gram + WAIT * moved[1]
 
 
 @jax.custom_jvp

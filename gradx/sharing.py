@@ -8,6 +8,7 @@ back (an all-to-all), instead of all matrices gathered everywhere.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import itertools
 import math
@@ -129,12 +130,24 @@ def lies(x: Array) -> tuple[Hashable, ...]:
 
 def freely(fn: Callable[..., Any], places: Any, *args: Any) -> Any:
     """`fn(*args)`, in which the compiler decides where arrays lie, but for the results."""
-    mesh = _explicit(jax.tree.leaves(args))
+    arrays = jax.tree.leaves(args)
+    mesh = _explicit(arrays)
     if mesh is None:
         return fn(*args)
     kinds = zip(mesh.axis_names, mesh.axis_types, strict=True)
     axes = tuple(name for name, kind in kinds if kind == AxisType.Explicit)
-    return jax.sharding.auto_axes(fn, axes=axes, out_sharding=places)(*args)
+    with _in_scope(mesh, arrays):
+        return jax.sharding.auto_axes(fn, axes=axes, out_sharding=places)(*args)
+
+
+def _in_scope(mesh: Any, arrays: Sequence[Array]) -> contextlib.AbstractContextManager[Any]:
+    """Puts the mesh of the arrays' types in scope, if none is there: the user need not."""
+    if not jax.sharding.get_abstract_mesh().empty:
+        return contextlib.nullcontext()
+    if any(isinstance(x, jax.core.Tracer) for x in arrays):
+        return jax.sharding.use_abstract_mesh(mesh)
+    meshes: Any = [x.sharding.mesh for x in arrays if hasattr(x.sharding, "mesh")]
+    return jax.set_mesh(meshes[0])
 
 
 def begun(share: Share | None, fn: Callable[[Array], Any], p: Array) -> Any:

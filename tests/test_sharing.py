@@ -232,3 +232,15 @@ def test_an_axis_that_is_mapped_cannot_share() -> None:
         jax.eval_shape(
             jax.shard_map(one, mesh=mesh, in_specs=P("d"), out_specs=P("d")), jnp.ones(N)
         )
+
+
+@pytest.mark.parametrize("make", [lambda: gradx.scale_by_muon(ns_steps=1), gradx.scale_by_soap])
+def test_explicit_axes_need_no_mesh_in_scope(make: Any) -> None:
+    """The types of arrays say which mesh it is."""
+    mesh = jax.make_mesh((4,), ("x",), axis_types=(jax.sharding.AxisType.Explicit,))
+    place = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("x"))
+    p = {"mlp": jax.device_put(jnp.eye(8, 4), place)}
+    tx = make()
+    updates, state = tx.update(p, tx.init(p), p)
+    assert jax.typeof(updates["mlp"]) == jax.typeof(p["mlp"])
+    jax.jit(tx.update)(p, state, p)

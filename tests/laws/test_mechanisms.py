@@ -169,9 +169,10 @@ def test_buffers_are_reused_and_temporaries_counted(case: Case) -> None:
 @counts_buffers
 @every_mechanism_of_optax
 def test_no_more_temporaries_than_optax(case: Case) -> None:
-    """But for a number for each row and each column, which SM3 forms before it stores them."""
-    vectors = (64 + 256) / (64 * 256)
-    assert memory(case, gradx)[1] <= memory(case, optax)[1] + vectors + 0.01
+    """But for what a state has beside arrays like the parameter: it is formed, and then stored."""
+    state = jax.tree.leaves(jax.eval_shape(case.ready().init, jnp.zeros((64, 256))))
+    beside = sum(x.size for x in state if x.shape != (64, 256)) / (64 * 256)
+    assert memory(case, gradx)[1] <= memory(case, optax)[1] + beside + 0.01
 
 
 @every_mechanism
