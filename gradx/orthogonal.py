@@ -132,10 +132,18 @@ def polar_arguments(
     """The flags and the scalars of a rule that takes a `polar_factor`; it needs `eps` besides."""
     where = core.where()
     kept, count = coefficients(ns_coeffs, ns_steps, where)
+    factors = factors_of("dtype", dtype)
+    if isinstance(factors, np.dtype) and factors.itemsize < 2:
+        if gram:
+            raise ValueError(
+                f"{where}: gram=True needs factors of two bytes or more, and dtype is {factors}, "
+                f"whose rounding would grow from step to step. Leave gram out."
+            )
+        gram = False
     flags = {
         "steps": count,
         "preconditioning": preconditioning,
-        "dtype": factors_of("dtype", dtype),
+        "dtype": factors,
         "gram": gram,
     }
     return flags, {"ns_coeffs": kept}

@@ -86,6 +86,17 @@ def test_products_that_do_not_exist_are_refused(dtype: Any) -> None:
     assert gradx.core.show(dtype) in str(e.value)
 
 
+def test_factors_of_a_byte_are_too_few_for_grams_matrix() -> None:
+    with pytest.raises(
+        ValueError, match=r"scale_by_muon: gram=True needs .* dtype is float8_e4m3fn"
+    ):
+        gradx.scale_by_muon(dtype=jnp.float8_e4m3fn, gram=True)
+    tx = gradx.scale_by_muon(dtype=jnp.float8_e4m3fn)  # for so wide a matrix gram is the default
+    g = jnp.asarray(numbers(0, 4, 16), jnp.float32)
+    updates = jax.jit(tx.update)(g, tx.init(g))[0]
+    assert np.linalg.svd(updates, compute_uv=False).max() < 2  # three binary digits
+
+
 # ---------------------------------------------------------------- what each choice does
 
 # How far the singular values, and the whole matrix, may be from what the polynomials make of them.
