@@ -91,7 +91,7 @@ def placed(mesh: jax.sharding.Mesh, specs: dict[str, Any]) -> Any:
     return {name: jax.device_put(TREE[name], at(name)) for name in names}
 
 
-@pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
+@first_of("way", list(WAYS.values()), ids=list(WAYS))
 @first_of("kind", [AxisType.Auto, AxisType.Explicit])
 def test_devices_in_scope_share_and_gather_nothing(kind: AxisType, way: Way) -> None:
     mesh, tx = mesh_of(kind, *way.mesh), lifted()
@@ -122,6 +122,7 @@ def test_axes_of_both_kinds() -> None:
     jax.tree.map(lambda a, b: close(np.asarray(a), np.asarray(b), 1e-6), made, alone)
 
 
+@pytest.mark.full
 def test_decompositions_are_shared_on_tpus_too() -> None:
     """They are loops there, written in JAX, which has refused them where types are checked."""
     tx = gradx.scale_by_soap()
@@ -178,6 +179,7 @@ def test_inside_shard_map_each_device_has_its_own_matrices() -> None:
     assert asked == [False]
 
 
+@pytest.mark.full
 def test_devices_have_equal_parts_of_what_lies_in_different_ways() -> None:
     """Fourteen matrices, half of them seen from their other side: two for each of eight devices."""
     axes = gradx.MatrixAxes(-2, -1)
@@ -234,7 +236,7 @@ def test_an_axis_that_is_mapped_cannot_share() -> None:
         )
 
 
-@pytest.mark.parametrize("make", [lambda: gradx.scale_by_muon(ns_steps=1), gradx.scale_by_soap])
+@first_of("make", [lambda: gradx.scale_by_muon(ns_steps=1), gradx.scale_by_soap])
 def test_explicit_axes_need_no_mesh_in_scope(make: Any) -> None:
     """The types of arrays say which mesh it is."""
     mesh = jax.make_mesh((4,), ("x",), axis_types=(jax.sharding.AxisType.Explicit,))
