@@ -212,7 +212,7 @@ def spread(
     last = np.minimum(np.arange(places), begins[-1] - 1)  # beyond it the last matrix once more
     owner = np.searchsorted(begins, last, side="right") - 1  # which lot has a place
     mesh = jax.sharding.get_abstract_mesh()
-    mesh = share.mesh if mesh.empty else mesh
+    mesh = _automatic(share.mesh) if mesh.empty else mesh
     along = functools.partial(_along, mesh)
 
     def own(numbers: Any, owner: Any, full: list[Any], left: list[Any]) -> Any:
@@ -241,6 +241,14 @@ def spread(
         return _apart(_joined([parts[0], _cut(parts[1], begin, end)]), list(map(_count, lot)))
 
     return [*map(back, lots, full, left, begins, begins[1:])]
+
+
+def _automatic(mesh: Any) -> Any:
+    """The mesh for arrays whose types know of none: where they lie is the compiler's matter."""
+    if not isinstance(mesh, jax.sharding.Mesh):
+        return mesh
+    kinds = (AxisType.Auto,) * len(mesh.axis_names)
+    return jax.sharding.Mesh(mesh.devices, mesh.axis_names, axis_types=kinds)
 
 
 def _along(mesh: Any, axes: tuple[str, ...], tree: Any) -> Any:

@@ -15,6 +15,7 @@ from matrix_runs import close, normal, run
 
 import gradx
 from gradx import stacked
+from gradx.lowering import stacks
 
 
 def for_cpus(tx: Any, shapes: dict[str, tuple[int, int]]) -> Any:
@@ -38,7 +39,7 @@ def spied(monkeypatch: pytest.MonkeyPatch, name: str, cached: int) -> Spied:
         return function(*args)
 
     monkeypatch.setattr(stacked, name, spy)
-    monkeypatch.setattr(stacked, "_CACHED", cached)
+    monkeypatch.setattr(stacks, "_CACHED", cached)
     return calls
 
 
