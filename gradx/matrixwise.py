@@ -27,7 +27,15 @@ from gradx.lowering.conditional import if_open, rarely
 from gradx.lowering.varying import varies_over
 from gradx.matrices import Matrix, check_paths, only_matrices
 from gradx.names import check_names
-from gradx.sharing import Share, Sharing, begun, check_share, lies, lots, who
+from gradx.sharing import (
+    Share,
+    Sharing,
+    batches,
+    check_share,
+    initial_state,
+    partition_of,
+    sharers,
+)
 from gradx.sources import Array
 from gradx.stacked import How, together
 from gradx.stage import (
@@ -77,7 +85,7 @@ class MatrixRule(Rule):
             made = () if self.slots is None else jax.vmap(self.slots)(m.stack(wide))
             return tuple(map(m.kept, made)) if isinstance(made, tuple) else made
 
-        own = begun(self._sharers(wide), first, wide)
+        own = initial_state(self._sharers(wide), first, wide)
         names = [name for name in self.fields if name not in self.like_leaf]
         if not isinstance(own, tuple) or len(own) != len(names):
             raise ValueError(
@@ -92,7 +100,7 @@ class MatrixRule(Rule):
 
     def _sharers(self, p: Array) -> Share | None:
         """For whom a state is cut; those who are named take it as it comes."""
-        return None if self.share else who(self.share, [p], self.where)
+        return None if self.share else sharers(self.share, [p], self.where)
 
     def step_of(self, state: State) -> Any:
         """The updates done before this one, if something is done in some steps only."""
@@ -179,10 +187,11 @@ class MatrixRule(Rule):
         call = calls[members[0]]
         gs = [leaves.updates[i] for i in members]
         layouts = tuple((seen[i], jnp.shape(g)) for i, g in zip(members, gs, strict=True))
-        how = self.how._replace(share=who(self.share, gs, self.where))
+        how = self.how._replace(share=sharers(self.share, gs, self.where))
         if how.share is not None:
-            counts, ways = [m.shape[0] if m else 0 for m, _ in layouts], map(lies, gs)
-            how = how._replace(lots=lots(how.share, counts, list(zip(layouts, ways, strict=True))))
+            counts = [m.shape[0] if m else 0 for m, _ in layouts]
+            kinds = list(zip(layouts, map(partition_of, gs), strict=True))
+            how = how._replace(batches=batches(how.share, counts, kinds))
         flags = tuple(name in self.like_leaf for name in self.fields)
         ps = None
         if self.needs_params and leaves.params is not None:

@@ -76,15 +76,21 @@ def storage(name: str, dtype: Any) -> Any:
     """
     if dtype is None:
         return None
-    try:
-        kept = jnp.dtype(dtype)
-    except TypeError:
-        kept = jnp.dtype(bool)
-    if not jnp.issubdtype(kept, jnp.inexact):
+    kept = dtype_of(dtype, jnp.inexact)
+    if kept is None:
         raise ValueError(
             f"{core.where()}: {name} must be a floating-point dtype, got {core.show(dtype)}."
         )
     return kept
+
+
+def dtype_of(given: Any, kind: Any) -> Any:
+    """The dtype that is meant, if it is of this kind (`jnp.inexact`, say); else None."""
+    try:
+        dtype = jnp.dtype(given)
+    except TypeError:
+        return None
+    return dtype if jnp.issubdtype(dtype, kind) else None
 
 
 def zeros(p: Array, *, dtype: Any = None) -> Slots:

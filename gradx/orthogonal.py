@@ -21,7 +21,7 @@ from gradx.lowering.products import Factors, with_factors
 from gradx.matrices import check_paths, matrices
 from gradx.matrixwise import matrixwise
 from gradx.momenta import averaging, momentum_of, remembered
-from gradx.moments import weight_so_far
+from gradx.moments import dtype_of, weight_so_far
 from gradx.norms import by_factor
 from gradx.sharing import Sharing
 from gradx.sources import Array, Hyper
@@ -160,11 +160,8 @@ def factors_of(name: str, given: Any) -> Factors | None:
     names = [precision.name.lower() for precision in jax.lax.Precision]
     if isinstance(given, str) and given in names:
         return jax.lax.Precision[given.upper()]
-    try:
-        dtype = jnp.dtype(given)
-    except TypeError:
-        dtype = jnp.dtype(bool)
-    if not jnp.issubdtype(dtype, jnp.floating):
+    dtype: Factors | None = dtype_of(given, jnp.floating)
+    if dtype is None:
         raise ValueError(
             f"{core.where()}: {name} must be a floating-point dtype, one of {names}, or None for "
             f"what suits the hardware; got {core.show(given)}."

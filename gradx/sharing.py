@@ -57,7 +57,7 @@ class Share(NamedTuple):
         return math.prod(self.mesh.shape[name] for name in self.axes)
 
 
-Lots = tuple[tuple[int, ...], ...]
+Batches = tuple[tuple[int, ...], ...]
 Sharing = Share | Literal[False] | None  # those who are named, nobody, or who is in scope
 
 
@@ -79,7 +79,7 @@ def check_share(share: Any, where: str) -> None:
         )
 
 
-def who(share: Sharing, arrays: Sequence[Array], where: str) -> Share | None:
+def sharers(share: Sharing, arrays: Sequence[Array], where: str) -> Share | None:
     """The devices that share these arrays; None if each does what it would do alone.
 
     In `shard_map`, where an axis is manual, a device has its own matrices. With explicit axes the
@@ -93,7 +93,7 @@ def who(share: Sharing, arrays: Sequence[Array], where: str) -> Share | None:
         return share or None
     if mesh.size < 2 or AxisType.Manual in mesh.axis_types:
         return None
-    used = {name for x in arrays for name in jax.tree.leaves(lies(x))}
+    used = {name for x in arrays for name in jax.tree.leaves(partition_of(x))}
     if AxisType.Auto not in mesh.axis_types and not used:
         return None
     # What is whole along an axis is cut along it first, which takes no exchange.
@@ -123,12 +123,12 @@ def _explicit(arrays: Sequence[Array]) -> Any:
     return next((mesh for mesh in meshes if AxisType.Explicit in mesh.axis_types), None)
 
 
-def lies(x: Array) -> tuple[Hashable, ...]:
+def partition_of(x: Array) -> tuple[Hashable, ...]:
     """Along which axes of the mesh an array is cut, as far as its type says so."""
     return tuple(jax.typeof(x).sharding.spec)
 
 
-def freely(fn: Callable[..., Any], places: Any, *args: Any) -> Any:
+def with_automatic_axes(fn: Callable[..., Any], places: Any, *args: Any) -> Any:
     """`fn(*args)`, in which the compiler decides where arrays lie, but for the results."""
     arrays = jax.tree.leaves(args)
     mesh = _explicit(arrays)
@@ -150,7 +150,7 @@ def _in_scope(mesh: Any, arrays: Sequence[Array]) -> contextlib.AbstractContextM
     return jax.set_mesh(meshes[0])
 
 
-def begun(share: Share | None, fn: Callable[[Array], Any], p: Array) -> Any:
+def initial_state(share: Share | None, fn: Callable[[Array], Any], p: Array) -> Any:
     """`fn(p)`, what the state keeps for a leaf, cut among the devices that share its matrices.
 
     Else a preconditioner would be whole on every device, and gathered there after each step.
@@ -168,7 +168,7 @@ def begun(share: Share | None, fn: Callable[[Array], Any], p: Array) -> Any:
         return fn(p)
     places = jax.tree.map(place, jax.eval_shape(fn, jax.ShapeDtypeStruct(p.shape, p.dtype)))
     if explicit is not None:
-        return freely(fn, places, p)
+        return with_automatic_axes(fn, places, p)
     return fn(p) if share is None else jax.lax.with_sharding_constraint(fn(p), places)
 
 
@@ -183,7 +183,7 @@ def _cuts(mesh: Any, axes: Sequence[str], shape: tuple[int, ...]) -> list[Any]:
     return cuts
 
 
-def lots(share: Share, counts: Sequence[int], kinds: Sequence[Hashable]) -> Lots:
+def batches(share: Share, counts: Sequence[int], kinds: Sequence[Hashable]) -> Batches:
     """The numbers of the leaves that are sent together: those of one kind, which lie alike.
 
     A leaf of as many matrices as devices, or several times as many, goes alone: if it is cut along
@@ -195,22 +195,23 @@ def lots(share: Share, counts: Sequence[int], kinds: Sequence[Hashable]) -> Lots
     return tuple(map(tuple, found.values()))
 
 
-def spread(
-    share: Share, fn: Callable[..., Any], numbers: Any, lots: Sequence[Sequence[Any]]
+def run_shared(
+    share: Share, fn: Callable[..., Any], numbers: Any, batches: Sequence[Sequence[Any]]
 ) -> list[list[Any]]:
-    """`fn(numbers, *stacks)` for the stacks of all leaves, each device with its part of them.
+    """`fn(numbers, *stacks)` for the stacks of all leaves; each device does its part of them.
 
-    A lot has the stacks of leaves that lie alike. What fills all devices is joined there. What is
-    left of the lots gets a place each in one more stack, so that nobody has more matrices than
-    need be; it is sent by lots, since to join what lies in different ways would need a gather.
+    The leaves of a batch are cut alike, so their stacks can be joined without a gather. Of each
+    batch as many matrices as fill all devices are sent as they are. The others of all batches share
+    one more stack, so that no device has more matrices than need be. Each batch is sent for itself,
+    with its matrices at their places in that stack, and the devices put the places together.
     """
-    n, stacks = share.size, [_joined(lot) for lot in lots]
+    n, stacks = share.size, [_joined(batch) for batch in batches]
     counts = [_count(stack) for stack in stacks]
     wholes = [count - count % n for count in counts]
     begins = [*itertools.accumulate((count % n for count in counts), initial=0)]
     places = -(-begins[-1] // n) * n
-    last = np.minimum(np.arange(places), begins[-1] - 1)  # beyond it the last matrix once more
-    owner = np.searchsorted(begins, last, side="right") - 1  # which lot has a place
+    last = np.minimum(np.arange(places), begins[-1] - 1)  # what fills up repeats the last matrix
+    owner = np.searchsorted(begins, last, side="right") - 1  # the batch that has a place
     mesh = jax.sharding.get_abstract_mesh()
     mesh = _automatic(share.mesh) if mesh.empty else mesh
     along = functools.partial(_along, mesh)
@@ -218,7 +219,7 @@ def spread(
     def own(numbers: Any, owner: Any, full: list[Any], left: list[Any]) -> Any:
         mixed = functools.reduce(functools.partial(_chosen, owner), enumerate(left), None)
         made = fn(numbers, *_joined([*full, mixed]))
-        parts = _apart(made, [*map(_count, full), _count(mixed)])
+        parts = _split(made, [*map(_count, full), _count(mixed)])
         return parts[:-1], [parts[-1]] * len(left)
 
     full = [_cut(stack, 0, end) for stack, end in zip(stacks, wholes, strict=True)]
@@ -234,13 +235,13 @@ def spread(
     made = work(numbers, owner, *sent)
     full, left = functools.reduce(lambda made, axes: along(axes, made), reversed(ways), made)
 
-    def back(lot: Sequence[Any], full: Any, left: Any, begin: int, end: int) -> list[Any]:
-        if len(lot) == 1 and begin == end:
+    def back(batch: Sequence[Any], full: Any, left: Any, begin: int, end: int) -> list[Any]:
+        if len(batch) == 1 and begin == end:
             return [full]
         parts = along((), [full, left])  # whole along the axis that is to be cut
-        return _apart(_joined([parts[0], _cut(parts[1], begin, end)]), list(map(_count, lot)))
+        return _split(_joined([parts[0], _cut(parts[1], begin, end)]), list(map(_count, batch)))
 
-    return [*map(back, lots, full, left, begins, begins[1:])]
+    return [*map(back, batches, full, left, begins, begins[1:])]
 
 
 def _automatic(mesh: Any) -> Any:
@@ -274,7 +275,7 @@ def _cut(tree: Any, begin: int, end: int | None) -> Any:
     return jax.tree.map(lambda x: x[begin:end], tree)
 
 
-def _apart(tree: Any, counts: Sequence[int]) -> list[Any]:
+def _split(tree: Any, counts: Sequence[int]) -> list[Any]:
     """The stacks of which these have been joined."""
     ends = itertools.pairwise(itertools.accumulate(counts, initial=0))
     return [_cut(tree, begin, end) for begin, end in ends]
@@ -295,7 +296,7 @@ def _padded(tree: Any, begin: int, size: int) -> Any:
 
 
 def _chosen(owner: Array, others: Any, numbered: tuple[int, Any]) -> Any:
-    """The stacks of the lot of this number, in its places; those of others elsewhere."""
+    """The stacks of the batch of this number, in its places; those of others elsewhere."""
     number, tree = numbered
 
     def one(x: Array, other: Array) -> Array:

@@ -13,10 +13,10 @@ import jax.numpy as jnp
 from gradx import core
 from gradx import trees as gtree
 from gradx.lowering.conditional import choose, either, rarely
-from gradx.lowering.stacks import alone_or_stacked, hidden, some_at_a_time
+from gradx.lowering.stacks import alone_or_stacked, some_at_a_time, unknown_places
 from gradx.matrices import Matrix
 from gradx.names import namespace, reading, suited
-from gradx.sharing import Lots, Share, freely, spread
+from gradx.sharing import Batches, Share, run_shared, with_automatic_axes
 from gradx.sources import Array
 from gradx.stage import Numbers, Slots, widen
 
@@ -28,7 +28,7 @@ class How(NamedTuple):
 
     chunk: int | None = None
     share: Share | None = None
-    lots: Lots = ()  # the leaves that are sent together, if devices share
+    batches: Batches = ()  # the leaves that are sent together, if devices share
     renew: Callable[[Slots, Numbers], Slots] | None = None
     start: Callable[[Slots, Numbers], Slots] | None = None
     every: int = 1
@@ -42,7 +42,7 @@ def together(
     """The rule on all matrices of one shape; updates are in float32 or wider."""
     like = list(zip(gs, slots, strict=True))
     places = jax.tree.map(lambda x: jax.typeof(x).sharding, like)
-    done: list[tuple[Array, Slots]] = freely(
+    done: list[tuple[Array, Slots]] = with_automatic_axes(
         functools.partial(_together, program), places, numbers, gs, ps, slots
     )
     return done
@@ -108,10 +108,10 @@ def _shared(
     def sent(i: int) -> Any:
         return _stacks([layouts[i]], like_leaf, *(alone(x, i) for x in (gs, ps, slots)))
 
-    lots = [[sent(i) for i in lot] for lot in how.lots]
-    results = spread(how.share, _run(rule, static, how), numbers, lots)
+    batches = [[sent(i) for i in batch] for batch in how.batches]
+    results = run_shared(how.share, _run(rule, static, how), numbers, batches)
     made: dict[int, tuple[Array, Slots]] = {}
-    for i, result in zip(itertools.chain(*how.lots), itertools.chain(*results), strict=True):
+    for i, result in zip(itertools.chain(*how.batches), itertools.chain(*results), strict=True):
         ((u, new),) = _leaves([layouts[i]], like_leaf, [0], [gs[i]], [slots[i]], *result)
         made[i] = u, jax.tree.map(_placed, new, slots[i])
     return [made[i] for i in range(len(gs))]
@@ -167,7 +167,7 @@ def _places(counts: list[int], arrays: list[Array]) -> list[Any]:
     places = [sum(counts[:i]) for i in range(len(counts))]
     numbers = [x for x in arrays if jnp.issubdtype(x.dtype, jnp.number) and x.size]
     known = len(counts) == 1 or not numbers
-    return places if known else hidden(places, numbers[0])
+    return places if known else unknown_places(places, numbers[0])
 
 
 def _placed(x: Array, like: Array) -> Array:

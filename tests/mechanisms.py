@@ -33,7 +33,7 @@ OF_RENEWAL = ("renew", "start", "gather", "staggered")
 # What is the rule's own, or what only `test_collectives.py` and `test_matrixwise.py` can ask.
 OF_NEITHER = (
     *("update", "state", "hypers", "flags", "count", "needs_params", "where", "axes"),
-    *("choice", "name", "how", "chunk", "share", "lots", "every"),
+    *("choice", "name", "how", "chunk", "share", "batches", "every"),
 )
 
 

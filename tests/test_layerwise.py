@@ -241,21 +241,27 @@ def test_a_live_decay_of_one_adds_up() -> None:
 
 # ---------------------------------------------------------------- measured, and then scaled
 
+# With the updates that have to be kept until a norm of them is known.
 MEASURED = {
-    "lamb": lambda: gradx.lamb(0.1, eps_root=1e-6, weight_decay=0.1),
-    "a schedule": lambda: gradx.lamb(lambda count: 1 / (1 + count), weight_decay=0.1),
-    "behind a scale": lambda: gradx.chain(
-        gradx.scale_by_adam(), gradx.scale(0.5), gradx.scale_by_trust_ratio()
+    "lamb": (1, lambda: gradx.lamb(0.1, eps_root=1e-6, weight_decay=0.1)),
+    "a schedule": (1, lambda: gradx.lamb(lambda count: 1 / (1 + count), weight_decay=0.1)),
+    "behind a scale": (
+        1,
+        lambda: gradx.chain(gradx.scale_by_adam(), gradx.scale(0.5), gradx.scale_by_trust_ratio()),
     ),
-    "twice": lambda: gradx.chain(
-        gradx.scale_by_adam(), gradx.clip_by_block_rms(1.0), gradx.scale_by_trust_ratio()
+    "twice": (
+        2,
+        lambda: gradx.chain(
+            gradx.scale_by_adam(), gradx.clip_by_block_rms(1.0), gradx.scale_by_trust_ratio()
+        ),
     ),
-    "behind a norm": lambda: gradx.chain(
-        gradx.clip_by_global_norm(1.0), gradx.adafactor(0.1, 2, momentum=0.9)
+    "behind a norm": (
+        1,
+        lambda: gradx.chain(gradx.clip_by_global_norm(1.0), gradx.adafactor(0.1, 2, momentum=0.9)),
     ),
-    "unfactored": lambda: gradx.adafactor(0.1, factored=False),
-    "sm3": lambda: gradx.sm3(0.1),
-    "under a gate": lambda: gradx.conditionally_mask(gradx.lamb(0.1), first),
+    "unfactored": (1, lambda: gradx.adafactor(0.1, factored=False)),
+    "sm3": (1, lambda: gradx.sm3(0.1)),
+    "under a gate": (1, lambda: gradx.conditionally_mask(gradx.lamb(0.1), first)),
 }
 
 
@@ -265,15 +271,14 @@ def first(step: Any) -> Any:
 
 
 @counts_buffers
-@pytest.mark.parametrize("make", MEASURED.values(), ids=MEASURED)
-def test_what_is_measured_is_kept_until_it_is_known(make: Any) -> None:
-    """An update for each norm, and no number as an array; one leaf more while it is worked on."""
+@pytest.mark.parametrize(("kept", "make"), MEASURED.values(), ids=MEASURED)
+def test_what_is_measured_is_kept_until_it_is_known(kept: int, make: Any) -> None:
+    """And no number as an array; one leaf more while it is worked on."""
     tx, n = make(), 128
-    norms = repr(tx).count("scale_by_trust_ratio") + repr(tx).count("clip_by_block_rms") or 1
     p = [jax.ShapeDtypeStruct((n, n), jnp.float32)] * 4
     jitted = jax.jit(lambda p, s, g: step(tx, p, s, g), donate_argnums=(0, 1))
     used = jitted.lower(p, jax.eval_shape(tx.init, p), p).compile().memory_analysis()
-    assert used.temp_size_in_bytes < (norms + 1.05 / len(p)) * 4 * len(p) * n**2
+    assert used.temp_size_in_bytes < (kept + 1.05 / len(p)) * 4 * len(p) * n**2
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])

@@ -13,12 +13,12 @@ import pytest
 import gradx
 from gradx.lowering import exact
 from gradx.lowering.one_by_one import one_by_one
-from gradx.lowering.order import apart, in_place, once_known, write_after
+from gradx.lowering.order import in_place, once_known, under_condition, write_after
 from gradx.lowering.policy import PLATFORMS, POLICY, by_target
 from gradx.lowering.products import HIGHEST, with_factors
 from gradx.lowering.reading import reread, unshared
 from gradx.lowering.siblings import AT_ONCE, SMALL, _chosen_by_flags, siblings
-from gradx.lowering.stacks import alone_or_stacked, hidden, some_at_a_time
+from gradx.lowering.stacks import alone_or_stacked, some_at_a_time, unknown_places
 from gradx.lowering.sums import all_finite, sums_of
 
 PLATFORM_OF = {"cpu": "cpu", "gpu": "cuda", "tpu": "tpu"}
@@ -40,7 +40,10 @@ WAYS: dict[str, tuple[Callable[..., Any], str]] = {
     "unshared": (unshared, "optimization_barrier"),
     "write_after": (write_after, "compare"),
     "in_place": (in_place, "compare"),
-    "apart": (lambda x, y: apart(y[0] > 0, lambda: x, lambda: y), "stablehlo.convert"),
+    "under_condition": (
+        lambda x, y: under_condition(y[0] > 0, lambda: x, lambda: y),
+        "stablehlo.convert",
+    ),
     "narrow_products": (lambda x, y: with_factors(None, rounded, x), "bf16"),
     "alone": (lambda x, y: done(2**16, x, y), "compare"),
     "in_turn": (lambda x, y: done(2**20, x, y), "compare"),
@@ -48,7 +51,7 @@ WAYS: dict[str, tuple[Callable[..., Any], str]] = {
         lambda x, y: some_at_a_time(2**17, 1, lambda n, x: jnp.negative(-x), jnp.array, x),
         "negate",
     ),
-    "hidden": (lambda x, y: x + 0.0 * hidden([0, 1], y)[0], "compare"),
+    "unknown_places": (lambda x, y: x + 0.0 * unknown_places([0, 1], y)[0], "compare"),
     "siblings": (lambda x, y: siblings([x, None, y])[0], "optimization_barrier"),
     "once_known": (lambda x, y: jnp.where(once_known(y[0]), x, y), "compare"),
     "sums": (lambda x, y: x + sums_of(a=x, b=0.0 * x)["b"], "reducer("),
@@ -130,10 +133,7 @@ def test_siblings_are_the_same_to_the_bit() -> None:
     ("tx", "barriers"),
     [
         (gradx.adam(0.1), 1),
-        (
-            gradx.chain(gradx.clip_by_global_norm(1.0), gradx.adam(0.1)),
-            2,
-        ),  # and for the clip's sums
+        (gradx.chain(gradx.clip_by_global_norm(1.0), gradx.adam(0.1)), 2),  # one for the sums
         (gradx.lars(0.1), 1),  # the norm is known before the state is written
         (gradx.lamb(0.1), 0),  # the norm is of the new state
     ],

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import jax
 
-from benchmarks.compiled import chips, page, runs, stored
+from benchmarks.compiled import chips, page, runs, stored, ways
 from benchmarks.compiled.jobs import STUDIES, Job
 from benchmarks.compiled.runs import Result
 
@@ -32,6 +32,14 @@ def arguments(p: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--within", type=float, metavar="SECONDS", help="only what the file says is that fast"
     )
+    group.add_argument(
+        "--way",
+        action="append",
+        default=[],
+        metavar="NAME=TARGETS",
+        help="let a way of gradx/lowering/policy.py act on these targets alone, as in reread= or "
+        "reread=cpu,gpu, and say what that costs; nothing is kept",
+    )
     group.add_argument("--json", type=Path, help="the file, instead of results/compiled-CHIP.json")
 
 
@@ -40,6 +48,9 @@ def main(args: argparse.Namespace) -> None:
     chip.check(many=args.study in ("mesh", "sharded"))
     jax.config.update("jax_platforms", "cpu")  # of this process, which only lists jobs
     jobs = list(STUDIES[args.study](args.rows))
+    if args.way:
+        runs.run(ways.changed(chip, args.way), jobs, _say, args.workers)
+        return
     path = args.json or stored.file_of(chip.name, args.study)
     before = stored.load(path)
     if args.within is not None:

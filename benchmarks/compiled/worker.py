@@ -20,7 +20,7 @@ import optax
 
 import gradx
 from benchmarks import cases, trees
-from benchmarks.compiled import program
+from benchmarks.compiled import program, ways
 from benchmarks.compiled.chips import CHIPS, Chip
 from benchmarks.compiled.jobs import ROOT, Job
 from benchmarks.runners import step_of
@@ -30,6 +30,7 @@ MODULES = {"gradx": gradx, "optax": optax}
 
 def main(chip: str) -> None:
     jax.config.update("jax_enable_compilation_cache", False)
+    ways.change()
     try:
         print(json.dumps({"ready": len(CHIPS[chip].devices())}), flush=True)
     except Exception as error:  # a topology that the installed compiler does not know

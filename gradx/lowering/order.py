@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -57,13 +58,14 @@ def _new(new: Array, old: Array) -> Array:
     return vary(new, varies_over(new) | varies_over(old))
 
 
-def apart(needed: Array, calculate: Callable[[], T], otherwise: Callable[[], T]) -> T:
-    """`calculate()`, which where it is not `needed` gives what `otherwise()` does.
+def under_condition(needed: Array, calculate: Callable[[], T], otherwise: Callable[[], T]) -> T:
+    """`calculate()`; where it is not `needed` it must give what `otherwise()` gives.
 
-    For sums of what a step has just written into arrays: on CPUs it is a part of the program of its
-    own, or XLA would keep what the sums read beside the arrays.
+    For sums over arrays that the step has just written. On CPUs they stand under a conditional, or
+    XLA would keep a copy of the written part for them.
     """
-    return by_target("apart", lambda: jax.lax.cond(needed, calculate, otherwise), calculate)
+    acting = functools.partial(jax.lax.cond, needed, calculate, otherwise)
+    return by_target("under_condition", acting, calculate)
 
 
 def once_known(number: Array) -> Array:

@@ -69,7 +69,7 @@ POLICY = {
         "L-BFGS: temporaries 12 to 5.8; mechanize 4 to 0. On the v5e L-BFGS would have 5.2 "
         "instead of none.",
     ),
-    "apart": Way(
+    "under_condition": Way(
         ("cpu",),
         "L-BFGS: temporaries 18 to 5.9. On the H200 the memory would be read where nothing needs "
         "it, and 3 of temporaries be 2.5.",
@@ -99,7 +99,7 @@ POLICY = {
         "they are 0.4 without it.",
     ),
     "some_at_a_time": Way(("cpu",), "what a rule makes of small matrices stays in the cache."),
-    "hidden": Way(("cpu",), "compilation of a thousand leaves: a tenth of the time."),
+    "unknown_places": Way(("cpu",), "compilation of a thousand leaves: a tenth of the time."),
 }
 
 

@@ -60,7 +60,7 @@ def predicated(
     for end, eqn in enumerate(jaxpr.eqns, 1):
         made = [v for v in eqn.outvars if v in kept_for]
         if made or end == len(jaxpr.eqns):
-            evaluate(jaxpr, begin, end, values)
+            _evaluate(jaxpr, begin, end, values)
             begin = end
         for v in made:
             values[v] = choose(values[v], kept_for[v])
@@ -78,7 +78,7 @@ def _nameless(jaxpr: Any) -> dict[str, Any]:
     return {} if forget is None else {"debug_info": forget()}
 
 
-def evaluate(jaxpr: Any, begin: int, end: int, values: dict[Any, Any]) -> None:
+def _evaluate(jaxpr: Any, begin: int, end: int, values: dict[Any, Any]) -> None:
     """Adds the values of the variables that some equations make to those that are known."""
     from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
 

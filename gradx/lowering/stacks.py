@@ -69,7 +69,7 @@ def some_at_a_time(
     return by_target("some_at_a_time", partial(some, few), all_of_them, *stacks)
 
 
-def hidden(places: list[int], value: Array) -> list[Array]:
+def unknown_places(places: list[int], value: Array) -> list[Array]:
     """The numbers; on CPUs as such that XLA does not know, unless it has `value`.
 
     Where it knows at which place each leaf is cut out of a stack, it compiles one kernel for each
@@ -84,7 +84,7 @@ def hidden(places: list[int], value: Array) -> list[Array]:
         made: list[Array] = rarely(_never(value), lambda: zeros, known, value)
         return made
 
-    return by_target("hidden", unknown, lambda _: known(), value)
+    return by_target("unknown_places", unknown, lambda _: known(), value)
 
 
 def _never(value: Array) -> Array:

@@ -15,7 +15,7 @@ from gradx import trees as gtree
 from gradx.combine import Contract, chain, identity
 from gradx.core import Count, Params, State, Transform, Updates
 from gradx.counting import steps
-from gradx.lowering.order import apart, once_known
+from gradx.lowering.order import once_known, under_condition
 from gradx.scale import scale, scale_by_learning_rate
 from gradx.search.line import (
     check_params,
@@ -209,7 +209,7 @@ def _step(
     y = [_remember(m, x, o, last, begun, gate) for m, x, o in zip(y, g, old_g, strict=True)]
 
     zero = nothing([*s, *y, weights], weights.dtype)
-    curvature = apart(begun, lambda: _in_turn(_dot_in, s, y, last, zero), lambda: zero)
+    curvature = under_condition(begun, lambda: _in_turn(_dot_in, s, y, last, zero), lambda: zero)
     # Not for a pair so flat that the weight would be infinite.
     useful = curvature > jnp.finfo(weights.dtype).tiny
     weight = jnp.where(useful, 1 / jnp.where(useful, curvature, 1), 0)
