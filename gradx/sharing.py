@@ -1,9 +1,9 @@
-"""Devices that share matrices: who they are, and how the matrices go to them and come back.
+"""Devices that share matrices: which ones, and how the matrices go to them and come back.
 
-A leaf may lie in rows, in columns or whole. What takes a matrix as a whole needs all of it on one
-device, but not on every one: the matrices of one shape are put into a stack, each device is sent
-its part of the stack, and sends back what it has made of it. That is one exchange there and one
-back (an all-to-all), instead of all matrices gathered everywhere.
+A leaf may be cut by rows or by columns, or be whole. A rule for matrices needs all of a matrix on
+one device, but not on every device. So the matrices of one shape form a stack. Each device receives
+its part of the stack, and sends back its results: one all-to-all there and one back, instead of all
+matrices gathered everywhere.
 """
 
 from __future__ import annotations

@@ -9,8 +9,9 @@ import pytest
 
 from benchmarks import __main__ as command_line
 from benchmarks import cases, trees
-from benchmarks.compiled import chips, floors, jobs, page, program, runs, stored
+from benchmarks.compiled import chips, floors, jobs, page, program, runs, stored, ways
 from benchmarks.compiled.jobs import Job
+from gradx.lowering import policy
 
 
 def entry(*lines: str) -> str:
@@ -257,3 +258,21 @@ def test_a_process_that_ends_is_a_result(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_studies_ask_for_rows_that_there_are() -> None:
     assert [job.library for job in jobs.rows("^adamw$")] == ["gradx", "optax"]
     assert {job.row for job in jobs.mesh("")} == {"muon", "normuon", "soap", "shampoo"}
+
+
+def test_a_way_acts_elsewhere_for_one_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(policy, "POLICY", dict(policy.POLICY))
+    monkeypatch.setattr(ways, "POLICY", policy.POLICY)
+    chip = chips.CHIPS["h200"]
+    changed = ways.changed(chip, ["reread=cpu,gpu", "sums="])
+    ((name, value),) = set(changed.environment.items()) - set(chip.environment.items())
+    monkeypatch.setenv(name, value)
+    ways.change()
+    assert policy.POLICY["reread"].targets == ("cpu", "gpu")
+    assert policy.POLICY["sums"].targets == ()
+
+
+@pytest.mark.parametrize("given", ["reread", "rereads=cpu", "reread=cuda"])
+def test_a_way_that_does_not_exist_is_refused(given: str) -> None:
+    with pytest.raises(SystemExit, match=f"--way {given}: must be .*'reread'.*'gpu'"):
+        ways.changed(chips.CHIPS["cpu"], [given])

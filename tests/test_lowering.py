@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from compilers import counts_buffers
 
 import gradx
 from gradx.lowering import exact
@@ -108,6 +109,20 @@ def test_a_step_is_compiled_for_two_targets() -> None:
     texts = {name: traced.lower(lowering_platforms=(name,)).as_text() for name in ("cpu", "tpu")}
     assert texts["cpu"].count("optimization_barrier") > 0
     assert texts["tpu"].count("optimization_barrier") == 0
+
+
+@counts_buffers
+def test_narrow_gradients_are_not_kept_wide_for_their_norm() -> None:
+    tx, n = gradx.chain(gradx.clip_by_global_norm(1.0), gradx.adamw(0.1)), 64
+    p = jax.ShapeDtypeStruct((n, n), jnp.bfloat16)
+
+    def step(p: Any, s: Any, g: Any) -> Any:
+        updates, s = tx.update(g, s, p)
+        return gradx.apply_updates(p, updates), s
+
+    jitted = jax.jit(step, donate_argnums=(0, 1))
+    used = jitted.lower(p, jax.eval_shape(tx.init, p), p).compile().memory_analysis()
+    assert used.temp_size_in_bytes < 0.1 * 4 * n**2
 
 
 def test_small_leaves_of_one_shape_are_siblings() -> None:

@@ -56,7 +56,7 @@ POLICY = {
     ),
     "sums": Way(
         ("gpu",),
-        "dadapt_adamw: moved 49 to 36, temporaries 1.3 to 0; momo_adam 51 to 40, and 3.2 to 0. On "
+        "dadapt_adamw: moved 49 to 36, temporaries 1.3 to 0; momo_adam 51 to 40, and 3.0 to 0. On "
         "the v5e dadapt_adamw would move 52 instead of 36.",
     ),
     "finite_by_sum": Way(
@@ -71,7 +71,7 @@ POLICY = {
     ),
     "under_condition": Way(
         ("cpu",),
-        "L-BFGS: temporaries 18 to 5.9. On the H200 the memory would be read where nothing needs "
+        "L-BFGS: temporaries 18.5 to 5.8. On the H200 the memory would be read where nothing needs "
         "it, and 3 of temporaries be 2.5.",
     ),
     "siblings": Way(

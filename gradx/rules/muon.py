@@ -120,8 +120,8 @@ def scale_by_muon(
         for five steps from about \(n = 1.5 m\) on. Where products are narrow, what has to be read
         and written counts, too: from \(1.6 m\) on for large matrices, and \(2.4 m\) for small.
       chunk: how many matrices to work on at a time, which bounds the memory (see `matrixwise`).
-      share: devices that share the matrices, as ``Share(mesh, axis)``; by default those of the
-        mesh in scope, and with False nobody (see `matrixwise`).
+      share: which devices share the matrices: ``Share(mesh, axis)``, False for none, or by default
+        all of the mesh in scope (see `matrixwise`).
 
     Raises:
       ValueError: a number out of range, a preset that is not there; at `init`, a leaf that is no

@@ -128,8 +128,8 @@ def scale_by_shampoo(
       mu_dtype: the dtype to keep \(M\) in; by default the parameter's, at least float32.
       axes: which axes are the rows and columns (see `matrixwise`).
       chunk: how many matrices to work on at a time, which bounds the memory (see `matrixwise`).
-      share: devices that share the matrices, as ``Share(mesh, axis)``; by default those of the
-        mesh in scope, and with False nobody (see `matrixwise`).
+      share: which devices share the matrices: ``Share(mesh, axis)``, False for none, or by default
+        all of the mesh in scope (see `matrixwise`).
 
     Raises:
       ValueError: a number out of range, a graft that is not there; at `init`, a leaf that is no
@@ -336,8 +336,8 @@ def shampoo(
       fallback: what the other leaves are given; by default Adam with `learning_rate`, the betas
         (0.9, 0.999), eps 1e-8 and no weight decay.
       chunk: how many matrices to work on at a time (see `matrixwise`).
-      share: devices that share the matrices, as ``Share(mesh, axis)``; by default those of the
-        mesh in scope, and with False nobody (see `matrixwise`).
+      share: which devices share the matrices: ``Share(mesh, axis)``, False for none, or by default
+        all of the mesh in scope (see `matrixwise`).
 
     Raises:
       ValueError: a number out of range, a graft that is not there; at `init`, axes that do not fit

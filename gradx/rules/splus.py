@@ -116,8 +116,8 @@ def scale_by_splus(
       axes: which axes are the rows and columns: a `MatrixAxes`, a tree of them, a function that
         makes one from the parameters, or `by_path`. Without it every leaf must have two axes.
       chunk: how many matrices to work on at a time, which bounds the memory (see `matrixwise`).
-      share: devices that share the matrices, as ``Share(mesh, axis)``; by default those of the
-        mesh in scope, and with False nobody (see `matrixwise`).
+      share: which devices share the matrices: ``Share(mesh, axis)``, False for none, or by default
+        all of the mesh in scope (see `matrixwise`).
 
     Raises:
       ValueError: a number out of range; at `init`, a leaf that is no matrix, with its path.
