@@ -260,6 +260,13 @@ def test_studies_ask_for_rows_that_there_are() -> None:
     assert {job.row for job in jobs.mesh("")} == {"muon", "normuon", "soap", "shampoo"}
 
 
+@pytest.mark.parametrize("target", ["h200", "cpu"])  # on TPUs decompositions compile for hours
+def test_every_row_is_in_the_stored_table(target: str) -> None:
+    kept = stored.load(stored.file_of(target, "rows"))
+    assert kept is not None
+    assert set(kept.results) == set(jobs.rows(""))
+
+
 def test_a_way_acts_elsewhere_for_one_run(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(policy, "POLICY", dict(policy.POLICY))
     monkeypatch.setattr(ways, "POLICY", policy.POLICY)
