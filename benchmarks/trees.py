@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -44,6 +45,11 @@ def wide(quick: bool) -> Shapes:
     return {f"block_{i}": _block(64 if quick else 2048) for i in range(2)}
 
 
+def thin(blocks: int) -> Callable[[bool], Shapes]:
+    """Transformer blocks of width 128, where a compiler takes minutes for a larger matrix."""
+    return lambda quick: {f"block_{i}": _block(64 if quick else 128) for i in range(blocks)}
+
+
 def deep(quick: bool) -> Shapes:
     """Eight transformer blocks of width 1024: 80 leaves, for a mesh."""
     return {f"block_{i}": _block(64 if quick else 1024) for i in range(8)}
@@ -69,6 +75,9 @@ TREES = {
     "deep": deep,
     "narrow": narrow,
     "small": small,
+    "wide thin": thin(2),
+    "deep thin": thin(8),
+    "narrow thin": thin(1),
 }
 
 

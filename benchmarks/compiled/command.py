@@ -9,7 +9,7 @@ from pathlib import Path
 import jax
 
 from benchmarks.compiled import chips, page, runs, stored, ways
-from benchmarks.compiled.jobs import STUDIES, Job
+from benchmarks.compiled.jobs import STUDIES, Job, asked
 from benchmarks.compiled.runs import Result
 
 
@@ -47,7 +47,7 @@ def main(args: argparse.Namespace) -> None:
     chip = chips.named(args.target)
     chip.check(many=args.study in ("mesh", "sharded"))
     jax.config.update("jax_platforms", "cpu")  # of this process, which only lists jobs
-    jobs = list(STUDIES[args.study](args.rows))
+    jobs = asked(args.study, chip, args.rows)
     if args.way:
         runs.run(ways.changed(chip, args.way), jobs, _say, args.workers)
         return
@@ -60,7 +60,7 @@ def main(args: argparse.Namespace) -> None:
         _check(chip, jobs, before, args.workers)
         return
     kept = _begin(chip, args.study, bool(args.rows), args.resume, before, path)
-    order = list(STUDIES[args.study](""))
+    order = asked(args.study, chip, "")
     jobs = [job for job in jobs if not (args.resume and job in kept.results)]
 
     def keep(job: Job, result: Result) -> None:

@@ -6,12 +6,16 @@ import importlib
 import re
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from benchmarks import cases
+from benchmarks.compiled.chips import Chip
 
 ROOT = Path(__file__).parents[2]
+
+# The rows that call for QR, eigenvalues or singular values (`chips.Chip.thin`).
+DECOMPOSES = re.compile("galore|soap|splus|shampoo|psgd")
 
 
 @dataclass(frozen=True)
@@ -70,6 +74,14 @@ def mechanisms(pattern: str, sharded: bool = False) -> list[Job]:
 def sharded(pattern: str) -> list[Job]:
     """The same on many chips."""
     return mechanisms(pattern, sharded=True)
+
+
+def asked(study: str, chip: Chip, pattern: str) -> list[Job]:
+    """The jobs of a study for a chip, on trees that its compiler comes to an end with."""
+    return [
+        replace(job, tree=f"{job.tree} thin") if chip.thin and DECOMPOSES.search(job.row) else job
+        for job in STUDIES[study](pattern)
+    ]
 
 
 STUDIES: dict[str, Callable[[str], Sequence[Job]]] = {

@@ -49,6 +49,7 @@ def _work(chip: Chip, left: deque[Job], keep: Keep, lock: threading.Lock) -> Non
                 result = _ask(worker, job)
                 if result is None:
                     result = {"error": _last_words(worker, said)}
+                if worker.poll() is not None:
                     worker = None
                 with lock:
                     keep(job, result)
@@ -76,18 +77,23 @@ def _start(chip: Chip, errors: IO[str]) -> subprocess.Popen[str]:
 
 
 def _ask(worker: subprocess.Popen[str], job: Job) -> Result | None:
-    """The answer; None if the process ends instead."""
+    """The answer; None if the process ends by itself instead."""
     assert worker.stdin is not None
-    timer = threading.Timer(LONGEST, worker.kill)
+    late = threading.Event()
+    timer = threading.Timer(LONGEST, lambda: (late.set(), worker.kill()))
     timer.start()
     try:
         worker.stdin.write(json.dumps(asdict(job)) + "\n")
         worker.stdin.flush()
-        return _answer(worker)
+        answer = _answer(worker)
     except BrokenPipeError:
-        return None
+        answer = None
     finally:
         timer.cancel()
+    if not late.is_set():
+        return answer
+    worker.wait()
+    return {"error": f"not compiled within {LONGEST:.0f} s"}
 
 
 def _answer(worker: subprocess.Popen[str]) -> Result | None:
