@@ -40,6 +40,47 @@ def test_a_fusion_moves_its_operands_and_its_results() -> None:
     assert made.kernels == 1
 
 
+def test_of_an_array_that_a_fusion_slices_the_slices_move() -> None:
+    text = textwrap.dedent("""\
+        HloModule jit_step
+
+        %fused.1 (a: f32[10,64], i: s32[]) -> f32[64] {
+          %a = f32[10,64]{1,0} parameter(0)
+          %i = s32[] parameter(1)
+          %named = f32[10,64]{1,0} bitcast(%a)
+          %row = f32[1,64]{1,0} dynamic-slice(%named, %i, %i), dynamic_slice_sizes={1,64}
+          ROOT %flat = f32[64]{0} bitcast(%row)
+        }
+
+        %fused.2 (new: f32[1,64], a: f32[10,64], i: s32[]) -> f32[10,64] {
+          %a = f32[10,64]{1,0} parameter(1)
+          %new = f32[1,64]{1,0} parameter(0)
+          %i = s32[] parameter(2)
+          ROOT %set = f32[10,64]{1,0} dynamic-update-slice(%a, %new, %i, %i)
+        }
+
+        %fused.3 (a: f32[10,64], i: s32[]) -> (f32[1,64], f32[10,64]) {
+          %a = f32[10,64]{1,0} parameter(0)
+          %i = s32[] parameter(1)
+          %row = f32[1,64]{1,0} dynamic-slice(%a, %i, %i), dynamic_slice_sizes={1,64}
+          %twice = f32[10,64]{1,0} add(%a, %a)
+          ROOT %both = (f32[1,64]{1,0}, f32[10,64]{1,0}) tuple(%row, %twice)
+        }
+
+        ENTRY %main (p: f32[10,64], i: s32[]) -> f32[10,64] {
+          %p = f32[10,64]{1,0} parameter(0)
+          %i = s32[] constant(1)
+          %row = f32[64]{0} fusion(%p, %i), kind=kLoop, calls=%fused.1
+          CHANGED
+        }
+        """)
+    row, whole = 4 * 64, 4 * 640
+    changed = "%set = f32[10,64]{1,0} fusion(%row, %p, %i), kind=kLoop, calls=%fused.2"
+    assert program.cost(text.replace("CHANGED", changed)).moved == 2 * row + 2 * row + 8
+    changed = "%both = (f32[1,64], f32[10,64]) fusion(%p, %i), kind=kLoop, calls=%fused.3"
+    assert program.cost(text.replace("CHANGED", changed)).moved == 2 * row + 2 * whole + row + 8
+
+
 def test_what_lies_on_the_chip_moves_nothing() -> None:
     made = program.cost(
         entry(

@@ -1,8 +1,9 @@
 """What a compiled program costs, counted in its text.
 
 Bytes are counted over the instructions of the entry computation: what each reads and writes in
-main memory. A loop or a conditional counts once, with what is handed to it and what comes back. On
-TPUs an array whose layout says `S(1)` is on the chip (VMEM), and does not count.
+main memory; of an array of which a fusion only takes or replaces a slice, the slice. A loop or a
+conditional counts once, with what is handed to it and what comes back. On TPUs an array whose
+layout says `S(1)` is on the chip (VMEM), and does not count.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ _NAMES = {
     "parameter", "constant", "tuple", "get-tuple-element", "bitcast", "opt-barrier", "after-all",
     "partition-id", "replica-id", "optimization-barrier", "add-dependency", "domain", "iota",
 }  # fmt: skip
+_ENTRY = "ENTRY"
 _ENDS = ("-done", "-update")
 _STARTS = {"copy-start", "slice-start", "dynamic-slice-start"}
 
@@ -33,7 +35,10 @@ _OPERAND = re.compile(r"%([\w.\-]+)")
 
 @dataclass(frozen=True)
 class Instruction:
-    """An instruction: its name, what it gives (with layouts), what it does, and to what."""
+    """An instruction: its name, what it gives (with layouts), what it does, and to what.
+
+    A parameter has its number as its only operand.
+    """
 
     name: str
     result: str
@@ -59,16 +64,22 @@ class Cost:
 
 def cost(text: str) -> Cost:
     """Counts in the text of a compiled program (`compiled.as_text()`)."""
-    entry = list(_instructions(_entry(text)))
+    computations = _computations(text)
+    entry = computations[_ENTRY]
     made = {i.name: i.result for i in entry}
     work = [i for i in entry if i.operation not in _NAMES and not i.operation.endswith(_ENDS)]
-    moved = sum(_moved(i, made) for i in work)
+    moved = sum(_moved(i, made) - _untouched(i, made, computations) for i in work)
     return Cost(moved, len(work), _collectives(text))
 
 
-def _entry(text: str) -> str:
-    begin = text.index("\nENTRY ")
-    return text[begin : text.index("\n}", begin)]
+def _computations(text: str) -> dict[str, list[Instruction]]:
+    """The instructions of each computation by its name, the entry's as `ENTRY`."""
+    found: dict[str, list[Instruction]] = {}
+    for block in re.split(r"\n(?=\S)", text):  # a heading, and indented lines
+        heading = re.match(rf"({_ENTRY})?\s*%?([\w.\-]+) \(", block)
+        if heading is not None:
+            found[heading[1] or heading[2]] = list(_instructions(block))
+    return found
 
 
 def _instructions(text: str) -> Iterator[Instruction]:
@@ -79,7 +90,8 @@ def _instructions(text: str) -> Iterator[Instruction]:
         result, rest = _until_space(line[found.end() :])
         operation, _, rest = rest.partition("(")
         inside, rest = _until_closed(rest)
-        yield Instruction(found[1], result, operation.strip(), _OPERAND.findall(inside), rest)
+        operands = [inside] if operation == "parameter" else _OPERAND.findall(inside)
+        yield Instruction(found[1], result, operation.strip(), operands, rest)
 
 
 def _until_space(text: str) -> tuple[str, str]:
@@ -111,6 +123,44 @@ def _moved(i: Instruction, made: dict[str, str]) -> int:
     if i.operation.endswith("-start") and i.operation != "all-reduce-start":
         read = 0  # the result is (operands, results, …)
     return read + size(i.result)
+
+
+def _untouched(
+    i: Instruction, made: dict[str, str], computations: dict[str, list[Instruction]]
+) -> int:
+    """Bytes among a fusion's operands and results that are no part of the slices that it needs."""
+    called = re.search(r"calls=%([\w.\-]+)", i.rest)
+    if i.operation != "fusion" or called is None:
+        return 0
+    body = {x.name: x for x in computations.get(called[1], [])}
+    parameters = [x for x in body.values() if x.operation == "parameter"]
+    return sum(
+        _beside_slices(x.name, made.get(i.operands[int(x.operands[0])], ""), body)
+        for x in parameters
+    )
+
+
+def _beside_slices(name: str, whole: str, body: dict[str, Instruction]) -> int:
+    users = list(_users(name, body))
+    if not size(whole) or not users or any(use.operands[0] != x for use, x in users):
+        return 0
+    if all(use.operation in ("slice", "dynamic-slice") for use, _ in users):
+        return max(0, size(whole) - sum(size(use.result, everywhere=True) for use, _ in users))
+    if [use.operation for use, _ in users] == ["dynamic-update-slice"]:  # in place
+        ((use, _),) = users
+        written = size(body[use.operands[1]].result, everywhere=True)
+        return 2 * size(whole) - written  # the rest is neither read nor written
+    return 0
+
+
+def _users(name: str, body: dict[str, Instruction]) -> Iterator[tuple[Instruction, str]]:
+    """What reads a value, and under what name: another shape of it has one, too."""
+    for user in body.values():
+        if name in user.operands:
+            if user.operation == "bitcast":
+                yield from _users(user.name, body)
+            else:
+                yield user, name
 
 
 def _arrays(text: str) -> Iterator[str]:
