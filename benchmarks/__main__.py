@@ -8,13 +8,13 @@ import json
 import shlex
 import sys
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from benchmarks import cases, processes, report
 from benchmarks.compiled import command
 from benchmarks.sections import SECTIONS
-from benchmarks.settings import Settings
+from benchmarks.settings import ACCELERATOR, Settings
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -22,8 +22,13 @@ RESULTS = Path(__file__).parent / "results"
 def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(prog="python -m benchmarks", description=report.__doc__)
     p.add_argument("--quick", action="store_true", help="small trees, few repeats: does it run?")
+    p.add_argument(
+        "--accelerator",
+        action="store_true",
+        help="for a GPU or TPU at hand: 100 million parameters, at most eight minutes",
+    )
     p.add_argument("--rows", default="", metavar="REGEX", help="only rows whose name matches")
-    p.add_argument("--sections", default=",".join(SECTIONS), help="comma-separated: %(default)s")
+    p.add_argument("--sections", help=f"comma-separated: {','.join(SECTIONS)}")
     p.add_argument("--repeats", type=int, help="samples of each step time")
     p.add_argument("--compile-repeats", type=int, help="samples of each compile cost")
     p.add_argument("--no-torch", action="store_true", help="leave torch.optim out")
@@ -34,13 +39,16 @@ def parser() -> argparse.ArgumentParser:
 
 
 def settings_of(args: argparse.Namespace) -> Settings:
-    sections = tuple(args.sections.split(","))
+    default = ACCELERATOR if args.accelerator else Settings()
+    sections = tuple(args.sections.split(",")) if args.sections else default.sections
     unknown = set(sections) - set(SECTIONS)
     if unknown:
         raise SystemExit(f"no section {sorted(unknown)}; there are {list(SECTIONS)}")
     cases.chosen(args.rows)
-    default = Settings(repeats=5, compile_repeats=2) if args.quick else Settings()
-    return Settings(
+    if args.quick:
+        default = replace(default, repeats=5, compile_repeats=2)
+    return replace(
+        default,
         rows=args.rows,
         sections=sections,
         quick=args.quick,
@@ -52,7 +60,7 @@ def settings_of(args: argparse.Namespace) -> Settings:
 
 def result_file(platform: str, date: str, settings: Settings) -> Path:
     """The full runs are kept; the others get a name that git ignores."""
-    full = asdict(settings) == asdict(Settings())
+    full = settings in (Settings(), ACCELERATOR)
     return RESULTS / f"{platform}-{date}{'' if full else '-part'}.json"
 
 

@@ -45,7 +45,11 @@ FUSION = r"^(adamw?|lion|adadelta|adabelief|adan|lamb|schedule_free|MultiSteps.*
 
 # The first one says what platform this is, and is the one that targets are about.
 PROCESSES = [
-    Process("default", "default flags", ("yardstick", "products", "steps", "family", "compile")),
+    Process(
+        "default",
+        "default flags",
+        ("yardstick", "products", "precisions", "steps", "family", "compile"),
+    ),
     Process(
         "multi_output_fusion",
         "multi-output fusion",

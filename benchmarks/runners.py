@@ -21,6 +21,8 @@ Step = Callable[[Tree, Tree, Tree], tuple[Tree, Tree]]
 
 
 class Runner(Protocol):
+    calls: int  # steps in a run
+
     def run(self, repeat: int) -> None: ...
 
     def facts(self) -> dict[str, float | None]: ...
@@ -139,13 +141,15 @@ def torch_device() -> str | None:
 class TorchRunner:
     """A torch.optim optimizer, given the same numbers."""
 
-    def __init__(self, peer: Torch, how: dict[str, bool], work: Work, device: str) -> None:
+    def __init__(
+        self, peer: Torch, how: dict[str, bool], work: Work, device: str, calls: int = 1
+    ) -> None:
         import torch
 
         def tensors(tree: Tree) -> list[Any]:
             return [torch.from_numpy(np.copy(x)).to(device) for x in jax.tree.leaves(tree)]
 
-        self.torch, self.device, self.clip = torch, device, peer.clip
+        self.torch, self.device, self.clip, self.calls = torch, device, peer.clip, calls
         self.params = tensors(work.host_params)
         self.grads = [tensors(g) for g in work.host_grads]
         matrices = [p for p in self.params if peer.others is None or p.ndim == 2]
@@ -155,12 +159,13 @@ class TorchRunner:
             self.optimizers.append(getattr(torch.optim, peer.others)(rest))
 
     def run(self, repeat: int) -> None:
-        for p, g in zip(self.params, self.grads[repeat % 2], strict=True):
-            p.grad = g
-        if self.clip is not None:
-            self.torch.nn.utils.clip_grad_norm_(self.params, self.clip, foreach=True)
-        for optimizer in self.optimizers:
-            optimizer.step()
+        for i in range(self.calls):
+            for p, g in zip(self.params, self.grads[(repeat + i) % 2], strict=True):
+                p.grad = g
+            if self.clip is not None:
+                self.torch.nn.utils.clip_grad_norm_(self.params, self.clip, foreach=True)
+            for optimizer in self.optimizers:
+                optimizer.step()
         if self.device == "cuda":
             self.torch.cuda.synchronize()
 
@@ -196,17 +201,19 @@ def torch_modes(peer: Torch) -> dict[str, dict[str, bool]]:
 # ---------------------------------------------------------------- a row
 
 
-def competitors(case: Case, work: Work, modules: dict[str, Any], torch: bool) -> dict[str, Runner]:
+def competitors(
+    case: Case, work: Work, modules: dict[str, Any], torch: bool, burst: int = 1
+) -> dict[str, Runner]:
     """Everybody who takes part in a row; the axpy does in all of them."""
-    runners: dict[str, Runner] = {"axpy": JaxRunner(axpy, (), work)}
+    runners: dict[str, Runner] = {"axpy": JaxRunner(axpy, (), work, burst)}
     for name in case.libraries:
         tx = case.make(modules[name])
         state = tx.init(work.params())
-        runners[name] = JaxRunner(step_of(modules[name], case, tx), state, work, case.calls)
+        runners[name] = JaxRunner(step_of(modules[name], case, tx), state, work, case.calls * burst)
     device = torch_device() if torch and case.torch else None
     if case.torch is not None and device is not None:
         for mode, how in torch_modes(case.torch).items():
-            runners[mode] = TorchRunner(case.torch, how, work, device)
+            runners[mode] = TorchRunner(case.torch, how, work, device, burst)
     return runners
 
 

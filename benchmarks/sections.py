@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Protocol
 
-from benchmarks import compile_cost, family, products, steps, yardstick
+from benchmarks import compile_cost, family, precisions, products, steps, yardstick
 from benchmarks.settings import Settings
 
 
@@ -21,6 +21,7 @@ class Section(Protocol):
 SECTIONS: dict[str, Section] = {
     "yardstick": yardstick,
     "products": products,
+    "precisions": precisions,
     "steps": steps,
     "family": family,
     "compile": compile_cost,
@@ -29,6 +30,7 @@ SECTIONS: dict[str, Section] = {
 TITLES = {
     "yardstick": "Yardstick: memory bandwidth",
     "products": "Yardstick: products of matrices",
+    "precisions": "Muon in each precision",
     "steps": "Step time",
     "family": "The matrix family",
     "compile": "Compile cost",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import asdict, dataclass
 
 
@@ -20,6 +21,9 @@ class Settings:
       trace_repeats: samples where only tracing is measured.
       warmup: runs of each competitor before the samples, first touches of memory among them.
       torch: whether torch.optim takes part, where it is installed and has the algorithm.
+      large: whether rows have the trees that they are compiled with for accelerators.
+      burst: steps in one sample, so that a device that is given work ahead is kept busy.
+      minutes: after how many of them no further row is begun; what is left out is named.
       pause: seconds of rest before a sample. Torch's OpenMP threads go on spinning for some
         milliseconds after their work, and would take a core away from the next competitor.
     """
@@ -33,6 +37,9 @@ class Settings:
     trace_repeats: int = 1
     warmup: int = 3
     torch: bool = True
+    large: bool = False
+    burst: int = 1
+    minutes: float = math.inf
     pause: float = 0.006
 
     def to_json(self) -> str:
@@ -42,3 +49,13 @@ class Settings:
     def from_json(text: str) -> Settings:
         fields = json.loads(text)
         return Settings(**fields | {"sections": tuple(fields["sections"])})
+
+
+# What a GPU or TPU at hand is asked: 100 million parameters, and at most eight minutes in all.
+ACCELERATOR = Settings(
+    sections=("yardstick", "precisions", "steps"),
+    repeats=7,
+    large=True,
+    burst=10,
+    minutes=6.5,
+)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import math
 import sys
 import time
 from typing import Any
@@ -22,11 +23,16 @@ MODULES = {"gradx": gradx, "optax": optax}
 def measure(settings: Settings) -> dict[str, Any]:
     chosen = [c for c in cases.chosen(settings.rows, settings.within) if c.group != family.GROUP]
     check(chosen, MODULES)
-    works = {tree: Work(tree, settings.quick) for tree in {case.tree for case in chosen}}
-    rows = []
-    for case in chosen:
-        work = works[case.tree]
-        runners = competitors(case, work, MODULES, settings.torch)
+    # Where time may run out, what torch has too comes first.
+    chosen = sorted(chosen, key=lambda case: settings.minutes < math.inf and case.torch is None)
+    trees = [case.compiled_tree if settings.large else case.tree for case in chosen]
+    works = {tree: Work(tree, settings.quick) for tree in set(trees)}
+    rows, end = [], time.monotonic() + 60 * settings.minutes
+    for case, tree in zip(chosen, trees, strict=True):
+        if time.monotonic() > end:
+            break
+        work = works[tree]
+        runners = competitors(case, work, MODULES, settings.torch, settings.burst)
         rows.append({"name": case.name, "group": case.group} | _row(case, runners, settings))
         for runner in runners.values():
             runner.free()
@@ -36,7 +42,7 @@ def measure(settings: Settings) -> dict[str, Any]:
         print(f"  {case.name}: {_summary(rows[-1])}", file=sys.stderr, flush=True)
     for work in works.values():
         work.free()
-    return {"rows": rows}
+    return {"rows": rows, "left_out": [case.name for case in chosen[len(rows) :]]}
 
 
 def _row(case: cases.Case, runners: dict[str, Runner], settings: Settings) -> dict[str, Any]:
@@ -49,8 +55,7 @@ def _row(case: cases.Case, runners: dict[str, Runner], settings: Settings) -> di
     for repeat, name in rotation(list(runners), settings.repeats):
         time.sleep(settings.pause)
         forget_freed_memory()
-        taken = seconds(runners[name].run, repeat)
-        times[name].append(taken / (1 if name == "axpy" else case.calls))
+        times[name].append(seconds(runners[name].run, repeat) / runners[name].calls)
     gc.enable()
     facts = {name: runner.facts() for name, runner in runners.items()}
     # How often the step's least traffic would fit into its time at the axpy's rate.
@@ -119,6 +124,7 @@ def render(results: dict[str, dict[str, Any]]) -> str:
             "quartiles; below 1 gradx is faster. *x bandwidth* is gradx's time over the time that "
             "the least possible traffic (gradients read; parameters and state read and written) "
             "takes at the axpy's rate, measured in the same repeats.",
+            *_left_out(results),
             markdown.table(head, timing),
             "### Memory",
             "Bytes a parameter, gradx / optax: temporaries of the compiled step, bytes that XLA "
@@ -126,6 +132,11 @@ def render(results: dict[str, dict[str, Any]]) -> str:
             markdown.table(memory_head, memory),
         ]
     )
+
+
+def _left_out(results: dict[str, dict[str, Any]]) -> list[str]:
+    names = {name for data in results.values() for name in data.get("left_out", [])}
+    return [f"Left out, for want of time: {', '.join(sorted(names))}."] if names else []
 
 
 def _times(row: dict[str, Any] | None) -> list[str]:

@@ -15,14 +15,14 @@ ADAMW = 28  # p, g, mu and nu are read, p, mu and nu are written
 
 
 def measure(settings: Settings) -> dict[str, Any]:
-    work = Work("blocks", settings.quick)
-    runner = JaxRunner(axpy, (), work)
+    work = Work("wide" if settings.large else "blocks", settings.quick)
+    runner = JaxRunner(axpy, (), work, settings.burst)
     for i in range(settings.warmup):
         runner.run(i)
     times = []
     for i in range(2 * settings.repeats):
         time.sleep(settings.pause)
-        times.append(seconds(runner.run, i))
+        times.append(seconds(runner.run, i) / runner.calls)
     runner.free()
     work.free()
     ms = spread([1e3 * t for t in times])
@@ -48,7 +48,7 @@ def render(results: dict[str, dict[str, Any]]) -> str:
     n = next(iter(results.values()))["parameters"]
     return (
         f"The in-place axpy `p - 1e-3 * g` with `p` donated moves {AXPY} bytes a parameter, here "
-        f"for {n:,} parameters in 40 float32 leaves (four transformer blocks). The last column is "
+        f"for {n:,} parameters in float32 leaves. The last column is "
         f"the time that AdamW's {ADAMW} bytes a parameter would take at that rate.\n\n"
         + markdown.table(["process", "axpy ms", "quartiles", "GB/s", f"{ADAMW} B/param, ms"], rows)
     )

@@ -177,11 +177,12 @@ class _Option:
             if kind is bool:
                 words += ["True", "False"]
             elif origin is Literal:
-                words.append(f"one of {list(typing.get_args(kind))}")
+                allowed = typing.get_args(kind)
+                words.append(f"one of {list(allowed)}" if len(allowed) > 1 else repr(*allowed))
             elif collections.abc.Callable in (kind, origin):
                 words.append("a function")
             else:
-                words.append("None" if kind is types.NoneType else (origin or kind).__name__)
+                words.append("None" if kind is types.NoneType else f"a {(origin or kind).__name__}")
         return " or ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
 
 

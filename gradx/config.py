@@ -91,6 +91,8 @@ def _plain(value: Any, where: str, waiting: Waiting) -> Any:
             numeric = jnp.issubdtype(value.dtype, jnp.number) or value.dtype == np.bool_
             if value.ndim == 0 and numeric and not isinstance(value, jax.core.Tracer):
                 return value.item()
+        case jax.lax.Precision():
+            return {"precision": value.name}
         case np.dtype() | type():
             try:
                 return {"dtype": jnp.dtype(value).name}
@@ -207,6 +209,8 @@ def _made(value: Any, inner: Mapping[int, Any]) -> Any:
                 return jnp.dtype(name)
             except TypeError as error:
                 raise ValueError(f"from_config: there is no dtype {name!r}.") from error
+        case {"precision": str(name)} if len(value) == 1:
+            return _known(name, jax.lax.Precision.__members__, "precision")
         case {"function": str(name)} if len(value) == 1:
             return _known(name, core.FUNCTIONS, "function")
         case {"factory": str(name)} if len(value) == 1:

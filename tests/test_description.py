@@ -294,6 +294,13 @@ def test_a_config_is_plain_data() -> None:
     assert_same(again.update(PARAMS, state, PARAMS), tx.update(PARAMS, state, PARAMS))
 
 
+def test_a_precision_has_a_config() -> None:
+    tx = gradx.muon(1e-3, dtype=jax.lax.Precision.HIGH)
+    assert repr(through_json(tx)) == repr(tx)
+    with pytest.raises(ValueError, match=r"no precision 'WIDE'.*HIGHEST"):
+        gradx.from_config({"name": "muon", "arguments": {"dtype": {"precision": "WIDE"}}})
+
+
 def test_schedules_and_sources_have_configs_of_their_own() -> None:
     schedule = gradx.warmup_cosine_decay_schedule(0.0, 1.0, 10, 100)
     assert through_json(schedule) == schedule

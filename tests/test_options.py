@@ -150,6 +150,7 @@ def mine(
     after: Callable[[Any], Any] | None = None,
     *,
     loud: typing.Optional[bool] = None,  # noqa: UP045
+    share: gradx.Share | Literal[False] | None = None,
     other: Unknown = 0,
 ) -> gradx.Transform:
     return gradx.sgd(learning_rate)
@@ -161,6 +162,7 @@ def mine(
         ({"mode": "c"}, r"mine: mode must be one of \['a', 'b'\] or None, got 'c'"),
         ({"after": 1}, "mine: after must be a function or None, got 1"),
         ({"loud": "yes"}, "mine: loud must be True, False or None, got 'yes'"),
+        ({"share": True}, "mine: share must be a Share, False or None, got True"),
     ],
 )
 def test_a_users_factory_is_checked_too(option: Any, match: str) -> None:
