@@ -199,6 +199,13 @@ def test_chunks_change_memory_only() -> None:
     assert_close(made(gradx.scale_by_muon(chunk=2), g), made(gradx.scale_by_muon(), g), rtol=1e-6)
 
 
+def test_chunks_of_matrices_with_an_empty_state() -> None:
+    g = {f"w{i}": numbers(i, 6, 4) for i in range(5)}
+    of = {chunk: gradx.scale_by_shampoo(graft="sgd", chunk=chunk) for chunk in (None, 2)}
+    assert any(x.size == 0 for x in jax.tree.leaves(of[2].init(g)))
+    assert_close(made(of[2], g), made(of[None], g), rtol=1e-5)
+
+
 # ---------------------------------------------------------------- shared by devices
 
 
@@ -308,7 +315,7 @@ def test_an_expensive_step_is_skipped_by_a_conditional() -> None:
         ({"preconditioning": "l1"}, "preconditioning must be one of"),
         ({"chunk": 0}, "chunk"),
         ({"dtype": int}, "dtype"),
-        ({"share": "d"}, "share must be Share"),
+        ({"share": "d"}, "share must be a Share"),
     ],
 )
 def test_bad_arguments_are_refused(kwargs: Any, message: str) -> None:

@@ -46,7 +46,18 @@ def section(kept: Stored) -> str:
     command = f"python -m benchmarks --target {kept.target}{study} --out docs/benchmarks_targets.md"
     versions = ", ".join(f"{name} {v}" for name, v in kept.versions.items())
     head = f"## {title.format(kept.target)}\n\n* Command: `{command}`\n* Versions: {versions}"
-    return f"{head}\n{body(kept)}"
+    return f"{head}\n{_thin(kept)}{body(kept)}"
+
+
+def _thin(kept: Stored) -> str:
+    """Which rows have smaller matrices, and why."""
+    rows = dict.fromkeys(job.row for job in kept.results if job.tree.endswith("thin"))
+    if not rows:
+        return ""
+    return (
+        "* With matrices of width 128, since this compiler writes a decomposition out for each size,\n"
+        f"  which takes minutes for a larger one: {', '.join(rows)}\n"
+    )
 
 
 def short(result: Result) -> str:
@@ -72,15 +83,15 @@ def _rows(kept: Stored) -> str:
     found = _by_row(kept, sharded=False)
     head = ["row", "floor", "gradx: moved", "temporaries", "kernels", "s"]
     head += ["Optax: moved", "temporaries", "kernels", "s", "gradx / floor", "gradx / Optax"]
-    lines = []
+    lines, trees_of = [], {job.row: job.tree for job in kept.results}
     for row, results in found.items():
         ours, theirs = results.get("gradx", {}), results.get("optax", {})
-        floor = floor_of(row)
+        floor = floor_of(row, trees_of[row])
         cells = [row, markdown.number(floor, 1)]
         cells += [cell for one in (ours, theirs) for cell in _cells(one)]
         cells += [_ratio(ours.get("moved"), floor), _ratio(ours.get("moved"), theirs.get("moved"))]
         lines.append(cells)
-    return f"{_summary(found)}\n\n{markdown.table(head, lines)}"
+    return f"{_summary(found, trees_of)}\n\n{markdown.table(head, lines)}"
 
 
 def _cells(result: Result) -> list[str]:
@@ -94,7 +105,7 @@ def _ratio(x: float | None, y: float | None) -> str:
     return markdown.number(x / y if x is not None and y else None, 2)
 
 
-def _summary(found: Mapping[str, ByLibrary]) -> str:
+def _summary(found: Mapping[str, ByLibrary], trees_of: Mapping[str, str]) -> str:
     def above(name: str) -> Iterable[str]:
         for row, of in found.items():
             ours, theirs = of.get("gradx", {}).get(name), of.get("optax", {}).get(name)
@@ -103,7 +114,7 @@ def _summary(found: Mapping[str, ByLibrary]) -> str:
 
     far = []
     for row, of in found.items():
-        ours, floor = of.get("gradx", {}).get("moved"), floor_of(row)
+        ours, floor = of.get("gradx", {}).get("moved"), floor_of(row, trees_of[row])
         if ours is not None and floor is not None and ours > ENOUGH * floor:
             far.append(f"{row} {ours:.1f} ({floor:.0f})")
     crashed = [
