@@ -12,15 +12,15 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 
 from gradx import core
-from gradx.combine import chain
+from gradx.combinators.chain import chain
 from gradx.core import Count, Transform, Updates
-from gradx.decay import DecayKind, scale_and_decay
-from gradx.leafwise import leafwise
-from gradx.moments import average, weight_so_far
-from gradx.powers import sqrt
-from gradx.sources import Array, Hyper
-from gradx.stage import Numbers, Slots
-from gradx.trees import finite_sq
+from gradx.core.roots import sqrt
+from gradx.core.trees import finite_sq
+from gradx.lift.averages import average, weight_so_far
+from gradx.lift.leafwise import leafwise
+from gradx.lift.passes import Numbers, Slots
+from gradx.numbers.sources import Array, Hyper
+from gradx.pieces.weight_decay import DecayKind, scale_and_decay
 
 __all__ = ["ScaleByQHAdamState", "qhadam", "scale_by_qhadam"]
 

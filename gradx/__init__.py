@@ -4,103 +4,105 @@ The names of Optax, with one mechanism behind them: the maths of an optimizer is
 one array, and lifted over trees, groups of parameters, dtypes, devices and hyperparameters.
 
 Every public name is here, flat; each module lists its own in `__all__`. What Optax has besides,
-losses and namespaces, is looked up there when it is asked for (`gradx/mirror.py`).
+losses and namespaces, is looked up there when it is asked for (`gradx/core/mirror.py`).
 """
 
 import types
 import typing
 
-from gradx import mirror
-from gradx.clip import *
-from gradx.combine import *
-from gradx.config import *
-from gradx.constrain import *
+from gradx.combinators.accumulate import *
+from gradx.combinators.cautious import *
+from gradx.combinators.chain import *
+from gradx.combinators.conditional import *
+from gradx.combinators.inject import *
+from gradx.combinators.lookahead import *
+from gradx.combinators.partition import *
+from gradx.combinators.sam import *
+from gradx.combinators.selective import *
+from gradx.combinators.views import *
 from gradx.contract import *
-from gradx.core import *
-from gradx.curvature import *
-from gradx.curves import *
-from gradx.cycles import *
-from gradx.decay import *
-from gradx.distributed.collectives import *
-from gradx.gradients import *
-from gradx.groups import *
-from gradx.inspect import *
-from gradx.interpolation import *
-from gradx.leafwise import *
-from gradx.live import *
-from gradx.mapped import *
-from gradx.matrices import *
-from gradx.matrix_names import *
-from gradx.matrixwise import *
-from gradx.momenta import *
-from gradx.moments import *
-from gradx.norms import *
-from gradx.orthogonal import *
-from gradx.per_example import *
-from gradx.piecewise import *
-from gradx.rules.adagrad import *
-from gradx.rules.adam import *
-from gradx.rules.adam_delayed import *
-from gradx.rules.adam_max import *
-from gradx.rules.adam_mix import *
-from gradx.rules.adam_variance import *
-from gradx.rules.adamuon import *
-from gradx.rules.adan import *
-from gradx.rules.cover import *
-from gradx.rules.dion import *
-from gradx.rules.dion2 import *
-from gradx.rules.distance import *
-from gradx.rules.distance_by_leaf import *
-from gradx.rules.dual_averaging import *
-from gradx.rules.factored import *
-from gradx.rules.galore import *
-from gradx.rules.kl_shampoo import *
-from gradx.rules.kl_soap import *
-from gradx.rules.lbfgs import *
-from gradx.rules.loss_aware import *
-from gradx.rules.mars import *
-from gradx.rules.muon import *
-from gradx.rules.normuon import *
-from gradx.rules.optimistic import *
-from gradx.rules.privacy import *
-from gradx.rules.prodigy import *
-from gradx.rules.psgd import *
-from gradx.rules.qk_clip import *
-from gradx.rules.rmsprop import *
-from gradx.rules.rprop import *
-from gradx.rules.scion import *
-from gradx.rules.sgd import *
-from gradx.rules.shampoo import *
-from gradx.rules.sign import *
-from gradx.rules.soap import *
-from gradx.rules.sophia import *
-from gradx.rules.splus import *
-from gradx.rules.trust import *
-from gradx.scale import *
-from gradx.search.backtracking import *
-from gradx.search.line import *
-from gradx.search.zoom import *
-from gradx.selective import *
-from gradx.setting import *
-from gradx.sharing import *
-from gradx.sources import *
-from gradx.state_map import *
-from gradx.step import *
-from gradx.wrap.accumulate import *
-from gradx.wrap.cautious import *
-from gradx.wrap.conditional import *
-from gradx.wrap.every import *
-from gradx.wrap.hyperball import *
-from gradx.wrap.inject import *
-from gradx.wrap.lookahead import *
-from gradx.wrap.mechanic import *
-from gradx.wrap.monitoring import *
-from gradx.wrap.plateau import *
-from gradx.wrap.sam import *
-from gradx.wrap.schedule_free import *
-from gradx.wrap.views import *
+from gradx.core import mirror, moved
+from gradx.core.state_map import *
+from gradx.core.transform import *
+from gradx.core.updates import *
+from gradx.inspection.config import *
+from gradx.inspection.describe import *
+from gradx.inspection.set_hyperparams import *
+from gradx.lift.leafwise import *
+from gradx.lift.mapped import *
+from gradx.lift.matrices import *
+from gradx.lift.matrix_names import *
+from gradx.lift.matrixwise import *
+from gradx.lift.sharing import *
+from gradx.line_search.backtracking import *
+from gradx.line_search.objective import *
+from gradx.line_search.zoom import *
+from gradx.numbers.live import *
+from gradx.numbers.sources import *
+from gradx.optimizers.averaging.interpolation import *
+from gradx.optimizers.averaging.schedule_free import *
+from gradx.optimizers.first_order.acprop_adopt import *
+from gradx.optimizers.first_order.adabelief_radam_yogi import *
+from gradx.optimizers.first_order.adafactor import *
+from gradx.optimizers.first_order.adagrad import *
+from gradx.optimizers.first_order.adam import *
+from gradx.optimizers.first_order.adan import *
+from gradx.optimizers.first_order.ademamix import *
+from gradx.optimizers.first_order.amsgrad_adamax import *
+from gradx.optimizers.first_order.dpsgd import *
+from gradx.optimizers.first_order.dual_averaging import *
+from gradx.optimizers.first_order.mars import *
+from gradx.optimizers.first_order.optimistic import *
+from gradx.optimizers.first_order.rmsprop import *
+from gradx.optimizers.first_order.rprop import *
+from gradx.optimizers.first_order.sgd import *
+from gradx.optimizers.first_order.sm3 import *
+from gradx.optimizers.layerwise.trust_ratio import *
+from gradx.optimizers.matrix.adamuon import *
+from gradx.optimizers.matrix.dion import *
+from gradx.optimizers.matrix.dion2 import *
+from gradx.optimizers.matrix.galore import *
+from gradx.optimizers.matrix.hyperball import *
+from gradx.optimizers.matrix.kl_shampoo import *
+from gradx.optimizers.matrix.kl_soap import *
+from gradx.optimizers.matrix.muon import *
+from gradx.optimizers.matrix.normuon import *
+from gradx.optimizers.matrix.orthogonal import *
+from gradx.optimizers.matrix.psgd import *
+from gradx.optimizers.matrix.qk_clip import *
+from gradx.optimizers.matrix.scion import *
+from gradx.optimizers.matrix.shampoo import *
+from gradx.optimizers.matrix.soap import *
+from gradx.optimizers.matrix.splus import *
+from gradx.optimizers.second_order.hutchinson import *
+from gradx.optimizers.second_order.lbfgs import *
+from gradx.optimizers.second_order.sophia import *
+from gradx.optimizers.sign.lion_signum import *
+from gradx.optimizers.tuning_free.dog import *
+from gradx.optimizers.tuning_free.dog_by_leaf import *
+from gradx.optimizers.tuning_free.mechanic import *
+from gradx.optimizers.tuning_free.polyak_momo import *
+from gradx.optimizers.tuning_free.prodigy import *
+from gradx.pieces.clip import *
+from gradx.pieces.collectives import *
+from gradx.pieces.constraints import *
+from gradx.pieces.every import *
+from gradx.pieces.moments import *
+from gradx.pieces.momentum import *
+from gradx.pieces.monitoring import *
+from gradx.pieces.norms import *
+from gradx.pieces.per_example import *
+from gradx.pieces.plateau import *
+from gradx.pieces.preprocessing import *
+from gradx.pieces.scaling import *
+from gradx.pieces.weight_decay import *
+from gradx.schedules.curves import *
+from gradx.schedules.piecewise import *
+from gradx.schedules.sequences import *
 
 __version__ = "0.1.0"
+
+moved.find()
 
 __all__ = [
     name

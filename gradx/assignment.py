@@ -1,8 +1,8 @@
-"""`optax.assignment`, mirrored (`gradx/mirror.py`): optimal assignments."""
+"""`optax.assignment`, mirrored (`core/mirror.py`): optimal assignments."""
 
 from typing import TYPE_CHECKING
 
-from gradx.mirror import mirror
+from gradx.core.mirror import mirror
 
 if TYPE_CHECKING:
     # isort: off

@@ -1,8 +1,8 @@
-"""`optax.losses`, mirrored (`gradx/mirror.py`): losses."""
+"""`optax.losses`, mirrored (`core/mirror.py`): losses."""
 
 from typing import TYPE_CHECKING
 
-from gradx.mirror import mirror
+from gradx.core.mirror import mirror
 
 if TYPE_CHECKING:
     # isort: off

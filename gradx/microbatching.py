@@ -1,8 +1,8 @@
-"""`optax.microbatching`, mirrored (`gradx/mirror.py`): functions of a batch, evaluated in parts."""
+"""`optax.microbatching`, mirrored (`core/mirror.py`): functions of a batch, evaluated in parts."""
 
 from typing import TYPE_CHECKING
 
-from gradx.mirror import mirror
+from gradx.core.mirror import mirror
 
 if TYPE_CHECKING:
     # isort: off

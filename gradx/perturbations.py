@@ -1,8 +1,8 @@
-"""`optax.perturbations`, mirrored (`gradx/mirror.py`): differentiable perturbed maxima."""
+"""`optax.perturbations`, mirrored (`core/mirror.py`): differentiable perturbed maxima."""
 
 from typing import TYPE_CHECKING
 
-from gradx.mirror import mirror
+from gradx.core.mirror import mirror
 
 if TYPE_CHECKING:
     # isort: off

@@ -1,8 +1,8 @@
-"""`optax.projections`, mirrored (`gradx/mirror.py`): projections onto convex sets."""
+"""`optax.projections`, mirrored (`core/mirror.py`): projections onto convex sets."""
 
 from typing import TYPE_CHECKING
 
-from gradx.mirror import mirror
+from gradx.core.mirror import mirror
 
 if TYPE_CHECKING:
     # isort: off

@@ -1,8 +1,8 @@
-"""`optax.second_order`, mirrored (`gradx/mirror.py`): diagonals of Hessians (deprecated there)."""
+"""`optax.second_order`, mirrored (`core/mirror.py`): diagonals of Hessians (deprecated there)."""
 
 from typing import TYPE_CHECKING
 
-from gradx.mirror import mirror
+from gradx.core.mirror import mirror
 
 if TYPE_CHECKING:
     # isort: off

@@ -1,12 +1,12 @@
-"""`optax.transforms`, mirrored (`gradx/mirror.py`): pieces and combinators, gradx's own."""
+"""`optax.transforms`, mirrored (`core/mirror.py`): pieces and combinators, gradx's own."""
 
 from typing import TYPE_CHECKING
 
-from gradx.mirror import mirror
+from gradx.core.mirror import mirror
 
 if TYPE_CHECKING:
     # isort: off
-    from gradx.clip import (
+    from gradx.pieces.clip import (
         adaptive_grad_clip as adaptive_grad_clip,
         clip as clip,
         clip_by_block_rms as clip_by_block_rms,
@@ -14,11 +14,8 @@ if TYPE_CHECKING:
         unitwise_clip as unitwise_clip,
         unitwise_norm as unitwise_norm,
     )
-    from gradx.combine import (
-        chain as chain,
-        named_chain as named_chain,
-    )
-    from gradx.constrain import (
+    from gradx.combinators.chain import chain as chain, named_chain as named_chain
+    from gradx.pieces.constraints import (
         NonNegativeParamsState as NonNegativeParamsState,
         keep_params_nonnegative as keep_params_nonnegative,
     )
@@ -27,42 +24,38 @@ if TYPE_CHECKING:
         MaskedNode as MaskedNode,
         ShouldSkipUpdateFunction as ShouldSkipUpdateFunction,
     )
-    from gradx.decay import (
-        add_decayed_weights as add_decayed_weights,
-    )
-    from gradx.gradients import (
+    from gradx.pieces.weight_decay import add_decayed_weights as add_decayed_weights
+    from gradx.pieces.preprocessing import (
         AddNoiseState as AddNoiseState,
         ZeroNansState as ZeroNansState,
         add_noise as add_noise,
         zero_nans as zero_nans,
     )
-    from gradx.groups import (
+    from gradx.combinators.partition import (
         MaskedState as MaskedState,
         PartitionState as PartitionState,
         freeze as freeze,
         masked as masked,
         partition as partition,
     )
-    from gradx.moments import (
+    from gradx.pieces.moments import (
         EmaState as EmaState,
         TraceState as TraceState,
         ema as ema,
         trace as trace,
     )
-    from gradx.per_example import (
+    from gradx.pieces.per_example import (
         per_example_global_norm_clip as per_example_global_norm_clip,
         per_example_layer_norm_clip as per_example_layer_norm_clip,
     )
-    from gradx.selective import (
-        selective_transform as selective_transform,
-    )
-    from gradx.wrap.accumulate import (
+    from gradx.combinators.selective import selective_transform as selective_transform
+    from gradx.combinators.accumulate import (
         MultiSteps as MultiSteps,
         MultiStepsState as MultiStepsState,
         skip_large_updates as skip_large_updates,
         skip_not_finite as skip_not_finite,
     )
-    from gradx.wrap.conditional import (
+    from gradx.combinators.conditional import (
         ApplyIfFiniteState as ApplyIfFiniteState,
         ConditionallyMaskState as ConditionallyMaskState,
         ConditionallyTransformState as ConditionallyTransformState,
@@ -70,15 +63,13 @@ if TYPE_CHECKING:
         conditionally_mask as conditionally_mask,
         conditionally_transform as conditionally_transform,
     )
-    from gradx.wrap.monitoring import (
+    from gradx.pieces.monitoring import (
         MonitorState as MonitorState,
         SnapshotState as SnapshotState,
         measure_with_ema as measure_with_ema,
         monitor as monitor,
         snapshot as snapshot,
     )
-    from gradx.wrap.views import (
-        flatten as flatten,
-    )
+    from gradx.combinators.views import flatten as flatten
 else:
     __getattr__, __dir__, __all__ = mirror(__name__)

@@ -1,8 +1,8 @@
-"""`optax.tree`, mirrored (`gradx/mirror.py`): functions of trees."""
+"""`optax.tree`, mirrored (`core/mirror.py`): functions of trees."""
 
 from typing import TYPE_CHECKING
 
-from gradx.mirror import mirror
+from gradx.core.mirror import mirror
 
 if TYPE_CHECKING:
     # isort: off

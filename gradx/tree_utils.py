@@ -1,14 +1,12 @@
-"""`optax.tree_utils`, mirrored (`gradx/mirror.py`): functions of trees, with longer names."""
+"""`optax.tree_utils`, mirrored (`core/mirror.py`): functions of trees, with longer names."""
 
 from typing import TYPE_CHECKING
 
-from gradx.mirror import mirror
+from gradx.core.mirror import mirror
 
 if TYPE_CHECKING:
     # isort: off
-    from gradx.state_map import (
-        tree_map_params as tree_map_params,
-    )
+    from gradx.core.state_map import tree_map_params as tree_map_params
     from optax.tree_utils import (
         NamedTupleKey as NamedTupleKey,
         tree_add as tree_add,

@@ -15,7 +15,7 @@ import optax
 import pytest
 
 import gradx
-from gradx import hyper
+from gradx.numbers import hyper
 
 
 @dataclass(frozen=True, eq=False)

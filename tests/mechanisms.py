@@ -21,7 +21,7 @@ import pytest
 from cases import CASES, OPTIMIZERS, Case, each
 from problems import params
 
-from gradx.leafwise import Rule
+from gradx.lift.leafwise import Rule
 
 # What the lift does only where a rule asks for it.
 OF_A_RULE = (

@@ -22,7 +22,7 @@ import optax
 
 import gradx
 from gradx import contract, core
-from gradx.show import is_dtype
+from gradx.core.show import is_dtype
 
 # Where Optax exports what belongs into gradx, and where it stands there: flat, but for what may
 # still change. The top comes last, as it deprecates some names.

@@ -14,7 +14,8 @@ from cases import Case
 from problems import STEPS, gradients, moved, params, trajectory
 
 import gradx
-from gradx import calls, sources
+from gradx.core import calls
+from gradx.numbers import sources
 
 NARROW_STEPS = 5
 

@@ -20,7 +20,8 @@ from jax.sharding import PartitionSpec as P
 from problems import step
 
 import gradx
-from gradx import core, mapped
+from gradx import core
+from gradx.lift import mapped
 from gradx.lowering.varying import vary
 
 N, STEPS = 8, 3

@@ -14,7 +14,7 @@ from cases import first_of
 from problems import STEPS, assert_close, assert_same, gradients, params, trajectory
 
 import gradx
-from gradx import polar
+from gradx.linalg import polar
 
 SHAPES = [(4, 6), (6, 4), (5, 5)]
 every_shape = pytest.mark.parametrize("shape", SHAPES)

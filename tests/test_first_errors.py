@@ -16,7 +16,8 @@ import pytest
 from cases import CASES
 
 import gradx
-from gradx import calls, core
+from gradx import core
+from gradx.core import calls
 
 PARAMS = {"bias": jnp.ones(2), "kernel": jnp.ones((2, 2))}
 ONE = {"kernel": jnp.ones((2, 2))}

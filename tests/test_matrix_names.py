@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import pytest
 
 import gradx
-from gradx import trees as gtree
 from gradx.contract import MaskedNode
-from gradx.matrix_names import judged
+from gradx.core import trees as gtree
+from gradx.lift.matrix_names import judged
 
 IN_ROWS, IN_COLUMNS = gradx.MatrixAxes((-3, -2), -1), gradx.MatrixAxes(-3, (-2, -1))
 MATRIX, TURNED = gradx.MatrixAxes(0, 1), gradx.MatrixAxes(1, 0)

@@ -13,7 +13,7 @@ from cases import first_of
 from problems import assert_close, assert_same
 
 import gradx
-from gradx import polar
+from gradx.linalg import polar
 
 
 def numbers(seed: int, *shape: int, dtype: Any = np.float32) -> Any:

@@ -20,7 +20,7 @@ from problems import assert_close, assert_same, params
 from runs import sources_of
 
 import gradx
-from gradx.sources import Constant
+from gradx.numbers.sources import Constant
 
 PARAMS = {"bias": jnp.array([0.5, -1.0]), "kernel": jnp.array([[1.0, 2.0], [-3.0, 0.25]])}
 GRADS = {"bias": jnp.array([1.0, -2.0]), "kernel": jnp.array([[0.5, 1.0], [4.0, -8.0]])}

@@ -19,8 +19,8 @@ import pytest
 from optax_names import ANSWERED, EXCEPTIONS, OWN, Row, answers, differences, row, rows, signatures
 
 import gradx
-from gradx import mirror
-from gradx.near import nearest
+from gradx.core import mirror
+from gradx.core.suggestions import nearest
 
 ROWS = rows()
 ANSWERS = answers()

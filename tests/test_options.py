@@ -22,7 +22,8 @@ from optax_names import OWN
 from problems import assert_close, assert_same
 
 import gradx
-from gradx import calls, core
+from gradx import core
+from gradx.core import calls
 
 PARAMS = {"bias": jnp.ones(2), "kernel": jnp.ones((2, 2))}
 

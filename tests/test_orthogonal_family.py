@@ -15,8 +15,8 @@ from problems import assert_close, assert_same, gradients, params, trajectory
 from references.orthogonal import polar as reference
 
 import gradx
-from gradx import polar
-from gradx.orthogonal import factors_of
+from gradx.linalg import polar
+from gradx.optimizers.matrix.orthogonal import factors_of
 
 MAKERS = {
     "muon": lambda **more: gradx.scale_by_muon(**more),

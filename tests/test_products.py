@@ -12,7 +12,7 @@ import pytest
 from cases import first_of
 
 import gradx
-from gradx import polar
+from gradx.linalg import polar
 
 # All whose products can be chosen.
 PIECES = [

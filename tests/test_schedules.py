@@ -16,12 +16,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gradx import core, curves, cycles, hyper, piecewise, sources
+from gradx import core
+from gradx.numbers import hyper, sources
+from gradx.schedules import curves, piecewise, sequences
 
 LAST = 2**31 - 1
 NAMES = {
     name: getattr(module, name)
-    for module in (curves, piecewise, cycles)
+    for module in (curves, piecewise, sequences)
     for name in vars(module)
     if name in core.REGISTRY and name in vars(optax.schedules)
 }
@@ -176,7 +178,7 @@ def test_steps_beyond_int32() -> None:
             ),
             0.75,
         )
-        close(cycles.warmup_cosine_decay_schedule(0.0, 1.0, far, 2 * far)(count), 0.25)
+        close(sequences.warmup_cosine_decay_schedule(0.0, 1.0, far, 2 * far)(count), 0.25)
 
 
 def test_numbers_may_be_traced() -> None:
@@ -189,7 +191,7 @@ def test_numbers_may_be_traced() -> None:
             curves.exponential_decay(x, 10, 2 + x, end_value=x * 2),
             piecewise.piecewise_constant_schedule(x, {5: 0.5}),
             piecewise.cosine_onecycle_schedule(10, x),
-            cycles.warmup_cosine_decay_schedule(0.0, x, 3, 10, x / 2),
+            sequences.warmup_cosine_decay_schedule(0.0, x, 3, 10, x / 2),
         ]
         return jnp.stack([schedule(count) for schedule in made])
 
@@ -203,7 +205,7 @@ def test_numbers_may_be_traced() -> None:
 
 
 def test_join_boundaries_may_be_traced() -> None:
-    steps = jax.vmap(lambda b: cycles.join_schedules([jnp.ones_like, jnp.zeros_like], [b])(5))
+    steps = jax.vmap(lambda b: sequences.join_schedules([jnp.ones_like, jnp.zeros_like], [b])(5))
     np.testing.assert_array_equal(steps(jnp.array([4, 5, 6])), [0, 0, 1])
 
 
@@ -221,13 +223,13 @@ def test_borders_are_exact_under_jit() -> None:
 
 def test_joined_schedules_may_be_any_functions() -> None:
     parts = [lambda count: 2, np.sqrt, lambda count: 0.5 if count < 3 else 0.25]
-    schedule = cycles.join_schedules(parts, np.array([4, 12]))
+    schedule = sequences.join_schedules(parts, np.array([4, 12]))
     assert [float(schedule(c)) for c in (0, 4, 8, 12, np.int32(15))] == [2.0, 0.0, 2.0, 0.5, 0.25]
 
 
 def test_joined_schedules_never_see_a_negative_count() -> None:
     seen: list[int] = []
-    schedule = cycles.join_schedules([float, lambda c: seen.append(c) or 1 / (c + 1)], [10])
+    schedule = sequences.join_schedules([float, lambda c: seen.append(c) or 1 / (c + 1)], [10])
     assert [float(schedule(c)) for c in (3, 10, 11)] == [3.0, 1.0, 0.5]
     assert seen == [0, 0, 1]
 
@@ -235,7 +237,7 @@ def test_joined_schedules_never_see_a_negative_count() -> None:
 def test_where_we_differ_from_optax() -> None:
     # No warmup means the peak, as in the other warmups; Optax stays at init_value.
     assert float(optax.warmup_constant_schedule(0.0, 1.0, 0)(5)) == 0.0
-    assert [float(cycles.warmup_constant_schedule(0.0, 1.0, 0)(c)) for c in (0, 5)] == [1.0, 1.0]
+    assert [float(sequences.warmup_constant_schedule(0.0, 1.0, 0)(c)) for c in (0, 5)] == [1.0, 1.0]
     # One-cycle phases of no steps are skipped, and do not lose the other phases' scales.
     close(optax.linear_onecycle_schedule(1, 1.0)(0), 0.04**2)
     close([piecewise.linear_onecycle_schedule(1, 1.0)(c) for c in (0, 1)], np.array([0.04, 4e-6]))
@@ -286,8 +288,8 @@ def test_edges_mean_what_they_mean_in_optax(
 
 
 def test_steps_may_come_from_a_generator() -> None:
-    cycles_of = cycles.sgdr_schedule({**CYCLE, "decay_steps": n} for n in (10, 20))
-    assert cycles_of == cycles.sgdr_schedule([{**CYCLE, "decay_steps": n} for n in (10, 20)])
+    cycles_of = sequences.sgdr_schedule({**CYCLE, "decay_steps": n} for n in (10, 20))
+    assert cycles_of == sequences.sgdr_schedule([{**CYCLE, "decay_steps": n} for n in (10, 20)])
 
 
 # ---------------------------------------------------------------- digits
@@ -340,8 +342,8 @@ def test_public_schedules_have_all_digits() -> None:
         curves.linear_schedule(0.0, 1e-3, 1000): rise,
         curves.polynomial_schedule(0.0, 1e-3, 1.0, 1000): rise,
         curves.cosine_decay_schedule(1e-3, 1000): fall,
-        cycles.warmup_constant_schedule(0.0, 1e-3, 1000): rise,
-        cycles.warmup_cosine_decay_schedule(0.0, 1e-3, 1000, 5000): rise,
+        sequences.warmup_constant_schedule(0.0, 1e-3, 1000): rise,
+        sequences.warmup_cosine_decay_schedule(0.0, 1e-3, 1000, 5000): rise,
         piecewise.piecewise_interpolate_schedule("linear", 1e-3, {1000: 0.0}): 1e-3 - rise,
         piecewise.piecewise_interpolate_schedule("cosine", 1e-3, {1000: 0.0}): fall,
     }
@@ -384,7 +386,7 @@ def test_polynomial_goes_from_one_end_to_the_other(
 def test_warmup_meets_the_decay_at_the_peak(
     init: float, peak: float, warmup: int, length: int, end: float
 ) -> None:
-    schedule = cycles.warmup_cosine_decay_schedule(init, peak, warmup, warmup + length, end)
+    schedule = sequences.warmup_cosine_decay_schedule(init, peak, warmup, warmup + length, end)
     near(schedule(0), init if warmup else peak)
     near(schedule(warmup), peak)
     near(values(schedule, warmup + length, LAST), end)
@@ -455,7 +457,7 @@ def test_onecycle_starts_peaks_and_ends(
 @given(st.lists(st.integers(2, 50), min_size=2, max_size=4))
 def test_sgdr_restarts_each_cycle(lengths: list[int]) -> None:
     cycle = {"init_value": 0.5, "peak_value": 1.0, "warmup_steps": 1, "end_value": 0.25}
-    schedule = cycles.sgdr_schedule([{**cycle, "decay_steps": n} for n in lengths])
+    schedule = sequences.sgdr_schedule([{**cycle, "decay_steps": n} for n in lengths])
     begin = 0
     for n in lengths:
         near([schedule(begin), schedule(begin + 1)], [0.5, 1.0])
@@ -494,10 +496,10 @@ def test_half_lives_grow_along_a_straight_line() -> None:
 
 
 def test_repr_reads_well() -> None:
-    warmup = cycles.warmup_cosine_decay_schedule
+    warmup = sequences.warmup_cosine_decay_schedule
     made = warmup(0.0, 1e-3, 100, decay_steps=1000, exponent=1.0, end_value=1e-5)
     assert repr(made) == "warmup_cosine_decay_schedule(0.0, 0.001, 100, 1000, end_value=1e-05)"
-    both = cycles.join_schedules([made, curves.constant_schedule(1.0)], [5])
+    both = sequences.join_schedules([made, curves.constant_schedule(1.0)], [5])
     assert repr(both) == f"join_schedules([{made!r}, constant_schedule(1.0)], [5])"
     assert eval(repr(both), dict(NAMES)) == both
     assert made != warmup(0.0, 1e-3, 100, 1000)

@@ -14,7 +14,7 @@ from compilers import counts_buffers
 from matrix_runs import close, normal, run
 
 import gradx
-from gradx import stacked
+from gradx.lift import batching
 from gradx.lowering import stacks
 
 
@@ -32,13 +32,13 @@ def spied(monkeypatch: pytest.MonkeyPatch, name: str, cached: int) -> Spied:
     """The arguments of each call, with caches of that size. Programs are kept by shape: a test that
     traces nothing, since another has had its shapes, finds no calls."""
     calls: Spied = []
-    function = getattr(stacked, name)
+    function = getattr(batching, name)
 
     def spy(*args: Any) -> Any:
         calls.append(args)
         return function(*args)
 
-    monkeypatch.setattr(stacked, name, spy)
+    monkeypatch.setattr(batching, name, spy)
     monkeypatch.setattr(stacks, "_CACHED", cached)
     return calls
 

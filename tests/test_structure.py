@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import ast
-import fnmatch
 import importlib
+import importlib.util
 import inspect
 import os
+import pickle
 import re
 import subprocess
 import sys
@@ -18,6 +19,7 @@ import pytest
 
 import gradx
 from gradx import core
+from gradx.core import moved
 
 ROOT = Path(gradx.__file__).parent
 
@@ -27,47 +29,14 @@ NAMESPACES = [
     *["projections", "schedules", "second_order", "transforms", "tree", "tree_utils"],
 ]
 
-# From the bottom up. A module imports from the layers below its own, never from its own or from
-# above: so rooms (`rules.*`) never import rooms, and what two of them need moves down.
-LAYERS = [
-    ["lowering.policy", "lowering.varying", "lowering.predicate", "lowering.exact"],
-    [
-        "lowering.reading",
-        "lowering.order",
-        "lowering.one_by_one",
-        "lowering.conditional",
-        "lowering.sums",
-        "lowering.siblings",
-    ],
-    ["lowering.products", "lowering.stacks"],
-    ["lowering"],
-    ["trees", "contract", "show", "near", "table", "powers"],
-    ["binding", "spec"],
-    ["calls", "mirror", "starts"],
-    ["core"],
-    ["sources", "state_map", "step"],
-    ["hyper", "lapack", "masks"],
-    ["live", "names", "counting", "arguments", "mapped", "sharing"],
-    ["matrices", "polar", "blocks", "states"],
-    ["matrix_names", "replicas", "whitening"],
-    ["stage"],
-    ["leafwise"],
-    ["combine", "joined"],
-    ["groups", "gating"],
-    ["stacked"],
-    ["matrixwise"],
-    ["scale", "norms", "selective"],
-    ["clip", "constrain", "decay", "gradients", "moments", "per_example", "curves"],
-    ["eigenbasis", "momenta", "experimental.means"],
-    ["curvature", "interpolation", "piecewise", "cycles", "divergence", "fallback", "orthogonal"],
-    ["experimental.variances"],
-    ["search.line"],
-    ["search.wolfe"],
-    ["search.backtracking", "search.zoom"],
-    ["rules.*", "distributed.*", "wrap.*"],
-    ["inspect", "config", "setting", "experimental.aggregating"],
-    NAMESPACES,
-    [""],  # gradx/__init__.py
+# The rooms that docs/design.md draws, from the bottom up.
+ROOMS = [
+    re.findall(r"`([\w./]+)`", row.split("|")[1])
+    for row in re.findall(
+        r"^\| .*`.*$",
+        (ROOT.parent / "docs/design.md").read_text().partition("## Rooms")[2].partition("\n## ")[0],
+        re.MULTILINE,
+    )
 ]
 
 MODULES = {
@@ -78,17 +47,26 @@ MODULES = {
 }
 PACKAGES = [name for name, path in MODULES.items() if path.name == "__init__.py" and name]
 
+FILES = [name for name in NAMESPACES if name not in PACKAGES]
+
 every_module = pytest.mark.parametrize("module", MODULES, ids=lambda name: name or "gradx")
 
 
-def layer(module: str) -> int:
+def room(module: str) -> tuple[int, str]:
+    """How high the room of a module lies, and which it is: its folder, or what lies at the root."""
     fitting = [
-        i
-        for i, patterns in enumerate(LAYERS)
-        if any(fnmatch.fnmatchcase(module, pattern) for pattern in patterns)
+        (i, name)
+        for i, names in enumerate(ROOMS)
+        for name in names
+        if module == name.rstrip("/").replace("/", ".")
+        or (name.endswith("/") and module.startswith(name.replace("/", ".")))
     ]
-    assert len(fitting) == 1, f"gradx.{module} must have one place in LAYERS, has {fitting}"
-    return fitting[0]
+    if module in NAMESPACES:
+        fitting = [(len(ROOMS), "a namespace of Optax")]
+    if module == "":
+        fitting = [(len(ROOMS) + 1, "the face")]
+    assert fitting, f"gradx.{module} is in no room of docs/design.md"
+    return max(fitting, key=lambda found: len(found[1]))
 
 
 def imports(module: str, source: str) -> Iterator[str]:
@@ -114,26 +92,46 @@ def imports(module: str, source: str) -> Iterator[str]:
 
 @every_module
 def test_imports_only_go_down(module: str) -> None:
-    if module in set(PACKAGES) - set(NAMESPACES):
-        assert list(imports(module, MODULES[module].read_text())) == []
-        return
+    """To lower rooms, or to modules of the same room."""
     for imported in imports(module, MODULES[module].read_text()):
-        assert layer(imported) < layer(module), f"gradx.{module} imports gradx.{imported}"
+        (height, here), (below, there) = room(module), room(imported)
+        assert below < height or here == there, f"gradx.{module} imports gradx.{imported}"
+
+
+def test_no_room_has_a_circle() -> None:
+    """Modules of one room have an order, too: each can be read after those that it imports."""
+    needs = {m: set(imports(m, path.read_text())) for m, path in MODULES.items() if m}
+    while ready := {m for m, found in needs.items() if not found & set(needs)}:
+        needs = {m: found for m, found in needs.items() if m not in ready}
+    assert not needs
+
+
+def test_every_room_says_what_belongs_there() -> None:
+    for name in PACKAGES:
+        doc = ast.get_docstring(ast.parse(MODULES[name].read_text())) or ""
+        assert len(doc) > 40, f"gradx/{name.replace('.', '/')}/__init__.py"
+
+
+def test_what_lies_at_the_root() -> None:
+    """The contract, the face and the public namespaces."""
+    assert {m for m in MODULES if "." not in m} - set(PACKAGES) == {"", "contract", *FILES}
 
 
 def test_an_upward_import_would_be_seen() -> None:
-    """The law above rests on `imports`: every way to write one is found."""
+    """The laws above rest on `imports`: every way to write one is found."""
     code = """
 from gradx import chain, core
-from gradx import trees as gtree
-from gradx.leafwise import run
-import gradx.rules.sgd
+from gradx.core import trees as gtree
+from gradx.lift.leafwise import run
+import gradx.optimizers.first_order.sgd
 def late():
-    from gradx.inspect import describe
+    from gradx.inspection.describe import describe
 """
     found = sorted(imports("x", code))
-    assert found == ["", "core", "inspect", "leafwise", "rules.sgd", "trees"]
-    assert layer("rules.sgd") == layer("rules.adam") > layer("combine")
+    sgd = "optimizers.first_order.sgd"
+    assert found == ["", "core", "core.trees", "inspection.describe", "lift.leafwise", sgd]
+    assert room("optimizers.sign.lion_signum") > room(sgd) > room("pieces.clip")
+    assert room("optimizers.sign.lion_signum")[1] != room("optimizers.matrix.muon")[1]
 
 
 # What only a compiler needs, and the names of compilers.
@@ -183,7 +181,7 @@ TRANSFORMS = [
     for name, f in FACTORIES.items()
     if inspect.isclass(f) or f.__annotations__["return"] == "Transform"
 ]
-IN_ROOMS = [name for name in TRANSFORMS if PUBLIC[name][0].startswith("rules.")]
+OPTIMIZERS = [name for name in TRANSFORMS if PUBLIC[name][0].startswith("optimizers.")]
 STATES = {
     name: made
     for name, (_, made) in PUBLIC.items()
@@ -212,7 +210,7 @@ def test_every_public_name_is_in_gradx_once() -> None:
         home = gradx.experimental.aggregating if module.startswith("experimental.") else gradx
         assert getattr(home, name) is made, f"{home.__name__}.{name} is not that of gradx.{module}"
     assert len(TRANSFORMS) > 30  # the tables above do find them
-    assert set(IN_ROOMS) < set(TRANSFORMS) < set(FACTORIES) < set(FUNCTIONS)
+    assert set(OPTIMIZERS) < set(TRANSFORMS) < set(FACTORIES) < set(FUNCTIONS)
 
 
 def test_every_recorded_factory_is_public() -> None:
@@ -256,7 +254,7 @@ def test_every_transformation_shows_its_maths(name: str) -> None:
     assert re.search(r"^\.\. math::(.+|\n    \S)", doc, re.MULTILINE)
 
 
-@pytest.mark.parametrize("name", IN_ROOMS)
+@pytest.mark.parametrize("name", OPTIMIZERS)
 def test_every_rule_gives_its_source(name: str) -> None:
     doc = inspect.getdoc(FACTORIES[name]) or ""
     reference = doc.partition("\nReference: ")[2]
@@ -266,6 +264,21 @@ def test_every_rule_gives_its_source(name: str) -> None:
 @pytest.mark.parametrize("name", STATES)
 def test_every_state_explains_its_fields(name: str) -> None:
     assert entries(inspect.getdoc(STATES[name]) or "", "Attributes") == list(STATES[name]._fields)
+
+
+# ---------------------------------------------------------------- where modules were
+
+
+def test_what_was_pickled_under_an_old_name_loads() -> None:
+    """As a state does, whose class pickle looks for in the module where it was."""
+    for old, new in moved.MOVED.items():
+        assert importlib.util.find_spec(f"gradx.{new}") is not None
+        assert old not in MODULES
+    old = b"cgradx.moments\nScaleByAdamState\n."  # pickle's protocol 0
+    assert pickle.loads(old) is gradx.ScaleByAdamState
+    assert pickle.loads(b"cgradx.rules.muon\nMuonState\n.") is gradx.MuonState
+    with pytest.raises(AttributeError, match=r"gradx.moments .* moved to gradx.pieces.moments"):
+        getattr(importlib.import_module("gradx.moments"), "nothing")  # noqa: B009
 
 
 # ---------------------------------------------------------------- what importing it costs

@@ -55,8 +55,8 @@ def _thin(kept: Stored) -> str:
     if not rows:
         return ""
     return (
-        "* With matrices of width 128, since this compiler writes a decomposition out for each size,\n"
-        f"  which takes minutes for a larger one: {', '.join(rows)}\n"
+        "* With matrices of width 128, since this compiler writes a decomposition out for each\n"
+        f"  size, which takes minutes for a larger one: {', '.join(rows)}\n"
     )
 
 

@@ -1,13 +1,11 @@
-"""`optax.experimental`, mirrored (`gradx/mirror.py`): what may still change there."""
+"""`optax.experimental`, mirrored (`core/mirror.py`): what may still change there."""
 
 from typing import TYPE_CHECKING
 
-from gradx.mirror import mirror
+from gradx.core.mirror import mirror
 
 if TYPE_CHECKING:
     # isort: off
-    from gradx.experimental import (
-        aggregating as aggregating,
-    )
+    from gradx.experimental import aggregating as aggregating
 else:
     __getattr__, __dir__, __all__ = mirror(__name__)

@@ -1,11 +1,11 @@
-"""`optax.experimental.aggregating`, mirrored (`gradx/mirror.py`): optimizers of single examples."""
+"""`optax.experimental.aggregating`, mirrored (`core/mirror.py`): optimizers of single examples."""
 
 from typing import TYPE_CHECKING
 
+from gradx.core.mirror import mirror
 from gradx.experimental import means, variances
 from gradx.experimental.means import *
 from gradx.experimental.variances import *
-from gradx.mirror import mirror
 
 if not TYPE_CHECKING:
     __getattr__, __dir__, __all__ = mirror(__name__, [*means.__all__, *variances.__all__])

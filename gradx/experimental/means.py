@@ -16,15 +16,15 @@ import optax
 from optax.tree_utils import tree_get
 
 from gradx import core
-from gradx import trees as gtree
-from gradx.combine import Contract, chain, identity, stage_of
+from gradx.combinators.chain import Contract, chain, identity, stage_of
+from gradx.combinators.predicated import check_inner, gated_update
 from gradx.core import Count, Params, Part, State, Transform, Updates
-from gradx.counting import steps
-from gradx.gating import check_inner, gated_update
-from gradx.leafwise import leafwise
-from gradx.moments import zeros
-from gradx.sources import Array
-from gradx.stage import Decided, Numbers, Slots, Sums
+from gradx.core import trees as gtree
+from gradx.lift.averages import zeros
+from gradx.lift.leafwise import leafwise
+from gradx.lift.passes import Decided, Numbers, Slots, Sums
+from gradx.numbers.counting import steps
+from gradx.numbers.sources import Array
 
 __all__ = [
     "AccumulateAvgUpdatesState",

@@ -15,15 +15,16 @@ import jax.numpy as jnp
 import optax
 from optax.tree_utils import tree_get
 
-from gradx import core, hyper
-from gradx import trees as gtree
-from gradx.combine import Contract, chain, identity
+from gradx import core
+from gradx.combinators.chain import Contract, chain, identity
 from gradx.core import Count, Params, State, Transform, Updates
-from gradx.counting import steps
+from gradx.core import trees as gtree
+from gradx.core.updates import safe_increment
 from gradx.experimental.means import Aggregator, as_axes, as_given, mean, process
-from gradx.sources import Array
-from gradx.states import check_state
-from gradx.step import safe_increment
+from gradx.lift.states import check_state
+from gradx.numbers import hyper
+from gradx.numbers.counting import steps
+from gradx.numbers.sources import Array
 
 __all__ = [
     "PerElementMeanAndSumSqDiffGradsState",

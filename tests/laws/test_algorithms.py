@@ -44,7 +44,7 @@ from runs import (
 )
 
 import gradx
-from gradx import hyper
+from gradx.numbers import hyper
 
 every_case = each(CASES)
 every_case_of_optax = each(case for case in CASES if case.in_optax)

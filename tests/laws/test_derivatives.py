@@ -17,7 +17,7 @@ from cases import CASES, Case, each
 from mechanisms import each_mechanism
 
 import gradx
-from gradx.powers import cbrt, rsqrt, sqrt
+from gradx.core.roots import cbrt, rsqrt, sqrt
 
 SHAPES = {"still": (2, 3), "new": (3,)}
 Point = tuple[Any, Any]  # a gradient and parameters

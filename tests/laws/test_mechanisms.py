@@ -46,10 +46,10 @@ from runs import (
 )
 
 import gradx
-from gradx import sources
-from gradx.matrixwise import MatrixRule
-from gradx.sources import Tunable
-from gradx.stacked import How
+from gradx.lift.batching import How
+from gradx.lift.matrixwise import MatrixRule
+from gradx.numbers import sources
+from gradx.numbers.sources import Tunable
 
 P = jax.sharding.PartitionSpec
 

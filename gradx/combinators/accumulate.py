@@ -1,0 +1,380 @@
+"""Gradient accumulation: one update of the inner transformation from the gradients of k calls."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from gradx import core
+from gradx.combinators.chain import Contract
+from gradx.combinators.predicated import (
+    as_gate,
+    check_inner,
+    count_not_finite,
+    gated_update,
+    parts_of,
+)
+from gradx.core import Params, State, Transform, Updates
+from gradx.core import trees as gtree
+from gradx.core.updates import safe_increment
+from gradx.lift.averages import storage
+from gradx.lift.passes import widen
+from gradx.lift.states import check_state
+from gradx.numbers import hyper
+from gradx.numbers.counting import steps
+from gradx.numbers.sources import Array, FromCall, Step, as_float
+
+__all__ = [
+    "MultiSteps",
+    "MultiStepsState",
+    "WeightedMultiStepsState",
+    "skip_large_updates",
+    "skip_not_finite",
+]
+
+
+# ---------------------------------------------------------------- which gradients to leave out
+
+
+@core.registered
+def skip_not_finite(
+    updates: Updates, gradient_step: Array, params: Params | None
+) -> tuple[Array, dict[str, Array]]:
+    """Leaves out gradients with an infinity or a NaN; for `MultiSteps(should_skip_update_fn=…)`.
+
+    Args:
+      updates: a tree of arrays.
+      gradient_step: not used.
+      params: not used.
+
+    Returns:
+      Whether to skip, bool (), and a dictionary of it (``should_skip``) and the number of elements
+      that are not finite (``num_not_finite``, int32 ()).
+
+    Example:
+      >>> import gradx, jax.numpy as jnp
+      >>> skip, found = gradx.skip_not_finite(jnp.array([1.0, jnp.nan]), 0, None)
+      >>> bool(skip), int(found["num_not_finite"])
+      (True, 1)
+    """
+    bad = count_not_finite(updates)
+    return bad > 0, {"should_skip": bad > 0, "num_not_finite": bad}
+
+
+@core.registered
+def skip_large_updates(
+    updates: Updates, gradient_step: Array, params: Params | None, max_squared_norm: float
+) -> tuple[Array, dict[str, Array]]:
+    """Leaves out gradients of a large norm; for `MultiSteps(should_skip_update_fn=…)`.
+
+    Give the bound with `functools.partial(skip_large_updates, max_squared_norm=…)`. A NaN counts as
+    large.
+
+    Args:
+      updates: a tree of arrays.
+      gradient_step: not used.
+      params: not used.
+      max_squared_norm: the largest squared norm of the whole tree that is let through.
+
+    Returns:
+      Whether to skip, bool (), and a dictionary of it (``should_skip``) and the squared norm
+      (``norm_squared``).
+
+    Example:
+      >>> import gradx, jax.numpy as jnp
+      >>> skip, found = gradx.skip_large_updates(jnp.array([3.0, 4.0]), 0, None, 20.0)
+      >>> bool(skip), float(found["norm_squared"])
+      (True, 25.0)
+    """
+    squared = gtree.sum_of_squares(updates)
+    skip = ~(squared < max_squared_norm)
+    return skip, {"should_skip": skip, "norm_squared": squared}
+
+
+# ---------------------------------------------------------------- accumulation
+
+
+class MultiStepsState(NamedTuple):
+    """The state of `MultiSteps`.
+
+    Attributes:
+      mini_step: the calls since the last update, int32 (), below k.
+      gradient_step: the updates so far, int32 ().
+      inner_opt_state: the inner state, which only an update changes.
+      acc_grads: the mean (or sum) of the gradients so far, like the parameters; after an update,
+        that of its gradients until the next call. `()` where nothing is gathered.
+      skip_state: what `should_skip_update_fn` said about the last call.
+    """
+
+    mini_step: Array
+    gradient_step: Array
+    inner_opt_state: Any
+    acc_grads: Any
+    skip_state: Any = ()
+
+
+class WeightedMultiStepsState(NamedTuple):
+    """The state of `MultiSteps` with weights.
+
+    Attributes:
+      mini_step: the calls since the last update, int32 (), below k.
+      gradient_step: the updates so far, int32 ().
+      inner_opt_state: the inner state, which only an update changes.
+      acc_grads: the weighted mean (or sum) of the gradients so far, like the parameters.
+      skip_state: what `should_skip_update_fn` said about the last call.
+      weight_sum: the weights so far, float32 ().
+    """
+
+    mini_step: Array
+    gradient_step: Array
+    inner_opt_state: Any
+    acc_grads: Any
+    skip_state: Any
+    weight_sum: Array
+
+
+SkipFunction = Callable[[Updates, Array, Params | None], tuple[Array, Any]]
+
+
+@core.recorded_class
+class MultiSteps(Transform):
+    r"""Accumulates the gradients of k calls, and updates once with their mean.
+
+    .. math:: u = T\Big(\frac{1}{k} \sum_{j=1}^{k} g_j\Big) \text{ in every } k\text{-th call},
+              \qquad u = 0 \text{ in the others}
+
+    Between updates the inner state stays as it is, bit for bit. An inner transformation that works
+    leaf by leaf (Adam, say, or a chain that begins with a clip by global norm) is gated: its loops
+    do nothing in the other calls, and need no memory. Any other one (Optax's, a matrix rule) is run
+    under a real conditional, so that it is paid for once in k calls.
+
+    Args:
+      opt: the inner transformation.
+      every_k_schedule: \(k \ge 1\), or a function of the updates done so far. A constant 1
+        without weights costs nothing, and has no accumulator.
+      use_grad_mean: the mean of the gradients; False: their sum.
+      should_skip_update_fn: `(updates, gradient_step, params) -> (skip, skip_state)`, such as
+        `skip_not_finite`. What is skipped is not accumulated, and does not count as a call.
+      accumulator_dtype: the dtype to accumulate in. float32, the default, means at least that of
+        the parameters; half precision is taken at its word. The inner transformation is given
+        float32 or wider, and the updates come back in the gradients' dtypes.
+      weight: the weight of a call's gradient, such as its number of tokens:
+        ``weight=from_call("tokens")`` and `update(…, tokens=n)`, or a number. The mean is then
+        \(\sum_j w_j g_j / \sum_j w_j\), which is the gradient of the whole batch where \(g_j\) are
+        means over tokens; the sum is \(\sum_j w_j g_j\). Weights of 0 leave a gradient out.
+      conditional: overrules how the inner transformation is kept from acting: True for a real
+        conditional, False for none, where devices of a mapped axis may disagree about a skip.
+
+    Raises:
+      ValueError: `opt` is no transformation; k is not a whole number of at least 1; in `update`, a
+        skip function that gives no bool.
+
+    Example:
+      >>> import gradx, jax.numpy as jnp
+      >>> tx = gradx.MultiSteps(gradx.sgd(1.0), every_k_schedule=2)
+      >>> state = tx.init(jnp.ones(1))
+      >>> for g in (1.0, 3.0):
+      ...     updates, state = tx.update(jnp.array([g]), state)
+      ...     print(updates, tx.has_updated(state))
+      [0.] False
+      [-2.] True
+
+    It is a transformation itself, so it can be part of a chain; `gradient_transformation()` returns
+    it. Deviations from Optax: `acc_grads` is emptied by the next call and not by the update, which
+    saves a temporary; with half-precision gradients the inner transformation sees the mean in
+    float32.
+    """
+
+    def __new__(
+        cls,
+        opt: Contract,
+        every_k_schedule: int | Callable[[Any], Any],
+        use_grad_mean: bool = True,
+        should_skip_update_fn: SkipFunction | None = None,
+        accumulator_dtype: Any = jnp.float32,
+        *,
+        weight: FromCall | float | None = None,
+        conditional: bool | None = None,
+    ) -> MultiSteps:
+        where = core.where()
+        check_inner(opt, where, "opt")
+        if not callable(every_k_schedule):
+            steps("every_k_schedule", every_k_schedule, 1)
+        weights = hyper.Hypers({} if weight is None else {"weight": weight}, where, WEIGHT)
+        if weights.tunables or weights.varies_by_path:
+            raise ValueError(f"{where}: weight must be a number or from_call(…), got {weight!r}.")
+        accumulation = _Accumulation(
+            opt,
+            every_k_schedule,
+            use_grad_mean,
+            should_skip_update_fn,
+            storage("accumulator_dtype", accumulator_dtype),
+            weights,
+            conditional,
+            where,
+        )
+        self: MultiSteps = super().__new__(
+            cls,
+            accumulation.init,
+            accumulation.update,
+            parts=parts_of(opt, "inner_opt_state"),
+        )
+        self._accumulation = accumulation
+        return self
+
+    _accumulation: _Accumulation
+
+    @property
+    def inner_opt(self) -> Contract:
+        """The inner transformation."""
+        return self._accumulation.opt
+
+    def has_updated(self, state: Any) -> Array:
+        """Whether nothing has been gathered since the last update, bool ().
+
+        So it is True after a call that updates, and still after calls right behind it that
+        `should_skip_update_fn` leaves out: `state.skip_state` tells them apart.
+        """
+        self._accumulation.check(state)
+        return jnp.logical_and(state.mini_step == 0, state.gradient_step > 0)
+
+    def gradient_transformation(self) -> MultiSteps:
+        """The transformation itself; Optax's `MultiSteps` is none."""
+        return self
+
+
+WEIGHT = {"weight": "[0, inf)"}
+
+
+class _Accumulation:
+    """What `MultiSteps` does; its arguments are checked there."""
+
+    def __init__(
+        self,
+        opt: Contract,
+        every_k: Any,
+        mean: bool,
+        should_skip: SkipFunction | None,
+        dtype: Any,
+        weights: hyper.Hypers,
+        conditional: bool | None,
+        where: str,
+    ) -> None:
+        self.opt, self.every_k, self.mean, self.should_skip = opt, every_k, mean, should_skip
+        self.dtype, self.weights, self.conditional, self.where = dtype, weights, conditional, where
+        self.at_once = not callable(every_k) and every_k == 1 and not weights.sources
+
+    def init(self, params: Params) -> MultiStepsState | WeightedMultiStepsState:
+        zero = jnp.zeros((), jnp.int32)
+        inner_state = self.opt.init(params)  # first, since it knows what can be optimized
+        skip_state = ()
+        if self.should_skip is not None:
+            nothing = gtree.map_numbers(jnp.zeros_like, params)
+            skip_state = self.should_skip(nothing, zero, params)[1]
+        acc = () if self.at_once else jax.tree.map(self._empty, params)
+        state = MultiStepsState(zero, jnp.copy(zero), inner_state, acc, skip_state)
+        if not self.weights.sources:
+            return state
+        return WeightedMultiStepsState(*state, weight_sum=jnp.zeros((), jnp.float32))
+
+    def check(self, state: State) -> None:
+        kind = WeightedMultiStepsState if self.weights.sources else MultiStepsState
+        check_state(state, kind, self.where)
+
+    def _empty(self, p: Any) -> Array | None:
+        p = gtree.as_number(p)
+        if not gtree.is_inexact(p):
+            return None  # the inner transformation leaves it out, or would have refused it
+        kept = self.dtype
+        if kept == jnp.float32 or jnp.iscomplexobj(p):
+            kept = gtree.wide(kept, jnp.result_type(p))
+        return jnp.zeros_like(p, kept)
+
+    def update(
+        self, updates: Updates, state: State, params: Params | None = None, **extra: Any
+    ) -> tuple[Updates, State]:
+        self.check(state)
+        updates = jax.tree.map(gtree.as_number, updates)
+        skip_state: Any = ()
+        counts: Any = True  # unless the call is skipped
+        if self.should_skip is not None:
+            skip, skip_state = self.should_skip(updates, state.gradient_step, params)
+            counts = ~as_gate(skip, f"{self.where}: should_skip_update_fn")
+        step = Step(state.gradient_step, {}, extra, self.where)
+        weight: Any = hyper.resolve(self.weights.sources, step).get("weight", 1.0)
+        if not isinstance(weight, jax.core.Tracer):
+            hyper.check_number(float(weight), WEIGHT["weight"], "weight", self.where)
+
+        k = self.every_k(state.gradient_step) if callable(self.every_k) else self.every_k
+        first = state.mini_step == 0
+        emits = counts & (state.mini_step >= k - 1)
+        changed: dict[str, Any] = {}
+        if self.at_once:
+            acc, means = state.acc_grads, updates
+        else:
+            total, share = weight, weight
+            if self.weights.sources:
+                kept = state.weight_sum.dtype
+                total = jnp.where(first, 0.0, state.weight_sum) + weight
+                changed["weight_sum"] = jnp.where(counts, total, state.weight_sum).astype(kept)
+                share = weight / jnp.where(total > 0, total, 1.0) if self.mean else weight
+            elif self.mean:
+                share = 1.0 / as_float(state.mini_step + 1)
+            acc, means = self._accumulate(updates, state.acc_grads, share, first, counts)
+        made, inner_state = gated_update(
+            self.opt,
+            self.where,
+            emits,
+            means,
+            state.inner_opt_state,
+            params,
+            extra,
+            conditional=self.conditional,
+        )
+        made = gtree.map_numbers(lambda u, g: u.astype(jnp.result_type(g)), made, updates)
+        mini_step = jnp.where(emits, 0, jnp.where(counts, state.mini_step + 1, state.mini_step))
+        return made, state._replace(
+            mini_step=mini_step.astype(jnp.int32),
+            gradient_step=jnp.where(
+                emits, safe_increment(state.gradient_step), state.gradient_step
+            ),
+            inner_opt_state=inner_state,
+            acc_grads=acc,
+            skip_state=skip_state,
+            **changed,
+        )
+
+    def _accumulate(
+        self, updates: Any, acc: Any, share: Any, first: Array, counts: Any
+    ) -> tuple[Any, Any]:
+        """The new accumulators, and the same for the inner transformation: wide, and `None` where
+        there is no gradient."""
+        flat = gtree.flatten(updates)
+        old = gtree.flatten_like(flat, acc, "the state's acc_grads", self.where)
+        new = list(old)
+        for i, g in enumerate(flat.values):
+            if gtree.is_inexact(g) and old[i] is not None:
+                if jnp.shape(g) != jnp.shape(old[i]):
+                    raise ValueError(
+                        f"{self.where}: at {flat.paths[i]!r} the update has shape {jnp.shape(g)} "
+                        f"and the accumulator {jnp.shape(old[i])}."
+                    )
+                new[i] = _add(self.mean, g, old[i], share, first, counts)
+        pairs = zip(new, flat.values, strict=True)
+        means = [widen(a) if gtree.is_inexact(g) and a is not None else g for a, g in pairs]
+        return flat.unflatten(new), flat.unflatten(means)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+@gtree.mixing
+def _add(mean: bool, g: Array, acc: Array, share: Any, first: Any, counts: Any) -> Array:
+    # What an update has used is dropped here: to empty it there would take a buffer more.
+    old = jnp.where(first, 0, widen(acc))
+    share = jnp.asarray(share, old.real.dtype)
+    part = jnp.where(share == 0, 0, share * widen(g))  # the mean of no tokens may be NaN
+    new = (1 - share) * old + part if mean else old + part
+    return jnp.where(counts, new.astype(acc.dtype), acc)

@@ -1,0 +1,224 @@
+"""Caution: a step, or a decay, only where two signs agree."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+
+from gradx import core
+from gradx.combinators.chain import Contract, identity, stage_of
+from gradx.combinators.partition import masked
+from gradx.combinators.predicated import check_inner
+from gradx.core import Params, Part, State, Transform, Updates
+from gradx.core import trees as gtree
+from gradx.lift.leafwise import leafwise
+from gradx.lift.passes import Call, Leaves, Numbers, Results, Rows, Slots, Stage, staged, widen
+from gradx.numbers import hyper
+from gradx.numbers.sources import Array, Hyper, is_real
+
+__all__ = ["add_cautious_decay", "cautious"]
+
+Direction = Literal["descent", "ascent"]
+
+
+# ---------------------------------------------------------------- the update
+
+
+@dataclass(frozen=True, eq=False)
+class _Cautious:
+    inner: Stage
+    ascends: bool
+    min_share: Any
+
+    @property
+    def sees_tree(self) -> bool:
+        return self.inner.sees_tree
+
+    def init(self, params: Params) -> State:
+        return self.inner.init(params)
+
+    def begin(
+        self, leaves: Leaves, state: State, extra: Mapping[str, Any], rows: Rows
+    ) -> Callable[[Results], State]:
+        starts = [len(row) for row in rows]
+        end = self.inner.begin(leaves, state, extra, rows)
+        flags = (("ascends", self.ascends, str(self.ascends)),)
+        numbers = {"min_share": self.min_share}
+        for row, start, u in zip(rows, starts, leaves.updates, strict=True):
+            if gtree.is_inexact(u):
+                row.append(Call(_agreeing, flags, numbers, (), False, None, _rescaling, start))
+        return end
+
+
+@core.recorded
+def cautious(
+    inner: Contract, *, direction: Direction = "descent", min_share: float = 1e-3
+) -> Transform:
+    r"""Keeps of an update the elements that go down the gradient of this very step.
+
+    .. math:: u = \frac{m \odot T(g)}{\max(\bar m, \epsilon)}, \qquad
+              m_i = 1 \text{ where } -T(g)_i\, g_i > 0, \text{ else } 0
+
+    with the mean \(\bar m\) over the leaf, so that the update keeps about its size.
+
+    Args:
+      inner: \(T\), any transformation; its state is the whole state.
+      direction: ``"descent"`` if the updates of `inner` are steps, to be added to the parameters;
+        ``"ascent"`` if something after this turns them, as for ``cautious(scale_by_adam(),
+        direction="ascent")``. Then the elements stay where \(T(g)_i\, g_i > 0\).
+      min_share: \(\epsilon\) in (0, 1]; 1 does not rescale.
+
+    Raises:
+      ValueError: `inner` is no transformation; a number out of range; an unknown direction.
+
+    Example:
+      >>> import gradx, jax.numpy as jnp
+      >>> tx = gradx.cautious(gradx.sgd(0.5, momentum=0.9))
+      >>> state = tx.init(jnp.ones(2))
+      >>> for g in ([1.0, 1.0], [1.0, -0.5]):
+      ...     updates, state = tx.update(jnp.array(g), state)
+      >>> updates
+      Array([-1.9, -0. ], dtype=float32)
+
+    A weight decay inside `inner` is a part of the step that is judged, and kept or left out with
+    it. The authors' own AdamW decays always: ``chain(cautious(scale_by_adam(),
+    direction="ascent"), add_decayed_weights(0.1), scale_by_learning_rate(1e-3))``. Under
+    `shard_map` the mean is that of the local shard.
+
+    Reference: Liang et al., *Cautious optimizers: improving training with one line of code*,
+    https://arxiv.org/abs/2411.16085, with the factor of https://github.com/kyleliang919/C-Optim for
+    AdamW, where the paper has \(n / (\sum m + 1)\). A complex number agrees with another one if
+    they are less than 90 degrees apart.
+    """
+    where = core.where()
+    check_inner(inner, where)
+    least, ascends = hyper.constant("min_share", min_share, "(0, 1]"), direction == "ascent"
+
+    def described(params: Params, state: State) -> list[Part]:
+        return [Part("", inner, params, state)]
+
+    stage = stage_of(inner)
+    if stage is not None:
+        return staged(_Cautious(stage, ascends, least), where, described)
+    wrapped = core.with_extra_args(inner)
+
+    def update(
+        updates: Updates, state: State, params: Params | None = None, **extra: Any
+    ) -> tuple[Updates, State]:
+        made, state = wrapped.update(updates, state, params, **extra)
+        flat = gtree.flatten(made)
+        before = gtree.flatten_like(flat, updates, "the gradients", where, "the inner updates")
+        kept = [
+            _alone(u, g, ascends, least) if gtree.is_inexact(u) and gtree.is_inexact(g) else u
+            for u, g in zip(flat.values, before, strict=True)
+        ]
+        return flat.unflatten(kept), state
+
+    return Transform(wrapped.init, update, parts=described)
+
+
+def _along(u: Array, g: Array, ascends: bool) -> Array:
+    """How far an update goes downhill (or uphill) as `g` sees it: positive where they agree.
+
+    By the sign of `g`, since the product of two tiny numbers may be 0.
+    """
+    if jnp.iscomplexobj(u) or jnp.iscomplexobj(g):
+        product = u.real * g.real + u.imag * g.imag
+        return product if ascends else -product
+    return u * (jnp.sign(g) if ascends else -jnp.sign(g))
+
+
+def _kept(u: Array, g: Array, ascends: bool, factor: Array) -> Array:
+    # What is not a number stays that: nothing is chosen.
+    if jnp.iscomplexobj(u) or jnp.iscomplexobj(g):
+        return u * jnp.where(_along(u, g, ascends) > 0, factor, 0)
+    turn = jnp.sign(g) if ascends else -jnp.sign(g)
+    return jnp.maximum(_along(u, g, ascends), 0) * turn * factor
+
+
+def _factor(u: Array, g: Array, ascends: bool, min_share: float | Array) -> Array:
+    # Twice the number of elements with the sign 1: a sum of products needs no array of its own.
+    sign = jnp.sign(_along(u, g, ascends))
+    share = jnp.sum(sign * sign + sign) / max(2 * u.size, 1)
+    return 1 / jnp.maximum(share, min_share)
+
+
+def _rescaling(g: Any, slots: Any, p: Any, h: Numbers) -> Mapping[str, Array]:
+    return {"factor": _factor(g, h.before, h.ascends, h.min_share)}
+
+
+def _agreeing(u: Array, slots: Slots, p: Any, h: Numbers) -> tuple[Array, Slots]:
+    return _kept(u, h.before, h.ascends, h.factor), slots
+
+
+@functools.partial(jax.jit, static_argnums=2)  # one trace per shape and dtype
+def _alone(u: Array, g: Array, ascends: bool, min_share: float | Array) -> Array:
+    """The same for a leaf of a transformation that does not work leaf by leaf."""
+    wide, before = widen(u), widen(g)
+    factor = _factor(wide, before, ascends, min_share)
+    return _kept(wide, before, ascends, factor).astype(u.dtype)
+
+
+# ---------------------------------------------------------------- the decay
+
+
+@core.recorded
+def add_cautious_decay(
+    weight_decay: Hyper = 0.0, mask: Any = None, *, flip_sign: bool = False
+) -> Transform:
+    r"""Adds the parameters, scaled, to the updates where both have the same sign.
+
+    .. math:: u \leftarrow u + \lambda\, m \odot \theta, \qquad
+              m_i = 1 \text{ where } u_i \theta_i \ge 0, \text{ else } 0
+
+    Before a learning rate, as `add_decayed_weights` is placed, it decays the elements that the step
+    makes smaller anyway, and leaves those alone that the loss wants larger.
+
+    Args:
+      weight_decay: \(\lambda\) in [0, inf).
+      mask: where to decay (see `add_decayed_weights`).
+      flip_sign: for a place where the updates are steps already, as at the end of any optimizer:
+        \(u - \lambda\, m \odot \theta\) with \(m_i = 1\) where \(u_i \theta_i \le 0\). The decay
+        is then not multiplied by a learning rate; ``scaled(schedule, 0.1)`` is.
+
+    Raises:
+      ValueError: `update` is called without the parameters, unless \(\lambda\) is the constant 0.
+
+    Example:
+      >>> import gradx, jax.numpy as jnp
+      >>> tx = gradx.add_cautious_decay(0.5)
+      >>> p = jnp.array([1.0, -1.0, 1.0])
+      >>> tx.update(jnp.array([2.0, 2.0, 0.0]), tx.init(p), p)[0]
+      Array([2.5, 2. , 0.5], dtype=float32)
+
+    Reference: Chen et al., *Cautious weight decay*, https://arxiv.org/abs/2510.12402. For complex
+    numbers the product is \(\mathrm{Re}(\bar u_i \theta_i)\).
+    """
+    if isinstance(weight_decay, int | float) and is_real(weight_decay) and not weight_decay:
+        made = identity()
+    else:
+        made = leafwise(
+            _subtract if flip_sign else _add,
+            hypers={"weight_decay": weight_decay},
+            needs_params=True,
+        )
+    return made if mask is None else masked(made, mask)
+
+
+def _add(g: Array, slots: Slots, p: Array, h: Numbers) -> tuple[Array, Slots]:
+    return g + jnp.where(_against(g, p), 0, h.weight_decay) * p, slots
+
+
+def _subtract(g: Array, slots: Slots, p: Array, h: Numbers) -> tuple[Array, Slots]:
+    return g - jnp.where(_against(g, -p), 0, h.weight_decay) * p, slots
+
+
+def _against(u: Array, p: Array) -> Array:
+    if jnp.iscomplexobj(u) or jnp.iscomplexobj(p):
+        return u.real * p.real + u.imag * p.imag < 0
+    return u * jnp.sign(p) < 0

@@ -1,0 +1,330 @@
+"""Transformations in sequence.
+
+A sequence of stages is a stage again (see `leafwise`), so that a whole chain, with its masks and
+groups, runs in one pass over the leaves wherever nothing has to see the whole tree in between.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from gradx import core
+from gradx.core import Params, Part, State, Transform, Updates
+from gradx.core import trees as gtree
+from gradx.lift.passes import Leaves, Results, Rows, Stage, run, staged, widen
+from gradx.lift.states import check_keys, check_state, wrong_state
+
+__all__ = ["chain", "identity", "named_chain", "stateless", "stateless_with_tree_map"]
+
+
+Contract: TypeAlias = optax.GradientTransformation
+
+
+# ---------------------------------------------------------------- nothing, and a function
+
+
+@dataclass(frozen=True, eq=False)
+class _Nothing:
+    where: str
+    sees_tree = False
+
+    def init(self, params: Params) -> State:
+        return optax.EmptyState()
+
+    def begin(
+        self, leaves: Leaves, state: State, extra: Mapping[str, Any], rows: Rows
+    ) -> Callable[[Results], State]:
+        check_state(state, optax.EmptyState, self.where)
+        return lambda _: state
+
+
+@core.recorded
+def identity() -> Transform:
+    r"""Passes the updates on as they are.
+
+    .. math:: u = g
+
+    Example:
+      >>> import gradx, jax.numpy as jnp
+      >>> tx = gradx.identity()
+      >>> tx.update(jnp.ones(1), tx.init(jnp.ones(1)))[0]
+      Array([1.], dtype=float32)
+    """
+    where = core.where()
+    return staged(_Nothing(where), where)
+
+
+@core.recorded
+def stateless(f: Callable[[Updates, Params | None], Updates]) -> Transform:
+    r"""A transformation without state, from a function of whole trees.
+
+    .. math:: u = f(g, \theta)
+
+    Args:
+      f: `(updates, params) -> updates`; the parameters are `None` if `update` is not given them.
+
+    Example:
+      >>> import gradx, jax, jax.numpy as jnp
+      >>> tx = gradx.stateless(lambda updates, params: jax.tree.map(jnp.sign, updates))
+      >>> tx.update({"w": jnp.array([-3.0])}, tx.init(None))[0]
+      {'w': Array([-1.], dtype=float32)}
+    """
+
+    def update(
+        updates: Updates, state: State, params: Params | None = None, **extra: Any
+    ) -> tuple[Updates, State]:
+        return f(updates, params), optax.EmptyState()
+
+    return Transform(lambda params: optax.EmptyState(), update)
+
+
+@core.recorded
+def stateless_with_tree_map(f: Callable[[Any, Any], Any]) -> Transform:
+    r"""A transformation without state, from a function of single arrays.
+
+    .. math:: u_i = f(g_i, \theta_i)
+
+    Args:
+      f: `(update, param) -> update`, given each leaf in its own dtype; the parameter is `None` if
+        `update` is not given the parameters.
+
+    Example:
+      >>> import gradx, jax.numpy as jnp
+      >>> tx = gradx.stateless_with_tree_map(lambda u, p: u * jnp.abs(p))
+      >>> tx.update(jnp.ones(1), tx.init(None), jnp.array([-2.0]))[0]
+      Array([2.], dtype=float32)
+    """
+    where = core.where()
+
+    def update(
+        updates: Updates, state: State, params: Params | None = None, **extra: Any
+    ) -> tuple[Updates, State]:
+        flat = gtree.flatten(updates)
+        values = [None] * len(flat.values)
+        if params is not None:
+            values = gtree.flatten_like(flat, params, "the parameters", where)
+        pairs = zip(flat.values, values, strict=True)
+        new = [None if u is None else f(u, p) for u, p in pairs]
+        return flat.unflatten(new), optax.EmptyState()
+
+    return Transform(lambda params: optax.EmptyState(), update)
+
+
+# ---------------------------------------------------------------- in sequence
+
+
+@dataclass(frozen=True, eq=False)
+class _Sequence:
+    """Stages one after the other at each leaf; `pack` and `unpack` make and open their state."""
+
+    stages: Sequence[Stage]
+    pack: Callable[[Sequence[State]], State]
+    unpack: Callable[[State], Sequence[State]]
+    sees_tree: bool = field(init=False)
+
+    def __post_init__(self) -> None:
+        # Once: asked for later, a chain that grew in a loop would ask all chains that are in it.
+        object.__setattr__(self, "sees_tree", any(stage.sees_tree for stage in self.stages))
+
+    def init(self, params: Params) -> State:
+        return self.pack([stage.init(params) for stage in self.stages])
+
+    def begin(
+        self, leaves: Leaves, state: State, extra: Mapping[str, Any], rows: Rows
+    ) -> Callable[[Results], State]:
+        pairs = zip(self.stages, self.unpack(state), strict=True)
+        ends = [stage.begin(leaves, part, extra, rows) for stage, part in pairs]
+        return lambda results: self.pack([end(results) for end in ends])
+
+
+def _in_sequence(
+    parts: Sequence[tuple[str, Contract]],
+    pack: Callable[[Sequence[State]], State],
+    unpack: Callable[[State], Sequence[State]],
+) -> Transform:
+    """The transformations one after the other, those that work leaf by leaf in shared passes."""
+    where = core.where()
+    for label, tx in parts:
+        if not core.is_transform(tx):
+            several = isinstance(tx, list | tuple) and all(map(core.is_transform, tx))
+            raise ValueError(
+                f"{where}: element {label} must be a gradient transformation (a pair of init and "
+                f"update), got {core.show(tx)}.{' Give those one by one, *[…].' * several}"
+            )
+
+    def described(params: Params, state: State) -> list[Part]:
+        states = unpack(state)
+        return [Part(label, tx, params, s) for (label, tx), s in zip(parts, states, strict=True)]
+
+    transforms = [tx for _, tx in parts]
+    passes = _passes(transforms)
+    if len(passes) == 1 and all(stage_of(tx) for tx in transforms):
+        return staged(
+            _Sequence([stage_of(tx) for tx in transforms], pack, unpack), where, described
+        )
+
+    updates_of = [_one_pass([transforms[i] for i in indices], where) for indices in passes]
+
+    def init(params: Params) -> State:
+        return pack([tx.init(params) for tx in transforms])
+
+    def update(
+        updates: Updates, state: State, params: Params | None = None, **extra: Any
+    ) -> tuple[Updates, State]:
+        states = unpack(state)
+        new_states: list[State] = []
+        for indices, update_pass in zip(passes, updates_of, strict=True):
+            now = [states[i] for i in indices]
+            updates, new = update_pass(updates, now, params, extra)
+            new_states += new
+        return updates, pack(new_states)
+
+    return Transform(init, update, parts=described)
+
+
+def stage_of(tx: Contract) -> Any:
+    """The transformation as a stage, or None if it is not made of work on single leaves."""
+    return getattr(tx, "stage", None)
+
+
+def _passes(transforms: Sequence[Contract]) -> list[list[int]]:
+    """Which neighbours share a pass: stages do, up to the next one that must see all leaves."""
+    passes: list[list[int]] = []
+    for i, tx in enumerate(transforms):
+        stage = stage_of(tx)
+        before = stage_of(transforms[i - 1]) if i else None
+        if before is not None and stage is not None and not stage.sees_tree:
+            passes[-1].append(i)
+        else:
+            passes.append([i])
+    return passes
+
+
+def _one_pass(transforms: Sequence[Contract], where: str) -> Callable[..., tuple[Updates, Any]]:
+    stages = [stage_of(tx) for tx in transforms]
+    if all(stages):
+        stage = _Sequence(stages, list, list)
+        return lambda updates, states, params, extra: run(
+            stage, where, updates, states, params, extra
+        )
+    (tx,) = (core.with_extra_args(tx) for tx in transforms)
+
+    def update(
+        updates: Updates, states: Any, params: Params | None, extra: Mapping[str, Any]
+    ) -> tuple[Updates, list[State]]:
+        updates, state = tx.update(updates, states[0], params, **extra)
+        return updates, [state]
+
+    return update
+
+
+@core.recorded
+def chain(*args: Contract) -> Transform:
+    r"""Applies transformations one after the other.
+
+    .. math:: u_0 = g, \qquad u_i = T_i(u_{i-1}), \qquad u = u_n
+
+    Args:
+      *args: any number of transformations, gradx's or Optax's; none at all is the identity.
+
+    Returns:
+      A transformation whose state is the tuple of its parts' states. Extra arguments reach every
+      part that accepts them.
+
+    Raises:
+      ValueError: an element is no transformation; in `update`, a state of another chain.
+
+    Example:
+      >>> import gradx, jax.numpy as jnp
+      >>> tx = gradx.chain(gradx.clip(0.5), gradx.scale(-0.1))
+      >>> params = jnp.array([1.0, 2.0])
+      >>> updates, state = tx.update(jnp.array([0.2, 3.0]), tx.init(params), params)
+      >>> updates
+      Array([-0.02, -0.05], dtype=float32)
+
+    Deviation from Optax: neighbours that work leaf by leaf share one pass, in float32 or wider;
+    a half-precision gradient is rounded once at the end of a pass instead of between its parts.
+    """
+
+    def unpack(state: State) -> Sequence[State]:
+        plain = isinstance(state, tuple | list) and not hasattr(state, "_fields")
+        if not plain or len(state) != len(args):
+            told = f"of type {type(state).__name__}{f' of length {len(state)}' if plain else ''}"
+            raise wrong_state(
+                where, f"{told} instead of a tuple of {len(args)} states, one for each part"
+            )
+        return state
+
+    where = core.where()
+    return _in_sequence([(str(i), tx) for i, tx in enumerate(args)], tuple, unpack)
+
+
+@core.recorded
+def named_chain(*args: tuple[str, Contract]) -> Transform:
+    r"""Applies named transformations one after the other; the state is a dictionary by name.
+
+    .. math:: u_0 = g, \qquad u_i = T_i(u_{i-1}), \qquad u = u_n
+
+    Args:
+      *args: pairs of a name (a non-empty string, used once) and a transformation.
+
+    Returns:
+      A transformation whose state is an ordered dictionary of its parts' states.
+
+    Raises:
+      ValueError: an argument is no such pair, or a name comes twice.
+
+    Example:
+      >>> import gradx, jax.numpy as jnp
+      >>> tx = gradx.named_chain(("clip", gradx.clip(0.5)), ("momentum", gradx.trace(0.9)))
+      >>> list(tx.init(jnp.ones(2)))
+      ['clip', 'momentum']
+    """
+    where = core.where()
+    for pair in args:
+        if not (isinstance(pair, tuple) and len(pair) == 2 and isinstance(pair[0], str)):
+            raise ValueError(f"{where}: wants pairs (name, transformation), got {pair!r}.")
+    names = [name for name, _ in args]
+    twice = sorted({n for n in names if names.count(n) > 1})
+    if twice:
+        raise ValueError(f"{where}: names must be unique, but {twice} come more than once.")
+
+    def unpack(state: State) -> Sequence[State]:
+        check_keys(state, names, where)
+        return [state[name] for name in names]
+
+    def pack(states: Sequence[State]) -> State:
+        return OrderedDict(zip(names, states, strict=True))
+
+    return _in_sequence(args, pack, unpack)
+
+
+# ---------------------------------------------------------------- half precision
+
+
+def wide_throughout(tx: Transform) -> Transform:
+    """The same with updates in float32 or wider from end to end, also where one pass ends and the
+    next begins: those in half precision are rounded once, when all is done."""
+
+    def update(
+        updates: Updates, state: State, params: Params | None = None, **extra: Any
+    ) -> tuple[Updates, State]:
+        wide = jax.tree.map(lambda g: widen(g) if _narrow(g) else g, updates)
+        new, state = tx.update(wide, state, params, **extra)
+        return jax.tree.map(
+            lambda u, g: u.astype(g.dtype) if _narrow(g) else u, new, updates
+        ), state
+
+    return Transform(tx.init, update, parts=tx.parts)
+
+
+def _narrow(x: Any) -> bool:
+    dtype = getattr(x, "dtype", None)
+    return dtype is not None and jnp.issubdtype(dtype, jnp.inexact) and gtree.wide(dtype) != dtype

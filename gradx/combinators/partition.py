@@ -1,0 +1,379 @@
+"""Transformations by parameter: on some leaves only, or another one for each group of leaves.
+
+Which leaves is said by a tree of marks or a prefix of it, by a function that makes one, or by
+`by_path`. Groups of stages are a stage again (see `leafwise`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from optax import EmptyState, MaskedNode
+
+from gradx import core
+from gradx.combinators.chain import Contract, stage_of
+from gradx.core import Params, Part, State, Transform, Updates
+from gradx.core import trees as gtree
+from gradx.lift.masks import marks, mask_flags
+from gradx.lift.passes import Call, Leaves, Numbers, Results, Rows, Slots, Stage, is_array, staged
+from gradx.lift.states import check_state
+from gradx.numbers.sources import Array, check_optional
+
+__all__ = ["MaskedState", "PartitionState", "freeze", "masked", "partition", "set_to_zero"]
+
+
+class MaskedState(NamedTuple):
+    """The state of `masked`: that of the inner transformation, on the chosen leaves.
+
+    Attributes:
+      inner_state: the inner state; `MaskedNode()` stands for the leaves that are left out.
+    """
+
+    inner_state: Any
+
+
+class PartitionState(NamedTuple):
+    """The state of `partition`.
+
+    Attributes:
+      inner_states: label to `MaskedState`.
+    """
+
+    inner_states: Mapping[Hashable, Any]
+
+
+def hide(tree: Any, chosen: Sequence[bool]) -> Any:
+    """The tree with an empty `MaskedNode` at each leaf that is not chosen."""
+    flat = gtree.flatten(tree)
+    kept = [x if c else MaskedNode() for x, c in zip(flat.values, chosen, strict=True)]
+    return flat.unflatten(kept)
+
+
+@dataclass(frozen=True, eq=False)
+class _Masked:
+    inner: Stage
+    mask: Any
+    where: str
+
+    @property
+    def sees_tree(self) -> bool:
+        return self.inner.sees_tree
+
+    def init(self, params: Params) -> State:
+        return MaskedState(self.inner.init(_visible(params, self.mask, self.where)))
+
+    def begin(
+        self, leaves: Leaves, state: State, extra: Mapping[str, Any], rows: Rows
+    ) -> Callable[[Results], State]:
+        check_state(state, MaskedState, self.where)
+        # Of what it may see itself: a mask inside a mask is not asked about what that hides.
+        chosen = leaves.only(mask_flags(self.mask, leaves.tree, self.where))
+        end = self.inner.begin(chosen, state.inner_state, extra, rows)
+        return lambda results: type(state)(end(results))
+
+
+def _visible(params: Params, mask: Any, where: str) -> Params:
+    if not gtree.flatten(params).values:
+        return params  # optax.tree_utils.tree_map_params asks with a placeholder without leaves
+    return hide(params, mask_flags(mask, params, where))
+
+
+@core.recorded
+def masked(inner: Contract, mask: Any, *, mask_compatible_extra_args: bool = False) -> Transform:
+    r"""Applies a transformation to some leaves, and passes the others on as they are.
+
+    .. math:: u_i = T(g)_i \text{ where } m_i, \qquad u_i = g_i \text{ elsewhere}
+
+    To keep leaves from training use `freeze`: what `masked` leaves out remains a raw gradient.
+
+    Args:
+      inner: the transformation; it has state for the chosen leaves only.
+      mask: a tree of bools like the parameters, or a prefix of it; a function that makes one from
+        the parameters (or updates); or `by_path` with bools. It must be known before the run.
+      mask_compatible_extra_args: hide the same leaves in extra arguments that are trees like the
+        updates.
+
+    Returns:
+      A transformation with a `MaskedState`.
+
+    Raises:
+      ValueError: `inner` is no transformation; the mask does not fit or is no tree of bools.
+
+    Example:
+      >>> import gradx, jax.numpy as jnp
+      >>> tx = gradx.masked(gradx.scale(2.0), gradx.by_path({"w": True}, default=False))
+      >>> grads = {"w": jnp.ones(1), "b": jnp.ones(1)}
+      >>> tx.update(grads, tx.init(grads))[0]
+      {'b': Array([1.], dtype=float32), 'w': Array([2.], dtype=float32)}
+    """
+    where = core.where()
+    if not core.is_transform(inner):
+        raise ValueError(f"{where}: inner must be a transformation, got {core.show(inner)}.")
+
+    def described(params: Params, state: State) -> list[Part]:
+        return [Part("", inner, _visible(params, mask, where), state.inner_state)]
+
+    stage = stage_of(inner)
+    if stage is not None:
+        return staged(_Masked(stage, mask, where), where, described)
+    wrapped = core.with_extra_args(inner)
+
+    def init(params: Params) -> State:
+        return MaskedState(wrapped.init(_visible(params, mask, where)))
+
+    def update(
+        updates: Updates, state: State, params: Params | None = None, **extra: Any
+    ) -> tuple[Updates, State]:
+        check_state(state, MaskedState, where)
+        chosen = mask_flags(mask, updates, where)
+        flat = gtree.flatten(updates)
+        if mask_compatible_extra_args:
+            same: Any = jax.tree.structure(updates)
+            extra = {
+                k: hide(v, chosen) if jax.tree.structure(v) == same else v for k, v in extra.items()
+            }
+        hidden_params = None
+        if params is not None:
+            values = gtree.flatten_like(flat, params, "the parameters", where)
+            kept = [p if c else MaskedNode() for p, c in zip(values, chosen, strict=True)]
+            hidden_params = flat.unflatten(kept)
+        new, inner_state = wrapped.update(
+            hide(updates, chosen), state.inner_state, hidden_params, **extra
+        )
+        inner_values = gtree.flatten_like(flat, new, "the inner updates", where)
+        pairs = zip(inner_values, flat.values, strict=True)
+        merged = [old if isinstance(n, MaskedNode) else n for n, old in pairs]
+        return flat.unflatten(merged), type(state)(inner_state)
+
+    return Transform(init, update, parts=described)
+
+
+@dataclass(frozen=True, eq=False)
+class _Partition:
+    """Groups of leaves, each with a stage of its own; every leaf is in exactly one group."""
+
+    groups: Mapping[Hashable, _Masked]
+    check: Callable[[Params], None]
+    where: str
+
+    @property
+    def sees_tree(self) -> bool:
+        return any(group.sees_tree for group in self.groups.values())
+
+    def init(self, params: Params) -> State:
+        self.check(params)
+        return PartitionState({label: g.init(params) for label, g in self.groups.items()})
+
+    def begin(
+        self, leaves: Leaves, state: State, extra: Mapping[str, Any], rows: Rows
+    ) -> Callable[[Results], State]:
+        check_state(state, PartitionState, self.where, self.groups)
+        ends = {
+            label: group.begin(leaves, state.inner_states[label], extra, rows)
+            for label, group in self.groups.items()
+        }
+        return lambda results: type(state)({label: end(results) for label, end in ends.items()})
+
+
+@core.recorded
+def partition(
+    transforms: Mapping[Hashable, Contract],
+    param_labels: Any,
+    *,
+    mask_compatible_extra_args: bool = False,
+    optional: bool | Collection[Hashable] = False,
+) -> Transform:
+    r"""Gives each leaf to the transformation with its label.
+
+    .. math:: u_i = T_{\ell(i)}(g)_i
+
+    Args:
+      transforms: label to transformation. Each sees its own leaves only: a global norm inside is
+        the norm of the group.
+      param_labels: a tree of labels like the parameters, or a prefix of it; a function that makes
+        one from the parameters; or `by_path` with labels.
+      mask_compatible_extra_args: see `masked`.
+      optional: labels that may have no leaf, or True for all. Optax accepts them silently.
+
+    Returns:
+      A transformation with a `PartitionState`.
+
+    Raises:
+      ValueError: at `init`, a leaf has a label without transformation, or a label no leaf.
+
+    Example:
+      >>> import gradx, jax.numpy as jnp
+      >>> tx = gradx.partition(
+      ...     {"fast": gradx.sgd(1.0), "slow": gradx.sgd(0.1)},
+      ...     gradx.by_path({"head": "fast"}, default="slow"),
+      ... )
+      >>> params = {"body": jnp.ones(1), "head": jnp.ones(1)}
+      >>> tx.update(params, tx.init(params), params)[0]
+      {'body': Array([-0.1], dtype=float32), 'head': Array([-1.], dtype=float32)}
+    """
+    where = core.where()
+    _check_labels(transforms, optional, where)
+    for label, tx in transforms.items():
+        if not core.is_transform(tx):
+            raise ValueError(f"{where}: {label!r} has no transformation, got {core.show(tx)}.")
+
+    def mask_of(label: Hashable) -> Callable[[Any], Any]:
+        def mask(tree: Any) -> Any:
+            flat = gtree.flatten(tree)
+            labels = marks(param_labels, tree, f"{where}: param_labels")
+            return flat.unflatten([found == label for found in labels])
+
+        return mask
+
+    def check(params: Params) -> None:
+        flat = gtree.flatten(params)
+        if not flat.values:
+            return
+        labels = marks(param_labels, params, f"{where}: param_labels")
+        for i, label in enumerate(labels):
+            if is_array(flat.values[i]) and label not in transforms:
+                raise ValueError(
+                    f"{where}: the leaf {flat.paths[i]!r} has the label {label!r}, for which there "
+                    f"is no transformation; there are {list(transforms)}."
+                )
+        for label in transforms:
+            may_idle = optional if isinstance(optional, bool) else label in optional
+            if label not in labels and not may_idle:
+                raise ValueError(
+                    f"{where}: no leaf has the label {label!r}; the labels are "
+                    f"{sorted(set(labels), key=str)}. If that is meant, say optional=[{label!r}]."
+                )
+
+    def described(params: Params, state: State) -> list[Part]:
+        states = state.inner_states
+        return [
+            Part(str(k), tx, _visible(params, mask_of(k), where), states[k].inner_state)
+            for k, tx in transforms.items()
+        ]
+
+    if all(stage_of(tx) is not None for tx in transforms.values()):
+        staged_groups = {
+            k: _Masked(stage_of(tx), mask_of(k), where) for k, tx in transforms.items()
+        }
+        return staged(_Partition(staged_groups, check, where), where, described)
+
+    groups = {
+        label: masked(tx, mask_of(label), mask_compatible_extra_args=mask_compatible_extra_args)
+        for label, tx in transforms.items()
+    }
+
+    def init(params: Params) -> State:
+        check(params)
+        return PartitionState({label: tx.init(params) for label, tx in groups.items()})
+
+    def update(
+        updates: Updates, state: State, params: Params | None = None, **extra: Any
+    ) -> tuple[Updates, State]:
+        new = {}
+        check_state(state, PartitionState, where, groups)
+        for label, tx in groups.items():
+            updates, new[label] = tx.update(updates, state.inner_states[label], params, **extra)
+        return updates, type(state)(new)
+
+    return Transform(init, update, parts=described)
+
+
+def _check_labels(transforms: Any, optional: bool | Collection[Hashable], where: str) -> None:
+    if not isinstance(transforms, Mapping):
+        raise ValueError(
+            f"{where}: transforms must be a dict {{label: transformation}}, got "
+            f"{core.show(transforms)}."
+        )
+    try:
+        sorted(transforms)
+    except TypeError as error:
+        raise ValueError(
+            f"{where}: the labels {list(transforms)} must be of one kind, since JAX sorts them."
+        ) from error
+    check_optional(optional, transforms, where)
+
+
+# ---------------------------------------------------------------- zero
+
+
+@core.recorded
+def set_to_zero() -> Transform:
+    r"""Replaces every update by zero: what it applies to does not train.
+
+    .. math:: u = 0
+
+    Leaves may be of any kind. What is no number (a random key, a `float0` gradient) stays.
+
+    Example:
+      >>> import gradx, jax.numpy as jnp
+      >>> tx = gradx.set_to_zero()
+      >>> tx.update(jnp.array([jnp.nan]), tx.init(jnp.ones(1)))[0]
+      Array([0.], dtype=float32)
+    """
+    where = core.where()
+    return staged(_Zeros(where), where)
+
+
+@dataclass(frozen=True, eq=False)
+class _Zeros:
+    """Takes any leaf, as it optimizes none; what has no zero (a key, a text) stays as it is."""
+
+    where: str
+    sees_tree = False
+
+    def init(self, params: Params) -> State:
+        return EmptyState()
+
+    def begin(
+        self, leaves: Leaves, state: State, extra: Mapping[str, Any], rows: Rows
+    ) -> Callable[[Results], State]:
+        check_state(state, EmptyState, self.where)
+        for row, u in zip(rows, leaves.updates, strict=True):
+            if gtree.is_number(u):
+                row.append(Call(_zero, (), {}, (), False, any_kind=True))
+        return lambda _: state
+
+
+def _zero(g: Array, slots: Slots, p: None, h: Numbers) -> tuple[Array, Slots]:
+    # Not zeros_like(g), which jit would make without g, and then without its sharding.
+    return jnp.where(jnp.zeros_like(g, bool), g, jnp.zeros_like(g)), slots
+
+
+@core.recorded
+def freeze(mask: Any, inner: Contract | None = None) -> Transform:
+    r"""Keeps some leaves from training.
+
+    .. math:: u_i = 0 \text{ where } m_i, \qquad u_i = T(g)_i \text{ elsewhere}
+
+    Args:
+      mask: True for the leaves to freeze: a tree of bools or a prefix of it, a function that makes
+        one, or `by_path`.
+      inner: the transformation of the other leaves. The frozen ones do not exist for it: it has no
+        state for them, and they have no share in its norms. Without it, as in Optax, the updates of
+        the frozen leaves are zeroed where this stands in the chain: place it last, since what comes
+        after it (weight decay, momentum) would move them again.
+
+    Raises:
+      ValueError: the mask does not fit or is no tree of bools.
+
+    Example:
+      >>> import gradx, jax.numpy as jnp
+      >>> tx = gradx.freeze(gradx.by_path({"backbone": True}, default=False), gradx.sgd(0.5))
+      >>> params = {"backbone": jnp.ones(1), "head": jnp.ones(1)}
+      >>> tx.update(params, tx.init(params), params)[0]
+      {'backbone': Array([0.], dtype=float32), 'head': Array([-0.5], dtype=float32)}
+    """
+    if inner is None:
+        return masked(set_to_zero(), mask)
+    where = core.where()
+
+    def labels(tree: Any) -> Any:
+        flat = gtree.flatten(tree)
+        frozen = mask_flags(mask, tree, where)
+        return flat.unflatten(["freeze" if f else "train" for f in frozen])
+
+    return partition({"train": inner, "freeze": set_to_zero()}, labels, optional=True)

@@ -1,0 +1,233 @@
+"""Sharpness-aware minimisation: gradients from where an adversary has moved the parameters to."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from gradx import core
+from gradx.combinators.chain import Contract
+from gradx.combinators.predicated import afresh, check_inner, gated_update
+from gradx.core import Params, Part, State, Transform, Updates
+from gradx.core import trees as gtree
+from gradx.core.suggestions import MissingArgument
+from gradx.core.updates import apply_updates
+from gradx.lift import mapped
+from gradx.lift.passes import widen
+from gradx.lift.replicas import AVERAGE, combined
+from gradx.lift.states import check_state, wrong_state
+from gradx.numbers.counting import steps
+from gradx.numbers.sources import Array
+
+__all__ = ["SAMState", "sam"]
+
+
+class SAMState(NamedTuple):
+    """The state of `sam`.
+
+    Attributes:
+      steps_since_sync: the calls since the last step of the optimizer, int32 (); 0 in opaque mode.
+      opt_state: the state of the optimizer.
+      adv_state: the state of the adversary.
+      cache: the parameters as the optimizer left them, in their own dtypes; `None` in opaque mode.
+    """
+
+    steps_since_sync: Array
+    opt_state: Any
+    adv_state: Any
+    cache: Params | None
+
+
+@core.recorded
+def sam(
+    optimizer: Contract,
+    adv_optimizer: Contract,
+    sync_period: int = 2,
+    reset_state: bool = True,
+    opaque_mode: bool = False,
+    batch_axis_name: Any = None,
+) -> Transform:
+    r"""Sharpness-aware minimisation: descends by gradients taken at a bad point nearby.
+
+    .. math::
+        \epsilon &= A(\nabla f(\theta)) \\
+        \theta &\leftarrow \theta + T(\nabla f(\theta - \epsilon))
+
+    \(A\) is an optimizer, so \(-\epsilon\) goes uphill. With the \(A\) of the paper,
+    `chain(normalize(), sgd(rho))`, \(\theta - \epsilon\) is at the distance \(\rho\).
+
+    In the default, transparent mode these are two calls of `update`: the first moves the
+    parameters uphill, the second, with the gradients from there, moves them back and takes the
+    step, so evaluate after an even number. With a `sync_period` of \(k\) it is \(k - 1\) calls
+    that go uphill. Neither part's state changes in a call that is not its own.
+
+    Args:
+      optimizer: \(T\), gradx's or Optax's; it sees the parameters \(\theta\), without
+        \(\epsilon\).
+      adv_optimizer: \(A\), gradx's or Optax's.
+      sync_period: \(k \ge 1\), in calls; 1 leaves the adversary out.
+      reset_state: whether the adversary begins anew after each step of the optimizer, its counts
+        included. Live values stay.
+      opaque_mode: do the whole step in one call, `update(grads, state, params, grad_fn=…)`, where
+        `grad_fn(params, i)` gives the gradients for the adversary's step i, 0 to \(k - 2\). Wanted
+        where a step has side effects (statistics of batch norms) that uphill steps must not have.
+      batch_axis_name: in opaque mode inside `pmap` or `shard_map`, the mapped axis over which to
+        average what `grad_fn` gives, or several, or `sharded`. It works as in `pmean`: in
+        `shard_map` leave it out if `grad_fn` averages the loss.
+
+    Raises:
+      ValueError: a part is no transformation; a period that is no whole number or less than 1;
+        `batch_axis_name` without `opaque_mode`; in `update`, no parameters, or no `grad_fn`; what
+        `grad_fn` gives has been summed over the axis by JAX.
+
+    Example:
+      >>> import gradx, jax, jax.numpy as jnp
+      >>> tx = gradx.sam(gradx.sgd(0.5), gradx.chain(gradx.normalize(), gradx.sgd(0.1)))
+      >>> params = jnp.ones(1)
+      >>> state = tx.init(params)
+      >>> for _ in range(2):
+      ...     grads = jax.grad(lambda p: jnp.sum(p**2))(params)
+      ...     updates, state = tx.update(grads, state, params)
+      ...     params = gradx.apply_updates(params, updates)
+      ...     print(params.round(2))
+      [1.1]
+      [-0.1]
+
+    Reference: Foret et al., *Sharpness-aware minimization for efficiently improving
+    generalization*, https://arxiv.org/abs/2010.01412. Deviation from Optax: with a `sync_period`
+    of 1 this is the optimizer; there each step begins at the parameters before the last one.
+    """
+    where = core.where()
+    check_inner(optimizer, where, "optimizer")
+    check_inner(adv_optimizer, where, "adv_optimizer")
+    period = steps("sync_period", sync_period, 1)
+    over = mapped.axes(batch_axis_name, "batch_axis_name")
+    if batch_axis_name is not None and not opaque_mode:
+        raise ValueError(
+            f"{where}: batch_axis_name is for opaque_mode; in transparent mode average the "
+            f"gradients that update is given, with pmean for one."
+        )
+
+    def init(params: Params) -> SAMState:
+        return SAMState(
+            steps_since_sync=jnp.zeros((), jnp.int32),
+            opt_state=optimizer.init(params),
+            adv_state=adv_optimizer.init(params),
+            cache=None
+            if opaque_mode
+            else gtree.map_numbers(lambda p: jnp.array(gtree.as_number(p)), params),
+        )
+
+    def transparent(
+        updates: Updates, state: State, params: Params, extra: dict[str, Any]
+    ) -> tuple[Updates, SAMState]:
+        done = state.steps_since_sync
+        begins, ends = done == 0, done == period - 1
+        flat = gtree.flatten(updates)
+        here = gtree.flatten_like(flat, params, "the parameters", where)
+        kept = gtree.flatten_like(flat, state.cache, "the state's cache", where)
+        pairs = list(zip(flat.values, here, kept, strict=True))
+        home = [_home(begins, p, c) if gtree.is_number(p) else c for _, p, c in pairs]
+        cache = flat.unflatten(home)
+        adv_state = state.adv_state
+        if reset_state:
+            # Before the gate, which is closed in this call, and keeps what it finds.
+            adv_state = afresh(adv_optimizer, params, adv_state, where, when=ends)
+        uphill, adv_state = gated_update(
+            adv_optimizer, where, ~ends, updates, adv_state, params, extra
+        )
+        downhill, opt_state = gated_update(
+            optimizer, where, ends, updates, state.opt_state, cache, extra
+        )
+        made = [
+            gtree.flatten_like(flat, tree, "the inner updates", where)
+            for tree in (uphill, downhill)
+        ]
+        moves = [
+            _move(ends, up, down, p, c) if gtree.is_inexact(up) else up
+            for up, down, p, c in zip(*made, here, home, strict=True)
+        ]
+        return flat.unflatten(moves), type(state)(
+            steps_since_sync=jnp.where(ends, 0, done + 1),
+            opt_state=opt_state,
+            adv_state=adv_state,
+            cache=cache,
+        )
+
+    def opaque(
+        updates: Updates,
+        state: State,
+        params: Params,
+        extra: dict[str, Any],
+        grad_fn: Callable[[Params, int], Updates] | None,
+    ) -> tuple[Updates, SAMState]:
+        if not callable(grad_fn):
+            raise MissingArgument(
+                f"{where}: opaque_mode needs a function (params, i) -> gradients: call "
+                f"update(grads, state, params, grad_fn=…); got {core.show(grad_fn)}."
+            )
+        adversary = core.with_extra_args(adv_optimizer)
+        there, adv_state = params, state.adv_state
+        for i in range(period - 1):
+            uphill, adv_state = adversary.update(updates, adv_state, there, **extra)
+            there = apply_updates(there, gtree.map_numbers(_turned, uphill))
+            updates = grad_fn(there, i)
+            if over:
+                updates = combined(jax.lax.pmean, updates, params, over, where, remedy=_AVERAGE)
+        if reset_state:
+            adv_state = afresh(adv_optimizer, params, adv_state, where, when=jnp.array(True))
+        updates, opt_state = core.with_extra_args(optimizer).update(
+            updates, state.opt_state, params, **extra
+        )
+        return updates, type(state)(state.steps_since_sync, opt_state, adv_state, None)
+
+    def update(
+        updates: Updates,
+        state: State,
+        params: Params | None = None,
+        *,
+        grad_fn: Callable[[Params, int], Updates] | None = None,
+        **extra: Any,
+    ) -> tuple[Updates, SAMState]:
+        updates, params = jax.tree.map(gtree.as_number, (updates, params))
+        if params is None:
+            raise ValueError(f"{where}: needs the parameters: call update(updates, state, params).")
+        check_state(state, SAMState, where)
+        if opaque_mode != (state.cache is None):
+            made_in = "transparent" if opaque_mode else "opaque"
+            raise wrong_state(where, f"of {made_in} mode, which opaque_mode={opaque_mode} is not")
+        if opaque_mode:
+            return opaque(updates, state, params, extra, grad_fn)
+        return transparent(updates, state, params, extra)
+
+    def described(params: Params, state: State) -> list[Part]:
+        return [
+            Part("optimizer", optimizer, params, state.opt_state),
+            Part("adv_optimizer", adv_optimizer, params, state.adv_state),
+        ]
+
+    return Transform(init, update, parts=described)
+
+
+_AVERAGE = AVERAGE.replace("say already_reduced=True", "leave batch_axis_name out").replace(
+    "give update the parameters as they were", "let grad_fn do so"
+)
+
+
+@jax.jit  # one trace per shape and dtype, instead of one per leaf
+def _home(begins: Array, p: Array, cache: Array) -> Array:
+    return jnp.where(begins, p, cache)
+
+
+def _turned(u: Any) -> Any:
+    return -u if gtree.is_inexact(u) else u  # what an optimizer leaves out has a zero there
+
+
+@jax.jit
+def _move(ends: Array, uphill: Array, downhill: Array, p: Array, home: Array) -> Array:
+    # From the new cache and not the old one, which so can be overwritten first.
+    back = widen(home) - widen(p) + widen(downhill)
+    return jnp.where(ends, back, -widen(uphill)).astype(uphill.dtype)

@@ -1,1 +1,0 @@
-"""Collectives and shardings: what crosses devices."""

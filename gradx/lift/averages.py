@@ -1,0 +1,100 @@
+"""Exponential moving averages, and the slots that they are kept in."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import jax.numpy as jnp
+
+from gradx import core
+from gradx.core.roots import sqrt
+from gradx.core.trees import wide
+from gradx.core.updates import safe_increment
+from gradx.lift.passes import Numbers, Slots
+from gradx.numbers.sources import Array, as_float
+
+
+def average(old: Array, new: Array, decay: float | Array) -> Array:
+    r"""One step of an exponential moving average, \(\beta m + (1 - \beta) x\)."""
+    return decay * old + (1 - decay) * new
+
+
+def weight_so_far(decay: float | Array, t: Array) -> Array:
+    r"""The weight \(1 - \beta^t\) that an average has gathered after `t` updates.
+
+    Through `expm1`, since the difference itself loses four digits of float32 to a decay of 0.999.
+    """
+    t = as_float(t)
+    if isinstance(decay, float):
+        log = math.log(decay) if decay > 0 else -math.inf
+        return -jnp.expm1(log * t)
+    return -jnp.expm1(jnp.log1p(decay - 1) * t)
+
+
+def bias_corrections(h: Numbers, t: Array) -> Mapping[str, Array]:
+    """What undoes the averages' start at zero, as factors: leaves multiply, they do not divide."""
+    return {
+        "correct_mu": 1 / weight_so_far(h.b1, t),
+        "correct_next_mu": 1 / weight_so_far(h.b1, safe_increment(t)),
+        "correct_nu": 1 / weight_so_far(h.b2, t),
+    }
+
+
+def unbiased_mu(mu: Array, g: Array, h: Numbers) -> Array:
+    """The first moment without its bias; with `h.nesterov` looking one step ahead (Dozat)."""
+    if h.nesterov:
+        return h.b1 * h.correct_next_mu * mu + (1 - h.b1) * h.correct_mu * g
+    return h.correct_mu * mu
+
+
+def storage(name: str, dtype: Any) -> Any:
+    """Checks a dtype to keep an average in; `None` stays, for that of the parameter.
+
+    Raises:
+      ValueError: it is no floating-point dtype.
+    """
+    if dtype is None:
+        return None
+    kept = dtype_of(dtype, jnp.inexact)
+    if kept is None:
+        raise ValueError(
+            f"{core.where()}: {name} must be a floating-point dtype, got {core.show(dtype)}."
+        )
+    return kept
+
+
+def dtype_of(given: Any, kind: Any) -> Any:
+    """The dtype that is meant, if it is of this kind (`jnp.inexact`, say); else None."""
+    try:
+        dtype = jnp.dtype(given)
+    except TypeError:
+        return None
+    return dtype if jnp.issubdtype(dtype, kind) else None
+
+
+def zeros(p: Array, *, dtype: Any = None) -> Slots:
+    """One slot like the parameter, complex where it is."""
+    kept = p.dtype if dtype is None else dtype
+    return (jnp.zeros_like(p, wide(kept, p.dtype) if jnp.iscomplexobj(p) else kept),)
+
+
+def full(p: Array, *, value: float | Array) -> Slots:
+    """One real slot that begins at a number."""
+    return (jnp.full_like(p.real, value),)
+
+
+def zero_moments(p: Array, *, mu_dtype: Any = None) -> Slots:
+    """First moment like the parameter; second moment real, since it averages squares."""
+    return (*zeros(p, dtype=mu_dtype), jnp.zeros_like(p.real))
+
+
+def nu_correction(h: Numbers, t: Array) -> Mapping[str, Any]:
+    """What undoes the start of one average at zero, as a factor."""
+    return {"correct": 1 / weight_so_far(h.decay, t) if h.bias_correction else 1.0}
+
+
+def root(variance: Array, h: Numbers) -> Array:
+    """What `scale_by_rms` and `scale_by_stddev` divide by."""
+    return sqrt(variance + h.eps) if h.eps_in_sqrt else sqrt(variance) + h.eps

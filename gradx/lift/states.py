@@ -1,0 +1,103 @@
+"""The state that a part is given: is it its own, and what is in it for each leaf."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import Any
+
+import jax
+
+from gradx.core import trees as gtree
+from gradx.numbers.live import HyperparamsState
+
+
+def check_state(state: Any, expected: Any, where: str, keys: Collection[Any] | None = None) -> None:
+    """Raises ValueError for the state of another part; one of Optax's own class is welcome.
+
+    If there are keys, its only field is a dictionary with these. A part that keeps nothing takes
+    anything for its state (`None`, an empty dictionary, a number), as in Optax. Only what another
+    part keeps is refused: momentum, say, where an optimizer was built with one before.
+    """
+    found = type(state).__name__, getattr(state, "_fields", None)
+    if not expected._fields and not (found[1] and jax.tree.leaves(state)):
+        return
+    if found == (expected.__name__, expected._fields):
+        if keys is not None:
+            check_keys(state[0], keys, where)
+        return
+    if found[0] != expected.__name__:
+        told = f"of type {found[0]} instead of {expected.__name__}"
+    else:
+        told = f"{found[0]} with the fields {found[1]} instead of {expected._fields}"
+    raise wrong_state(where, told)
+
+
+def check_wrapping(state: Any, live: Collection[str], counted: bool, where: str) -> None:
+    """Raises ValueError unless a rule's state has these live values, and a count if it needs one.
+
+    A value too many would be reported by `hyperparams` and used by nobody.
+    """
+    wrapped = isinstance(state, HyperparamsState)
+    found = set(state.hyperparams) if wrapped else set()
+    told = []
+    if extra := sorted(found - set(live)):
+        told.append(
+            f"with the live values {extra}, which are constants, schedules or from elsewhere here"
+        )
+    if missing := sorted(set(live) - found):
+        told.append(f"without the live values {missing}, which are tunable(…) here")
+    if (wrapped and state.count is not None) != counted:
+        told.append(
+            "without a count, which a schedule needs here"
+            if counted
+            else "with the count of a schedule, of which there is none here"
+        )
+    if not told and wrapped and not live and not counted:
+        told.append("of type HyperparamsState, without anything in it")
+    if told:
+        raise wrong_state(where, " and ".join(told))
+
+
+def opened(name: str, kind: Any, flat: gtree.Flat, value: Any, where: str) -> list[Any]:
+    """The slot of each leaf in a field of a state: an array, or a tuple or list of them.
+
+    A field of several trees, the named tuple `kind`, has a slot of several arrays at each leaf.
+
+    Raises:
+      ValueError: the field is another tree, perhaps one with more leaves below one of these.
+    """
+    if kind is not None:
+        if not isinstance(value, kind):
+            told = f"whose {name} is of type {type(value).__name__} instead of {kind.__name__}"
+            raise wrong_state(where, told)
+        trees = [opened(f"{name}.{k}", None, flat, getattr(value, k), where) for k in kind._fields]
+        return [kind(*arrays) for arrays in zip(*trees, strict=True)]
+    slots = gtree.flatten_like(flat, value, f"the state's {name}", where)
+    for i, slot in enumerate(slots):
+        numbered = isinstance(slot, Mapping) and all(isinstance(k, int) for k in slot)
+        arrays = slot is None or isinstance(slot, tuple | list) or numbered  # NNX's own tuple
+        if not arrays and not jax.tree_util.all_leaves([slot]):
+            told = f"whose {name} has a tree in it, {type(slot).__name__}"
+            path = flat.paths[i]
+            raise wrong_state(where, f"{told}, where the updates have the one leaf {path!r}")
+    return slots
+
+
+def closed(kind: Any, flat: gtree.Flat, slots: list[Any]) -> Any:
+    """The field of a state that holds the slots of all leaves: `opened` the other way round."""
+    if kind is None:
+        return flat.unflatten(slots)
+    slots = [x if isinstance(x, kind) else kind(*[x] * len(kind._fields)) for x in slots]
+    return kind(*(flat.unflatten([getattr(x, k) for x in slots]) for k in kind._fields))
+
+
+def check_keys(state: Any, keys: Collection[Any], where: str) -> None:
+    """Raises ValueError unless a state is a dictionary with these keys."""
+    if not isinstance(state, Mapping) or set(state) != set(keys):
+        found = f"keys {list(state)}" if isinstance(state, Mapping) else f"a {type(state).__name__}"
+        raise wrong_state(where, f"with {found} instead of a dictionary with keys {list(keys)}")
+
+
+def wrong_state(where: str, told: str) -> ValueError:
+    """The error of a state that was made by something else."""
+    return ValueError(f"{where}: got a state {told}. Was it made by another chain's init?")

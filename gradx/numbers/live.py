@@ -1,0 +1,244 @@
+"""Live values: numbers that are leaves of the state, to be read and set without recompiling."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+import jax
+
+from gradx import core
+from gradx.core import trees as gtree
+from gradx.core.calls import signature
+from gradx.numbers import sources
+from gradx.numbers.sources import Array
+
+__all__ = [
+    "HyperparamsState",
+    "InjectHyperparamsState",
+    "InjectStatefulHyperparamsState",
+    "hyperparams",
+    "tunable",
+]
+
+
+class HyperparamsState(NamedTuple):
+    """The state of a rule with live values, or with a schedule where its own state has no count.
+
+    Attributes:
+      count: the updates done so far, int32 (); `None` where nothing is scheduled, or where
+        `inner_state` has a count itself.
+      hyperparams: the live values by name, float32 ().
+      inner_state: the state that the rule has with constants.
+    """
+
+    count: core.Count
+    hyperparams: dict[str, Array]
+    inner_state: Any
+
+
+def own_state(state: Any) -> Any:
+    """A rule's own state, out of the wrapping of its live numbers if it has any."""
+    return state.inner_state if isinstance(state, HyperparamsState) else state
+
+
+def with_own(state: Any, own: Any) -> Any:
+    """The state with another state of the rule in the same wrapping."""
+    return state._replace(inner_state=own) if isinstance(state, HyperparamsState) else own
+
+
+class InjectStatefulHyperparamsState(NamedTuple):
+    """The state of `inject_hyperparams`.
+
+    Attributes:
+      count: the updates done so far, int32 ().
+      hyperparams: every number by name, as the last update used it (as the first one will).
+      hyperparams_states: the state of each schedule by name; these numbers cannot be set.
+      inner_state: the state of the transformation that has the numbers.
+    """
+
+    count: core.Count
+    hyperparams: dict[str, Any]
+    hyperparams_states: dict[str, Any]
+    inner_state: Any
+
+
+class InjectHyperparamsState(NamedTuple):
+    """What `inject_hyperparams` of Optax before 0.1.9 kept; here to read old checkpoints.
+
+    Attributes:
+      count: the updates done so far, int32 ().
+      hyperparams: every number by name.
+      inner_state: the state of the transformation that has the numbers.
+    """
+
+    count: core.Count
+    hyperparams: dict[str, Any]
+    inner_state: Any
+
+
+@core.recorded
+def tunable(value: Any, name: str | None = None) -> Any:
+    """Makes a number live: it is kept in the state, where it can be read, set and vmapped over.
+
+    Args:
+      value: the initial number; or a whole transformation, of which every constant number becomes
+        live (schedules, and whatever Optax closed over, stay as they are).
+      name: the key in `hyperparams(state)`; by default the name of the argument that it is given
+        for, such as ``learning_rate``.
+
+    Returns:
+      A source to give where a number is asked for; or the transformation, made again.
+
+    Raises:
+      ValueError: the value is neither a number nor a transformation of gradx.
+
+    Example:
+      >>> import gradx, jax.numpy as jnp
+      >>> tx = gradx.adam(gradx.tunable(1e-3))
+      >>> state = tx.init(jnp.ones(3))
+      >>> gradx.hyperparams(state)
+      {'learning_rate': Array(0.001, dtype=float32)}
+      >>> state = gradx.set_hyperparams(state, learning_rate=1e-4)
+
+      A sweep is one `vmap` over states, and compiles once:
+
+      >>> import jax
+      >>> rates = jnp.array([1e-4, 1e-3])
+      >>> states = jax.vmap(lambda r: gradx.set_hyperparams(state, learning_rate=r))(rates)
+
+      Every number of a finished chain:
+
+      >>> sorted(gradx.hyperparams(gradx.tunable(gradx.sgd(0.1, 0.9)).init(jnp.ones(3))))
+      ['decay', 'learning_rate']
+    """
+    if isinstance(value, core.Transform):
+        if name is not None:
+            raise ValueError("tunable: the numbers of a transformation keep their own names.")
+        return _live_transform(value)
+    if not sources.is_real(value):
+        raise ValueError(
+            f"tunable: value must be a number or a transformation of gradx, got "
+            f"{core.show(value)}. To tune a schedule, scale it: scaled(schedule, tunable(1.0))."
+        )
+    if name is not None and (not isinstance(name, str) or not name):
+        raise ValueError(f"tunable: name must be a non-empty string, got {name!r}.")
+    return sources.Tunable(value, name)
+
+
+def _live_transform(tx: core.Transform) -> core.Transform:
+    if tx.spec is None:
+        raise ValueError(f"tunable: {tx!r} was not made by a recorded factory.")
+    arguments = dict(tx.spec.arguments)
+    for name, parameter in signature(tx.spec.factory).parameters.items():
+        value = arguments.get(name, parameter.default)
+        if value is parameter.empty:
+            continue
+        annotation = parameter.annotation
+        if sources.takes_number(annotation) or sources.takes_numbers(annotation):
+            arguments[name] = _live_number(value)
+        elif name in arguments:
+            arguments[name] = _live_parts(value)
+    made: core.Transform = tx.spec.call(arguments)
+    return made
+
+
+def _live_number(value: Any) -> Any:
+    match value:
+        case sources.ByPath():
+            default = value.default
+            return sources.by_path(
+                {pattern: _live_number(v) for pattern, v in value.rules.items()},
+                default if default is sources.REQUIRED else _live_number(default),
+                optional=value.optional,
+            )
+        case sources.Scaled():
+            return sources.scaled(*(_live_number(f) for f in value.factors))
+        case tuple():
+            return tuple(map(_live_number, value))
+        case dict():  # that of `**numbers`
+            return {name: _live_number(v) for name, v in value.items()}
+    return tunable(value) if sources.is_real(value) else value
+
+
+def _live_parts(value: Any) -> Any:
+    match value:
+        case core.Transform():
+            return _live_transform(value)
+        case Mapping():
+            return {k: _live_parts(v) for k, v in value.items()}
+        case list() | tuple() if type(value) in (list, tuple):
+            return type(value)(_live_parts(v) for v in value)
+    return value
+
+
+# ---------------------------------------------------------------- reading and setting
+
+
+def hyperparams(state: Any) -> dict[str, Array]:
+    """The live values in a state, by name.
+
+    Args:
+      state: the state of any chain, Optax's or gradx's, alone or inside a larger tree (a whole
+        `TrainState`).
+
+    Returns:
+      Name to value. A name that occurs more than once is preceded by the path that tells the
+      places apart: ``adam/learning_rate``. The numbers of `inject_hyperparams` are among them,
+      those that it schedules too.
+
+    Example:
+      >>> import gradx, jax.numpy as jnp
+      >>> tx = gradx.partition(
+      ...     {"a": gradx.sgd(gradx.tunable(0.1)), "b": gradx.sgd(gradx.tunable(0.2))},
+      ...     gradx.by_path({"w": "a"}, default="b"),
+      ... )
+      >>> list(gradx.hyperparams(tx.init({"w": jnp.ones(2), "v": jnp.ones(2)})))
+      ['a/learning_rate', 'b/learning_rate']
+    """
+    return {name: array_of(value) for name, (_, value, _) in live_places(state).items()}
+
+
+def array_of(value: Any) -> Array:
+    """A live value, also if Flax NNX keeps it in a variable."""
+    array: Array = jax.tree.leaves(value)[0]
+    return array
+
+
+Path = tuple[Any, ...]
+_PLUMBING = {"inner_state", "inner_states", "opt_state", "hyperparams"}
+INNER = (jax.tree_util.GetAttrKey("inner_state"),)
+_NODES = (HyperparamsState, InjectStatefulHyperparamsState, InjectHyperparamsState)
+_KINDS = {(node.__name__, node._fields) for node in _NODES}
+
+
+def is_node(x: Any) -> bool:
+    """Whether this part of a state has live values."""
+    # By name and fields, not by class: a state of Optax's own class is welcome.
+    return (type(x).__name__, getattr(x, "_fields", None)) in _KINDS
+
+
+def live_nodes(state: Any, above: Path = ()) -> Iterator[tuple[Path, Any]]:
+    """Every node with live values, those inside others too, with its path."""
+    for path, node in jax.tree_util.tree_flatten_with_path(state, is_leaf=is_node)[0]:
+        if is_node(node):
+            yield (*above, *path), node
+            yield from live_nodes(node.inner_state, (*above, *path, *INNER))
+
+
+def live_places(state: Any) -> dict[str, tuple[Path, Any, bool]]:
+    """Name to (the path of the live value, the value as the state keeps it, is it scheduled)."""
+    found: list[tuple[list[str], Path, Any, bool]] = []
+    for path, node in live_nodes(state):
+        steps = [s for s in (gtree.key_name(k) for k in path) if s not in _PLUMBING]
+        scheduled = getattr(node, "hyperparams_states", {})
+        for key, value in node.hyperparams.items():
+            found.append(([*steps, key], (*path, key), value, key in scheduled))
+    names = ["/".join(s for s in steps if not s.isdigit()) for steps, *_ in found]
+    if len(set(names)) < len(names):  # only positions in a chain tell them apart
+        names = ["/".join(steps) for steps, *_ in found]
+    keys = [path[-1] for _, path, *_ in found]
+    return {
+        key if keys.count(key) == 1 else name: (path, value, scheduled)
+        for key, name, (_, path, value, scheduled) in zip(keys, names, found, strict=True)
+    }

@@ -1,0 +1,1 @@
+"""Methods that average the iterates instead of letting the learning rate fall."""

@@ -1,0 +1,277 @@
+"""Averaging and interpolation of the iterates, which is what schedule-free learning is made of.
+
+Three sequences belong to it: z, which the base optimizer moves; their average x, which is what one
+evaluates; and y between the two, where gradients are taken. The parameters are y, the state holds
+z, and x follows from them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from gradx import core
+from gradx.combinators.chain import Contract, stage_of
+from gradx.combinators.predicated import check_inner
+from gradx.core import Count, Params, Part, State, Transform, Updates
+from gradx.core import trees as gtree
+from gradx.core.calls import checked
+from gradx.lift.averages import storage
+from gradx.lift.leafwise import leafwise
+from gradx.lift.passes import (
+    Decided,
+    Leaves,
+    Numbers,
+    Results,
+    Rows,
+    Slots,
+    Stage,
+    Sums,
+    is_array,
+    staged,
+    widen,
+)
+from gradx.lift.states import check_state
+from gradx.numbers import sources
+from gradx.numbers.live import own_state, with_own
+from gradx.numbers.sources import Array, Hyper
+
+__all__ = ["ScheduleFreeState", "schedule_free_eval_params"]
+
+
+class ScheduleFreeState(NamedTuple):
+    """The state of `schedule_free`.
+
+    Attributes:
+      b1: the share of x in the parameters, as of the last update, float32 ().
+      weight_sum: the weights of the average so far, added up, float32 ().
+      step_count: the updates done so far, int32 (); in Optax one more.
+      max_lr: the largest learning rate so far, float32 ().
+      base_optimizer_state: the state of the base optimizer.
+      z: where the base optimizer is, like the parameters.
+    """
+
+    b1: Array
+    weight_sum: Array
+    step_count: Count
+    max_lr: Array
+    base_optimizer_state: Any
+    z: Updates
+
+
+# ---------------------------------------------------------------- the rule
+
+
+class _Averaging(NamedTuple):
+    """What of the state is not the base optimizer's."""
+
+    last_b1: Array
+    weight_sum: Array
+    step_count: Count
+    max_lr: Array
+    z: Updates
+
+
+def averaging(
+    learning_rate: Hyper, b1: Hyper, weight_lr_power: Hyper, state_dtype: Any, *, scaled: bool
+) -> Transform:
+    """The part after the base optimizer; with `scaled` it applies the learning rate as well."""
+    return leafwise(
+        _interpolate,
+        init=partial(_start, dtype=storage("state_dtype", state_dtype)),
+        state=_Averaging,
+        hypers={"learning_rate": learning_rate, "b1": b1, "weight_lr_power": weight_lr_power},
+        ranges={"b1": "(0, 1]", "weight_lr_power": "[0, inf)"},
+        flags={"scaled": scaled},
+        per_tree=_decide,
+        # In the beginning x, y and z are one, so any b1 describes them; a known one reads better.
+        scalars={"last_b1": _first(b1), "weight_sum": 0.0, "max_lr": 0.0},
+        count="step_count",
+        needs_params=True,
+    )
+
+
+def _first(number: Hyper) -> Any:
+    number = number.initial if isinstance(number, sources.Tunable) else number
+    return number if sources.is_real(number) else 1.0
+
+
+def _start(p: Array, *, dtype: Any) -> Slots:
+    kept = p.dtype if dtype is None else dtype
+    return (p.astype(gtree.wide(kept, p.dtype) if jnp.iscomplexobj(p) else kept),)
+
+
+def _decide(h: Numbers, sums: Sums) -> Decided:
+    max_lr = jnp.maximum(h.max_lr, h.learning_rate)
+    weight = max_lr**h.weight_lr_power
+    total = h.weight_sum + weight
+    share = weight / jnp.where(total == 0, 1.0, total)  # of z in x; none while the rate is 0
+    # As the state keeps it, or a rounded b1 would look like one that changes in every step.
+    b1 = jnp.asarray(h.b1, h.last_b1.dtype)
+    # By how much y turns from where it is to z. It is the share, unless b1 has changed.
+    turn = share + (1 - share) * (h.last_b1 - b1) / h.last_b1
+    numbers = {"turn": turn, "follow": (1 - turn) * (1 - h.last_b1)}
+    return numbers, {"last_b1": b1, "weight_sum": total, "max_lr": max_lr}
+
+
+def _interpolate(g: Array, slots: Slots, p: Array, h: Numbers) -> tuple[Array, Slots]:
+    # With x = (y - (1 - b1) z) / b1 put in, nothing is left to divide by b1.
+    step = -h.learning_rate * g if h.scaled else g
+    z = slots[0] + step
+    return h.turn * (z - p) + h.follow * step, (z,)
+
+
+# ---------------------------------------------------------------- base and rule in one pass
+
+
+def _opened(state: State, where: str) -> tuple[State, State]:
+    """The base optimizer's state, and that of the rule."""
+    inner = own_state(state)
+    check_state(inner, ScheduleFreeState, where)
+    own = _Averaging(inner.b1, inner.weight_sum, inner.step_count, inner.max_lr, inner.z)
+    return inner.base_optimizer_state, with_own(state, own)
+
+
+def _closed(kind: Any, base: State, own: State) -> State:
+    inner = own_state(own)
+    made = kind(inner.last_b1, inner.weight_sum, inner.step_count, inner.max_lr, base, inner.z)
+    return with_own(own, made)
+
+
+def _kind(state: State) -> Any:
+    """The state's own class, which may be Optax's."""
+    return type(own_state(state))
+
+
+def _is_ours(state: Any) -> bool:
+    fields = getattr(state, "_fields", None)
+    return type(state).__name__ == "ScheduleFreeState" and fields == ScheduleFreeState._fields
+
+
+@dataclass(frozen=True, eq=False)
+class _Together:
+    base: Stage
+    rule: Stage
+    where: str
+
+    @property
+    def sees_tree(self) -> bool:
+        return self.base.sees_tree
+
+    def init(self, params: Params) -> State:
+        return _closed(ScheduleFreeState, self.base.init(params), self.rule.init(params))
+
+    def begin(
+        self, leaves: Leaves, state: State, extra: Mapping[str, Any], rows: Rows
+    ) -> Callable[[Results], State]:
+        base, own = _opened(state, self.where)
+        _check_params(leaves.params, self.where)
+        ends = (
+            self.base.begin(leaves, base, extra, rows),
+            self.rule.begin(leaves, own, extra, rows),
+        )
+        return lambda results: _closed(_kind(state), *(end(results) for end in ends))
+
+
+def _check_params(params: Params | None, where: str) -> None:
+    if params is None:
+        raise ValueError(f"{where}: needs the parameters: call update(updates, state, params).")
+
+
+def with_averaging(base: Contract, rule: Transform) -> Transform:
+    """The base optimizer and `averaging` after it."""
+    where = core.where()
+    check_inner(base, where, "base_optimizer")
+
+    def described(params: Params, state: State) -> list[Part]:
+        inner, own = _opened(state, where)
+        return [Part("base_optimizer", base, params, inner), Part("", rule, params, own)]
+
+    stage = stage_of(base)
+    if stage is not None:
+        return staged(_Together(stage, stage_of(rule), where), where, described)
+    wrapped = core.with_extra_args(base)
+
+    def init(params: Params) -> State:
+        return _closed(ScheduleFreeState, base.init(params), rule.init(params))
+
+    def update(
+        updates: Updates, state: State, params: Params | None = None, **extra: Any
+    ) -> tuple[Updates, State]:
+        inner, own = _opened(state, where)
+        _check_params(params, where)
+        updates, inner = wrapped.update(updates, inner, params, **extra)
+        updates, own = rule.update(updates, own, params, **extra)
+        return updates, _closed(_kind(state), inner, own)
+
+    return Transform(init, update, parts=described)
+
+
+# ---------------------------------------------------------------- where to evaluate
+
+
+@checked
+def schedule_free_eval_params(state: State, params: Params) -> Params:
+    r"""The parameters to evaluate, of a schedule-free run.
+
+    .. math:: x = \frac{y - (1 - \beta_1)\, z}{\beta_1}
+
+    Args:
+      state: the state of `schedule_free`, or of a chain, groups or wrappers that contain it.
+        Leaves that no schedule-free optimizer has are returned as they are.
+      params: the parameters \(y\) that are trained.
+
+    Returns:
+      A tree like `params`, in its dtypes.
+
+    Raises:
+      ValueError: there is no `ScheduleFreeState` in the state, or two of them have the same leaf.
+
+    Example:
+      >>> import gradx, jax.numpy as jnp
+      >>> tx = gradx.chain(gradx.clip_by_global_norm(1.0), gradx.schedule_free_adamw(0.1))
+      >>> params = jnp.ones(2)
+      >>> updates, state = tx.update(jnp.array([-0.3, 0.2]), tx.init(params), params)
+      >>> params = gradx.apply_updates(params, updates)
+      >>> gradx.schedule_free_eval_params(state, params).round(2)
+      Array([1.1, 0.9], dtype=float32)
+    """
+    where = "schedule_free_eval_params"
+    found = [s for s in jax.tree.leaves(state, is_leaf=_is_ours) if _is_ours(s)]
+    if not found:
+        raise ValueError(
+            f"{where}: there is no ScheduleFreeState in the state, a {type(state).__name__}."
+        )
+    flat = gtree.flatten(params)
+    new = list(flat.values)
+    taken: set[int] = set()
+    for s in found:
+        for i, z in enumerate(_beside(flat, s.z, where)):
+            if is_array(z) and is_array(flat.values[i]):
+                if i in taken:
+                    raise ValueError(f"{where}: two states have the leaf {flat.paths[i]!r}.")
+                taken.add(i)
+                new[i] = _average(flat.values[i], z, s.b1)
+    return flat.unflatten(new)
+
+
+def _beside(flat: gtree.Flat, z: Updates, where: str) -> list[Any]:
+    try:
+        return gtree.flatten_like(flat, z, "the state's z", where, "the parameters")
+    except ValueError:  # Flax NNX keeps the state in variables of another class
+        there = gtree.flatten(z)
+        at = dict(zip(there.paths, there.values, strict=True))
+        if not set(at) <= set(flat.paths):
+            raise
+        return [at.get(path) for path in flat.paths]
+
+
+@jax.jit  # one trace per shape and dtype, instead of one per leaf
+def _average(y: Array, z: Array, b1: Array) -> Array:
+    x = (widen(y) - (1 - widen(b1)) * widen(z)) / widen(b1)
+    return x.astype(y.dtype)

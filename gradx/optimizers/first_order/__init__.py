@@ -1,0 +1,1 @@
+"""Methods of the gradient, element by element: SGD, AdaGrad, RMSProp, Adam and their kin."""

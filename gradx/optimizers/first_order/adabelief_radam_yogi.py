@@ -1,0 +1,324 @@
+"""Adam with another view of the variance: rectified, around the mean, or additive."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from typing import NamedTuple
+
+import jax.numpy as jnp
+
+from gradx import core
+from gradx.combinators.chain import chain
+from gradx.core import Count, Transform, Updates
+from gradx.core.roots import sqrt
+from gradx.core.trees import abs_sq
+from gradx.lift.averages import average, bias_corrections, unbiased_mu, weight_so_far, zero_moments
+from gradx.lift.leafwise import leafwise
+from gradx.lift.passes import Numbers, Slots
+from gradx.numbers import hyper
+from gradx.numbers.sources import Array, Hyper, Number, as_float
+from gradx.optimizers.first_order.adam import ScaleByAdamState
+from gradx.pieces.scaling import descend
+
+__all__ = [
+    "ScaleByBeliefState",
+    "adabelief",
+    "radam",
+    "scale_by_belief",
+    "scale_by_radam",
+    "scale_by_yogi",
+    "yogi",
+]
+
+
+class ScaleByBeliefState(NamedTuple):
+    """The state of AdaBelief.
+
+    Attributes:
+      count: the updates done so far, int32 ().
+      mu: the first moment, like the parameters.
+      nu: the second moment around the first, like the parameters, real.
+    """
+
+    count: Count
+    mu: Updates
+    nu: Updates
+
+
+@core.recorded
+def scale_by_radam(
+    b1: Hyper = 0.9,
+    b2: Hyper = 0.999,
+    eps: Hyper = 1e-8,
+    eps_root: Hyper = 0.0,
+    threshold: Hyper = 5.0,
+    *,
+    nesterov: bool = False,
+) -> Transform:
+    r"""Rescales the updates by RAdam's rule, Adam with its early variance rectified.
+
+    .. math::
+        \rho_\infty &= \tfrac{2}{1 - \beta_2} - 1, \qquad
+        \rho_t = \rho_\infty - \frac{2 t \beta_2^t}{1 - \beta_2^t} \\
+        r_t &= \sqrt{\frac{(\rho_t - 4)(\rho_t - 2)\rho_\infty}
+                          {(\rho_\infty - 4)(\rho_\infty - 2)\rho_t}} \\
+        u &= r_t\, \hat\mu / (\sqrt{\hat\nu + \epsilon_\mathrm{root}} + \epsilon)
+             \text{ if } \rho_t \ge \rho_\mathrm{min}, \text{ else } \hat\mu
+
+    with the moments of `scale_by_adam`.
+
+    Args:
+      b1: \(\beta_1\) in [0, 1).
+      b2: \(\beta_2\) in [0, 1).
+      eps: \(\epsilon\) in [0, inf).
+      eps_root: in [0, inf), inside the root.
+      threshold: \(\rho_\mathrm{min}\) in (4, inf); up to 4 there is no variance to rectify.
+      nesterov: look one step ahead.
+
+    Example:
+      >>> import gradx, jax.numpy as jnp
+      >>> tx = gradx.scale_by_radam()
+      >>> tx.update(jnp.array([0.5]), tx.init(jnp.ones(1)))[0]
+      Array([0.5], dtype=float32)
+
+    Reference: Liu et al., *On the variance of the adaptive learning rate and beyond*,
+    https://arxiv.org/abs/1908.03265.
+    """
+    return leafwise(
+        _radam,
+        init=zero_moments,
+        state=ScaleByAdamState,
+        hypers={"b1": b1, "b2": b2, "eps": eps, "eps_root": eps_root, "threshold": threshold},
+        ranges={"threshold": "(4, inf)"},
+        flags={"nesterov": nesterov},
+        per_step=_rectification,
+    )
+
+
+def _rectification(h: Numbers, t: Array) -> Mapping[str, Array]:
+    t = as_float(t)
+    b2t = h.b2**t
+    weight = weight_so_far(h.b2, t)
+    rho_inf = 2 / (1 - h.b2) - 1
+    rho = rho_inf - 2 * t * b2t / weight
+    ratio = (rho - 4) * (rho - 2) * rho_inf / ((rho_inf - 4) * (rho_inf - 2) * rho)
+    tractable = rho >= h.threshold
+    r = jnp.sqrt(jnp.where(tractable, ratio, 0.0))
+    return {**bias_corrections(h, t), "r": r, "tractable": tractable}
+
+
+def _radam(g: Array, slots: Slots, p: None, h: Numbers) -> tuple[Array, Slots]:
+    mu, nu = slots
+    mu = average(mu, g, h.b1)
+    nu = average(nu, abs_sq(g), h.b2)
+    rectified = h.r / (sqrt(nu * h.correct_nu + h.eps_root) + h.eps)
+    return unbiased_mu(mu, g, h) * jnp.where(h.tractable, rectified, 1.0), (mu, nu)
+
+
+@core.recorded
+def radam(
+    learning_rate: Hyper,
+    b1: Hyper = 0.9,
+    b2: Hyper = 0.999,
+    eps: Hyper = 1e-8,
+    eps_root: Hyper = 0.0,
+    threshold: Hyper = 5.0,
+    *,
+    nesterov: bool = False,
+) -> Transform:
+    r"""RAdam: Adam that begins as momentum, until its variance can be trusted.
+
+    .. math:: u = -\eta\, r_t\, \hat\mu / (\sqrt{\hat\nu + \epsilon_\mathrm{root}} + \epsilon)
+              \text{ if } \rho_t \ge \rho_\mathrm{min}, \text{ else } -\eta\,\hat\mu
+
+    with the rectification of `scale_by_radam`.
+
+    Args:
+      learning_rate: \(\eta\) in [0, inf).
+      b1: \(\beta_1\) in [0, 1).
+      b2: \(\beta_2\) in [0, 1).
+      eps: \(\epsilon\) in [0, inf).
+      eps_root: in [0, inf), inside the root.
+      threshold: \(\rho_\mathrm{min}\) in (4, inf).
+      nesterov: look one step ahead.
+
+    Example:
+      >>> import gradx, jax.numpy as jnp
+      >>> tx = gradx.radam(0.1)
+      >>> tx.update(jnp.array([0.5]), tx.init(jnp.ones(1)))[0]
+      Array([-0.05], dtype=float32)
+
+    Reference: Liu et al., *On the variance of the adaptive learning rate and beyond*,
+    https://arxiv.org/abs/1908.03265.
+    """
+    return chain(
+        scale_by_radam(b1, b2, eps, eps_root, threshold, nesterov=nesterov),
+        descend(learning_rate),
+    )
+
+
+@core.recorded
+def scale_by_belief(
+    b1: Hyper = 0.9,
+    b2: Hyper = 0.999,
+    eps: Hyper = 1e-16,
+    eps_root: Hyper = 1e-16,
+    *,
+    nesterov: bool = False,
+) -> Transform:
+    r"""Rescales the updates by AdaBelief's rule, Adam with the variance around the mean.
+
+    .. math::
+        \mu &\leftarrow \beta_1 \mu + (1 - \beta_1) g \\
+        \nu &\leftarrow \beta_2 \nu + (1 - \beta_2) |g - \mu|^2 + \epsilon_\mathrm{root} \\
+        u &= \hat\mu / (\sqrt{\hat\nu} + \epsilon)
+
+    with the bias corrections of `scale_by_adam`.
+
+    Args:
+      b1: \(\beta_1\) in [0, 1).
+      b2: \(\beta_2\) in [0, 1).
+      eps: \(\epsilon\) in [0, inf).
+      eps_root: \(\epsilon_\mathrm{root}\) in [0, inf), added to \(\nu\) in every step.
+      nesterov: look one step ahead.
+
+    Example:
+      >>> import gradx, jax.numpy as jnp
+      >>> tx = gradx.scale_by_belief()
+      >>> tx.update(jnp.array([0.9]), tx.init(jnp.ones(1)))[0]
+      Array([1.1111], dtype=float32)
+
+    Reference: Zhuang et al., *AdaBelief optimizer*, https://arxiv.org/abs/2010.07468.
+    """
+    return leafwise(
+        _belief,
+        init=zero_moments,
+        state=ScaleByBeliefState,
+        hypers={"b1": b1, "b2": b2, "eps": eps, "eps_root": eps_root},
+        flags={"nesterov": nesterov},
+        per_step=bias_corrections,
+    )
+
+
+def _belief(g: Array, slots: Slots, p: None, h: Numbers) -> tuple[Array, Slots]:
+    mu, nu = slots
+    mu = average(mu, g, h.b1)
+    # The last addition joins two arrays, so that nu is formed once (docs/lowering.md).
+    nu = h.b2 * nu + ((1 - h.b2) * abs_sq(g - mu) + h.eps_root)
+    return unbiased_mu(mu, g, h) / (sqrt(nu * h.correct_nu) + h.eps), (mu, nu)
+
+
+@core.recorded
+def adabelief(
+    learning_rate: Hyper,
+    b1: Hyper = 0.9,
+    b2: Hyper = 0.999,
+    eps: Hyper = 1e-16,
+    eps_root: Hyper = 1e-16,
+    *,
+    nesterov: bool = False,
+) -> Transform:
+    r"""AdaBelief: long steps where gradients agree with their average.
+
+    .. math:: u = -\eta\, \hat\mu / (\sqrt{\hat\nu} + \epsilon), \qquad
+              \nu \leftarrow \beta_2 \nu + (1 - \beta_2) |g - \mu|^2 + \epsilon_\mathrm{root}
+
+    Args:
+      learning_rate: \(\eta\) in [0, inf).
+      b1: \(\beta_1\) in [0, 1).
+      b2: \(\beta_2\) in [0, 1).
+      eps: \(\epsilon\) in [0, inf).
+      eps_root: \(\epsilon_\mathrm{root}\) in [0, inf).
+      nesterov: look one step ahead.
+
+    Example:
+      >>> import gradx, jax.numpy as jnp
+      >>> tx = gradx.adabelief(0.1)
+      >>> tx.update(jnp.array([0.9]), tx.init(jnp.ones(1)))[0]
+      Array([-0.1111], dtype=float32)
+
+    Reference: Zhuang et al., *AdaBelief optimizer*, https://arxiv.org/abs/2010.07468.
+    """
+    return chain(
+        scale_by_belief(b1, b2, eps, eps_root, nesterov=nesterov),
+        descend(learning_rate),
+    )
+
+
+@core.recorded
+def scale_by_yogi(
+    b1: Hyper = 0.9,
+    b2: Hyper = 0.999,
+    eps: Hyper = 1e-3,
+    eps_root: Hyper = 0.0,
+    initial_accumulator_value: float = 1e-6,
+) -> Transform:
+    r"""Rescales the updates by Yogi's rule, Adam with a second moment that moves additively.
+
+    .. math::
+        \mu &\leftarrow \beta_1 \mu + (1 - \beta_1) g \\
+        \nu &\leftarrow \nu - (1 - \beta_2)\, \mathrm{sign}(\nu - |g|^2)\, |g|^2 \\
+        u &= \hat\mu / (\sqrt{\hat\nu + \epsilon_\mathrm{root}} + \epsilon)
+
+    with the bias corrections of `scale_by_adam`.
+
+    Args:
+      b1: \(\beta_1\) in [0, 1).
+      b2: \(\beta_2\) in [0, 1).
+      eps: \(\epsilon\) in [0, inf).
+      eps_root: in [0, inf), inside the root.
+      initial_accumulator_value: in [0, inf), where both moments begin, as in Optax (in the paper
+        only the second does).
+
+    Example:
+      >>> import gradx, jax.numpy as jnp
+      >>> tx = gradx.scale_by_yogi()
+      >>> tx.update(jnp.array([10.0]), tx.init(jnp.ones(1)))[0]
+      Array([0.9999], dtype=float32)
+
+    Reference: Zaheer et al., *Adaptive methods for nonconvex optimization*, 2018.
+    """
+    start = hyper.constant("initial_accumulator_value", initial_accumulator_value, "[0, inf)")
+    return leafwise(
+        _yogi,
+        init=partial(_yogi_start, value=start),
+        state=ScaleByAdamState,
+        hypers={"b1": b1, "b2": b2, "eps": eps, "eps_root": eps_root},
+        per_step=bias_corrections,
+    )
+
+
+def _yogi_start(p: Array, *, value: Number) -> Slots:
+    return jnp.full_like(p, value), jnp.full_like(p.real, value)
+
+
+def _yogi(g: Array, slots: Slots, p: None, h: Numbers) -> tuple[Array, Slots]:
+    mu, nu = slots
+    mu = average(mu, g, h.b1)
+    nu = nu - (1 - h.b2) * jnp.sign(nu - abs_sq(g)) * abs_sq(g)
+    return mu * h.correct_mu / (sqrt(nu * h.correct_nu + h.eps_root) + h.eps), (mu, nu)
+
+
+@core.recorded
+def yogi(learning_rate: Hyper, b1: Hyper = 0.9, b2: Hyper = 0.999, eps: Hyper = 1e-3) -> Transform:
+    r"""Yogi: Adam whose second moment follows the squares in bounded steps.
+
+    .. math:: u = -\eta\, \hat\mu / (\sqrt{\hat\nu} + \epsilon), \qquad
+              \nu \leftarrow \nu - (1 - \beta_2)\, \mathrm{sign}(\nu - |g|^2)\, |g|^2
+
+    Args:
+      learning_rate: \(\eta\) in [0, inf).
+      b1: \(\beta_1\) in [0, 1).
+      b2: \(\beta_2\) in [0, 1).
+      eps: \(\epsilon\) in [0, inf).
+
+    Example:
+      >>> import gradx, jax.numpy as jnp
+      >>> tx = gradx.yogi(0.1)
+      >>> tx.update(jnp.array([10.0]), tx.init(jnp.ones(1)))[0]
+      Array([-0.1], dtype=float32)
+
+    Reference: Zaheer et al., *Adaptive methods for nonconvex optimization*, 2018.
+    """
+    return chain(scale_by_yogi(b1, b2, eps), descend(learning_rate))

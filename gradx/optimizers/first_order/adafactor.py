@@ -1,0 +1,230 @@
+"""Adafactor: second moments of a matrix from their means over its rows and its columns."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from gradx import core
+from gradx.combinators.chain import chain
+from gradx.core import Count, Transform, Updates
+from gradx.core.roots import divide, rsqrt
+from gradx.core.trees import abs_sq, finite_sq
+from gradx.lift.averages import storage
+from gradx.lift.leafwise import leafwise
+from gradx.lift.passes import Numbers, Slots
+from gradx.numbers import counting, hyper
+from gradx.numbers.sources import Array, Hyper, Number, as_float
+from gradx.pieces.clip import clip_by_block_rms
+from gradx.pieces.moments import ema
+from gradx.pieces.norms import scale_by_param_block_rms
+from gradx.pieces.scaling import scale, scale_by_learning_rate
+from gradx.pieces.weight_decay import add_decayed_weights
+
+__all__ = ["FactoredState", "adafactor", "scale_by_factored_rms"]
+
+
+class FactoredState(NamedTuple):
+    """The state of Adafactor's second moment.
+
+    A leaf keeps `v_row` and `v_col`, or `v`; what it does not keep is a zero of shape (1,).
+
+    Attributes:
+      count: the updates done so far, int32 ().
+      v_row: the means over the longest axis: (rows,) for a matrix that is wider than high, real.
+      v_col: the means over the second longest axis: (columns,), real.
+      v: the second moment of a leaf that is not factored, like the parameter, real.
+    """
+
+    count: Count
+    v_row: Updates
+    v_col: Updates
+    v: Updates
+
+
+def _power(count: Array, exponent: Number) -> Array:
+    """Adafactor's decay, 1 - t**-c: it begins with 0, so that no bias has to be corrected."""
+    return 1 - (as_float(count) + 1.0) ** -exponent
+
+
+@core.recorded
+def scale_by_factored_rms(
+    factored: bool = True,
+    decay_rate: Hyper = 0.8,
+    step_offset: int = 0,
+    min_dim_size_to_factor: int = 128,
+    epsilon: Hyper = 1e-30,
+    decay_rate_fn: Callable[[Any, Any], Any] = _power,
+) -> Transform:
+    r"""Divides each element by the root of its mean square, estimated from row and column means.
+
+    .. math::
+        \beta &= 1 - t^{-c} \\
+        r_i &\leftarrow \beta r_i + (1 - \beta) \operatorname{mean}_j (|g_{ij}|^2 + \epsilon) \\
+        c_j &\leftarrow \beta c_j + (1 - \beta) \operatorname{mean}_i (|g_{ij}|^2 + \epsilon) \\
+        u_{ij} &= g_{ij} / \sqrt{r_i c_j / \operatorname{mean}_i r_i}
+
+    A leaf whose two longest axes are not both long enough keeps a second moment of its own shape.
+
+    Args:
+      factored: whether to factor at all.
+      decay_rate: the exponent \(c\) in [0, 1].
+      step_offset: the number of updates, from 0, that \(t\) does not count, for fine-tuning with
+        the state of an earlier run; until then \(t = 1\).
+      min_dim_size_to_factor: how long the second longest axis must be, at least 1.
+      epsilon: \(\epsilon\) in (0, inf).
+      decay_rate_fn: `(count, decay_rate) -> beta`, for another \(\beta\); the count begins with 0.
+
+    Example:
+      >>> import gradx, jax.numpy as jnp
+      >>> tx = gradx.scale_by_factored_rms(min_dim_size_to_factor=2)
+      >>> state = tx.init(jnp.ones((2, 3)))
+      >>> state.v_row.shape, state.v_col.shape, state.v.shape
+      ((2,), (3,), (1,))
+      >>> g = jnp.array([[1.0, 2.0, -4.0], [3.0, 6.0, 12.0]])
+      >>> tx.update(g, state)[0]
+      Array([[ 1.,  1., -1.],
+             [ 1.,  1.,  1.]], dtype=float32)
+
+    Reference: Shazeer and Stern, *Adafactor*, https://arxiv.org/abs/1804.04235, algorithm 4. A
+    bound on \(\beta\), by `decay_rate_fn`, is that of Zhai et al., *Scaling vision transformers*,
+    https://arxiv.org/abs/2106.04560.
+    """
+    least = math.ceil(hyper.constant("min_dim_size_to_factor", min_dim_size_to_factor, "[1, inf)"))
+    offset = counting.steps("step_offset", step_offset, 0)
+    return leafwise(
+        _divide_by_rms,
+        init=partial(_start, factored=factored, least=least),
+        state=FactoredState,
+        hypers={"decay_rate": decay_rate, "epsilon": epsilon},
+        ranges={"decay_rate": "[0, 1]", "epsilon": "(0, inf)"},
+        flags={"factored": factored, "min_dim_size_to_factor": least},
+        per_step=partial(_weights, beta=decay_rate_fn, offset=offset),
+        per_leaf=_means,
+    )
+
+
+def _axes(shape: Sequence[int], factored: bool, least: int) -> tuple[int, int] | None:
+    """The second longest axis and the longest; `None` for a leaf that is not factored."""
+    axes = sorted(range(len(shape)), key=lambda axis: shape[axis])[-2:]
+    if not factored or len(shape) < 2 or shape[axes[0]] < least:
+        return None
+    return axes[0], axes[1]
+
+
+def _start(p: Array, *, factored: bool, least: int) -> Slots:
+    axes = _axes(p.shape, factored, least)
+    nothing = jnp.zeros((1,), p.real.dtype)
+    if axes is None:
+        return nothing, jnp.zeros((1,), p.real.dtype), jnp.zeros_like(p.real)
+    short, long = axes
+    means = [jax.eval_shape(partial(jnp.mean, axis=axis), p.real) for axis in (long, short)]
+    return jnp.zeros_like(means[0]), jnp.zeros_like(means[1]), nothing
+
+
+def _weights(h: Numbers, t: Array, *, beta: Any, offset: int) -> Mapping[str, Any]:
+    keep = beta(jnp.maximum(t - 1 - offset, 0), h.decay_rate)
+    return {"keep": keep, "add": 1 - keep}
+
+
+def _means(g: Any, slots: Any, p: Any, h: Numbers) -> Mapping[str, Array]:
+    axes = _axes(g.shape, h.factored, h.min_dim_size_to_factor)
+    if axes is None:
+        return {}
+    short, long = axes
+    means = jnp.mean(abs_sq(g), axis=long), jnp.mean(abs_sq(g), axis=short)
+    # So that their sum is finite, too: the rows are divided by their mean.
+    rows, columns = (jnp.minimum(x, jnp.finfo(x.dtype).max / max(2 * x.size, 1)) for x in means)
+    return {"rows": rows, "columns": columns}
+
+
+def _divide_by_rms(g: Array, slots: Slots, p: None, h: Numbers) -> tuple[Array, Slots]:
+    row, column, v = slots
+    axes = _axes(g.shape, h.factored, h.min_dim_size_to_factor)
+    if axes is None:
+        v = h.keep * v + h.add * (finite_sq(g) + h.epsilon)
+        return g * rsqrt(v), (row, column, v)
+    short, long = axes
+    row = h.keep * row + h.add * (h.rows + h.epsilon)
+    column = h.keep * column + h.add * (h.columns + h.epsilon)
+    # `row` has lost the longest axis already.
+    of_all = jnp.mean(row, axis=short - (short > long), keepdims=True)
+    of_row = jnp.expand_dims(rsqrt(divide(row, of_all)), long)
+    of_column = jnp.expand_dims(rsqrt(column), short)
+    return g * of_row * of_column, (row, column, v)
+
+
+@core.recorded
+def adafactor(
+    learning_rate: Hyper | None = None,
+    min_dim_size_to_factor: int = 128,
+    decay_rate: Hyper = 0.8,
+    decay_offset: int = 0,
+    multiply_by_parameter_scale: bool = True,
+    clipping_threshold: Hyper | None = 1.0,
+    momentum: Hyper | None = None,
+    dtype_momentum: Any = jnp.float32,
+    weight_decay_rate: Hyper | None = None,
+    eps: Hyper = 1e-30,
+    factored: bool = True,
+    weight_decay_mask: Any = None,
+) -> Transform:
+    r"""Adafactor: adaptive steps with a memory of one row and one column for a matrix.
+
+    .. math::
+        d &= \frac{v}{\max(1, \mathrm{RMS}(v) / \tau)}, \qquad
+             v_{ij} = g_{ij} / \sqrt{r_i c_j / \operatorname{mean}_i r_i} \\
+        u &= -\eta \max(\mathrm{RMS}(\theta), 10^{-3})\, d - \lambda \theta
+
+    with the means of `scale_by_factored_rms`. With a momentum, the first term of \(u\) is averaged.
+
+    Args:
+      learning_rate: \(\eta\) in [0, inf), relative to the size of each parameter; `None` for 1.
+      min_dim_size_to_factor: how long the second longest axis of a leaf must be for it to be
+        factored, at least 1.
+      decay_rate: the exponent of the second moment's decay, in [0, 1].
+      decay_offset: the number of updates, from 0, that this decay does not count.
+      multiply_by_parameter_scale: whether \(\eta\) is relative to the parameter's root mean square.
+      clipping_threshold: \(\tau\) in (0, inf]; `None` does not clip.
+      momentum: the decay of the first moment in [0, 1); `None` keeps none.
+      dtype_momentum: the dtype to keep it in; float32 becomes float64 for float64 parameters.
+      weight_decay_rate: \(\lambda\) in [0, inf), which is *not* multiplied by the learning rate.
+      eps: in (0, inf), added to the squares.
+      factored: whether to factor at all.
+      weight_decay_mask: which leaves decay (see `add_decayed_weights`).
+
+    Raises:
+      ValueError: `update` is called without the parameters, and needs them; a mask is given
+        without a decay, which Optax ignores.
+
+    Example:
+      >>> import gradx, jax.numpy as jnp
+      >>> tx = gradx.adafactor(0.1)
+      >>> p = jnp.array([2.0, -2.0])
+      >>> tx.update(jnp.array([5.0, 1.0]), tx.init(p), p)[0].round(4)
+      Array([-0.2, -0.2], dtype=float32)
+
+    Reference: Shazeer and Stern, *Adafactor: adaptive learning rates with sublinear memory cost*,
+    https://arxiv.org/abs/1804.04235, algorithms 4 and 5. The paper's learning rate, which decays
+    by itself, is \(\min(10^{-2}, 1/\sqrt t)\).
+    """
+    if weight_decay_rate is not None:
+        weight_decay_rate = hyper.checked("weight_decay", weight_decay_rate)
+    dtype = storage("dtype_momentum", dtype_momentum)
+    parts = [scale_by_factored_rms(factored, decay_rate, decay_offset, min_dim_size_to_factor, eps)]
+    if clipping_threshold is not None:
+        parts.append(clip_by_block_rms(clipping_threshold))
+    if learning_rate is not None:
+        parts.append(scale_by_learning_rate(learning_rate, flip_sign=False))
+    if multiply_by_parameter_scale:
+        parts.append(scale_by_param_block_rms())
+    if momentum is not None:
+        parts.append(ema(momentum, False, None if dtype == jnp.float32 else dtype))
+    if weight_decay_rate is not None:
+        parts.append(add_decayed_weights(weight_decay_rate, weight_decay_mask))
+    return chain(*parts, scale(-1.0))

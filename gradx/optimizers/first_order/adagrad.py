@@ -1,0 +1,193 @@
+"""AdaGrad and AdaDelta: steps scaled by all squares so far, or by squares of steps over squares."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+
+from gradx import core
+from gradx.combinators.chain import chain
+from gradx.core import Transform, Updates
+from gradx.core.roots import sqrt
+from gradx.core.trees import abs_sq, finite_sq
+from gradx.lift.averages import average, full
+from gradx.lift.leafwise import leafwise
+from gradx.lift.passes import Numbers, Slots
+from gradx.numbers import hyper
+from gradx.numbers.sources import Array, Hyper
+from gradx.pieces.scaling import descend, scale_by_learning_rate
+from gradx.pieces.weight_decay import add_decayed_weights
+
+__all__ = [
+    "ScaleByAdaDeltaState",
+    "ScaleByRssState",
+    "adadelta",
+    "adagrad",
+    "scale_by_adadelta",
+    "scale_by_rss",
+]
+
+
+class ScaleByRssState(NamedTuple):
+    """The state of `scale_by_rss`.
+
+    Attributes:
+      sum_of_squares: like the parameters, real.
+    """
+
+    sum_of_squares: Updates
+
+
+@core.recorded
+def scale_by_rss(initial_accumulator_value: float = 0.1, eps: Hyper = 1e-7) -> Transform:
+    r"""Divides the updates by the root of the sum of all their squares so far.
+
+    .. math:: s \leftarrow s + |g|^2, \qquad u = g / \sqrt{s + \epsilon}
+              \quad (0 \text{ where } s = 0)
+
+    Args:
+      initial_accumulator_value: where \(s\) begins, in [0, inf).
+      eps: \(\epsilon\) in [0, inf).
+
+    Example:
+      >>> import gradx, jax.numpy as jnp
+      >>> tx = gradx.scale_by_rss(0.0, eps=0.0)
+      >>> tx.update(jnp.array([3.0, 0.0]), tx.init(jnp.ones(2)))[0]
+      Array([1., 0.], dtype=float32)
+
+    Reference: Duchi et al., *Adaptive subgradient methods*, JMLR 12, 2011.
+    """
+    start = hyper.constant("initial_accumulator_value", initial_accumulator_value, "[0, inf)")
+    return leafwise(
+        _rss, init=partial(full, value=start), state=ScaleByRssState, hypers={"eps": eps}
+    )
+
+
+def _rss(g: Array, slots: Slots, p: None, h: Numbers) -> tuple[Array, Slots]:
+    s = slots[0] + abs_sq(g)
+    return g * jnp.where(s > 0, 1 / sqrt(s + h.eps), 0.0), (s,)
+
+
+@core.recorded
+def adagrad(
+    learning_rate: Hyper, initial_accumulator_value: float = 0.1, eps: Hyper = 1e-7
+) -> Transform:
+    r"""AdaGrad.
+
+    .. math:: s \leftarrow s + |g|^2, \qquad u = -\eta\, g / \sqrt{s + \epsilon}
+
+    Args:
+      learning_rate: \(\eta\) in [0, inf).
+      initial_accumulator_value: where \(s\) begins, in [0, inf).
+      eps: \(\epsilon\) in [0, inf).
+
+    Example:
+      >>> import gradx, jax.numpy as jnp
+      >>> tx = gradx.adagrad(0.1, 0.0)
+      >>> tx.update(jnp.array([3.0]), tx.init(jnp.ones(1)))[0]
+      Array([-0.1], dtype=float32)
+
+    Reference: Duchi et al., *Adaptive subgradient methods*, JMLR 12, 2011.
+    """
+    return chain(scale_by_rss(initial_accumulator_value, eps), descend(learning_rate))
+
+
+class ScaleByAdaDeltaState(NamedTuple):
+    """The state of AdaDelta.
+
+    Attributes:
+      e_g: the average of squared gradients, like the parameters, real.
+      e_x: the average of squared updates, likewise.
+    """
+
+    e_g: Updates
+    e_x: Updates
+
+
+@core.recorded
+def scale_by_adadelta(rho: Hyper = 0.9, eps: Hyper = 1e-6) -> Transform:
+    r"""Rescales the updates by AdaDelta's rule.
+
+    .. math::
+        e_g &\leftarrow \rho\, e_g + (1 - \rho) |g|^2 \\
+        u &= g \sqrt{(e_x + \epsilon) / (e_g + \epsilon)} \\
+        e_x &\leftarrow \rho\, e_x + (1 - \rho) |u|^2
+
+    Args:
+      rho: \(\rho\) in (0, 1).
+      eps: \(\epsilon\) in (0, inf).
+
+    Example:
+      >>> import gradx, jax.numpy as jnp
+      >>> tx = gradx.scale_by_adadelta(eps=1e-2)
+      >>> tx.update(jnp.array([1.0]), tx.init(jnp.ones(1)))[0]
+      Array([0.3015], dtype=float32)
+
+    Reference: Zeiler, *ADADELTA*, https://arxiv.org/abs/1212.5701. Deviation from Optax: the same
+    update is calculated from the new averages, so that the old ones can be overwritten in place.
+    """
+    return leafwise(
+        _adadelta,
+        init=_two_zeros,
+        state=ScaleByAdaDeltaState,
+        hypers={"rho": rho, "eps": eps},
+        ranges={"rho": "(0, 1)", "eps": "(0, inf)"},
+    )
+
+
+def _two_zeros(p: Array) -> Slots:
+    return jnp.zeros_like(p.real), jnp.zeros_like(p.real)
+
+
+def _adadelta(g: Array, slots: Slots, p: None, h: Numbers) -> tuple[Array, Slots]:
+    e_g, e_x = slots
+    square = finite_sq(g)
+    e_g = average(e_g, square, h.rho)
+    e_x = average(e_x, (e_x + h.eps) * square / (e_g + h.eps), h.rho)
+    # The line above, solved for the old e_x + eps, over e_g + eps.
+    old_ratio = (e_x + h.rho * h.eps) / average(e_g + h.eps, square, h.rho)
+    return g * sqrt(old_ratio), (e_g, e_x)
+
+
+@core.recorded
+def adadelta(
+    learning_rate: Hyper | None = None,
+    rho: Hyper = 0.9,
+    eps: Hyper = 1e-6,
+    weight_decay: Hyper = 0.0,
+    weight_decay_mask: Any = None,
+) -> Transform:
+    r"""AdaDelta.
+
+    .. math:: u = -\eta\, g' \sqrt{(e_x + \epsilon) / (e_g + \epsilon)}, \qquad
+              g' = g + \lambda \theta
+
+    with the averages of `scale_by_adadelta`.
+
+    Args:
+      learning_rate: \(\eta\) in [0, inf); `None` neither scales nor negates, so the updates point
+        uphill, as in Optax: give 1.0 for the paper's method.
+      rho: \(\rho\) in (0, 1).
+      eps: \(\epsilon\) in (0, inf).
+      weight_decay: \(\lambda\) in [0, inf), here coupled: it enters the gradient.
+      weight_decay_mask: which leaves decay (see `add_decayed_weights`).
+
+    Raises:
+      ValueError: `update` is called without the parameters, and there is weight decay.
+
+    Example:
+      >>> import gradx, jax.numpy as jnp
+      >>> tx = gradx.adadelta(1.0, eps=1e-2)
+      >>> tx.update(jnp.array([1.0]), tx.init(jnp.ones(1)), jnp.ones(1))[0]
+      Array([-0.3015], dtype=float32)
+
+    Reference: Zeiler, *ADADELTA*, https://arxiv.org/abs/1212.5701.
+    """
+    weight_decay = hyper.checked("weight_decay", weight_decay)
+    return chain(
+        add_decayed_weights(weight_decay, weight_decay_mask),
+        scale_by_adadelta(rho, eps),
+        scale_by_learning_rate(learning_rate),
+    )

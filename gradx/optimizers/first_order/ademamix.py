@@ -1,0 +1,299 @@
+"""Adam with two memories of gradients, a fast and a slow one: AdEMAMix, and its simplification."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+
+from gradx import core
+from gradx.combinators.chain import chain
+from gradx.core import Count, Transform, Updates
+from gradx.core.roots import sqrt
+from gradx.core.trees import abs_sq
+from gradx.lift.averages import average, storage, weight_so_far, zero_moments, zeros
+from gradx.lift.leafwise import leafwise
+from gradx.lift.passes import Numbers, Slots
+from gradx.numbers.sources import Array, Hyper
+from gradx.pieces.weight_decay import DecayKind, scale_and_decay
+
+__all__ = [
+    "ScaleByAdemamixState",
+    "ScaleBySimplifiedAdEMAMixState",
+    "ademamix",
+    "scale_by_ademamix",
+    "scale_by_simplified_ademamix",
+    "simplified_ademamix",
+]
+
+
+# ---------------------------------------------------------------- one memory
+
+
+class ScaleBySimplifiedAdEMAMixState(NamedTuple):
+    """The state of the simplified AdEMAMix.
+
+    Attributes:
+      t: the updates done so far, int32 ().
+      m: the decaying sum of gradients, like the parameters.
+      n: the second moment, like the parameters, real.
+    """
+
+    t: Count
+    m: Updates
+    n: Updates
+
+
+@core.recorded
+def scale_by_simplified_ademamix(
+    b1: Hyper = 0.99,
+    b2: Hyper = 0.95,
+    alpha: Hyper = 0.0,
+    eps: Hyper = 1e-8,
+    eps_root: Hyper = 0.0,
+) -> Transform:
+    r"""Rescales the updates by the rule of the simplified AdEMAMix.
+
+    .. math::
+        m &\leftarrow \beta_1 m + g, \qquad n \leftarrow \beta_2 n + (1 - \beta_2) |g|^2 \\
+        u &= (m + \alpha g) / (\sqrt{\hat n + \epsilon_\mathrm{root}} + \epsilon), \qquad
+             \hat n = n / (1 - \beta_2^t)
+
+    The sum \(m\) is \(1 / (1 - \beta_1)\) times an average, so learning rates are that much smaller
+    than Adam's.
+
+    Args:
+      b1: \(\beta_1\) in [0, 1).
+      b2: \(\beta_2\) in [0, 1).
+      alpha: \(\alpha\) in [0, inf), the further weight of the newest gradient.
+      eps: \(\epsilon\) in [0, inf). With 0 an element that has had no gradient yet gives NaN.
+      eps_root: in [0, inf), inside the root. Derivatives of the update need none.
+
+    Example:
+      >>> import gradx, jax.numpy as jnp
+      >>> tx = gradx.scale_by_simplified_ademamix(alpha=2.0)
+      >>> tx.update(jnp.array([-10.0]), tx.init(jnp.ones(1)))[0]
+      Array([-3.], dtype=float32)
+
+    Reference: Morwani et al., *Connections between schedule-free optimizers, AdEMAMix, and
+    accelerated SGD variants*, https://arxiv.org/abs/2502.02431.
+    """
+    return leafwise(
+        _simplified,
+        init=zero_moments,
+        state=ScaleBySimplifiedAdEMAMixState,
+        hypers={"b1": b1, "b2": b2, "alpha": alpha, "eps": eps, "eps_root": eps_root},
+        ranges={"alpha": "[0, inf)"},
+        per_step=_correction,
+        count="t",
+    )
+
+
+def _correction(h: Numbers, t: Array) -> Mapping[str, Array]:
+    return {"correct_n": 1 / weight_so_far(h.b2, t)}
+
+
+def _simplified(g: Array, slots: Slots, p: None, h: Numbers) -> tuple[Array, Slots]:
+    m, n = slots
+    m = h.b1 * m + g
+    n = average(n, abs_sq(g), h.b2)
+    u = (m + h.alpha * g) / (sqrt(n * h.correct_n + h.eps_root) + h.eps)
+    return jnp.where(jnp.isinf(n), 0.0, u), (m, n)  # also where the sum has overflown
+
+
+@core.recorded
+def simplified_ademamix(
+    learning_rate: Hyper,
+    b1: Hyper = 0.99,
+    b2: Hyper = 0.95,
+    alpha: Hyper = 0.0,
+    eps: Hyper = 1e-8,
+    eps_root: Hyper = 0.0,
+    weight_decay: Hyper = 0.0,
+    mask: Any = None,
+    *,
+    decay: DecayKind = "learning_rate",
+) -> Transform:
+    r"""AdEMAMix with one memory: a long sum of gradients, and more weight on the newest one.
+
+    .. math:: u = -\eta_t \left(\frac{m + \alpha g}
+              {\sqrt{\hat n + \epsilon_\mathrm{root}} + \epsilon} + \lambda \theta\right)
+
+    with the moments of `scale_by_simplified_ademamix`. For \(\alpha = 0\) it is Adam with \(m\)
+    and the learning rate on other scales, and without the correction of \(m\).
+
+    Args:
+      learning_rate: \(\eta\) in [0, inf), about \(1 - \beta_1\) times Adam's.
+      b1: \(\beta_1\) in [0, 1).
+      b2: \(\beta_2\) in [0, 1).
+      alpha: \(\alpha\) in [0, inf).
+      eps: \(\epsilon\) in [0, inf).
+      eps_root: in [0, inf), inside the root.
+      weight_decay: \(\lambda\) in [0, inf).
+      mask: which leaves decay (see `add_decayed_weights`).
+      decay: what \(\lambda\) is multiplied by (see `adamw`).
+
+    Raises:
+      ValueError: `update` is called without the parameters, and there is weight decay.
+
+    Example:
+      >>> import gradx, jax.numpy as jnp
+      >>> tx = gradx.simplified_ademamix(0.01)
+      >>> tx.update(jnp.array([-10.0]), tx.init(jnp.ones(1)), jnp.ones(1))[0]
+      Array([0.01], dtype=float32)
+
+    Reference: Morwani et al., *Connections between schedule-free optimizers, AdEMAMix, and
+    accelerated SGD variants*, https://arxiv.org/abs/2502.02431.
+    """
+    return chain(
+        scale_by_simplified_ademamix(b1, b2, alpha, eps, eps_root),
+        *scale_and_decay(learning_rate, weight_decay, mask, decay),
+    )
+
+
+# ---------------------------------------------------------------- two memories
+
+
+class ScaleByAdemamixState(NamedTuple):
+    """The state of AdEMAMix.
+
+    Attributes:
+      count: the updates done so far, int32 ().
+      count_m2: the same number, as Optax's state has it, int32 ().
+      m1: the fast average of gradients, like the parameters.
+      m2: the slow average of gradients, like the parameters.
+      nu: the second moment, like the parameters, real.
+    """
+
+    count: Count
+    count_m2: Count
+    m1: Updates
+    m2: Updates
+    nu: Updates
+
+
+@core.recorded
+def scale_by_ademamix(
+    b1: Hyper = 0.9,
+    b2: Hyper = 0.999,
+    b3: Hyper = 0.9999,
+    alpha: Hyper = 6.0,
+    eps: Hyper = 1e-8,
+    eps_root: Hyper = 0.0,
+    mu_dtype: Any = None,
+) -> Transform:
+    r"""Rescales the updates by AdEMAMix's rule.
+
+    .. math::
+        m_1 &\leftarrow \beta_1 m_1 + (1 - \beta_1) g, \qquad
+        m_2 \leftarrow \beta_3 m_2 + (1 - \beta_3) g, \qquad
+        \nu \leftarrow \beta_2 \nu + (1 - \beta_2) |g|^2 \\
+        u &= \frac{\hat m_1 + \alpha m_2}{\sqrt{\hat\nu + \epsilon_\mathrm{root}} + \epsilon}
+
+    The hats undo the averages' start at zero, as in `scale_by_adam`; \(m_2\) is to fill slowly.
+
+    Args:
+      b1: \(\beta_1\) in [0, 1).
+      b2: \(\beta_2\) in [0, 1).
+      b3: \(\beta_3\) in [0, 1); the authors let it grow in the first part of a long run.
+      alpha: \(\alpha\) in [0, inf), the weight of the slow average; it should grow, too.
+      eps: \(\epsilon\) in [0, inf). With 0 an element that has had no gradient yet gives NaN.
+      eps_root: in [0, inf), inside the root. Derivatives of the update need none.
+      mu_dtype: the dtype to keep \(m_1\) and \(m_2\) in; by default the parameter's, at least
+        float32.
+
+    Example:
+      >>> import gradx, jax.numpy as jnp
+      >>> tx = gradx.scale_by_ademamix(b3=0.5, alpha=2.0)
+      >>> tx.update(jnp.array([-10.0]), tx.init(jnp.ones(1)))[0]
+      Array([-2.], dtype=float32)
+
+    Reference: Pagliardini et al., *The AdEMAMix optimizer: better, faster, older*,
+    https://arxiv.org/abs/2409.03137. Deviation from Optax: `mu_dtype` is for \(m_1\) and \(m_2\)
+    alone; there it also is that of \(\nu\) until the first update.
+    """
+    return leafwise(
+        _ademamix,
+        init=partial(_moments, mu_dtype=storage("mu_dtype", mu_dtype)),
+        state=ScaleByAdemamixState,
+        hypers={
+            "b1": b1, "b2": b2, "b3": b3, "alpha": alpha, "eps": eps, "eps_root": eps_root,
+        },
+        ranges={"b3": "[0, 1)", "alpha": "[0, inf)"},
+        per_step=_corrections,
+        count=("count", "count_m2"),
+    )  # fmt: skip
+
+
+def _moments(p: Array, *, mu_dtype: Any) -> Slots:
+    return (*zeros(p, dtype=mu_dtype), *zeros(p, dtype=mu_dtype), jnp.zeros_like(p.real))
+
+
+def _corrections(h: Numbers, t: Array) -> Mapping[str, Array]:
+    return {"correct_m1": 1 / weight_so_far(h.b1, t), "correct_nu": 1 / weight_so_far(h.b2, t)}
+
+
+def _ademamix(g: Array, slots: Slots, p: None, h: Numbers) -> tuple[Array, Slots]:
+    m1, m2, nu = slots
+    m1 = average(m1, g, h.b1)
+    m2 = average(m2, g, h.b3)
+    nu = average(nu, abs_sq(g), h.b2)
+    mixed = h.correct_m1 * m1 + h.alpha * m2
+    return mixed / (sqrt(nu * h.correct_nu + h.eps_root) + h.eps), (m1, m2, nu)
+
+
+@core.recorded
+def ademamix(
+    learning_rate: Hyper,
+    b1: Hyper = 0.9,
+    b2: Hyper = 0.999,
+    b3: Hyper = 0.9999,
+    alpha: Hyper = 5.0,
+    eps: Hyper = 1e-8,
+    eps_root: Hyper = 0.0,
+    mu_dtype: Any = None,
+    weight_decay: Hyper = 0.0,
+    mask: Any = None,
+    *,
+    decay: DecayKind = "learning_rate",
+) -> Transform:
+    r"""AdEMAMix: AdamW that also remembers gradients of ten thousand steps ago.
+
+    .. math:: u = -\eta_t \left(\frac{\hat m_1 + \alpha m_2}
+              {\sqrt{\hat\nu + \epsilon_\mathrm{root}} + \epsilon} + \lambda \theta\right)
+
+    with the moments of `scale_by_ademamix`.
+
+    Args:
+      learning_rate: \(\eta\) in [0, inf).
+      b1: \(\beta_1\) in [0, 1).
+      b2: \(\beta_2\) in [0, 1).
+      b3: \(\beta_3\) in [0, 1).
+      alpha: \(\alpha\) in [0, inf).
+      eps: \(\epsilon\) in [0, inf).
+      eps_root: in [0, inf), inside the root.
+      mu_dtype: the dtype to keep both averages of gradients in.
+      weight_decay: \(\lambda\) in [0, inf).
+      mask: which leaves decay (see `add_decayed_weights`).
+      decay: what \(\lambda\) is multiplied by (see `adamw`).
+
+    Raises:
+      ValueError: `update` is called without the parameters, and there is weight decay.
+
+    Example:
+      >>> import gradx, jax.numpy as jnp
+      >>> alpha = gradx.linear_schedule(0.0, 5.0, 10_000)
+      >>> b3 = gradx.half_life_schedule(0.9, 0.9999, 10_000)
+      >>> tx = gradx.ademamix(0.1, b3=b3, alpha=alpha)
+      >>> tx.update(jnp.array([-10.0]), tx.init(jnp.ones(1)), jnp.ones(1))[0]
+      Array([0.1], dtype=float32)
+
+    Reference: Pagliardini et al., *The AdEMAMix optimizer: better, faster, older*,
+    https://arxiv.org/abs/2409.03137.
+    """
+    return chain(
+        scale_by_ademamix(b1, b2, b3, alpha, eps, eps_root, mu_dtype),
+        *scale_and_decay(learning_rate, weight_decay, mask, decay),
+    )

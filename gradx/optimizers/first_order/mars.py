@@ -1,0 +1,263 @@
+"""MARS: gradients corrected by their change, against the variance that batches bring in."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+
+from gradx import core
+from gradx.combinators.chain import chain
+from gradx.core import Count, Transform, Updates
+from gradx.core.roots import sqrt
+from gradx.core.trees import abs_sq
+from gradx.lift.averages import average, storage, weight_so_far, zero_moments, zeros
+from gradx.lift.leafwise import leafwise
+from gradx.lift.passes import Numbers, Slots
+from gradx.lowering.order import in_place, write_after
+from gradx.lowering.reading import unshared
+from gradx.numbers.sources import Array, Hyper
+from gradx.pieces.norms import norm
+from gradx.pieces.weight_decay import DecayKind, scale_and_decay
+
+__all__ = ["CorrectByMarsState", "ScaleByMarsState", "correct_by_mars", "mars", "scale_by_mars"]
+
+_RANGES = {"gamma": "[0, inf)"}
+
+
+# ---------------------------------------------------------------- the correction
+
+
+class CorrectByMarsState(NamedTuple):
+    """The state of `correct_by_mars`.
+
+    Attributes:
+      grad: the last gradient, like the parameters.
+    """
+
+    grad: Updates
+
+
+@core.recorded
+def correct_by_mars(
+    b1: Hyper = 0.95, gamma: Hyper = 0.025, max_norm: Hyper = 1.0, *, axis_name: Any = None
+) -> Transform:
+    r"""Corrects the gradients by their change since the last step: MARS for any rule after it.
+
+    .. math:: c = g_t + \gamma \frac{\beta_1}{1 - \beta_1} (g_t - g_{t-1}), \qquad
+              u = c \min(1, C / \lVert c \rVert), \qquad g_0 = 0
+
+    with the norm of the leaf. ``chain(correct_by_mars(), muon(0.02))`` is MARS-Muon;
+    ``chain(correct_by_mars(), ema(0.95, debias=False), scale_by_sign(),
+    scale_by_learning_rate(1e-4))`` is the authors' MARS-Lion.
+
+    Args:
+      b1: \(\beta_1\) in [0, 1), the decay of the momentum that follows.
+      gamma: \(\gamma\) in [0, inf), how much of the change; 0 is no correction.
+      max_norm: \(C\) in (0, inf], the bound of a leaf's norm.
+      axis_name: the mapped axis over which leaves are sharded, inside `shard_map` or `pmap`, or
+        several, or `sharded`. Without it each device measures its own part of a leaf.
+
+    Example:
+      >>> import gradx, jax.numpy as jnp
+      >>> tx = gradx.correct_by_mars(b1=0.5, gamma=0.5, max_norm=100.0)
+      >>> state = tx.init(jnp.ones(1))
+      >>> for g in (2.0, 3.0):
+      ...     updates, state = tx.update(jnp.array([g]), state)
+      >>> updates
+      Array([3.5], dtype=float32)
+
+    Reference: Yuan et al., *MARS: unleashing the power of variance reduction for training large
+    models*, https://arxiv.org/abs/2411.10438: the form that the paper calls approximate, where
+    \(g_{t-1}\) is the gradient of the last batch at the last parameters. As in the authors' code it
+    is 0 before the first step.
+    """
+    return leafwise(
+        _correct,
+        init=zeros,
+        state=CorrectByMarsState,
+        hypers={"b1": b1, "gamma": gamma, "max_norm": max_norm},
+        ranges=_RANGES,
+        per_step=_weight,
+        per_leaf=_bound,
+        axis_name=axis_name,
+    )
+
+
+def _weight(h: Numbers, t: Any) -> Mapping[str, Any]:
+    return {"weight": h.gamma * h.b1 / (1 - h.b1)}
+
+
+def _corrected(g: Array, old: Array, weight: Any) -> Array:
+    return g + weight * (g - old)
+
+
+def _bound(g: Any, slots: Any, p: Any, h: Numbers) -> Mapping[str, Array]:
+    *_, old = slots
+    weight = unshared(jnp.asarray(h.weight, g.real.dtype), g)
+    size = norm(_corrected(g, old, weight), h.span)
+    return {"factor": jnp.where(size > h.max_norm, h.max_norm / size, 1.0)}
+
+
+def _correct(g: Array, slots: Slots, p: None, h: Numbers) -> tuple[Array, Slots]:
+    return _bounded(g, slots[0], h), (in_place(g, slots[0]),)
+
+
+def _bounded(g: Array, old: Array, h: Numbers) -> Array:
+    # Each by itself: a factor of 0 is there for what overflows when it is corrected.
+    return _corrected(h.factor * g, h.factor * old, h.weight)
+
+
+# ---------------------------------------------------------------- with Adam's moments
+
+
+class ScaleByMarsState(NamedTuple):
+    """The state of MARS.
+
+    Attributes:
+      count: the updates done so far, int32 ().
+      mu: the first moment of the corrected gradients, like the parameters.
+      nu: the second moment, like the parameters, real.
+      grad: the last gradient, like the parameters.
+    """
+
+    count: Count
+    mu: Updates
+    nu: Updates
+    grad: Updates
+
+
+@core.recorded
+def scale_by_mars(
+    b1: Hyper = 0.95,
+    b2: Hyper = 0.99,
+    eps: Hyper = 1e-8,
+    gamma: Hyper = 0.025,
+    max_norm: Hyper = 1.0,
+    mu_dtype: Any = None,
+    *,
+    axis_name: Any = None,
+) -> Transform:
+    r"""Rescales the updates by Adam's rule, with gradients that MARS has corrected.
+
+    .. math::
+        c &= g_t + \gamma \frac{\beta_1}{1 - \beta_1} (g_t - g_{t-1}), \qquad
+             c \leftarrow c \min(1, C / \lVert c \rVert) \\
+        \mu &\leftarrow \beta_1 \mu + (1 - \beta_1) c, \qquad
+        \nu \leftarrow \beta_2 \nu + (1 - \beta_2) |c|^2 \\
+        u &= \hat\mu / (\sqrt{\hat\nu} + \epsilon)
+
+    The hats undo the averages' start at zero, as in `scale_by_adam`.
+
+    Args:
+      b1: \(\beta_1\) in [0, 1).
+      b2: \(\beta_2\) in [0, 1).
+      eps: \(\epsilon\) in [0, inf). With 0 an element that has had no gradient yet gives NaN.
+      gamma: \(\gamma\) in [0, inf), how much of the change; 0 is no correction.
+      max_norm: \(C\) in (0, inf], the bound of a leaf's norm.
+      mu_dtype: the dtype to keep \(\mu\) in; by default the parameter's, at least float32.
+      axis_name: the mapped axis over which leaves are sharded, inside `shard_map` or `pmap`, or
+        several, or `sharded`. Without it each device measures its own part of a leaf.
+
+    Example:
+      >>> import gradx, jax.numpy as jnp
+      >>> tx = gradx.scale_by_mars(b1=0.5, b2=0.5, gamma=0.5, max_norm=100.0)
+      >>> state = tx.init(jnp.ones(1))
+      >>> for g in (2.0, 3.0):
+      ...     updates, state = tx.update(jnp.array([g]), state)
+      >>> updates.round(4)
+      Array([0.9975], dtype=float32)
+
+    Reference: Yuan et al., *MARS: unleashing the power of variance reduction for training large
+    models*, https://arxiv.org/abs/2411.10438, its approximate form (see `correct_by_mars`, which
+    with `scale_by_adam` after it is the same at the cost of an array put aside).
+    """
+    return leafwise(
+        _mars,
+        init=partial(_start, mu_dtype=storage("mu_dtype", mu_dtype)),
+        state=ScaleByMarsState,
+        hypers={"b1": b1, "b2": b2, "eps": eps, "gamma": gamma, "max_norm": max_norm},
+        ranges=_RANGES,
+        per_step=_factors,
+        per_leaf=_bound,
+        axis_name=axis_name,
+    )
+
+
+def _start(p: Array, *, mu_dtype: Any) -> Slots:
+    return (*zero_moments(p, mu_dtype=mu_dtype), *zeros(p))
+
+
+def _factors(h: Numbers, t: Array) -> Mapping[str, Any]:
+    return {
+        **_weight(h, t),
+        "of_mu": 1 / weight_so_far(h.b1, t),
+        "of_nu": 1 / weight_so_far(h.b2, t),
+    }
+
+
+def _mars(g: Array, slots: Slots, p: None, h: Numbers) -> tuple[Array, Slots]:
+    mu, nu, old = slots
+    c = _bounded(g, old, h)
+    mu = average(mu, c, h.b1)
+    nu = average(nu, abs_sq(c), h.b2)
+    u = h.of_mu * mu / (sqrt(h.of_nu * nu) + h.eps)
+    # Both averages read the old gradient, so it is overwritten after both of them.
+    return u, (mu, nu, in_place(write_after(g, mu, nu), old))
+
+
+@core.recorded
+def mars(
+    learning_rate: Hyper,
+    b1: Hyper = 0.95,
+    b2: Hyper = 0.99,
+    eps: Hyper = 1e-8,
+    gamma: Hyper = 0.025,
+    max_norm: Hyper = 1.0,
+    mu_dtype: Any = None,
+    weight_decay: Hyper = 0.0,
+    mask: Any = None,
+    *,
+    decay: DecayKind = "learning_rate",
+    axis_name: Any = None,
+) -> Transform:
+    r"""MARS-AdamW: AdamW on gradients that are corrected by their change.
+
+    .. math:: u = -\eta_t \left(\hat\mu / (\sqrt{\hat\nu} + \epsilon) + \lambda \theta\right)
+
+    with the moments of `scale_by_mars`.
+
+    Args:
+      learning_rate: \(\eta\) in [0, inf).
+      b1: \(\beta_1\) in [0, 1).
+      b2: \(\beta_2\) in [0, 1).
+      eps: \(\epsilon\) in [0, inf).
+      gamma: \(\gamma\) in [0, inf), how much of the change; 0 is no correction.
+      max_norm: \(C\) in (0, inf], the bound of the norm of a leaf's corrected gradient.
+      mu_dtype: the dtype to keep the first moment in.
+      weight_decay: \(\lambda\) in [0, inf).
+      mask: which leaves decay (see `add_decayed_weights`).
+      decay: what \(\lambda\) is multiplied by (see `adamw`).
+      axis_name: the mapped axis over which leaves are sharded, inside `shard_map` or `pmap`, or
+        several, or `sharded`. Without it each device measures its own part of a leaf.
+
+    Raises:
+      ValueError: `update` is called without the parameters, and there is weight decay.
+
+    Example:
+      >>> import gradx, jax.numpy as jnp
+      >>> tx = gradx.mars(0.1)
+      >>> tx.update(jnp.array([-10.0]), tx.init(jnp.ones(1)), jnp.ones(1))[0]
+      Array([0.1], dtype=float32)
+
+    Reference: Yuan et al., *MARS: unleashing the power of variance reduction for training large
+    models*, https://arxiv.org/abs/2411.10438. Deviation from the authors' code, which gives leaves
+    that have not two axes to AdamW with \(\beta = (0.9, 0.95)\) and a decay of 0.1: here all leaves
+    are treated alike, and `partition` makes such groups.
+    """
+    return chain(
+        scale_by_mars(b1, b2, eps, gamma, max_norm, mu_dtype, axis_name=axis_name),
+        *scale_and_decay(learning_rate, weight_decay, mask, decay),
+    )

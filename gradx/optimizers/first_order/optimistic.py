@@ -1,0 +1,208 @@
+"""Optimism: steps along the gradient that is expected next, for games and saddle points."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+
+from gradx import core
+from gradx.combinators.chain import chain
+from gradx.core import Transform, Updates
+from gradx.core.calls import warn
+from gradx.lift.averages import zeros
+from gradx.lift.leafwise import leafwise
+from gradx.lift.passes import Decided, Numbers, Slots, Sums
+from gradx.lowering.order import in_place
+from gradx.numbers import hyper
+from gradx.numbers.sources import Array, Hyper
+from gradx.optimizers.first_order.adam import scale_by_adam
+from gradx.pieces.scaling import descend, scale
+
+__all__ = [
+    "ScaleByOptimisticGradientState",
+    "optimistic_adam",
+    "optimistic_adam_v2",
+    "optimistic_gradient_descent",
+    "scale_by_optimistic_gradient",
+]
+
+
+class ScaleByOptimisticGradientState(NamedTuple):
+    """The state of optimistic gradients.
+
+    Attributes:
+      is_initial_step: whether no update has been made yet, bool ().
+      previous_gradient: the updates that came in last, like the parameters.
+    """
+
+    is_initial_step: Array
+    previous_gradient: Updates
+
+
+@core.recorded
+def scale_by_optimistic_gradient(alpha: Hyper = 1.0, beta: Hyper = 1.0) -> Transform:
+    r"""Adds to the updates what they changed by since the last step.
+
+    .. math:: u_t = \alpha g_t + \beta (g_t - g_{t-1}), \qquad g_{-1} = g_0
+
+    Args:
+      alpha: \(\alpha\) in [0, inf).
+      beta: \(\beta\) in [0, inf).
+
+    Example:
+      >>> import gradx, jax.numpy as jnp
+      >>> tx = gradx.scale_by_optimistic_gradient()
+      >>> state = tx.init(jnp.ones(1))
+      >>> for g in (1.0, 3.0):
+      ...     updates, state = tx.update(jnp.array([g]), state)
+      >>> updates
+      Array([5.], dtype=float32)
+
+    Reference: Mokhtari et al., *A unified analysis of extra-gradient and optimistic gradient
+    methods for saddle point problems*, https://arxiv.org/abs/1901.08511.
+    """
+    return leafwise(
+        _optimistic,
+        init=zeros,
+        state=ScaleByOptimisticGradientState,
+        hypers={"alpha": alpha, "beta": beta},
+        ranges={"alpha": "[0, inf)", "beta": "[0, inf)"},
+        per_tree=_no_longer_first,
+        whole_tree=(),
+        scalars={"is_initial_step": True},
+    )
+
+
+def _no_longer_first(h: Numbers, sums: Sums) -> Decided:
+    return {}, {"is_initial_step": False}
+
+
+def _optimistic(g: Array, slots: Slots, p: None, h: Numbers) -> tuple[Array, Slots]:
+    previous = jnp.where(h.is_initial_step, g, slots[0])
+    g = in_place(g, slots[0])
+    return (h.alpha + h.beta) * g - h.beta * previous, (g,)
+
+
+@core.recorded
+def optimistic_gradient_descent(
+    learning_rate: Hyper, alpha: Hyper = 1.0, beta: Hyper = 1.0
+) -> Transform:
+    r"""Gradient descent that does not circle around the solution of a game.
+
+    .. math:: u_t = -\eta_t\,(\alpha g_t + \beta (g_t - g_{t-1}))
+
+    Args:
+      learning_rate: \(\eta\) in [0, inf).
+      alpha: \(\alpha\) in [0, inf).
+      beta: \(\beta\) in [0, inf).
+
+    Example:
+      >>> import gradx, jax.numpy as jnp
+      >>> tx = gradx.optimistic_gradient_descent(0.5)
+      >>> players = {"x": jnp.ones(1), "y": jnp.ones(1)}  # x makes x * y small, y large
+      >>> state = tx.init(players)
+      >>> for _ in range(100):
+      ...     grads = {"x": players["y"], "y": -players["x"]}
+      ...     updates, state = tx.update(grads, state)
+      ...     players = gradx.apply_updates(players, updates)
+      >>> bool(players["x"]**2 + players["y"]**2 < 1e-6)
+      True
+
+    Reference: Mokhtari et al., *A unified analysis of extra-gradient and optimistic gradient
+    methods for saddle point problems*, https://arxiv.org/abs/1901.08511.
+    """
+    return chain(scale_by_optimistic_gradient(alpha, beta), descend(learning_rate))
+
+
+@core.recorded
+def optimistic_adam_v2(
+    learning_rate: Hyper,
+    *,
+    alpha: Hyper = 1.0,
+    beta: Hyper = 1.0,
+    b1: Hyper = 0.9,
+    b2: Hyper = 0.999,
+    eps: Hyper = 1e-08,
+    eps_root: Hyper = 0.0,
+    mu_dtype: Any = None,
+    nesterov: bool = True,
+) -> Transform:
+    r"""Adam whose steps are optimistic.
+
+    .. math:: u_t = -\eta_t\,(\alpha r_t + \beta (r_t - r_{t-1})), \qquad
+              r = \hat\mu / (\sqrt{\hat\nu + \epsilon_\mathrm{root}} + \epsilon)
+
+    with the moments of `scale_by_adam`.
+
+    Args:
+      learning_rate: \(\eta\) in [0, inf).
+      alpha: \(\alpha\) in [0, inf).
+      beta: \(\beta\) in [0, inf).
+      b1: \(\beta_1\) in [0, 1).
+      b2: \(\beta_2\) in [0, 1).
+      eps: \(\epsilon\) in [0, inf).
+      eps_root: in [0, inf), inside the root.
+      mu_dtype: the dtype to keep the first moment in.
+      nesterov: look one step ahead, in the moment.
+
+    Example:
+      >>> import gradx, jax.numpy as jnp
+      >>> tx = gradx.optimistic_adam_v2(0.1, nesterov=False)
+      >>> tx.update(jnp.array([-10.0]), tx.init(jnp.ones(1)))[0]
+      Array([0.1], dtype=float32)
+
+    Reference: Daskalakis et al., *Training GANs with optimism*, https://arxiv.org/abs/1711.00141.
+    """
+    return chain(
+        scale_by_adam(b1, b2, eps, eps_root, mu_dtype, nesterov=nesterov),
+        scale_by_optimistic_gradient(alpha, beta),
+        descend(learning_rate),
+    )
+
+
+@core.recorded
+def optimistic_adam(
+    learning_rate: Hyper,
+    optimism: Hyper | None = None,
+    b1: Hyper = 0.9,
+    b2: Hyper = 0.999,
+    eps: Hyper = 1e-08,
+    eps_root: Hyper = 0.0,
+    mu_dtype: Any = None,
+    *,
+    nesterov: bool = True,
+) -> Transform:
+    r"""Optimistic Adam with a second learning rate for the change; Optax's former form of it.
+
+    .. math:: u_t = -\eta r_t - o\,(r_t - r_{t-1})
+
+    with the \(r\) of `optimistic_adam_v2`, which takes both relative to one learning rate.
+
+    Args:
+      learning_rate: \(\eta\) in [0, inf).
+      optimism: \(o\) in [0, inf); by default \(\eta\), as in the paper.
+      b1: \(\beta_1\) in [0, 1).
+      b2: \(\beta_2\) in [0, 1).
+      eps: \(\epsilon\) in [0, inf).
+      eps_root: in [0, inf), inside the root.
+      mu_dtype: the dtype to keep the first moment in.
+      nesterov: look one step ahead, in the moment.
+
+    Example:
+      >>> import gradx, jax.numpy as jnp
+      >>> tx = gradx.optimistic_adam(0.1, 1.0, nesterov=False)
+      >>> tx.update(jnp.array([-10.0]), tx.init(jnp.ones(1)))[0]
+      Array([0.1], dtype=float32)
+
+    Reference: Daskalakis et al., *Training GANs with optimism*, https://arxiv.org/abs/1711.00141.
+    It is deprecated, as in Optax, with a `DeprecationWarning`; Optax takes no schedules here.
+    """
+    warn("`optimistic_adam` is deprecated, use `optimistic_adam_v2` instead.", DeprecationWarning)
+    optimism = learning_rate if optimism is None else optimism
+    learning_rate = hyper.checked("learning_rate", learning_rate)
+    return chain(
+        scale_by_adam(b1, b2, eps, eps_root, mu_dtype, nesterov=nesterov),
+        scale_by_optimistic_gradient(learning_rate, optimism),
+        scale(-1.0),
+    )

@@ -1,0 +1,230 @@
+"""RMSProp: gradients over the root of an average of their squares, or over their deviation."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import NamedTuple
+
+import jax.numpy as jnp
+
+from gradx import core
+from gradx.combinators.chain import chain, identity
+from gradx.core import Count, Transform, Updates
+from gradx.core.trees import abs_sq
+from gradx.lift.averages import average, full, nu_correction, root
+from gradx.lift.leafwise import leafwise
+from gradx.lift.passes import Numbers, Slots
+from gradx.numbers import hyper
+from gradx.numbers.sources import Array, Hyper, Number
+from gradx.pieces.moments import trace
+from gradx.pieces.scaling import descend
+
+__all__ = [
+    "ScaleByRStdDevState",
+    "ScaleByRStdDevWithCountState",
+    "ScaleByRmsState",
+    "ScaleByRmsWithCountState",
+    "rmsprop",
+    "scale_by_rms",
+    "scale_by_stddev",
+]
+
+
+class ScaleByRmsState(NamedTuple):
+    """The state of `scale_by_rms`.
+
+    Attributes:
+      nu: the average of squares, like the parameters, real.
+    """
+
+    nu: Updates
+
+
+class ScaleByRmsWithCountState(NamedTuple):
+    """The state of `scale_by_rms` with bias correction.
+
+    Attributes:
+      count: the updates done so far, int32 ().
+      nu: the average of squares, like the parameters, real.
+    """
+
+    count: Count
+    nu: Updates
+
+
+@core.recorded
+def scale_by_rms(
+    decay: Hyper = 0.9,
+    eps: Hyper = 1e-8,
+    initial_scale: float = 0.0,
+    eps_in_sqrt: bool = True,
+    bias_correction: bool = False,
+) -> Transform:
+    r"""Divides the updates by the root of an average of their squares.
+
+    .. math:: \nu \leftarrow \beta \nu + (1 - \beta) |g|^2, \qquad u = g / \sqrt{\nu + \epsilon}
+
+    Args:
+      decay: \(\beta\) in [0, 1).
+      eps: \(\epsilon\) in [0, inf).
+      initial_scale: where \(\nu\) begins, in [0, inf).
+      eps_in_sqrt: False for \(u = g / (\sqrt\nu + \epsilon)\).
+      bias_correction: replace \(\nu\) in \(u\) by \(\nu / (1 - \beta^t)\).
+
+    Example:
+      >>> import gradx, jax.numpy as jnp
+      >>> tx = gradx.scale_by_rms(0.75)
+      >>> tx.update(jnp.array([4.0]), tx.init(jnp.ones(1)))[0]
+      Array([2.], dtype=float32)
+
+    Reference: Tieleman and Hinton, *Lecture 6.5: rmsprop*, 2012; with `decay=b2,
+    eps_in_sqrt=False, bias_correction=True` it is Adam without momentum.
+    """
+    start = hyper.constant("initial_scale", initial_scale, "[0, inf)")
+    return leafwise(
+        _rms,
+        init=partial(full, value=start),
+        state=ScaleByRmsWithCountState if bias_correction else ScaleByRmsState,
+        hypers={"decay": decay, "eps": eps},
+        flags={"eps_in_sqrt": eps_in_sqrt, "bias_correction": bias_correction},
+        per_step=nu_correction,
+    )
+
+
+def _rms(g: Array, slots: Slots, p: None, h: Numbers) -> tuple[Array, Slots]:
+    nu = average(slots[0], abs_sq(g), h.decay)
+    return g / root(nu * h.correct, h), (nu,)
+
+
+class ScaleByRStdDevState(NamedTuple):
+    """The state of `scale_by_stddev`.
+
+    Attributes:
+      mu: the average of updates, like the parameters.
+      nu: the average of squares, like the parameters, real.
+    """
+
+    mu: Updates
+    nu: Updates
+
+
+class ScaleByRStdDevWithCountState(NamedTuple):
+    """The state of `scale_by_stddev` with bias correction.
+
+    Attributes:
+      count: the updates done so far, int32 ().
+      mu: the average of updates, like the parameters.
+      nu: the average of squares, like the parameters, real.
+    """
+
+    count: Count
+    mu: Updates
+    nu: Updates
+
+
+@core.recorded
+def scale_by_stddev(
+    decay: Hyper = 0.9,
+    eps: Hyper = 1e-8,
+    initial_scale: float = 0.0,
+    eps_in_sqrt: bool = True,
+    bias_correction: bool = False,
+) -> Transform:
+    r"""Divides the updates by an estimate of their standard deviation.
+
+    .. math::
+        \mu &\leftarrow \beta \mu + (1 - \beta) g, \qquad
+        \nu \leftarrow \beta \nu + (1 - \beta) |g|^2 \\
+        u &= g / \sqrt{\max(\nu - |\mu|^2, 0) + \epsilon}
+
+    Args:
+      decay: \(\beta\) in [0, 1).
+      eps: \(\epsilon\) in [0, inf).
+      initial_scale: where \(\nu\) begins, in [0, inf).
+      eps_in_sqrt: False to add \(\epsilon\) to the root instead.
+      bias_correction: replace \(\mu\) and \(\nu\) in \(u\) by their values over
+        \(1 - \beta^t\).
+
+    Example:
+      >>> import gradx, jax.numpy as jnp
+      >>> tx = gradx.scale_by_stddev(0.5)
+      >>> tx.update(jnp.array([4.0]), tx.init(jnp.ones(1)))[0]
+      Array([2.], dtype=float32)
+
+    Reference: Graves, *Generating sequences with recurrent neural networks*,
+    https://arxiv.org/abs/1308.0850. Deviation from Optax: a variance that rounding makes negative
+    counts as zero; there its root is NaN. With `bias_correction` the variance of the first step is
+    zero by definition, so \(u = g / \sqrt\epsilon\): choose \(\epsilon\) accordingly.
+    """
+    start = hyper.constant("initial_scale", initial_scale, "[0, inf)")
+    return leafwise(
+        _stddev,
+        init=partial(_mu_nu, value=start),
+        state=ScaleByRStdDevWithCountState if bias_correction else ScaleByRStdDevState,
+        hypers={"decay": decay, "eps": eps},
+        flags={"eps_in_sqrt": eps_in_sqrt, "bias_correction": bias_correction},
+        per_step=nu_correction,
+    )
+
+
+def _mu_nu(p: Array, *, value: Number) -> Slots:
+    return jnp.zeros_like(p), jnp.full_like(p.real, value)
+
+
+def _stddev(g: Array, slots: Slots, p: None, h: Numbers) -> tuple[Array, Slots]:
+    mu, nu = slots
+    mu = average(mu, g, h.decay)
+    nu = average(nu, abs_sq(g), h.decay)
+    variance = jnp.maximum(nu * h.correct - abs_sq(mu * h.correct), 0.0)
+    variance = jnp.where(jnp.isinf(nu), jnp.inf, variance)  # of one infinity less another, too
+    return g / root(variance, h), (mu, nu)
+
+
+@core.recorded
+def rmsprop(
+    learning_rate: Hyper,
+    decay: Hyper = 0.9,
+    eps: Hyper = 1e-8,
+    initial_scale: float = 0.0,
+    eps_in_sqrt: bool = True,
+    centered: bool = False,
+    momentum: Hyper | None = None,
+    nesterov: bool = False,
+    bias_correction: bool = False,
+) -> Transform:
+    r"""RMSProp, plain or centred, with or without momentum.
+
+    .. math:: u = -\eta\, g / \sqrt{\nu + \epsilon}, \qquad
+              \nu \leftarrow \beta \nu + (1 - \beta) |g|^2
+
+    centred: \(\nu - |\mu|^2\) in place of \(\nu\), as in `scale_by_stddev`. Momentum is that of
+    `trace`, after the learning rate: a schedule does not reach what is in the trace already.
+
+    Args:
+      learning_rate: \(\eta\) in [0, inf).
+      decay: \(\beta\) in [0, 1).
+      eps: \(\epsilon\) in [0, inf).
+      initial_scale: where \(\nu\) begins, in [0, inf); 1 in some older implementations.
+      eps_in_sqrt: False to add \(\epsilon\) to the root, as PyTorch does.
+      centered: divide by the deviation from the mean.
+      momentum: in [-1, 1]; none by default.
+      nesterov: look one step ahead; only with momentum.
+      bias_correction: correct the averages for their start.
+
+    Example:
+      >>> import gradx, jax.numpy as jnp
+      >>> tx = gradx.rmsprop(0.1, decay=0.75)
+      >>> tx.update(jnp.array([4.0]), tx.init(jnp.ones(1)))[0]
+      Array([-0.2], dtype=float32)
+
+    Reference: Tieleman and Hinton, *Lecture 6.5: rmsprop*, 2012; Graves,
+    https://arxiv.org/abs/1308.0850.
+    """
+    if momentum is None and nesterov:
+        raise ValueError(f"{core.where()}: nesterov needs a momentum.")
+    scale_by = scale_by_stddev if centered else scale_by_rms
+    return chain(
+        scale_by(decay, eps, initial_scale, eps_in_sqrt, bias_correction),
+        descend(learning_rate),
+        identity() if momentum is None else trace(momentum, nesterov),
+    )

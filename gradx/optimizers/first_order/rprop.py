@@ -1,0 +1,161 @@
+"""Rprop: step sizes that grow where the gradient keeps its sign, and shrink where it changes."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from gradx import core
+from gradx.combinators.chain import chain
+from gradx.core import Transform, Updates
+from gradx.lift.leafwise import leafwise
+from gradx.lift.passes import Numbers, Slots
+from gradx.numbers import hyper
+from gradx.numbers.sources import Array, Hyper, Number
+from gradx.pieces.scaling import scale
+
+__all__ = ["ScaleByRpropState", "rprop", "scale_by_rprop"]
+
+
+class ScaleByRpropState(NamedTuple):
+    """The state of Rprop.
+
+    Attributes:
+      step_sizes: the step size of each element, like the parameters.
+      prev_updates: the last updates, like the parameters.
+    """
+
+    step_sizes: Updates
+    prev_updates: Updates
+
+
+@core.recorded
+def scale_by_rprop(
+    learning_rate: float,
+    eta_minus: Hyper = 0.5,
+    eta_plus: Hyper = 1.2,
+    min_step_size: Hyper = 1e-6,
+    max_step_size: Hyper = 50.0,
+) -> Transform:
+    r"""Replaces each element of the updates by its sign times a step size of its own.
+
+    .. math::
+        \Delta &\leftarrow \mathrm{clip}(\Delta\,\eta_+,\ \Delta_\mathrm{min},\ \Delta_\mathrm{max})
+            \text{ if } g_t u_{t-1} > 0, \quad
+            \mathrm{clip}(\Delta\,\eta_-,\ \Delta_\mathrm{min},\ \Delta_\mathrm{max})
+            \text{ if } g_t u_{t-1} < 0 \\
+        u_t &= 0 \text{ if } g_t u_{t-1} < 0, \text{ else } \Delta\,\mathrm{sign}(g_t)
+
+    Where the sign has changed, nothing moves in this step, and the step size stays in the next.
+
+    Args:
+      learning_rate: where \(\Delta\) begins, a number in (0, inf).
+      eta_minus: \(\eta_-\) in (0, 1].
+      eta_plus: \(\eta_+\) in [1, inf).
+      min_step_size: \(\Delta_\mathrm{min}\) in [0, inf).
+      max_step_size: \(\Delta_\mathrm{max}\) in (0, inf].
+
+    Example:
+      >>> import gradx, jax.numpy as jnp
+      >>> tx = gradx.scale_by_rprop(0.1)
+      >>> state = tx.init(jnp.ones(1))
+      >>> for g in (-3.0, -0.01, 5.0, 5.0):
+      ...     updates, state = tx.update(jnp.array([g]), state)
+      ...     print(updates)
+      [-0.1]
+      [-0.12]
+      [0.]
+      [0.06]
+
+    Reference: Riedmiller and Braun, *A direct adaptive method for faster backpropagation learning:
+    the RPROP algorithm*, 1993; this form is iRprop- of Igel and Hüsken, *Empirical evaluation of
+    the improved Rprop learning algorithms*, 2003, and PyTorch's. Deviation from Optax, which makes
+    each update one step late. The two parts of a complex number have a step size each.
+    """
+    low, high = min_step_size, max_step_size
+    if isinstance(low, int | float) and isinstance(high, int | float) and low > high:
+        raise ValueError(
+            f"{core.where()}: min_step_size must be at most max_step_size, got {low!r} > {high!r}."
+        )
+    return leafwise(
+        _rprop,
+        init=partial(_start, size=hyper.constant("learning_rate", learning_rate, "(0, inf)")),
+        state=ScaleByRpropState,
+        hypers={
+            "eta_minus": eta_minus,
+            "eta_plus": eta_plus,
+            "min_step_size": min_step_size,
+            "max_step_size": max_step_size,
+        },
+        ranges={
+            "eta_minus": "(0, 1]",
+            "eta_plus": "[1, inf)",
+            "min_step_size": "[0, inf)",
+            "max_step_size": "(0, inf]",
+        },
+    )
+
+
+def _start(p: Array, *, size: Number) -> Slots:
+    both = size + 1j * size if jnp.iscomplexobj(p) else size
+    return jnp.full_like(p, both), jnp.zeros_like(p)
+
+
+def _rprop(g: Array, slots: Slots, p: None, h: Numbers) -> tuple[Array, Slots]:
+    size, previous = slots
+    if jnp.iscomplexobj(g):
+        real = _real(g.real, size.real, previous.real, h)
+        imag = _real(g.imag, size.imag, previous.imag, h)
+        size, u = (jax.lax.complex(x, y) for x, y in zip(real, imag, strict=True))
+    else:
+        size, u = _real(g, size, previous, h)
+    return u, (size, u)
+
+
+def _real(g: Array, size: Array, previous: Array, h: Numbers) -> tuple[Array, Array]:
+    sign = jnp.sign(g)
+    agreement = sign * jnp.sign(previous)  # of the signs: a product of small numbers is 0
+    factor = jnp.where(agreement > 0, h.eta_plus, h.eta_minus)
+    moved = jnp.clip(size * factor, h.min_step_size, h.max_step_size)
+    size = jnp.where(agreement == 0, size, moved)
+    return size, jnp.where(agreement < 0, 0.0, size * sign)
+
+
+@core.recorded
+def rprop(
+    learning_rate: float,
+    eta_minus: Hyper = 0.5,
+    eta_plus: Hyper = 1.2,
+    min_step_size: Hyper = 1e-6,
+    max_step_size: Hyper = 50.0,
+) -> Transform:
+    r"""Rprop, for gradients of the whole data set: of a mini-batch, signs are noise.
+
+    .. math:: u_t = -\Delta\,\mathrm{sign}(g_t), \text{ or } 0 \text{ where the sign has changed}
+
+    with the step sizes \(\Delta\) of `scale_by_rprop`.
+
+    Args:
+      learning_rate: where \(\Delta\) begins, a number in (0, inf).
+      eta_minus: what \(\Delta\) is multiplied by where the sign changes, in (0, 1].
+      eta_plus: what it is multiplied by where the sign stays, in [1, inf).
+      min_step_size: the smallest \(\Delta\), in [0, inf).
+      max_step_size: the largest \(\Delta\), in (0, inf].
+
+    Example:
+      >>> import gradx, jax.numpy as jnp
+      >>> tx = gradx.rprop(0.1)
+      >>> tx.update(jnp.array([-10.0]), tx.init(jnp.ones(1)))[0]
+      Array([0.1], dtype=float32)
+
+    Reference: Riedmiller and Braun, *A direct adaptive method for faster backpropagation learning:
+    the RPROP algorithm*, 1993; Igel and Hüsken, *Empirical evaluation of the improved Rprop
+    learning algorithms*, 2003.
+    """
+    return chain(
+        scale_by_rprop(learning_rate, eta_minus, eta_plus, min_step_size, max_step_size),
+        scale(-1.0),
+    )

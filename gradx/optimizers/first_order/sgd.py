@@ -1,0 +1,144 @@
+"""Gradient descent, with momentum or noise: the shortest example of an optimizer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+
+from gradx import core
+from gradx.combinators.chain import chain, identity
+from gradx.core import Count, Transform, Updates
+from gradx.core.calls import renamed
+from gradx.lift.averages import storage, zeros
+from gradx.lift.leafwise import leafwise
+from gradx.lift.passes import Numbers, Slots
+from gradx.numbers import sources
+from gradx.numbers.sources import Array, Hyper
+from gradx.pieces.moments import MOMENTUM, trace
+from gradx.pieces.preprocessing import add_noise
+from gradx.pieces.scaling import descend
+
+__all__ = ["DampenedTraceState", "noisy_sgd", "sgd"]
+
+
+@core.recorded
+def sgd(
+    learning_rate: Hyper,
+    momentum: Hyper | None = None,
+    nesterov: bool = False,
+    accumulator_dtype: Any = None,
+    *,
+    dampening: Hyper | None = None,
+) -> Transform:
+    r"""Stochastic gradient descent.
+
+    .. math::
+        m &\leftarrow \mu m + (1 - \tau)\, g, \qquad m_1 = g_1 \\
+        u &= -\eta\, m \quad\text{or, with nesterov,}\quad -\eta\,(\mu m + g)
+
+    Args:
+      learning_rate: \(\eta\) in [0, inf), or another source of a number.
+      momentum: how much of the sum of gradients is kept each step; \(\mu\) in [-1, 1]. Without it
+        \(m = g\), and there is no state.
+      nesterov: look one step ahead; only with momentum, and without dampening.
+      accumulator_dtype: the dtype to keep \(m\) in; by default the parameter's, at least float32.
+      dampening: how much of each gradient but the first is left out of the sum, as in PyTorch;
+        \(\tau\) in [0, 1), only with momentum. By default 0. With a momentum of 0 it does nothing.
+
+    Raises:
+      ValueError: nesterov or dampening without a momentum, which would do nothing; both together.
+
+    Example:
+      >>> import gradx, jax.numpy as jnp
+      >>> tx = gradx.sgd(0.1, momentum=0.9)
+      >>> params = jnp.array([1.0, -1.0])
+      >>> updates, state = tx.update(2 * params, tx.init(params), params)
+      >>> gradx.apply_updates(params, updates)
+      Array([ 0.8, -0.8], dtype=float32)
+
+    Reference: Sutskever et al., *On the importance of initialization and momentum in deep
+    learning*, 2013.
+    """
+    damped = dampening is not None and not sources.is_zero(dampening)
+    if momentum is None and (nesterov or damped):
+        name = "nesterov" if nesterov else "dampening"
+        raise ValueError(f"{core.where()}: {name} needs a momentum.")
+    if damped and nesterov:
+        raise ValueError(
+            f"{core.where()}: nesterov looks ahead without dampening, as in PyTorch; got "
+            f"dampening {core.show(dampening)}. Leave one of them out."
+        )
+    if momentum is None:
+        step = identity()
+    elif damped and not sources.is_zero(momentum):
+        step = _dampened_trace(momentum, dampening, accumulator_dtype)
+    else:
+        step = trace(momentum, nesterov, accumulator_dtype)
+    return chain(step, descend(learning_rate))
+
+
+class DampenedTraceState(NamedTuple):
+    """The state of `sgd` with dampening.
+
+    Attributes:
+      count: the updates done so far, int32 (): the first gradient is not dampened.
+      trace: the sum of gradients, like the parameters.
+    """
+
+    count: Count
+    trace: Updates
+
+
+def _dampened_trace(momentum: Hyper, dampening: Hyper | None, dtype: Any) -> Transform:
+    return leafwise(
+        _add_dampened,
+        init=partial(zeros, dtype=storage("accumulator_dtype", dtype)),
+        state=DampenedTraceState,
+        hypers={"decay": momentum, "dampening": dampening},
+        ranges={"decay": MOMENTUM, "dampening": "[0, 1)"},
+        per_step=_share_of_gradient,
+    )
+
+
+def _share_of_gradient(h: Numbers, t: Array) -> Mapping[str, Array]:
+    return {"share": jnp.where(t == 1, 1.0, 1 - h.dampening)}
+
+
+def _add_dampened(g: Array, slots: Slots, p: None, h: Numbers) -> tuple[Array, Slots]:
+    m = h.decay * slots[0] + h.share * g
+    return m, (m,)
+
+
+@core.recorded
+@renamed(seed="key")
+def noisy_sgd(
+    learning_rate: Hyper,
+    eta: float = 0.01,
+    gamma: float = 0.55,
+    key: Array | int | None = None,
+) -> Transform:
+    r"""Gradient descent with Gaussian noise that fades.
+
+    .. math:: u_t = -\alpha_t \left(g_t + \mathcal N(0, \eta / t^\gamma)\right),
+              \qquad t = 1, 2, \ldots
+
+    Args:
+      learning_rate: \(\alpha\) in [0, inf).
+      eta: \(\eta\) in [0, inf), the variance at the first update.
+      gamma: \(\gamma\) in [0, inf), how fast it falls.
+      key: a random key, or the seed of one; see `add_noise`.
+
+    Example:
+      >>> import gradx, jax.numpy as jnp
+      >>> tx = gradx.noisy_sgd(0.1, key=0)
+      >>> updates, state = tx.update(jnp.ones(3), tx.init(jnp.ones(3)))
+      >>> bool(jnp.all(jnp.abs(updates + 0.1) < 0.05))
+      True
+
+    Reference: Neelakantan et al., *Adding gradient noise improves learning for very deep
+    networks*, https://arxiv.org/abs/1511.06807.
+    """
+    return chain(add_noise(eta, gamma, key), descend(learning_rate))

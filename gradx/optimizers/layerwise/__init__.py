@@ -1,0 +1,1 @@
+"""Methods that give each leaf a step in proportion to its norm."""

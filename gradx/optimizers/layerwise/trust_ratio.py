@@ -1,0 +1,356 @@
+"""Learning rates by layer: how far a leaf moves is measured by its norm, or by its gradient's."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import optax
+
+from gradx import core
+from gradx.combinators.chain import chain, identity
+from gradx.combinators.partition import masked
+from gradx.core import Count, Transform, Updates
+from gradx.core.roots import sqrt
+from gradx.core.trees import abs_sq
+from gradx.lift import mapped
+from gradx.lift.averages import storage, zeros
+from gradx.lift.leafwise import leafwise
+from gradx.lift.passes import Numbers, Slots
+from gradx.numbers import hyper, sources
+from gradx.numbers.sources import Array, Hyper
+from gradx.optimizers.first_order.adam import scale_by_adam
+from gradx.pieces.moments import trace
+from gradx.pieces.norms import scale_by_trust_ratio
+from gradx.pieces.scaling import ScaleByScheduleState, descend
+from gradx.pieces.weight_decay import WeightDecaySchedule, add_decayed_weights
+
+__all__ = [
+    "ScaleByNovogradState",
+    "fromage",
+    "lamb",
+    "lars",
+    "novograd",
+    "scale_by_novograd",
+]
+
+
+@core.recorded
+def lars(
+    learning_rate: Hyper,
+    weight_decay: Hyper = 0.0,
+    weight_decay_mask: Any = True,
+    trust_coefficient: Hyper = 0.001,
+    eps: Hyper = 0.0,
+    trust_ratio_mask: Any = True,
+    momentum: Hyper = 0.9,
+    nesterov: bool = False,
+    *,
+    axis_name: Any = None,
+) -> Transform:
+    r"""LARS: momentum with a learning rate for each layer.
+
+    .. math::
+        d &= g + \lambda \theta, \qquad
+        r = c \lVert \theta \rVert / (\lVert d \rVert + \epsilon) \\
+        m &\leftarrow \mu m - \eta\, r\, d \\
+        u &= m \quad\text{or, with nesterov,}\quad \mu m - \eta\, r\, d
+
+    A layer is a leaf. Where the norm of the parameter or of \(d\) is 0, \(r = 1\).
+
+    Args:
+      learning_rate: \(\eta\) in [0, inf).
+      weight_decay: \(\lambda\) in [0, inf).
+      weight_decay_mask: which leaves decay (see `add_decayed_weights`); True for all.
+      trust_coefficient: \(c\) in (0, inf).
+      eps: \(\epsilon\) in [0, inf).
+      trust_ratio_mask: the leaves whose update is scaled by \(r\); True for all.
+      momentum: \(\mu\) in [-1, 1].
+      nesterov: look one step ahead.
+      axis_name: the mapped axis over which leaves are sharded, inside `shard_map` or `pmap`, or
+        several, or `sharded`. Without it each device measures its own part of a leaf.
+
+    Raises:
+      ValueError: `update` is called without the parameters.
+
+    Example:
+      >>> import gradx, jax.numpy as jnp
+      >>> tx = gradx.lars(1.0, trust_coefficient=0.1, trust_ratio_mask=gradx.weights_only)
+      >>> params = {"kernel": jnp.full((1, 1), 3.0), "bias": jnp.ones(1)}
+      >>> grads = {"kernel": jnp.full((1, 1), 70.0), "bias": jnp.full(1, 0.5)}
+      >>> updates, state = tx.update(grads, tx.init(params), params)
+      >>> updates["bias"], updates["kernel"].round(4)
+      (Array([-0.5], dtype=float32), Array([[-0.3]], dtype=float32))
+
+    Reference: You et al., *Large batch training of convolutional networks*,
+    https://arxiv.org/abs/1708.03888. As in Optax, the ratio has \(\lVert g + \lambda \theta
+    \rVert\) below, where the paper has \(\lVert g \rVert + \lambda \lVert \theta \rVert\).
+    """
+    weight_decay = hyper.checked("weight_decay", weight_decay)
+    ratio = scale_by_trust_ratio(trust_coefficient=trust_coefficient, eps=eps, axis_name=axis_name)
+    return chain(
+        add_decayed_weights(weight_decay, weight_decay_mask),
+        ratio if trust_ratio_mask is None else masked(ratio, trust_ratio_mask),
+        descend(learning_rate),
+        trace(momentum, nesterov),
+    )
+
+
+@core.recorded
+def lamb(
+    learning_rate: Hyper,
+    b1: Hyper = 0.9,
+    b2: Hyper = 0.999,
+    eps: Hyper = 1e-6,
+    eps_root: Hyper = 0.0,
+    weight_decay: Hyper = 0.0,
+    mask: Any = None,
+    *,
+    axis_name: Any = None,
+) -> Transform:
+    r"""LAMB: AdamW whose step in each layer is a share of the layer's norm.
+
+    .. math::
+        d &= \hat\mu / (\sqrt{\hat\nu + \epsilon_\mathrm{root}} + \epsilon) + \lambda \theta \\
+        u &= -\eta\, \frac{\lVert \theta \rVert}{\lVert d \rVert}\, d
+
+    with the moments of `scale_by_adam`. A layer is a leaf; where one of the norms is 0, their ratio
+    counts as 1.
+
+    Args:
+      learning_rate: \(\eta\) in [0, inf).
+      b1: \(\beta_1\) in [0, 1).
+      b2: \(\beta_2\) in [0, 1).
+      eps: \(\epsilon\) in [0, inf).
+      eps_root: in [0, inf), inside the root.
+      weight_decay: \(\lambda\) in [0, inf).
+      mask: which leaves decay (see `add_decayed_weights`).
+      axis_name: the mapped axis over which leaves are sharded, inside `shard_map` or `pmap`, or
+        several, or `sharded`. Without it each device measures its own part of a leaf.
+
+    Raises:
+      ValueError: `update` is called without the parameters.
+
+    Example:
+      >>> import gradx, jax.numpy as jnp
+      >>> tx = gradx.lamb(0.1)
+      >>> p = jnp.array([3.0, 4.0])
+      >>> tx.update(jnp.array([0.0, -2.0]), tx.init(p), p)[0]
+      Array([-0. ,  0.5], dtype=float32)
+
+    Reference: You et al., *Large batch optimization for deep learning: training BERT in 76
+    minutes*, https://arxiv.org/abs/1904.00962, algorithm 2 with \(\phi(x) = x\).
+    """
+    weight_decay = hyper.checked("weight_decay", weight_decay)
+    return chain(
+        scale_by_adam(b1, b2, eps, eps_root),
+        add_decayed_weights(weight_decay, mask),
+        scale_by_trust_ratio(axis_name=axis_name),
+        descend(learning_rate),
+    )
+
+
+@core.recorded
+def fromage(learning_rate: Hyper, min_norm: Hyper = 1e-6, *, axis_name: Any = None) -> Transform:
+    r"""Fromage: steps of a given size relative to each layer, undone where they make it grow.
+
+    .. math:: u = \frac{1}{\sqrt{1 + \eta^2}}
+              \left(\theta - \eta\, \frac{\lVert \theta \rVert}{\lVert g \rVert}\, g\right) - \theta
+
+    A layer is a leaf. Both norms count as at least \(m\).
+
+    Args:
+      learning_rate: \(\eta\) in [0, inf).
+      min_norm: \(m\) in [0, inf).
+      axis_name: the mapped axis over which leaves are sharded, inside `shard_map` or `pmap`, or
+        several, or `sharded`. Without it each device measures its own part of a leaf.
+
+    Raises:
+      ValueError: `update` is called without the parameters.
+
+    Example:
+      >>> import gradx, jax.numpy as jnp
+      >>> tx = gradx.fromage(0.75)
+      >>> p = jnp.array([5.0, 0.0])
+      >>> tx.update(jnp.array([0.0, -2.0]), tx.init(p), p)[0]
+      Array([-1.,  3.], dtype=float32)
+
+    Reference: Bernstein et al., *On the distance between two neural networks and the stability of
+    learning*, https://arxiv.org/abs/2002.03432, which has no \(m\).
+    """
+    if learning_rate is None:
+        raise ValueError(f"{core.where()}: learning_rate must be given, got None.")
+    scheduled = sources.is_scheduled(learning_rate)
+    return chain(
+        scale_by_trust_ratio(min_norm, axis_name=axis_name),
+        leafwise(
+            _fromage,
+            state=ScaleByScheduleState if scheduled else optax.EmptyState,
+            hypers={"learning_rate": learning_rate},
+            per_step=_fromage_factors,
+            needs_params=True,
+        ),
+        # Optax counts once for the step and once for the shrinking. A state of its has both counts.
+        leafwise(_unchanged, state=WeightDecaySchedule) if scheduled else identity(),
+    )
+
+
+def _fromage_factors(h: Numbers, t: Array | None) -> Mapping[str, Any]:
+    long = (1 + h.learning_rate**2) ** 0.5
+    # 1 - 1 / long, without the difference: at small rates float32 has no digits for it.
+    return {"step": h.learning_rate / long, "shrink": h.learning_rate**2 / (long * (1 + long))}
+
+
+def _fromage(g: Array, slots: Slots, p: Array, h: Numbers) -> tuple[Array, Slots]:
+    return -h.step * g - h.shrink * p, slots
+
+
+def _unchanged(g: Array, slots: Slots, p: None, h: Numbers) -> tuple[Array, Slots]:
+    return g, slots
+
+
+class ScaleByNovogradState(NamedTuple):
+    """The state of NovoGrad.
+
+    Attributes:
+      count: the updates done so far, int32 ().
+      mu: the first moment, like the parameters.
+      nu: the second moment, () for each parameter, real.
+    """
+
+    count: Count
+    mu: Updates
+    nu: Updates
+
+
+@core.recorded
+def scale_by_novograd(
+    b1: Hyper = 0.9,
+    b2: Hyper = 0.25,
+    eps: Hyper = 1e-8,
+    eps_root: Hyper = 0.0,
+    weight_decay: Hyper = 0.0,
+    mu_dtype: Any = None,
+    *,
+    axis_name: Any = None,
+) -> Transform:
+    r"""Rescales the updates by NovoGrad's rule, Adam with one second moment for each layer.
+
+    .. math::
+        \nu &\leftarrow \beta_2 \nu + (1 - \beta_2) \lVert g \rVert^2
+              \quad\text{(at first } \lVert g \rVert^2 \text{)} \\
+        \mu &\leftarrow \beta_1 \mu + \left(\frac{g}{\sqrt{\nu + \epsilon_\mathrm{root}} + \epsilon}
+              + \lambda \theta\right) \\
+        u &= \mu
+
+    A layer is a leaf.
+
+    Args:
+      b1: \(\beta_1\) in [0, 1).
+      b2: \(\beta_2\) in [0, 1).
+      eps: \(\epsilon\) in [0, inf).
+      eps_root: in [0, inf), inside the root.
+      weight_decay: \(\lambda\) in [0, inf), which is averaged together with the gradient.
+      mu_dtype: the dtype to keep \(\mu\) in; by default the parameter's, at least float32.
+      axis_name: the mapped axis over which leaves are sharded, inside `shard_map` or `pmap`, or
+        several, or `sharded`. Without it each device measures its own part of a leaf.
+
+    Raises:
+      ValueError: `update` is called without the parameters, unless \(\lambda\) is the constant 0.
+
+    Example:
+      >>> import gradx, jax.numpy as jnp
+      >>> tx = gradx.scale_by_novograd()
+      >>> tx.update(jnp.array([3.0, -4.0]), tx.init(jnp.ones(2)))[0].round(4)
+      Array([ 0.6, -0.8], dtype=float32)
+
+    Reference: Ginsburg et al., *Stochastic gradient methods with layer-wise adaptive moments for
+    training of deep networks*, https://arxiv.org/abs/1905.11286.
+    """
+    decays = not (isinstance(weight_decay, int | float) and weight_decay == 0)
+    return leafwise(
+        _novograd,
+        init=partial(_novograd_start, mu_dtype=storage("mu_dtype", mu_dtype)),
+        state=ScaleByNovogradState,
+        hypers={
+            "b1": b1,
+            "b2": b2,
+            "eps": eps,
+            "eps_root": eps_root,
+            "weight_decay": weight_decay,
+        },
+        flags={"decays": decays},
+        per_step=_novograd_weight,
+        per_leaf=_square,
+        axis_name=axis_name,
+        needs_params=decays,
+    )
+
+
+def _novograd_start(p: Array, *, mu_dtype: Any) -> Slots:
+    return *zeros(p, dtype=mu_dtype), jnp.zeros((), p.real.dtype)
+
+
+def _novograd_weight(h: Numbers, t: Array) -> Mapping[str, Array]:
+    return {"keep": jnp.where(t == 1, 0.0, h.b2)}
+
+
+def _square(g: Any, slots: Any, p: Any, h: Numbers) -> Mapping[str, Array]:
+    return {"square": mapped.total(jnp.sum(abs_sq(g)), h.span)}
+
+
+def _novograd(g: Array, slots: Slots, p: Array, h: Numbers) -> tuple[Array, Slots]:
+    mu, nu = slots
+    nu = h.keep * nu + (1 - h.keep) * h.square
+    step = g * (1 / (sqrt(nu + h.eps_root) + h.eps))
+    mu = h.b1 * mu + (step + h.weight_decay * p if h.decays else step)
+    return mu, (mu, nu)
+
+
+@core.recorded
+def novograd(
+    learning_rate: Hyper,
+    b1: Hyper = 0.9,
+    b2: Hyper = 0.25,
+    eps: Hyper = 1e-6,
+    eps_root: Hyper = 0.0,
+    weight_decay: Hyper = 0.0,
+    *,
+    axis_name: Any = None,
+) -> Transform:
+    r"""NovoGrad: momentum of gradients that are normalised by layer.
+
+    .. math:: u = -\eta\,\mu, \qquad \mu \leftarrow \beta_1 \mu + \left(
+              \frac{g}{\sqrt{\nu + \epsilon_\mathrm{root}} + \epsilon} + \lambda \theta\right)
+
+    with the second moment of `scale_by_novograd`.
+
+    Args:
+      learning_rate: \(\eta\) in [0, inf).
+      b1: \(\beta_1\) in [0, 1).
+      b2: \(\beta_2\) in [0, 1).
+      eps: \(\epsilon\) in [0, inf).
+      eps_root: in [0, inf), inside the root.
+      weight_decay: \(\lambda\) in [0, inf).
+      axis_name: the mapped axis over which leaves are sharded, inside `shard_map` or `pmap`, or
+        several, or `sharded`. Without it each device measures its own part of a leaf.
+
+    Raises:
+      ValueError: `update` is called without the parameters, unless \(\lambda\) is the constant 0.
+
+    Example:
+      >>> import gradx, jax.numpy as jnp
+      >>> tx = gradx.novograd(0.1)
+      >>> tx.update(jnp.array([3.0, -4.0]), tx.init(jnp.ones(2)))[0].round(4)
+      Array([-0.06,  0.08], dtype=float32)
+
+    Reference: Ginsburg et al., *Stochastic gradient methods with layer-wise adaptive moments for
+    training of deep networks*, https://arxiv.org/abs/1905.11286; Li et al., *Jasper*,
+    https://arxiv.org/abs/1904.03288.
+    """
+    return chain(
+        scale_by_novograd(b1, b2, eps, eps_root, weight_decay, axis_name=axis_name),
+        descend(learning_rate),
+    )

@@ -1,0 +1,1 @@
+"""Methods that take a matrix as a whole: Muon, SOAP, Shampoo and their families."""

@@ -1,0 +1,262 @@
+"""AdaMuon: Adam's second moment on what Muon makes of the momentum's signs."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+
+from gradx import core
+from gradx.combinators.chain import Contract
+from gradx.core import Count, Transform, Updates
+from gradx.core.roots import sqrt
+from gradx.core.trees import abs_sq
+from gradx.lift.averages import average
+from gradx.lift.joined import joined
+from gradx.lift.leafwise import leafwise
+from gradx.lift.matrixwise import matrixwise
+from gradx.lift.passes import Numbers, Slots
+from gradx.lift.sharing import Sharing
+from gradx.linalg import polar
+from gradx.numbers.sources import Array, Hyper
+from gradx.optimizers.matrix.fallback import matrix_optimizer, or_by_name
+from gradx.optimizers.matrix.orthogonal import (
+    Normalisation,
+    NSCoefficients,
+    momentum,
+    orthogonalise,
+    signs,
+)
+from gradx.pieces.weight_decay import DecayKind
+
+__all__ = ["AdaMuonState", "adamuon", "scale_by_adamuon"]
+
+
+class AdaMuonState(NamedTuple):
+    """The state of AdaMuon.
+
+    Attributes:
+      count: the updates done so far, int32 ().
+      mu: the average of gradients, like the parameters; with `b3` two, as `Averages`.
+      nu: the average of the squares of polar factors, like the parameters, real.
+      ns_coeffs: the coefficients of the polynomials, float32 (3,) or (steps, 3).
+    """
+
+    count: Count
+    mu: Updates
+    nu: Updates
+    ns_coeffs: Array
+
+
+class _Squares(NamedTuple):
+    nu: Updates
+
+
+@core.recorded
+def scale_by_adamuon(
+    ns_coeffs: NSCoefficients = "standard",
+    ns_steps: int = 5,
+    b1: Hyper = 0.95,
+    b2: Hyper = 0.95,
+    eps: Hyper = 1e-8,
+    mu_dtype: Any = None,
+    *,
+    b3: Hyper | None = None,
+    alpha: Hyper | None = None,
+    nesterov: bool = True,
+    consistent_rms: Hyper = 0.2,
+    preconditioning: Normalisation = "frobenius",
+    axes: Any = None,
+    dtype: Any = None,
+    gram: bool | None = None,
+    chunk: int | None = None,
+    share: Sharing = None,
+) -> Transform:
+    r"""Replaces each matrix by the polar factor of its momentum's signs, rescaled by element.
+
+    .. math::
+        \mu &\leftarrow \beta_1 \mu + (1 - \beta_1) G, \qquad O \approx U V^\top, \qquad
+            \operatorname{sign}((1 - \beta_1) G + \beta_1 \mu) = U S V^\top \\
+        \nu &\leftarrow \beta_2 \nu + (1 - \beta_2) |O|^2, \qquad
+            \hat O = O / (\sqrt\nu + \epsilon) \\
+        u &= \rho \sqrt{mn}\; \hat O / \lVert \hat O \rVert_F
+
+    Args:
+      ns_coeffs, ns_steps: see `scale_by_muon`.
+      b1: \(\beta_1\) in [0, 1).
+      b2: \(\beta_2\) in [0, 1).
+      eps: \(\epsilon\) in [0, inf), also that of `scale_by_muon`.
+      mu_dtype: the dtype to keep \(\mu\) in; by default the parameter's, at least float32.
+      b3, alpha: of a slow average of the gradients beside the other (see `scale_by_muon`).
+      nesterov: False for \(\operatorname{sign}(\mu)\).
+      consistent_rms: \(\rho\) in (0, inf), the root mean square of each matrix of the updates; it
+        may be live.
+      preconditioning: see `scale_by_muon`.
+      axes: which axes are the rows and columns (see `matrixwise`). Without it every leaf must have
+        two axes.
+      dtype, gram, chunk, share: see `scale_by_muon`.
+
+    Raises:
+      ValueError: a number out of range, a preset that is not there; at `init`, a leaf that is no
+        matrix, with its path.
+
+    Example:
+      >>> import gradx, jax.numpy as jnp
+      >>> tx = gradx.scale_by_adamuon("exact")
+      >>> g = jnp.array([[3.0, 0.0], [4.0, 0.1]])
+      >>> tx.update(g, tx.init(g))[0].round(4)
+      Array([[ 0.2, -0.2],
+             [ 0.2,  0.2]], dtype=float32)
+
+    Reference: Si, Zhang and Shen, *AdaMuon: Adaptive Muon optimizer*,
+    https://arxiv.org/abs/2507.11005. The paper has one \(\beta\) for both averages and no look
+    ahead; its authors' code, https://github.com/Chongjie-Si/AdaMuon, looks ahead, which is the
+    default here. The averages are not corrected for their start at zero; of \(\mu\) only signs
+    remain, and the last line undoes a factor of \(\nu\).
+    """
+    return joined(
+        AdaMuonState,
+        momentum(b1, b3, alpha, mu_dtype, nesterov, bias_correction=False, name="b1"),
+        leafwise(signs),
+        orthogonalise(
+            ns_coeffs,
+            ns_steps,
+            eps,
+            preconditioning,
+            axes=axes,
+            axes_name="axes",
+            dtype=dtype,
+            gram=gram,
+            chunk=chunk,
+            share=share,
+        ),
+        leafwise(_by_element, init=_no_squares, state=_Squares, hypers={"b2": b2, "eps": eps}),
+        matrixwise(
+            _aligned,
+            hypers={"consistent_rms": consistent_rms},
+            ranges={"consistent_rms": "(0, inf)"},
+            axes=axes,
+            either_way=True,
+            chunk=chunk,
+            share=False,  # a sum of squares, for which no matrix has to be whole
+        ),
+    )
+
+
+def _no_squares(p: Array) -> Slots:
+    return (jnp.zeros_like(p.real),)
+
+
+def _by_element(o: Array, slots: Slots, p: None, h: Numbers) -> tuple[Array, Slots]:
+    nu = average(slots[0], abs_sq(o), h.b2)
+    root = sqrt(nu) + h.eps
+    return o / jnp.where(root > 0, root, 1.0), (nu,)
+
+
+def _aligned(o: Array, slots: Slots, p: None, h: Numbers) -> tuple[Array, Slots]:
+    size = polar.norm(o)
+    factor = h.consistent_rms * math.sqrt(o.size) / jnp.where(size > 0, size, 1.0)
+    return o * factor, slots
+
+
+@core.recorded
+def adamuon(
+    learning_rate: Hyper,
+    ns_coeffs: NSCoefficients = "standard",
+    ns_steps: int = 5,
+    b1: Hyper = 0.95,
+    b2: Hyper = 0.95,
+    eps: Hyper = 1e-8,
+    weight_decay: Hyper = 0.01,
+    weight_decay_mask: Any = None,
+    mu_dtype: Any = None,
+    *,
+    b3: Hyper | None = None,
+    alpha: Hyper | None = None,
+    nesterov: bool = True,
+    consistent_rms: Hyper = 0.2,
+    preconditioning: Normalisation = "frobenius",
+    decay: DecayKind = "learning_rate",
+    axes: Any = None,
+    fallback: Contract | None = None,
+    dtype: Any = None,
+    gram: bool | None = None,
+    chunk: int | None = None,
+    share: Sharing = None,
+) -> Transform:
+    r"""AdaMuon for the matrices, and Adam for all else.
+
+    .. math::
+        u = -\eta_t \left(\rho \sqrt{mn}\; \hat O / \lVert \hat O \rVert_F
+            + \lambda \theta\right)
+
+    with \(\hat O\) of `scale_by_adamuon`. As the size of a step is that of Adam's, a learning rate
+    and schedule that were found for Adam may be kept.
+
+    Args:
+      learning_rate: \(\eta\) in [0, inf). For a small GPT-2 the authors begin with 6e-4, and decay
+        by 0.1.
+      ns_coeffs, ns_steps: see `scale_by_muon`.
+      b1, b2, eps: see `scale_by_adamuon`.
+      weight_decay: \(\lambda\) in [0, inf), for the matrices.
+      weight_decay_mask: which of them to decay (see `add_decayed_weights`).
+      mu_dtype, b3, alpha, nesterov, consistent_rms: see `scale_by_adamuon`.
+      preconditioning: see `scale_by_muon`.
+      decay: what \(\lambda\) is multiplied by (see `adamw`).
+      axes: which leaves are matrices, in which axes (see `matrixwise`), with None for a leaf that
+        is none. By default `matrices_by_name`: embeddings, heads, norms and biases are not.
+      fallback: what the other leaves are given; by default Adam with `learning_rate`, the betas
+        (0.9, 0.95), eps 1e-8 and no weight decay.
+      dtype, gram, chunk, share: see `scale_by_muon`.
+
+    Raises:
+      ValueError: a number out of range, a preset that is not there; at `init`, axes that do not fit
+        a leaf, with its path.
+
+    Example:
+      >>> import gradx, jax.numpy as jnp
+      >>> tx = gradx.adamuon(0.1, weight_decay=0.0)
+      >>> params = {"mlp": jnp.eye(2), "bias": jnp.zeros(2)}
+      >>> grads = {"mlp": jnp.array([[3.0, 0.0], [4.0, 0.1]]), "bias": jnp.ones(2)}
+      >>> updates, state = tx.update(grads, tx.init(params), params)
+      >>> updates["mlp"]
+      Array([[-0.02,  0.02],
+             [-0.02, -0.02]], dtype=float32)
+
+    Reference: Si, Zhang and Shen, *AdaMuon: Adaptive Muon optimizer*,
+    https://arxiv.org/abs/2507.11005. In the authors' code, https://github.com/Chongjie-Si/AdaMuon,
+    embeddings and heads decay, too: ``fallback=gradx.adamw(6e-4, b2=0.95, weight_decay=0.1,
+    mask=gradx.weights_only)``.
+    """
+    rule = scale_by_adamuon(
+        ns_coeffs,
+        ns_steps,
+        b1,
+        b2,
+        eps,
+        mu_dtype,
+        b3=b3,
+        alpha=alpha,
+        nesterov=nesterov,
+        consistent_rms=consistent_rms,
+        preconditioning=preconditioning,
+        axes=or_by_name(axes),
+        dtype=dtype,
+        gram=gram,
+        chunk=chunk,
+        share=share,
+    )
+    return matrix_optimizer(
+        "adamuon",
+        rule,
+        learning_rate,
+        weight_decay,
+        weight_decay_mask,
+        decay,
+        axes,
+        fallback,
+        b1=0.9,
+        b2=0.95,
+        mu_dtype=mu_dtype,
+    )

@@ -1,0 +1,262 @@
+"""Dion: what a matrix's momentum is in a few directions, orthogonalised, and the rest kept."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from gradx import core
+from gradx.combinators.chain import Contract, chain
+from gradx.core import Count, Transform, Updates
+from gradx.core.roots import sqrt
+from gradx.core.trees import abs_sq, mixing
+from gradx.lift.averages import storage
+from gradx.lift.matrixwise import matrixwise
+from gradx.lift.passes import Numbers, Slots
+from gradx.lift.sharing import Sharing
+from gradx.linalg import decompositions, polar
+from gradx.linalg.eigenbasis import adjoint, rounding_of_factors, times
+from gradx.numbers.counting import steps
+from gradx.numbers.sources import Array, Fixed, Hyper
+from gradx.optimizers.matrix.fallback import matrix_optimizer, or_by_name
+from gradx.optimizers.matrix.orthogonal import (
+    Convention,
+    convention_or,
+    part,
+    part_of,
+    scale_by_shape,
+)
+from gradx.pieces.preprocessing import as_key, check_key
+from gradx.pieces.weight_decay import DecayKind
+
+__all__ = ["DionState", "dion", "scale_by_dion"]
+
+
+class DionState(NamedTuple):
+    """The state of Dion.
+
+    Attributes:
+      count: the updates done so far, int32 ().
+      mu: the gradients that have not gone into updates yet, like the parameters.
+      basis: the directions for the shorter side of a matrix, as columns of length one: (shorter
+        side, rank); with an axis in front that counts them for a stack of matrices.
+    """
+
+    count: Count
+    mu: Updates
+    basis: Updates
+
+
+@core.recorded
+def scale_by_dion(
+    rank_fraction: Fixed = 1.0,
+    b1: Hyper = 0.95,
+    eps: Hyper = 1e-8,
+    mu_dtype: Any = None,
+    *,
+    rank_multiple_of: int = 1,
+    key: Array | int = 0,
+    axes: Any = None,
+    chunk: int | None = None,
+    share: Sharing = None,
+) -> Transform:
+    r"""Replaces each matrix by the polar factor of its momentum in the directions of a basis.
+
+    .. math::
+        B &= M + G, \qquad P = \operatorname{qr}(B^* Q), \qquad R = B P \\
+        M &\leftarrow B - (1 - \beta_1) R P^*, \qquad
+            Q_{:j} \leftarrow R_{:j} / \lVert R_{:j} \rVert \\
+        u &= \sum_j R_{:j} P_{:j}^* / (\lVert R_{:j} \rVert + \epsilon)
+
+    for a matrix of \(m\) rows and \(n \ge m\) columns, and a taller one transposed. \(P\) is the
+    orthogonal factor of \(B^* Q\) with \(r\) columns, one power iteration from the last basis
+    \(Q\); what of \(B\) lies in them leaves the momentum with the factor \(\beta_1\), and all else
+    stays for a later step. Where the momentum keeps its singular vectors, \(u\) comes to be the
+    polar factor of its \(r\) largest parts: that of Muon, for a full rank.
+
+    Args:
+      rank_fraction: \(r / m\) in (0, 1], rounded up to a whole \(r\).
+      b1: \(\beta_1\) in [0, 1).
+      eps: \(\epsilon\) in [0, inf).
+      mu_dtype: the dtype to keep \(M\) in; by default the parameter's, at least float32.
+      rank_multiple_of: what \(r\) is rounded up to a multiple of, from 1 on; not above \(m\).
+      key: a random key, or the seed of one, for the first \(Q\). It is the same for all matrices
+        of one shape.
+      axes: which axes are the rows and columns (see `matrixwise`). Without it every leaf must have
+        two axes.
+      chunk: how many matrices to work on at a time, which bounds the memory (see `matrixwise`).
+      share: which devices share the matrices: ``Share(mesh, axis)``, False for none, or by default
+        all of the mesh in scope (see `matrixwise`).
+
+    Raises:
+      ValueError: a number out of range; at `init`, a leaf that is no matrix, with its path.
+
+    Example:
+      >>> import gradx, jax.numpy as jnp
+      >>> tx = gradx.scale_by_dion(rank_fraction=0.5)
+      >>> g = jnp.array([[3.0, 0.0], [0.0, -0.2]])
+      >>> state = tx.init(g)
+      >>> for _ in range(5):
+      ...     u, state = tx.update(g, state)
+      >>> u.round(2) + 0.0  # of rank one; the smaller part waits
+      Array([[1., 0.],
+             [0., 0.]], dtype=float32)
+      >>> jnp.diag(state.mu).round()
+      Array([13., -1.], dtype=float32)
+
+    Reference: Ahn et al., *Dion: Distributed orthonormalized updates*,
+    https://arxiv.org/abs/2504.05295, and the authors' code, https://github.com/microsoft/dion.
+    Deviations from it: \(Q\) begins with random numbers of its own key; the orthogonal factor is
+    Householder's, without a random sketch; a column of \(B^* Q\) that the ones before it span, or
+    a column of \(R\) with less than \(10^{-6}\) of the squares of \(B\), is rounding to float32:
+    it has no part in the update and keeps its direction in \(Q\), where the authors' code does
+    this if \(B\) is zero, and else takes what rounding leaves of it for a direction.
+    """
+    check_key("key", key)
+    first = partial(
+        _first,
+        fraction=part("rank_fraction", rank_fraction),
+        multiple=steps("rank_multiple_of", rank_multiple_of, 1),
+        key=key,
+    )
+    return matrixwise(
+        _dion,
+        init=first,
+        state=DionState,
+        like_leaf={"mu": storage("mu_dtype", mu_dtype)},
+        hypers={"b1": b1, "eps": eps},
+        axes=axes,
+        either_way=True,
+        chunk=chunk,
+        share=share,
+    )
+
+
+@mixing
+def _first(p: Array, *, fraction: float, multiple: int, key: Array | int) -> Slots:
+    shorter = min(p.shape)
+    shape = shorter, part_of(shorter, fraction, multiple)
+    # In float32, so that wider numbers begin in the same directions.
+    start = jax.random.normal(as_key(key), shape, jnp.float32).astype(p.dtype)
+    return (start / jnp.linalg.norm(start, axis=0, keepdims=True),)
+
+
+def _dion(g: Array, slots: Slots, p: None, h: Numbers) -> tuple[Array, Slots]:
+    mu, basis = slots
+    if not g.size:
+        return g, slots
+    if g.shape[0] > g.shape[1]:  # of a leaf with several parts, which is not turned
+        u, (mu, basis) = _dion(g.T, (mu.T, basis), p, h)
+        return u.T, (mu.T, basis)
+    b = mu + polar.bounded(g)
+    # With a norm of 1, so that squares neither over- nor underflow.
+    size = polar.norm(b)
+    size = jnp.where(size > 0, size, 1.0)
+    b_scaled = b / size
+    q, triangle = decompositions.qr(times(adjoint(b_scaled), basis))
+    # The length of each column without what the ones before it span.
+    new = jnp.abs(jnp.diagonal(triangle))
+    known = new > max(b.shape) * jnp.finfo(b.dtype).eps * jnp.max(new)
+    right = times(b_scaled, q)
+    square = jnp.sum(abs_sq(right), axis=0, keepdims=True)
+    # Where those before are nearly dependent, what is left of a column may be rounding, but longer.
+    known &= square[0] >= rounding_of_factors(b.dtype)
+    left, right = jnp.where(known[None], q, 0.0), jnp.where(known[None], right, 0.0)
+    length = sqrt(jnp.where(known[None], square, 1.0))
+    caught = adjoint(left)
+    u = times(right / (length + h.eps / size), caught)
+    mu = b - (1 - h.b1) * size * times(right, caught)
+    return u, (mu, jnp.where(known, right / length, basis))
+
+
+@core.recorded
+def dion(
+    learning_rate: Hyper,
+    rank_fraction: Fixed = 1.0,
+    b1: Hyper = 0.95,
+    eps: Hyper = 1e-8,
+    weight_decay: Hyper = 0.01,
+    weight_decay_mask: Any = None,
+    mu_dtype: Any = None,
+    *,
+    rank_multiple_of: int = 1,
+    key: Array | int = 0,
+    consistent_rms: float | None = None,
+    convention: Convention | None = None,
+    decay: DecayKind = "learning_rate",
+    axes: Any = None,
+    fallback: Contract | None = None,
+    chunk: int | None = None,
+    share: Sharing = None,
+) -> Transform:
+    r"""Dion for the matrices, and Adam for all else.
+
+    .. math:: u = -\eta_t \left(\sqrt{n / m}\, \sum_j R_{:j} P_{:j}^* / (\lVert R_{:j} \rVert
+              + \epsilon) + \lambda \theta\right)
+
+    with the factors of `scale_by_dion`, for \(m\) rows (inputs) and \(n\) columns (outputs).
+
+    Args:
+      learning_rate: \(\eta\) in [0, inf). The authors begin with 0.01.
+      rank_fraction: the rank of an update as a part of the shorter side, in (0, 1]. The authors
+        take 1/4 for large matrices.
+      b1, eps: see `scale_by_dion`.
+      weight_decay: \(\lambda\) in [0, inf), for the matrices.
+      weight_decay_mask: which of them to decay (see `add_decayed_weights`).
+      mu_dtype, rank_multiple_of, key: see `scale_by_dion`.
+      consistent_rms: see `scale_by_shape`, a constant.
+      convention: see `scale_by_shape`; by default ``"spectral"``.
+      decay: what \(\lambda\) is multiplied by (see `adamw`).
+      axes: which leaves are matrices, in which axes (see `matrixwise`), with None for a leaf that
+        is none. By default `matrices_by_name`: embeddings, heads, norms and biases are not.
+      fallback: what the other leaves are given; by default Adam with `learning_rate`, the betas
+        (0.9, 0.95), eps 1e-8 and no weight decay. A rate for orthogonal updates is
+        usually far too large for it: give ``fallback=gradx.adamw(3e-3)``.
+      chunk, share: see `scale_by_dion`.
+
+    Raises:
+      ValueError: a number out of range, `consistent_rms` and `convention` together; at `init`, axes
+        that do not fit a leaf, with its path.
+
+    Example:
+      >>> import gradx, jax.numpy as jnp
+      >>> tx = gradx.dion(0.1, weight_decay=0.0)
+      >>> params = {"mlp": jnp.ones((1, 4)), "bias": jnp.zeros(2)}
+      >>> grads = {"mlp": jnp.array([[3.0, 0.0, -4.0, 0.0]]), "bias": jnp.ones(2)}
+      >>> updates, state = tx.update(grads, tx.init(params), params)
+      >>> updates["mlp"].round(4) + 0.0
+      Array([[-0.12,  0.  ,  0.16,  0.  ]], dtype=float32)
+
+    Reference: Ahn et al., *Dion: Distributed orthonormalized updates*,
+    https://arxiv.org/abs/2504.05295, and the authors' code, https://github.com/microsoft/dion; see
+    `scale_by_dion` for where it differs. Other leaves decay there, too.
+    """
+    inner = or_by_name(axes)
+    by_shape = convention_or("spectral", convention, consistent_rms)
+    rule = scale_by_dion(
+        rank_fraction,
+        b1,
+        eps,
+        mu_dtype,
+        rank_multiple_of=rank_multiple_of,
+        key=key,
+        axes=inner,
+        chunk=chunk,
+        share=share,
+    )
+    return matrix_optimizer(
+        "dion",
+        chain(rule, scale_by_shape(inner, consistent_rms, convention=by_shape)),
+        learning_rate,
+        weight_decay,
+        weight_decay_mask,
+        decay,
+        axes,
+        fallback,
+        b1=0.9,
+        b2=0.95,
+        mu_dtype=mu_dtype,
+    )

@@ -1,0 +1,109 @@
+"""An optimizer for the leaves that are matrices, and another one for those that are none."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping
+from dataclasses import replace
+from typing import Any
+
+from gradx import core
+from gradx.combinators.chain import Contract, chain, wide_throughout
+from gradx.combinators.partition import partition
+from gradx.combinators.predicated import check_inner
+from gradx.core import Params, Part, State, Transform, Updates
+from gradx.core import trees as gtree
+from gradx.lift.matrices import check_paths, matrices
+from gradx.lift.matrix_names import matrices_by_name, reasons
+from gradx.numbers.sources import Hyper, beside
+from gradx.optimizers.first_order.adam import scale_by_adam
+from gradx.pieces.scaling import descend
+from gradx.pieces.weight_decay import DecayKind, scale_and_decay
+
+
+def matrix_optimizer(
+    label: str,
+    rule: Contract,
+    learning_rate: Hyper,
+    weight_decay: Hyper,
+    weight_decay_mask: Any,
+    decay: DecayKind,
+    axes: Any,
+    fallback: Contract | None,
+    *,
+    b1: float = 0.9,
+    b2: float = 0.999,
+    mu_dtype: Any = None,
+) -> Transform:
+    """The rule with its decay for the matrices; for the others `fallback`, or Adam with b1, b2."""
+    steps = scale_and_decay(learning_rate, weight_decay, weight_decay_mask, decay)
+    if fallback is None:
+        fallback = adam_for_others(learning_rate, b1, b2, mu_dtype)
+    return with_fallback(label, chain(rule, *steps), "others", fallback, axes)
+
+
+def adam_for_others(
+    learning_rate: Hyper, b1: float = 0.9, b2: float = 0.999, mu_dtype: Any = None
+) -> Transform:
+    return chain(scale_by_adam(b1, b2, mu_dtype=mu_dtype), descend(learning_rate))
+
+
+def with_fallback(
+    label: str,
+    tx: Contract,
+    other_label: str,
+    other: Contract,
+    axes: Any,
+    name: str = "axes",
+) -> Transform:
+    """`tx` for the leaves that are matrices, `other` for those that are none.
+
+    `axes`, the argument `name`, says which are; without it, `matrices_by_name`. Numbers by path may
+    name leaves of either.
+    """
+    where = core.where()
+    check_inner(other, where, "fallback")
+    groups: Mapping[Hashable, Contract] = {label: tx, other_label: other}
+
+    def labels(tree: Any) -> Any:
+        found = matrices(or_by_name(axes), gtree.flatten(tree), where, name, stacked=True)
+        return gtree.flatten(tree).unflatten([other_label if m is None else label for m in found])
+
+    split = partition(groups, labels, optional=True)
+
+    def described(params: Params, state: State) -> list[Part]:
+        flat = gtree.flatten(params)
+        why = reasons(or_by_name(axes), flat, where, name) if flat.values else {}
+        parts = split.parts(params, state) if split.parts is not None else []
+        return [replace(part, why=why) for part in parts]
+
+    def init(params: Params) -> State:
+        flat = gtree.flatten(params)
+        check_paths(or_by_name(axes), flat, where)
+        with beside(flat.paths):
+            return split.init(params)
+
+    def update(
+        updates: Updates, state: State, params: Params | None = None, **extra: Any
+    ) -> tuple[Updates, State]:
+        flat, made = gtree.flatten(updates), split
+        lost = [path for path, g in zip(flat.paths, flat.values, strict=True) if g is None]
+        if lost and params is not None:  # without a gradient there is no shape, either
+            with core.inside(where):
+                made = partition(groups, labels(params), optional=True)
+        try:
+            with beside(flat.paths):
+                return made.update(updates, state, params, **extra)
+        except ValueError as error:
+            if lost and params is None:
+                error.add_note(
+                    f"{where}: at {lost[0]!r} there is no gradient. If there is a parameter, its "
+                    f"shape is needed: call update(updates, state, params)."
+                )
+            raise
+
+    return wide_throughout(Transform(init, update, parts=described))
+
+
+def or_by_name(axes: Any) -> Any:
+    """What was chosen, or else what names and shapes tell."""
+    return matrices_by_name if axes is None else axes

@@ -1,0 +1,393 @@
+"""GaLore: an optimizer at work on a few directions of each matrix, in which it keeps its state."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from gradx import core
+from gradx.combinators.chain import Contract, chain
+from gradx.combinators.predicated import check_inner, gated_update
+from gradx.contract import MaskedNode
+from gradx.core import Count, Params, Part, State, Transform, Updates
+from gradx.core import trees as gtree
+from gradx.core.updates import safe_increment
+from gradx.lift.matrices import Matrix, check_paths, matrices
+from gradx.lift.passes import (
+    Call,
+    Leaves,
+    Numbers,
+    Results,
+    Rows,
+    Slots,
+    check_array,
+    staged,
+    widen,
+)
+from gradx.lift.states import check_state
+from gradx.linalg import decompositions
+from gradx.linalg.eigenbasis import known, rounding_of_products, squares
+from gradx.lowering.conditional import rarely
+from gradx.numbers import hyper
+from gradx.numbers.counting import steps
+from gradx.numbers.sources import Array, Hyper
+from gradx.optimizers.first_order.adam import scale_by_adam
+from gradx.pieces.weight_decay import DecayKind, scale_and_decay
+
+__all__ = ["GaLoreDimensionNumbers", "GaLoreState", "galore", "scale_by_galore"]
+
+
+# ---------------------------------------------------------------- one matrix
+
+
+@core.registered
+class GaLoreDimensionNumbers(NamedTuple):
+    """Which axes of a parameter are the rows of a matrix, and which its columns.
+
+    Attributes:
+      reduction_axis: the axis of the rows, or several.
+      output_axis: the axis of the columns, or several. Each axis is one or the other.
+    """
+
+    reduction_axis: int | Sequence[int] = 0
+    output_axis: int | Sequence[int] = 1
+
+
+class _Low(NamedTuple):
+    """How a matrix is projected. It is hashable: equal leaves share a program."""
+
+    matrix: Matrix
+    rank: int
+    left: bool  # the rows are projected, else the columns
+
+    @property
+    def projector(self) -> tuple[int, int]:
+        return (self.matrix.rows if self.left else self.matrix.columns, self.rank)
+
+    @property
+    def low(self) -> tuple[int, int]:
+        rows, columns = self.matrix.rows, self.matrix.columns
+        return (self.rank, columns) if self.left else (rows, self.rank)
+
+
+@partial(jax.jit, static_argnums=0)  # one trace per shape and dtype, instead of one per leaf
+@gtree.mixing
+def _project(m: _Low, g: Array, projector: Array, renew: Array) -> tuple[Array, Array]:
+    """The gradient along the projector's directions, and the projector, renewed if it is time."""
+    matrix = m.matrix.flat(widen(g))
+    old = widen(projector)
+
+    def renewed() -> Array:
+        made = _directions(matrix if m.left else _adjoint(matrix), m.rank)
+        return jnp.where(renew, _turned(made, old), old)
+
+    new = rarely(renew, renewed, lambda: old, (matrix, old)) if m.rank else old
+    low = _adjoint(new) @ matrix if m.left else matrix @ new
+    # Along directions that the gradient does not have, nothing: the base may divide by its root.
+    bases = (new, new[:0, :0]) if m.left else (new[:0, :0], new)
+    low = jnp.where(known(squares(low), rounding_of_products(low.dtype), *bases), low, 0)
+    return low, new.astype(projector.dtype)
+
+
+def _project_back(g: Array, slots: Slots, p: None, h: Numbers) -> tuple[Array, Slots]:
+    if h.how is None:
+        return h.low, slots
+    u = h.projector @ h.low if h.how.left else h.low @ _adjoint(h.projector)
+    return h.how.matrix.unflat(h.scale * u, g), slots
+
+
+def _adjoint(x: Array) -> Array:
+    return x.conj().T
+
+
+def _directions(x: Array, rank: int) -> Array:
+    """The left singular vectors of the largest singular values, as the columns of a matrix.
+
+    From the eigenvectors of the smaller of the two matrices of inner products, at a half to a
+    quarter of what a singular value decomposition costs. In float32 vectors whose singular value is
+    below 3e-4 of the largest, the root of its precision, may be mixed with each other; what they
+    span together is right.
+    """
+    largest = jnp.max(jnp.abs(x))
+    x = x / jnp.where(largest > 0, largest, 1.0)  # squares shall not over- or underflow
+    product = partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
+    wide = x.shape[0] < x.shape[1]
+    inner = product(x, _adjoint(x)) if wide else product(_adjoint(x), x)
+    _, vectors = decompositions.eigh(inner)
+    largest_first = vectors[:, ::-1][:, :rank]
+    if wide:
+        return largest_first
+    # Orthonormal also where singular values are 0, which x @ vectors / values would not be.
+    directions: Array = decompositions.qr(product(x, largest_first))[0]
+    return directions
+
+
+def _turned(new: Array, old: Array) -> Array:
+    """The same directions with the signs (or phases) that agree best with the old ones.
+
+    A singular vector has no sign of its own. What the state holds along the old ones shall not
+    push the other way.
+    """
+    overlap = jnp.sum(old.conj() * new, axis=0, keepdims=True)
+    if jnp.iscomplexobj(new):
+        size = jnp.abs(overlap)
+        return new * jnp.where(size > 0, overlap.conj() / jnp.where(size > 0, size, 1.0), 1.0)
+    return new * jnp.where(overlap < 0, -1.0, 1.0)
+
+
+# ---------------------------------------------------------------- the tree
+
+
+class GaLoreState(NamedTuple):
+    """The state of GaLore.
+
+    Attributes:
+      count: the updates done so far, int32 ().
+      base_optimizer_state: that of the base optimizer; for a matrix with m rows and n columns its
+        arrays are (rank, n) if m >= n, else (m, rank), and like the parameter for other leaves.
+      projector: for each matrix the directions, (m, rank) or (n, rank); (0, 0) for other leaves.
+    """
+
+    count: Count
+    base_optimizer_state: Any
+    projector: Updates
+
+
+@core.recorded
+def scale_by_galore(
+    rank: int = 128,
+    update_proj_gap: int = 200,
+    scale: float = 1.0,
+    base_optimizer: Contract | None = None,
+    weight_dimension_numbers: Any = None,
+    *,
+    side: Literal["longer", "shorter"] = "longer",
+) -> Transform:
+    r"""Lets an optimizer see, of each matrix, only the directions in which gradients are largest.
+
+    .. math::
+        P &\leftarrow \text{the first } r \text{ left singular vectors of } G
+            \text{ in the steps } t = 1,\ 1 + k,\ 1 + 2k, \ldots \\
+        U &= c\, P\, T(P^* G)
+
+    for a matrix \(G\) with at least as many rows as columns; for others, with the right singular
+    vectors, \(U = c\, T(G P) P^*\). \(T\) is the base optimizer, whose state is as small as what it
+    sees. Leaves that are no matrices it sees as they are, and \(c\) is not for them.
+
+    Args:
+      rank: \(r\), a whole number from 1 on; where a matrix has fewer directions, all of them.
+      update_proj_gap: \(k\), a whole number from 1 on.
+      scale: \(c\) in (0, inf).
+      base_optimizer: \(T\), gradx's or Optax's; by default `scale_by_adam()`. It is given no
+        parameters.
+      weight_dimension_numbers: which leaves are matrices, and which of their axes are the rows and
+        the columns: one `GaLoreDimensionNumbers` for all leaves of two and more axes; a tree of
+        them (or a prefix of one) with `None` for leaves to leave as they are; a function that makes
+        one; or `by_path`. By default the leaves with two axes.
+      side: project the longer side of a matrix, as Optax does, which keeps the moments smallest; or
+        the shorter one as the paper does, which keeps the projector smallest.
+
+    Raises:
+      ValueError: an argument is out of range; at `init`, dimension numbers that do not fit, with
+        the path. In `update`, a base optimizer that needs the parameters.
+
+    Example:
+      >>> import gradx, jax.numpy as jnp
+      >>> tx = gradx.scale_by_galore(rank=1, base_optimizer=gradx.identity())
+      >>> g = jnp.array([[1.0, 2.0], [2.0, 4.0]])
+      >>> updates, state = tx.update(g, tx.init(g))
+      >>> updates.round(4)
+      Array([[1., 2.],
+             [2., 4.]], dtype=float32)
+      >>> state.projector.shape
+      (2, 1)
+
+    Reference: Zhao et al., *GaLore: memory-efficient LLM training by gradient low-rank
+    projection*, https://arxiv.org/abs/2403.03507; \(c\) is its \(\alpha\). Singular vectors are the
+    eigenvectors of \(G^* G\), and a new one has the sign that agrees with the old one in its place.
+    """
+    where = core.where()
+    if not isinstance(rank, int) or isinstance(rank, bool) or rank < 1:
+        raise ValueError(
+            f"{where}: rank must be a whole number in [1, inf), got {core.show(rank)}."
+        )
+    gap = steps("update_proj_gap", update_proj_gap, 1)
+    factor = hyper.constant("scale", scale, "(0, inf)")
+    base = scale_by_adam() if base_optimizer is None else base_optimizer
+    check_inner(base, where, "base_optimizer")
+    stage = _GaLore(rank, gap, factor, base, weight_dimension_numbers, side, where)
+
+    def described(params: Params, state: State) -> list[Part]:
+        some = bool(jax.tree.leaves(params))  # not if somebody only looks at the state
+        seen = jax.eval_shape(stage.proxies, params) if some else params
+        return [Part("base_optimizer", base, seen, state.base_optimizer_state)]
+
+    return staged(stage, where, described)
+
+
+@dataclass(frozen=True, eq=False)
+class _GaLore:
+    """The projections of all leaves, and the base optimizer on what they give."""
+
+    rank: int
+    gap: int
+    scale: Any
+    base: Contract
+    numbers: Any
+    side: str
+    where: str
+    sees_tree = True  # the base optimizer takes all projections at once
+
+    def lows(self, flat: gtree.Flat) -> list[_Low | None]:
+        """How each leaf is projected; None for one that is not."""
+        found = matrices(self.numbers, flat, self.where, "weight_dimension_numbers")
+        return [m and self._low(m) for m in found]
+
+    def _low(self, matrix: Matrix) -> _Low:
+        m, n = matrix.rows, matrix.columns
+        return _Low(matrix, min(self.rank, m, n), m >= n if self.side == "longer" else m < n)
+
+    def proxies(self, params: Params) -> Params:
+        """What the base optimizer takes for the parameters: zeros of the shapes that it sees."""
+        flat = gtree.flatten(params)
+        pairs = zip(flat.values, self.lows(flat), strict=True)
+        return flat.unflatten([None if p is None else _zeros(p, m and m.low) for p, m in pairs])
+
+    def init(self, params: Params) -> GaLoreState:
+        flat = gtree.flatten(params)
+        for i, p in enumerate(flat.values):
+            if p is not None:
+                check_array(p, flat, i, self.where, "parameter")
+        check_paths(self.numbers, flat, self.where)
+        pairs = zip(flat.values, self.lows(flat), strict=True)
+        projectors = flat.unflatten(
+            [None if p is None else _zeros(p, m.projector if m else (0, 0)) for p, m in pairs]
+        )
+        kept = self.base.init(self.proxies(params))
+        return GaLoreState(jnp.zeros((), jnp.int32), kept, projectors)
+
+    def begin(
+        self, leaves: Leaves, state: State, extra: Mapping[str, Any], rows: Rows
+    ) -> Callable[[Results], State]:
+        check_state(state, GaLoreState, self.where)
+        flat, gate = gtree.flatten(leaves.tree), leaves.gate
+        projectors = gtree.flatten_like(flat, state.projector, "the state's projector", self.where)
+        lows = self.lows(flat)
+        self._check(flat, projectors, lows)
+        renew = state.count % self.gap == 0
+        renew = renew if gate is None else renew & gate
+        seen: list[Any] = list(flat.values)
+        for i, (g, m) in enumerate(zip(flat.values, lows, strict=True)):
+            if m is not None:
+                seen[i], projectors[i] = _project(m, g, projectors[i], renew)
+            elif g is not None:
+                seen[i] = widen(g)
+        made, kept = self._base(flat.unflatten(seen), state.base_optimizer_state, gate, extra)
+        made = gtree.flatten_like(flat, made, "the base optimizer's updates", self.where)
+        active = [i for i, u in enumerate(leaves.updates) if not isinstance(u, MaskedNode)]
+        known = isinstance(self.scale, float)  # and not handed in by inject_hyperparams, say
+        fixed = (("scale", self.scale, ""),) if known else ()
+        scale = {} if known else {"scale": self.scale}
+        for i, u, p, m in zip(active, made, projectors, lows, strict=True):
+            if u is not None:
+                traced = {"low": widen(u), "projector": widen(p), **scale}
+                rows[i].append(Call(_project_back, (("how", m, ""), *fixed), traced, (), False))
+        count = safe_increment(state.count)
+        count = count if gate is None else jnp.where(gate, count, state.count)
+        new = type(state)(count, kept, flat.unflatten(projectors))
+        return lambda results: new
+
+    def _base(
+        self, seen: Updates, state: State, gate: Array | None, extra: Mapping[str, Any]
+    ) -> tuple[Updates, State]:
+        try:
+            if gate is not None:
+                return gated_update(self.base, self.where, gate, seen, state, None, extra)
+            return core.with_extra_args(self.base).update(seen, state, None, **extra)
+        except Exception as error:
+            error.add_note(
+                f"This was in the base optimizer of {self.where}, which is given no parameters: "
+                f"decay weights by weight_decay of galore."
+            )
+            raise
+
+    def _check(
+        self, flat: gtree.Flat, projectors: Sequence[Any], lows: Sequence[_Low | None]
+    ) -> None:
+        for i, (g, p, m) in enumerate(zip(flat.values, projectors, lows, strict=True)):
+            if g is None:
+                continue
+            check_array(g, flat, i, self.where, "update")
+            expected = (0, 0) if m is None else m.projector
+            if jnp.shape(p) != expected:
+                raise ValueError(
+                    f"{self.where}: at {flat.paths[i]!r} the state's projector has shape "
+                    f"{jnp.shape(p)}, and an update of shape {jnp.shape(g)} needs {expected}."
+                )
+
+
+def _zeros(p: Any, shape: tuple[int, int] | None) -> Array:
+    wide = gtree.wide(jnp.result_type(p))
+    return jnp.zeros_like(p, wide) if shape is None else jnp.zeros(shape, wide)
+
+
+# ---------------------------------------------------------------- the optimizer
+
+
+@core.recorded
+def galore(
+    learning_rate: Hyper,
+    rank: int = 128,
+    update_proj_gap: int = 200,
+    scale: float = 1.0,
+    base_optimizer: Contract | None = None,
+    weight_decay: Hyper = 0.0,
+    mask: Any = None,
+    weight_dimension_numbers: Any = None,
+    *,
+    side: Literal["longer", "shorter"] = "longer",
+    decay: DecayKind = "learning_rate",
+) -> Transform:
+    r"""GaLore: Adam, or another optimizer, on low-rank projections of the gradients.
+
+    .. math:: U = -\eta_t \left(c\, P\, T(P^* G) + \lambda \Theta\right)
+
+    with the projector \(P\) and the base optimizer \(T\) of `scale_by_galore`.
+
+    Args:
+      learning_rate: \(\eta\) in [0, inf).
+      rank: how many directions of each matrix are kept, a whole number from 1 on.
+      update_proj_gap: the steps from one choice of directions to the next.
+      scale: \(c\) in (0, inf), for the matrices only.
+      base_optimizer: \(T\), without a learning rate and weight decay; by default `scale_by_adam()`.
+      weight_decay: \(\lambda\) in [0, inf).
+      mask: which leaves decay (see `add_decayed_weights`).
+      weight_dimension_numbers: which leaves are matrices (see `scale_by_galore`).
+      side: project the longer side of a matrix, or the shorter one as the paper does.
+      decay: what \(\lambda\) is multiplied by (see `adamw`).
+
+    Raises:
+      ValueError: an argument is out of range; dimension numbers do not fit a leaf.
+
+    Example:
+      >>> import gradx, jax.numpy as jnp
+      >>> params = {"w": jnp.ones((64, 32)), "b": jnp.ones(32)}
+      >>> gradx.state_bytes(gradx.galore(0.01, rank=4).init(params))
+      2312
+      >>> gradx.state_bytes(gradx.adam(0.01).init(params))
+      16644
+
+    Reference: Zhao et al., *GaLore: memory-efficient LLM training by gradient low-rank
+    projection*, https://arxiv.org/abs/2403.03507.
+    """
+    return chain(
+        scale_by_galore(
+            rank, update_proj_gap, scale, base_optimizer, weight_dimension_numbers, side=side
+        ),
+        *scale_and_decay(learning_rate, weight_decay, mask, decay),
+    )

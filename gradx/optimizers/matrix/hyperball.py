@@ -1,0 +1,213 @@
+"""Steps on a sphere: every matrix keeps the norm that it began with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from gradx import core
+from gradx.combinators.chain import Contract, chain
+from gradx.combinators.predicated import check_inner
+from gradx.core import State, Transform
+from gradx.core import trees as gtree
+from gradx.core.roots import sqrt
+from gradx.core.trees import abs_sq
+from gradx.lift.leafwise import Rule
+from gradx.lift.matrices import Matrix, check_paths, only_matrices
+from gradx.lift.passes import Leaves, Numbers, Results, Rows, Slots, is_array, staged, widen
+from gradx.numbers import hyper
+from gradx.numbers.sources import Array, Hyper
+from gradx.optimizers.matrix.fallback import adam_for_others, or_by_name, with_fallback
+from gradx.pieces.norms import quotient
+
+__all__ = ["ScaleByHyperballState", "hyperball", "scale_by_hyperball"]
+
+
+class ScaleByHyperballState(NamedTuple):
+    """The state of `scale_by_hyperball`.
+
+    Attributes:
+      radius: the norm that each matrix keeps, real: (), or (count,) for a leaf that is a stack.
+    """
+
+    radius: Any
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class _SphereRule(Rule):
+    """A rule for a leaf that also gets `h.layout`, how the leaf is seen as matrices."""
+
+    choice: Any
+
+    def seen(self, flat: gtree.Flat) -> list[Matrix | None]:
+        return only_matrices(self.choice, flat, self.where, "axes")
+
+    def _first_slots(self, flat: gtree.Flat, sums: Sequence[Any]) -> list[Slots | None]:
+        check_paths(self.choice, flat, self.where)
+        rows = zip(flat.values, self.seen(flat), flat.paths, strict=True)
+        return [None if m is None else (self._radius(p, m, path),) for p, m, path in rows]
+
+    def _radius(self, p: Any, m: Matrix, path: str) -> Array:
+        radius = _norms(widen(p), m)
+        # What is traced, or a shape, has no value: a matrix of zeros stays where it is then.
+        if not isinstance(radius, jax.core.Tracer) and p.size and not bool(jnp.all(radius > 0)):
+            raise ValueError(
+                f"{self.where}: the matrix at {path!r} begins at zero (or is not finite), and has "
+                f"no norm to keep. Initialise it at random, or leave it to the fallback, by axes."
+            )
+        return m.kept(radius)
+
+    def begin(
+        self, leaves: Leaves, state: State, extra: Mapping[str, Any], rows: Rows
+    ) -> Callable[[Results], State]:
+        end = super().begin(leaves, state, extra, rows)
+        seen = leaves.aligned(self.seen(gtree.flatten(leaves.tree)))
+        for row, u, m in zip(rows, leaves.updates, seen, strict=True):
+            if is_array(u):
+                row[-1] = row[-1]._replace(static=(*row[-1].static, ("layout", m, str(m))))
+        return end
+
+
+@core.recorded
+def scale_by_hyperball(learning_rate: Hyper, axes: Any = None) -> Transform:
+    r"""Turns the updates into steps, downhill, that keep the norm of each matrix.
+
+    .. math::
+        W' &= W - \eta R\, U / \lVert U \rVert_F, \qquad R = \lVert W_0 \rVert_F \\
+        u &= R\, W' / \lVert W' \rVert_F - W
+
+    It stands at the end of a chain, in place of the learning rate and of weight decay: the size of
+    the updates does not matter, and \(\eta\) is the step in units of the matrix.
+
+    Args:
+      learning_rate: \(\eta\) in [0, inf).
+      axes: which leaves are matrices, in which axes (see `hyperball`). Without it every leaf must
+        have two axes; a stack of matrices has a norm for each.
+
+    Raises:
+      ValueError: at `init`, a matrix of zeros, or a leaf that is no matrix, with its path; `update`
+        is called without the parameters.
+
+    Example:
+      >>> import gradx, jax.numpy as jnp
+      >>> tx = gradx.chain(gradx.scale_by_muon("exact"), gradx.scale_by_hyperball(0.75))
+      >>> w = jnp.diag(jnp.array([3.0, 4.0]))
+      >>> updates, state = tx.update(jnp.array([[0.0, 2.0], [0.0, 0.0]]), tx.init(w), w)
+      >>> w + updates
+      Array([[ 2.4, -3. ],
+             [ 0. ,  3.2]], dtype=float32)
+
+    Reference: Wen et al., *Fantastic pretraining optimizers and where to find them II: hyperball
+    optimization*, https://arxiv.org/abs/2606.16899. The radius is kept in the state, so that
+    rounding (of parameters in bfloat16, say) does not add up. A matrix without an update keeps its
+    place; one that the parameters are loaded into later is brought back to the old norm.
+    """
+    where = core.where()
+    rule = _SphereRule(
+        update=_on_sphere,
+        state=ScaleByHyperballState,
+        hypers=hyper.Hypers({"learning_rate": learning_rate}, where),
+        per_leaf=_lengths,
+        needs_params=True,
+        where=where,
+        choice=axes,
+    )
+    return staged(rule, where)
+
+
+def _norms(x: Array, m: Matrix) -> Array:
+    """The norm of each matrix of a leaf, (count,)."""
+    if m.shape[0] == 1:  # without a look at its axes
+        return sqrt(jnp.sum(abs_sq(x)))[None]
+    return sqrt(jnp.sum(abs_sq(m.stack(x)), axis=(1, 2)))
+
+
+def _spread(numbers: Array, m: Matrix, like: Array) -> Array:
+    """One number for each matrix, at each of its elements."""
+    if m.shape[0] == 1:
+        return numbers[0]
+    return m.unstack(jnp.broadcast_to(numbers[:, None, None], m.shape), like.shape)
+
+
+def _lengths(g: Any, slots: Any, p: Any, h: Numbers) -> Mapping[str, Array]:
+    m = h.layout
+    radius = m.opened(slots[0])
+    step = h.learning_rate * quotient(radius, _norms(g, m))
+    moved = p - _spread(step, m, g) * g
+    length = _norms(moved, m)
+    return {
+        "grow": jnp.where(length > 0, quotient(radius, length) - 1, 0.0),
+        "step": step * quotient(radius, length),
+    }
+
+
+def _on_sphere(g: Array, slots: Slots, p: Array, h: Numbers) -> tuple[Array, Slots]:
+    return _spread(h.grow, h.layout, p) * p - _spread(h.step, h.layout, p) * g, slots
+
+
+@core.recorded
+def hyperball(
+    inner: Contract,
+    learning_rate: Hyper,
+    *,
+    axes: Any = None,
+    fallback: Contract | None = None,
+) -> Transform:
+    r"""Gives the matrices the directions of any rule, at a fixed norm; the other leaves Adam.
+
+    .. math:: W \leftarrow R\, \frac{W'}{\lVert W' \rVert_F}, \qquad
+              W' = W - \eta R\, \frac{T(G)}{\lVert T(G) \rVert_F}, \qquad
+              R = \lVert W_0 \rVert_F
+
+    with the steps of `scale_by_hyperball`. ``hyperball(scale_by_muon(), 0.01)`` is the authors'
+    MuonH, ``hyperball(scale_by_adam(), 0.01)`` their AdamH.
+
+    Args:
+      inner: \(T\), a rule before its learning rate, without weight decay: its updates go uphill, as
+        those of every ``scale_by_…`` do. It sees the matrices only.
+      learning_rate: \(\eta\) in [0, inf), the step in units of the matrix.
+      axes: which leaves are matrices, in which axes: a `MatrixAxes`, a tree of them with None for
+        other leaves, a function that makes one, or `by_path`. By default `matrices_by_name`:
+        embeddings, heads, norms and biases are none. `inner` has to be told by itself of leaves
+        that are seen otherwise than as one matrix of two axes, with the same `axes`.
+      fallback: what the other leaves are given; by default Adam with `learning_rate`.
+
+    Raises:
+      ValueError: `inner` is no transformation, or has a learning rate of its own, which turns its
+        updates downhill; a number out of range; at `init`, a matrix of zeros, with its path;
+        `update` is called without the parameters.
+
+    Example:
+      >>> import gradx, jax.numpy as jnp
+      >>> tx = gradx.hyperball(gradx.scale_by_adam(), 0.75)
+      >>> params = {"mlp": jnp.array([[2.0, 0.0]]), "bias": jnp.zeros(1)}
+      >>> grads = {"mlp": jnp.array([[0.0, 9.0]]), "bias": jnp.ones(1)}
+      >>> updates, state = tx.update(grads, tx.init(params), params)
+      >>> params["mlp"] + updates["mlp"]
+      Array([[ 1.6, -1.2]], dtype=float32)
+
+    Reference: Wen et al., *Fantastic pretraining optimizers and where to find them II: hyperball
+    optimization*, https://arxiv.org/abs/2606.16899.
+    """
+    check_inner(inner, core.where())
+    if _has_rate(inner):
+        raise ValueError(
+            f"{core.where()}: inner must be a rule before its learning rate, whose updates go "
+            f"uphill; got {core.show(inner)}. Give scale_by_… and the like, and the learning rate "
+            f"to hyperball."
+        )
+    matrix = chain(inner, scale_by_hyperball(learning_rate, or_by_name(axes)))
+    other = adam_for_others(learning_rate) if fallback is None else fallback
+    return with_fallback("hyperball", matrix, "others", other, axes)
+
+
+def _has_rate(tx: Any) -> bool:
+    """Whether a transformation was made with a learning rate, as far as it can tell."""
+    spec = getattr(tx, "spec", None)
+    given = dict(spec.arguments) if spec is not None else {}
+    parts = jax.tree.leaves(list(given.values()), is_leaf=core.is_transform)
+    return "learning_rate" in given or any(_has_rate(x) for x in parts)

@@ -1,0 +1,117 @@
+"""Factors and eigenvalues of the normal distribution that is closest to the gradients of a matrix.
+
+Closest by the divergence of Kullback and Leibler. Of its covariance, the Kronecker product of a
+matrix for each side, KL-Shampoo and KL-SOAP keep both matrices, their eigenvalues, which change in
+every step, and their eigenvectors, which change in some.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+import jax.numpy as jnp
+
+from gradx.core import Transform
+from gradx.core.trees import abs_sq
+from gradx.lift.averages import average
+from gradx.lift.matrixwise import matrixwise
+from gradx.lift.passes import Numbers, Slots
+from gradx.linalg.eigenbasis import (
+    CUT,
+    adjoint,
+    first_basis,
+    first_slots,
+    into,
+    moved,
+    orthogonal,
+    power,
+    times,
+)
+from gradx.numbers import hyper
+from gradx.numbers.counting import steps
+from gradx.numbers.sources import Array, Hyper
+from gradx.pieces.momentum import SLOW
+
+
+def _first_slots(p: Array, *, limit: int, value: Any) -> Slots:
+    values = [jnp.full(n, value, p.real.dtype) for n in p.shape]
+    return *first_slots(p, limit=limit), *values
+
+
+def lifted(
+    rule: Callable[[Array, Slots, Any, Numbers], tuple[Array, Slots]],
+    state: Any,
+    like_leaf: Mapping[str, Any],
+    hypers: dict[str, Hyper],
+    shampoo_beta: Hyper | None,
+    precondition_frequency: int,
+    max_precond_dim: int,
+    init_factor: float,
+    max_clamp_value: float,
+    **how: Any,
+) -> Transform:
+    """The transformation; the slots of `rule` are its moments, and then those of `gathered`."""
+    if shampoo_beta is not None:
+        hypers["shampoo_beta"] = shampoo_beta
+    first = partial(
+        _first_slots,
+        limit=steps("max_precond_dim", max_precond_dim, 0),
+        value=hyper.constant("init_factor", init_factor, "(0, inf)"),
+    )
+    return matrixwise(
+        rule,
+        init=first,
+        state=state,
+        like_leaf=like_leaf,
+        hypers=hypers,
+        ranges=hyper.used({"shampoo_beta": "[0, 1)", **SLOW, **CUT}, hypers),
+        flags={"most": hyper.constant("max_clamp_value", max_clamp_value, "(0, inf)")},
+        per_step=_of_the_step,
+        start=_start,
+        renew=_renew,
+        every=steps("precondition_frequency", precondition_frequency, 1),
+        **how,
+    )
+
+
+def _of_the_step(h: Numbers, t: Array) -> Mapping[str, Any]:
+    return {"begun": t > 1, "factor_decay": getattr(h, "shampoo_beta", h.b2)}
+
+
+def gathered(g: Array, seen: Array, slots: Slots, h: Numbers) -> Slots:
+    """The factors and eigenvalues with a further gradient, each side weighed by the other one.
+
+    There are no weights in the first step.
+    """
+    left, right, rows, columns, high, wide = slots
+    (m, n), beta = g.shape, h.factor_decay
+    by_high, by_wide = (jnp.where(h.begun, 1 / values, 1) for values in (high, wide))
+    if left.size:
+        half = into(g, rows[:0, :0], columns)
+        left = average(left, times(half * (by_wide / n)[None], adjoint(half)), beta)
+    if right.size:
+        half = into(g, rows, columns[:0, :0])
+        right = average(right, times(adjoint(half) * (by_high / m)[None], half), beta)
+    square = abs_sq(seen)
+    new_high = average(high, jnp.sum(square * by_wide[None], axis=1) / max(n, 1), beta)
+    new_wide = average(wide, jnp.sum(square * by_high[:, None], axis=0) / max(m, 1), beta)
+    new_high = jnp.maximum(new_high, 1 / jnp.maximum(10.0, jnp.minimum(m, h.most)) ** 2)
+    new_wide = jnp.maximum(new_wide, 1 / jnp.maximum(10.0, jnp.minimum(n, h.most)) ** 2)
+    values = jnp.where(h.begun, new_high, high), jnp.where(h.begun, new_wide, wide)
+    return left, right, rows, columns, *values
+
+
+def _start(slots: Slots, h: Numbers) -> Slots:
+    *moments, left, right, _, _, high, wide = slots
+    return *moments, left, right, first_basis(left), first_basis(right), high, wide
+
+
+def _renew(slots: Slots, h: Numbers) -> Slots:
+    *moments, left, right, rows, columns, high, wide = slots
+    sides = (left, rows), (right, columns)
+    new = [orthogonal(power(l, q), q, l) if l.size else q for l, q in sides]
+    if len(moments) == 2:  # KL-SOAP's, of which the first is kept in the bases
+        moments[0] = moved(moments[0], (rows, columns), (new[0], new[1]))
+    return *moments, left, right, *new, high, wide

@@ -1,0 +1,278 @@
+"""KL-SOAP: Adam in the eigenbasis of the two factors that fit the gradients best."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+
+from gradx import core
+from gradx.combinators.chain import Contract
+from gradx.core import Count, Transform, Updates
+from gradx.core.roots import sqrt
+from gradx.core.trees import abs_sq
+from gradx.lift.averages import average
+from gradx.lift.passes import Numbers, Slots
+from gradx.lift.sharing import Sharing
+from gradx.linalg.eigenbasis import cut, into, known, least_share, out_of, rounding_of_products
+from gradx.linalg.polar import bounded
+from gradx.numbers.sources import Array, Hyper
+from gradx.optimizers.matrix.fallback import matrix_optimizer, or_by_name
+from gradx.optimizers.matrix.kl_divergence import gathered, lifted
+from gradx.pieces.momentum import kept, momentum_of, remembered, slow_average
+from gradx.pieces.weight_decay import DecayKind
+
+__all__ = ["KLSoapState", "kl_soap", "scale_by_kl_soap"]
+
+
+class KLSoapState(NamedTuple):
+    r"""The state of KL-SOAP; for a leaf with m rows and n columns.
+
+    A side that is longer than `max_precond_dim` has (0, 0) for its factor and its basis. Arrays of
+    a leaf that holds several matrices have an axis in front that counts them.
+
+    Attributes:
+      count: the updates done so far, int32 ().
+      mu: the first moment, in the bases, like the parameters; with `b3` two, as `Averages`.
+      nu: the second moment, in the bases, like the parameters, real.
+      row_factor: \(L\), (m, m).
+      column_factor: \(R\), (n, n).
+      row_basis: the eigenvectors of the one, nearly, as columns (m, m).
+      column_basis: those of the other (n, n).
+      row_values: the eigenvalues of the one, (m,).
+      column_values: those of the other, (n,).
+    """
+
+    count: Count
+    mu: Updates
+    nu: Updates
+    row_factor: Updates
+    column_factor: Updates
+    row_basis: Updates
+    column_basis: Updates
+    row_values: Updates
+    column_values: Updates
+
+
+@core.recorded
+def scale_by_kl_soap(
+    b1: Hyper = 0.9,
+    b2: Hyper = 0.98,
+    eps: Hyper = 1e-8,
+    precondition_frequency: int = 10,
+    max_precond_dim: int = 10000,
+    mu_dtype: Any = None,
+    *,
+    b3: Hyper | None = None,
+    alpha: Hyper | None = None,
+    rtol: Hyper | None = None,
+    shampoo_beta: Hyper | None = None,
+    init_factor: float = 0.1,
+    max_clamp_value: float = 4000.0,
+    staggered: bool = False,
+    axes: Any = None,
+    chunk: int | None = None,
+    share: Sharing = None,
+) -> Transform:
+    r"""Rescales each matrix by Adam's rule, in the eigenbasis of the factors that fit best.
+
+    .. math::
+        H &= Q_L^* G Q_R, \qquad
+        M \leftarrow \beta_1 M + (1 - \beta_1) H, \qquad
+        V \leftarrow \beta_2 V + (1 - \beta_2) |H|^2 \\
+        U &= Q_L \left(M / (\sqrt V + \epsilon)\right) Q_R^* \\
+        L &\leftarrow \beta L + \frac{1 - \beta}{n} G Q_R \operatorname{diag}(1 / r) Q_R^* G^*,
+            \qquad
+        l_i \leftarrow \max\left(\beta l_i + \frac{1 - \beta}{n} \sum_j |H_{ij}|^2 / r_j,
+            \ c^{-2}\right)
+
+    for \(m\) rows and \(n\) columns, and \(R\) and \(r\) likewise, with \(1 / m\) and the old
+    \(l\). In the first step the weights \(1 / r\) are 1, \(Q_L\) becomes the eigenvectors of
+    \(L\), \(l\), \(M\) and \(V\) stay, and the update is zero. At the end of each \(k\)-th step
+    from there \(Q_L\) becomes the orthogonal factor of \(L Q_L\), and \(M\) is turned from the old
+    basis to the new one.
+
+    Args:
+      b1: \(\beta_1\) in [0, 1).
+      b2: \(\beta_2\) in [0, 1).
+      eps: \(\epsilon\) in [0, inf). With 0 an element that has had no gradient yet gives NaN.
+      precondition_frequency: \(k\), a whole number from 1 on.
+      max_precond_dim: a side that is longer keeps its eigenvalues and no factor, with the identity
+        for its basis; a whole number from 0 on.
+      mu_dtype: the dtype to keep \(M\) in; by default the parameter's, at least float32.
+      b3, alpha: of a slow average of the gradients beside the other (see `scale_by_muon`).
+      rtol: in [0, 1): a row or a column with less than this share of all \(V\) is
+        taken for rounding, and has no step; so is an element with less than a tenth of the root of
+        this share of what its row and its column let expect. By default the square of 100 units of
+        rounding, 1e-10 in float32. With 0, the authors' way, rounding has a step as large as any.
+      shampoo_beta: \(\beta\) in [0, 1); by default `b2`.
+      init_factor: where the eigenvalues begin, in (0, inf).
+      max_clamp_value: in (0, inf); \(c\) is the length of the side, but at most this number, and at
+        least 10.
+      staggered: renew the bases of a \(k\)-th part of the matrices of each shape in every step,
+        instead of all in every \(k\)-th, so that no step takes longer than others.
+      axes: which axes are the rows and columns: a `MatrixAxes`, a tree of them, a function that
+        makes one from the parameters, or `by_path`. Without it every leaf must have two axes.
+      chunk: how many matrices to work on at a time, which bounds the memory (see `matrixwise`).
+      share: which devices share the matrices: ``Share(mesh, axis)``, False for none, or by default
+        all of the mesh in scope (see `matrixwise`).
+
+    Raises:
+      ValueError: a number out of range; at `init`, a leaf that is no matrix, with its path.
+
+    Example:
+      >>> import gradx, jax.numpy as jnp
+      >>> tx = gradx.scale_by_kl_soap(b1=0.75, b2=0.75, eps=1e-3)
+      >>> g = jnp.array([[6.0, -4.0], [8.0, 3.0]])
+      >>> state = tx.init(g)
+      >>> for _ in range(2):
+      ...     updates, state = tx.update(g, state)
+      >>> updates.round(2)
+      Array([[ 0.3, -0.4],
+             [ 0.4,  0.3]], dtype=float32)
+
+    Reference: Lin et al., *Understanding and improving Shampoo and SOAP via Kullback-Leibler
+    minimization*, https://arxiv.org/abs/2509.03378, and the authors' code,
+    https://github.com/yorkerlin/KL-Methods, which calculates in bfloat16 and knows
+    neither `max_precond_dim` nor `rtol`.
+    """
+    slow = slow_average(b3, alpha)
+    return lifted(
+        _kl_soap,
+        KLSoapState,
+        {"mu": kept(mu_dtype, slow), "nu": "real"},
+        {"b1": b1, "b2": b2, "eps": eps, **slow, **cut(rtol)},
+        shampoo_beta,
+        precondition_frequency,
+        max_precond_dim,
+        init_factor,
+        max_clamp_value,
+        staggered=staggered,
+        axes=axes,
+        chunk=chunk,
+        share=share,
+    )
+
+
+def _kl_soap(g: Array, slots: Slots, p: None, h: Numbers) -> tuple[Array, Slots]:
+    g, (mu, nu, *rest) = bounded(g), slots
+    rows, columns = rest[2:4]
+    seen = into(g, rows, columns)
+    mu = remembered(mu, jnp.where(h.begun, seen, 0), h)
+    nu = average(nu, jnp.where(h.begun, abs_sq(seen), 0), h.b2)
+    signal = h.begun & known(nu, least_share(h, rounding_of_products(nu.dtype)), rows, columns)
+    u = jnp.where(signal, momentum_of(mu, h) / (sqrt(nu) + h.eps), 0)
+    return out_of(u, rows, columns), (mu, nu, *gathered(g, seen, tuple(rest), h))
+
+
+@core.recorded
+def kl_soap(
+    learning_rate: Hyper,
+    b1: Hyper = 0.9,
+    b2: Hyper = 0.98,
+    eps: Hyper = 1e-8,
+    weight_decay: Hyper = 0.01,
+    weight_decay_mask: Any = None,
+    precondition_frequency: int = 10,
+    max_precond_dim: int = 10000,
+    mu_dtype: Any = None,
+    *,
+    b3: Hyper | None = None,
+    alpha: Hyper | None = None,
+    rtol: Hyper | None = None,
+    shampoo_beta: Hyper | None = None,
+    init_factor: float = 0.1,
+    max_clamp_value: float = 4000.0,
+    decay: DecayKind = "learning_rate",
+    staggered: bool = False,
+    axes: Any = None,
+    fallback: Contract | None = None,
+    chunk: int | None = None,
+    share: Sharing = None,
+) -> Transform:
+    r"""KL-SOAP for the matrices, and Adam for all else.
+
+    .. math::
+        U = -\eta_t \left(Q_L \left(M / (\sqrt V + \epsilon)\right) Q_R^*
+            + \lambda \Theta\right)
+
+    with the bases and moments of `scale_by_kl_soap`. In the first step matrices do nothing but
+    decay.
+
+    Args:
+      learning_rate: \(\eta\) in [0, inf). The authors begin with 0.0001.
+      b1: \(\beta_1\) in [0, 1).
+      b2: \(\beta_2\) in [0, 1).
+      eps: \(\epsilon\) in [0, inf).
+      weight_decay: \(\lambda\) in [0, inf), for the matrices.
+      weight_decay_mask: which of them to decay (see `add_decayed_weights`).
+      precondition_frequency: the steps from one renewal of the bases to the next.
+      max_precond_dim: a side that is longer has the identity for its basis.
+      mu_dtype: the dtype to keep the first moments in.
+      b3, alpha: see `scale_by_muon`.
+      rtol: what is taken for rounding (see `scale_by_kl_soap`).
+      shampoo_beta: the decay of the factors, in [0, 1); by default `b2`.
+      init_factor: where the eigenvalues begin, in (0, inf).
+      max_clamp_value: in (0, inf), what bounds them from below (see `scale_by_kl_soap`).
+      decay: what \(\lambda\) is multiplied by (see `adamw`).
+      staggered: renew a part of the bases in every step (see `scale_by_kl_soap`).
+      axes: which leaves are matrices, in which axes: as for `scale_by_kl_soap`, with None for a
+        leaf that is none. By default `matrices_by_name`: embeddings, heads, norms and biases are
+        not.
+      fallback: what the other leaves are given; by default Adam with `learning_rate`, the betas
+        (0.9, 0.98), eps 1e-8 and no weight decay.
+      chunk: how many matrices to work on at a time (see `scale_by_kl_soap`).
+      share: devices that share the matrices (see `scale_by_kl_soap`).
+
+    Raises:
+      ValueError: a number out of range; at `init`, axes that do not fit a leaf, with its path.
+
+    Example:
+      >>> import gradx, jax.numpy as jnp
+      >>> tx = gradx.kl_soap(0.5, b1=0.75, b2=0.75, eps=1e-3, weight_decay=0.0)
+      >>> params = {"mlp": jnp.array([[6.0, -4.0], [8.0, 3.0]]), "bias": jnp.ones(2)}
+      >>> state = tx.init(params)
+      >>> for _ in range(2):
+      ...     updates, state = tx.update(params, state, params)
+      >>> updates["mlp"].round(1)
+      Array([[-0.1,  0.2],
+             [-0.2, -0.1]], dtype=float32)
+      >>> updates["bias"].round(1)
+      Array([-0.5, -0.5], dtype=float32)
+
+    Reference: Lin et al., *Understanding and improving Shampoo and SOAP via Kullback-Leibler
+    minimization*, https://arxiv.org/abs/2509.03378. Deviations from the authors' code: the
+    parameters decay as in AdamW, in the first step too and not by what the step has made of them;
+    what is no matrix has Adam, and does not decay.
+    """
+    rule = scale_by_kl_soap(
+        b1,
+        b2,
+        eps,
+        precondition_frequency,
+        max_precond_dim,
+        mu_dtype,
+        b3=b3,
+        alpha=alpha,
+        rtol=rtol,
+        shampoo_beta=shampoo_beta,
+        init_factor=init_factor,
+        max_clamp_value=max_clamp_value,
+        staggered=staggered,
+        axes=or_by_name(axes),
+        chunk=chunk,
+        share=share,
+    )
+    return matrix_optimizer(
+        "kl_soap",
+        rule,
+        learning_rate,
+        weight_decay,
+        weight_decay_mask,
+        decay,
+        axes,
+        fallback,
+        b1=0.9,
+        b2=0.98,
+        mu_dtype=mu_dtype,
+    )

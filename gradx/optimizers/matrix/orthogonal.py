@@ -1,0 +1,358 @@
+"""What optimizers share that orthogonalise: a momentum, its polar factor, a scale by shape."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from gradx import core
+from gradx.core import Count, Params, State, Transform, Updates
+from gradx.core import trees as gtree
+from gradx.lift.averages import dtype_of, weight_so_far
+from gradx.lift.matrices import check_paths, matrices
+from gradx.lift.matrixwise import matrixwise
+from gradx.lift.passes import Call, Leaves, Numbers, Results, Rows, Slots, staged
+from gradx.lift.sharing import Sharing
+from gradx.linalg import polar
+from gradx.lowering.products import Factors, with_factors
+from gradx.numbers import hyper
+from gradx.numbers.counting import static, steps
+from gradx.numbers.sources import Array, Hyper
+from gradx.pieces.momentum import averaging, momentum_of, remembered
+from gradx.pieces.norms import by_factor
+
+__all__ = ["scale_by_shape"]
+
+# Three numbers for every step, three for each step, or the name of a preset.
+NSCoefficients = Any
+Normalisation = Literal["frobenius", "spectral", "aol", "schatten"]
+Convention = Literal["keller", "moonlight", "spectral", "splus", "none"]
+
+
+# ---------------------------------------------------------------- the momentum
+
+
+class Momentum(NamedTuple):
+    count: Count
+    mu: Updates
+
+
+def momentum(
+    beta: Hyper,
+    b3: Hyper | None,
+    alpha: Hyper | None,
+    mu_dtype: Any,
+    nesterov: bool,
+    bias_correction: bool,
+    name: str = "beta",
+) -> Transform:
+    """An average of the gradients; with `nesterov`, what it will be after a step like this one.
+
+    With `b3` there is a slow one, too, and does not look ahead.
+    """
+    return averaging(
+        _momentum,
+        Momentum,
+        {name: beta},
+        "[0, 1)",
+        b3,
+        alpha,
+        mu_dtype,
+        per_step=partial(_corrections, name=name, corrects=bias_correction),
+        flags={"nesterov": nesterov},
+    )
+
+
+def _corrections(h: Numbers, t: Array, *, name: str, corrects: bool) -> Mapping[str, Any]:
+    beta = getattr(h, name)
+    own = {} if name == "b1" else {"b1": beta}
+    now = 1 / weight_so_far(beta, t) if corrects else 1.0
+    if not h.nesterov:
+        return {**own, "of_mu": now, "of_g": 0.0}
+    then = 1 / weight_so_far(beta, t + 1) if corrects else 1.0
+    return {**own, "of_mu": beta * then, "of_g": (1 - beta) * now}
+
+
+def _momentum(g: Array, slots: Slots, p: None, h: Numbers) -> tuple[Array, Slots]:
+    mu = remembered(slots[0], g, h)
+    m = momentum_of(mu, h, h.of_mu)
+    return (m + h.of_g * g if h.nesterov else m), (mu,)
+
+
+def signs(g: Array, slots: Slots, p: None, h: Numbers) -> tuple[Array, Slots]:
+    return jnp.sign(g), slots
+
+
+# ---------------------------------------------------------------- its polar factor
+
+
+class Orthogonalised(NamedTuple):
+    ns_coeffs: Array
+
+
+def orthogonalise(
+    ns_coeffs: NSCoefficients,
+    ns_steps: int,
+    eps: Hyper,
+    preconditioning: Normalisation = "frobenius",
+    *,
+    adaptive: bool = False,
+    axes: Any = None,
+    axes_name: str = "weight_dimension_numbers",
+    dtype: Any = None,
+    gram: bool | None = None,
+    chunk: int | None = None,
+    share: Sharing = None,
+) -> Transform:
+    """The polar factor of each matrix, nearly. The coefficients stand in the state, as in Optax."""
+    flags, scalars = polar_arguments(ns_coeffs, ns_steps, preconditioning, dtype, gram)
+    return matrixwise(
+        _orthogonal,
+        state=Orthogonalised,
+        hypers={"eps": eps},
+        flags={**flags, "adaptive": adaptive},
+        scalars=scalars,
+        axes=axes,
+        axes_name=axes_name,
+        either_way=True,
+        chunk=chunk,
+        share=share,
+    )
+
+
+def polar_arguments(
+    ns_coeffs: NSCoefficients, ns_steps: int, preconditioning: Normalisation, dtype: Any, gram: Any
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The flags and the scalars of a rule that takes a `polar_factor`; it needs `eps` besides."""
+    where = core.where()
+    kept, count = coefficients(ns_coeffs, ns_steps, where)
+    factors = factors_of("dtype", dtype)
+    if isinstance(factors, np.dtype) and factors.itemsize < 2:
+        if gram:
+            raise ValueError(
+                f"{where}: gram=True needs factors of two bytes or more, and dtype is {factors}, "
+                f"whose rounding would grow from step to step. Leave gram out."
+            )
+        gram = False
+    flags = {
+        "steps": count,
+        "preconditioning": preconditioning,
+        "dtype": factors,
+        "gram": gram,
+    }
+    return flags, {"ns_coeffs": kept}
+
+
+def factors_of(name: str, given: Any) -> Factors | None:
+    """Checks what the factors of products are to be; None stays, for what suits the target.
+
+    Raises:
+      ValueError: it is no floating-point dtype, and no precision.
+    """
+    if given is None or isinstance(given, jax.lax.Precision):
+        return given
+    names = [precision.name.lower() for precision in jax.lax.Precision]
+    if isinstance(given, str) and given in names:
+        return jax.lax.Precision[given.upper()]
+    dtype: Factors | None = dtype_of(given, jnp.floating)
+    if dtype is None:
+        raise ValueError(
+            f"{core.where()}: {name} must be a floating-point dtype, one of {names}, or None for "
+            f"what suits the hardware; got {core.show(given)}."
+        )
+    return dtype
+
+
+def coefficients(ns_coeffs: NSCoefficients, ns_steps: int, where: str) -> tuple[np.ndarray, int]:
+    """As the state keeps them, (3,) or (n, 3), and the number of steps; 0 for the exact factor."""
+    count = steps("ns_steps", ns_steps, 1)
+    if isinstance(ns_coeffs, str):
+        if ns_coeffs == "exact":
+            _check_own_steps(ns_coeffs, count, 0, where)
+            return np.zeros((0, 3)), 0
+        if ns_coeffs not in polar.NS_PRESETS:
+            raise ValueError(
+                f"{where}: ns_coeffs must be three numbers, a sequence of three numbers for each "
+                f"step, 'exact', or one of {list(polar.NS_PRESETS)}; got {ns_coeffs!r}."
+            )
+        preset = polar.NS_PRESETS[ns_coeffs]
+        if ns_coeffs == "standard":
+            return np.asarray(preset[0]), count
+        if ns_coeffs == "dion":
+            ns_coeffs = preset
+        else:
+            _check_own_steps(ns_coeffs, count, len(preset), where)
+            return np.asarray(preset), len(preset)
+    kept: Any
+    try:
+        kept = np.asarray(ns_coeffs, np.float64)
+    except (TypeError, ValueError):
+        kept = np.zeros(0)
+    if kept.ndim not in (1, 2) or kept.shape[-1] != 3 or not np.isfinite(kept).all():
+        raise ValueError(
+            f"{where}: ns_coeffs must be three finite numbers, or three for each step; got "
+            f"{core.show(ns_coeffs)}."
+        )
+    if kept.ndim == 1:
+        return kept, count
+    if len(kept) < count:
+        raise ValueError(
+            f"{where}: ns_steps is {count}, and ns_coeffs are for {len(kept)} steps only."
+        )
+    return kept[-count:], count
+
+
+def _check_own_steps(name: str, count: int, own: int, where: str) -> None:
+    """A preset that knows its steps takes no other number; 5, the default, is none that is said."""
+    if count not in (5, own):
+        raise ValueError(
+            f"{where}: ns_steps is {count}, and ns_coeffs={name!r} has {own or 'no'} steps. Leave "
+            f"ns_steps out."
+        )
+
+
+def _orthogonal(g: Array, slots: Slots, p: None, h: Numbers) -> tuple[Array, Slots]:
+    made = polar_factor(g, h)
+    # The dual norm of g, for a step whose size follows the gradient's.
+    return (jnp.sum(g.conj() * made) * made if h.adaptive else made), slots
+
+
+def polar_factor(g: Array, h: Numbers) -> Array:
+    """That of one matrix of any shape, nearly, as `polar_arguments` have said."""
+    if g.shape[0] > g.shape[1]:
+        return polar_factor(g.T, h).T
+    if not h.steps:
+        return polar.exact(g)
+    coeffs = h.ns_coeffs.astype(g.real.dtype)
+    every = jnp.broadcast_to(coeffs, (h.steps, 3))
+
+    def nearly(factors: Factors, g: Array, every: Array) -> Array:
+        x, square = polar.normalised(g, h.preconditioning, h.eps, factors)
+        made = polar.newton_schulz(x, every, square, factors=factors, gram=h.gram)
+        return made.astype(g.dtype)
+
+    return with_factors(h.dtype, nearly, g, every)
+
+
+# ---------------------------------------------------------------- a part of a matrix
+
+
+def part(name: str, fraction: float) -> float:
+    """Checks what part of a matrix an optimizer works on; it decides over shapes."""
+    static(name, fraction)
+    return float(hyper.constant(name, fraction, "(0, 1]"))
+
+
+def part_of(length: int, fraction: float, multiple: int = 1) -> int:
+    """That part of a length, rounded up to a multiple, but no more than there is."""
+    # A part in 10⁹ less, since 0.1 * 30 is a little more than 3 in floating point.
+    return min(multiple * math.ceil(fraction * length / multiple * (1 - 1e-9)), length)
+
+
+# ---------------------------------------------------------------- a scale for each shape
+
+
+@dataclass(frozen=True, eq=False)
+class _ByShape:
+    axes: Any
+    axes_name: str
+    factor: Callable[[int, int], float]
+    where: str
+    sees_tree = False
+
+    def init(self, params: Params) -> State:
+        check_paths(self.axes, gtree.flatten(params), self.where)
+        return optax.EmptyState()
+
+    def begin(
+        self, leaves: Leaves, state: State, extra: Mapping[str, Any], rows: Rows
+    ) -> Callable[[Results], State]:
+        visible = gtree.flatten(leaves.tree)
+        found = matrices(self.axes, visible, self.where, self.axes_name, stacked=True)
+        for row, m in zip(rows, leaves.aligned(found), strict=True):
+            if m is not None:
+                factor = float(self.factor(m.rows, m.columns))
+                row.append(Call(by_factor, (("factor", factor, str(factor)),), {}, (), False))
+        return lambda _: state
+
+
+_FACTORS: dict[str, Callable[[int, int], float]] = {
+    "keller": lambda m, n: math.sqrt(max(1.0, n / max(m, 1))),
+    "spectral": lambda m, n: math.sqrt(n / max(m, 1)),
+    "moonlight": lambda m, n: 0.2 * math.sqrt(max(m, n)),
+    "splus": lambda m, n: 2 / max(m + n, 1),
+    "none": lambda m, n: 1.0,
+}
+
+
+def convention_or(
+    default: Convention, convention: Convention | None, consistent_rms: Any
+) -> Convention | None:
+    """Checks what a user said about sizes; None if `consistent_rms` gives them."""
+    where = core.where()
+    if consistent_rms is None:
+        return default if convention is None else convention
+    if convention is not None:
+        raise ValueError(
+            f"{where}: consistent_rms and convention are two answers to one question, how large an "
+            f"update is; got {core.show(consistent_rms)} and {convention!r}. Give one of them, and "
+            f"None for the other."
+        )
+    return None
+
+
+@core.recorded
+def scale_by_shape(
+    weight_dimension_numbers: Any = None,
+    consistent_rms: float | None = None,
+    *,
+    convention: Convention | None = None,
+) -> Transform:
+    r"""Multiplies each matrix by a number that follows from its shape.
+
+    .. math::
+        \text{keller:} \ \sqrt{\max(1, n / m)} \qquad
+        \text{spectral:} \ \sqrt{n / m} \qquad
+        \text{moonlight:} \ 0.2 \sqrt{\max(m, n)} \qquad
+        \text{splus:} \ 2 / (m + n)
+
+    for \(m\) rows (inputs) and \(n\) columns (outputs).
+
+    Args:
+      weight_dimension_numbers: which leaves are matrices (see `muon`); others stay as they are.
+        Without it, those with two axes.
+      consistent_rms: \(c\) in (0, inf), a constant, for \(c \sqrt{\max(m, n)}\), with which the
+        updates of an orthogonal matrix have the root mean square \(c\).
+      convention: instead of `consistent_rms`: ``"keller"``, ``"moonlight"``, ``"spectral"``,
+        ``"splus"`` or ``"none"``. By default ``"keller"``.
+
+    Raises:
+      ValueError: an argument that is none of these, or both.
+
+    Example:
+      >>> import gradx, jax.numpy as jnp
+      >>> tx = gradx.scale_by_shape(convention="spectral")
+      >>> tx.update(jnp.ones((1, 4)), tx.init(None))[0]
+      Array([[2., 2., 2., 2.]], dtype=float32)
+
+    Reference: https://github.com/KellerJordan/Muon; Liu et al., *Muon is scalable for LLM
+    training*, https://arxiv.org/abs/2502.16982; Pethick et al., *Training deep learning models with
+    norm-constrained LMOs*, https://arxiv.org/abs/2502.07529; Frans et al., *A stable whitening
+    optimizer*, https://arxiv.org/abs/2506.07254.
+    """
+    where = core.where()
+    chosen = convention_or("keller", convention, consistent_rms)
+    if chosen is None:
+        size: Any = hyper.constant("consistent_rms", consistent_rms, "(0, inf)")
+    factor = _FACTORS[chosen] if chosen else lambda m, n: size * math.sqrt(max(m, n))
+    return staged(
+        _ByShape(weight_dimension_numbers, "weight_dimension_numbers", factor, where), where
+    )

@@ -1,0 +1,357 @@
+"""PSGD-Kron: a preconditioner of triangular factors, fitted step by step to whiten the momentum."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from functools import partial
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from gradx import core
+from gradx.combinators.chain import Contract
+from gradx.core import Count, Transform, Updates
+from gradx.lift.averages import weight_so_far
+from gradx.lift.matrixwise import matrixwise
+from gradx.lift.passes import Numbers, Slots, Sums
+from gradx.lift.sharing import Sharing
+from gradx.linalg import polar
+from gradx.linalg.triangular import fitted, into, out_of, scaled_identity
+from gradx.numbers import hyper
+from gradx.numbers.counting import as_count, steps
+from gradx.numbers.sources import Array, Hyper, as_float
+from gradx.optimizers.matrix.fallback import matrix_optimizer, or_by_name
+from gradx.pieces.momentum import SLOW, kept, momentum_of, remembered, slow_average
+from gradx.pieces.preprocessing import as_key, check_key
+from gradx.pieces.weight_decay import DecayKind
+from gradx.schedules.curves import ScheduleFn
+
+__all__ = ["PSGDKronState", "precond_update_prob_schedule", "psgd_kron", "scale_by_psgd_kron"]
+
+MemorySaveMode = Literal["one_diag", "all_diag"] | None
+Probe = Literal["normal", "expected"]
+
+_RANGES = {"preconditioner_lr": "[0, 1)", "preconditioner_update_probability": "[0, 1]"}
+_LARGEST = 1.1  # root mean square of an update; that of white noise is 1
+
+
+class PSGDKronState(NamedTuple):
+    """The state of PSGD-Kron, for matrices of m rows and n columns.
+
+    Attributes:
+      count: the updates done so far, int32 ().
+      mu: the average of gradients, like the parameters; with `b3` two, as `Averages`.
+      left: the upper triangular factor of the rows (m, m), or its diagonal (m,).
+      right: the upper triangular factor of the columns (n, n), or its diagonal (n,).
+      since: the updates since the factors were last fitted, int32 ().
+      key: the random key of the next update, raw (2,) or, if a typed one was given, ().
+    """
+
+    count: Count
+    mu: Updates
+    left: Updates
+    right: Updates
+    since: Array
+    key: Array
+
+
+# ---------------------------------------------------------------- how often
+
+
+@core.recorded
+def precond_update_prob_schedule(
+    max_prob: float = 1.0, min_prob: float = 0.03, decay: float = 0.001, flat_start: int = 500
+) -> ScheduleFn:
+    r"""How often PSGD fits its preconditioner: always at first, then less and less.
+
+    .. math:: p(t) = \min(\max(p_0 e^{-d (t - s)}, p_1), p_0)
+
+    Args:
+      max_prob: \(p_0\) in [0, 1].
+      min_prob: \(p_1\) in [0, 1].
+      decay: \(d\) in [0, inf).
+      flat_start: \(s\), the steps before it begins to fall, from 0 on.
+
+    Raises:
+      ValueError: a number out of range.
+
+    Example:
+      >>> import gradx
+      >>> p = gradx.precond_update_prob_schedule()
+      >>> [round(float(p(t)), 2) for t in (0, 500, 1500, 5000)]
+      [1.0, 1.0, 0.37, 0.03]
+
+    Reference: https://github.com/evanatyourservice/psgd_jax.
+    """
+    top = hyper.constant("max_prob", max_prob, "[0, 1]")
+    least = hyper.constant("min_prob", min_prob, "[0, 1]")
+    rate = hyper.constant("decay", decay, "[0, inf)")
+    begin = steps("flat_start", flat_start, 0)
+
+    def value(count: Any) -> Array:
+        fallen = top * jnp.exp(-rate * (as_float(as_count(count)) - begin))
+        return jnp.minimum(jnp.maximum(fallen, least), top)
+
+    return ScheduleFn(value)
+
+
+_ANNEALED = precond_update_prob_schedule()
+
+
+# ---------------------------------------------------------------- the transformation
+
+
+@core.recorded
+def scale_by_psgd_kron(
+    b1: Hyper = 0.9,
+    preconditioner_update_probability: Hyper | None = None,
+    *,
+    b3: Hyper | None = None,
+    alpha: Hyper | None = None,
+    max_size_triangular: int = 8192,
+    memory_save_mode: MemorySaveMode = None,
+    preconditioner_lr: Hyper = 0.1,
+    preconditioner_init_scale: float = 1.0,
+    mu_dtype: Any = None,
+    probe: Probe = "normal",
+    key: Array | int = 0,
+    axes: Any = None,
+    chunk: int | None = None,
+    share: Sharing = None,
+) -> Transform:
+    r"""Whitens each matrix of momentum between two factors that are fitted on the way.
+
+    .. math::
+        M &\leftarrow \beta_1 M + (1 - \beta_1) G, \qquad
+            A = Q_L (\hat M + \delta V) Q_R^\top, \qquad B = Q_L^{-\top} V Q_R^{-1} \\
+        Q_L &\leftarrow Q_L - \eta_Q\,
+            \frac{\mathrm{triu}(A A^\top - B B^\top)}{\lVert A A^\top + B B^\top \rVert}\, Q_L,
+        \qquad Q_R \leftarrow Q_R - \eta_Q\,
+            \frac{\mathrm{triu}(A^\top A - B^\top B)}{\lVert A^\top A + B^\top B \rVert}\, Q_R \\
+        P &= Q_L^\top Q_L \hat M Q_R^\top Q_R, \qquad u = P / \max(1, \mathrm{RMS}(P) / 1.1)
+
+    where \(\hat M\) is corrected for its start at zero, \(V\) is white noise, \(\delta\) 0.00035
+    times the mean of \(|\hat M|\), and the norm is a lower bound of the spectral one.
+
+    Args:
+      b1: \(\beta_1\) in [0, 1).
+      preconditioner_update_probability: \(p\) in [0, 1]: the factors are fitted as soon as
+        \(1/p\) steps have passed since they last were. 1 / k is every k-th step; by default
+        `precond_update_prob_schedule`.
+      b3, alpha: of a slow average of the gradients beside the other (see `scale_by_muon`).
+      max_size_triangular: the length, from 0 on, above which a side has a diagonal factor.
+      memory_save_mode: ``"one_diag"`` for a diagonal on the longer side, ``"all_diag"`` for two.
+      preconditioner_lr: \(\eta_Q\) in [0, 1).
+      preconditioner_init_scale: what \(Q_L \otimes Q_R\) begins with, times the identity; in
+        (0, inf).
+      mu_dtype: the dtype to keep \(M\) in; by default the parameter's, at least float32.
+      probe: ``"normal"`` noise; or ``"expected"``, for the means of \(A A^\top\), \(B B^\top\) and
+        their kin over all noise, which take products of as many operations and no random numbers.
+      key: a random key, or the seed of one (see `add_noise`). All matrices of one shape
+        see the same noise.
+      axes: which axes are the rows and columns (see `matrixwise`).
+      chunk: how many matrices to work on at a time, which bounds the memory (see `matrixwise`).
+      share: which devices share the matrices: ``Share(mesh, axis)``, False for none, or by default
+        all of the mesh in scope (see `matrixwise`).
+
+    Raises:
+      ValueError: a number out of range, a mode that is not there; at `init`, a leaf that is no
+        matrix, with its path.
+
+    Example:
+      >>> import gradx, jax.numpy as jnp
+      >>> tx = gradx.scale_by_psgd_kron(probe="expected")
+      >>> g = jnp.array([[4.0, 0.0], [0.0, -0.25]])
+      >>> state = tx.init(g)
+      >>> for _ in range(200):
+      ...     u, state = tx.update(g, state)
+      >>> u.round(1) + 0.0
+      Array([[ 0.8,  0. ],
+             [ 0. , -2. ]], dtype=float32)
+
+    Reference: Li, *Preconditioned stochastic gradient descent*, https://arxiv.org/abs/1512.04202;
+    https://github.com/lixilinx/psgd_torch; https://github.com/evanatyourservice/psgd_jax, whose
+    names these are. Deviations from the latter: products in float32 or wider; a schedule is asked
+    for the count 0 first, where it asks for 1; the factors are balanced, which does not change the
+    update, whenever they are fitted and not by chance; a matrix without any gradient keeps its
+    factors, which would grow until they overflow.
+    """
+    check_key("key", key)
+    scale = hyper.constant("preconditioner_init_scale", preconditioner_init_scale, "(0, inf)")
+    limit = steps("max_size_triangular", max_size_triangular, 0)
+    often = preconditioner_update_probability
+    slow = slow_average(b3, alpha)
+    return matrixwise(
+        _whitened,
+        init=partial(_first, limit=limit, mode=memory_save_mode, scale=scale),
+        state=PSGDKronState,
+        like_leaf={"mu": kept(mu_dtype, slow)},
+        hypers={
+            "b1": b1,
+            **slow,
+            "preconditioner_lr": preconditioner_lr,
+            "preconditioner_update_probability": _ANNEALED if often is None else often,
+        },
+        ranges={**_RANGES, **hyper.used(SLOW, slow)},
+        flags={"probe": probe},
+        per_step=_correction,
+        per_tree=_planned,
+        whole_tree=["preconditioner_update_probability"],
+        scalars={"since": 0, "key": lambda _: as_key(key)},
+        axes=axes,
+        chunk=chunk,
+        share=share,
+    )
+
+
+def _first(p: Array, *, limit: int, mode: MemorySaveMode, scale: Any) -> Slots:
+    def factor(axis: int) -> Array:
+        length, other = p.shape[axis], p.shape[1 - axis]
+        longer = length > other or (length == other and axis == 1)
+        diagonal = mode == "all_diag" or (mode == "one_diag" and longer)
+        return scaled_identity(length, scale**0.5, diagonal or length == 1 or length > limit, p)
+
+    return factor(0), factor(1)
+
+
+def _correction(h: Numbers, t: Array) -> Mapping[str, Any]:
+    return {"of_mu": 1 / weight_so_far(h.b1, t)}
+
+
+def _planned(h: Numbers, sums: Sums) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
+    """Whether the factors are fitted in this step, and the key of its noise."""
+    waited = h.since + 1
+    # A little less than 1, since 10 times a tenth may be a little less in float32.
+    due = as_float(waited) * h.preconditioner_update_probability >= 1 - 1e-6
+    key, now = jax.random.split(h.key) if h.probe == "normal" else (h.key, None)
+    return {"due": due, "now": now}, {"since": jnp.where(due, 0, waited), "key": key}
+
+
+# ---------------------------------------------------------------- the rule
+
+
+def _whitened(g: Array, slots: Slots, p: None, h: Numbers) -> tuple[Array, Slots]:
+    mu, left, right = slots
+    if not g.size:
+        return g, slots
+    mu = remembered(mu, polar.bounded(g), h)
+    m = momentum_of(mu, h, h.of_mu)
+    # Not one matrix but the step decides, so that this stays a conditional under `vmap`.
+    left, right = jax.lax.cond(
+        h.due,
+        lambda q: fitted(m, q[0], q[1], h.preconditioner_lr, h.now),
+        lambda q: q,
+        (left, right),
+    )
+    u = into(into(m, left).mT, right).mT
+    u = out_of(out_of(u, left).mT, right).mT
+    size = polar.norm(u) / math.sqrt(u.size)
+    return u / jnp.maximum(1.0, size / _LARGEST), (mu, left, right)
+
+
+# ---------------------------------------------------------------- the optimizer
+
+
+@core.recorded
+def psgd_kron(
+    learning_rate: Hyper,
+    b1: Hyper = 0.9,
+    weight_decay: Hyper = 0.0,
+    weight_decay_mask: Any = None,
+    preconditioner_update_probability: Hyper | None = None,
+    *,
+    b3: Hyper | None = None,
+    alpha: Hyper | None = None,
+    decay: DecayKind = "learning_rate",
+    max_size_triangular: int = 8192,
+    memory_save_mode: MemorySaveMode = None,
+    preconditioner_lr: Hyper = 0.1,
+    preconditioner_init_scale: float = 1.0,
+    mu_dtype: Any = None,
+    probe: Probe = "normal",
+    key: Array | int = 0,
+    axes: Any = None,
+    fallback: Contract | None = None,
+    chunk: int | None = None,
+    share: Sharing = None,
+) -> Transform:
+    r"""PSGD-Kron for the matrices, and Adam for all else.
+
+    .. math:: u = -\eta_t \left(P / \max(1, \mathrm{RMS}(P) / 1.1) + \lambda \theta\right),
+              \qquad P = Q_L^\top Q_L \hat M Q_R^\top Q_R
+
+    with the factors of `scale_by_psgd_kron`.
+
+    Args:
+      learning_rate: \(\eta\) in [0, inf). The authors begin with half of Adam's.
+      b1: \(\beta_1\) in [0, 1).
+      weight_decay: \(\lambda\) in [0, inf), for the matrices.
+      weight_decay_mask: which of them to decay (see `add_decayed_weights`).
+      preconditioner_update_probability: how often the factors are fitted, in [0, 1]; by default
+        `precond_update_prob_schedule`.
+      b3, alpha: see `scale_by_muon`.
+      decay: what \(\lambda\) is multiplied by (see `adamw`).
+      max_size_triangular: the length above which a side has a diagonal factor.
+      memory_save_mode: ``"one_diag"`` for a diagonal on the longer side, ``"all_diag"`` for two.
+      preconditioner_lr: \(\eta_Q\) in [0, 1).
+      preconditioner_init_scale: what \(Q_L \otimes Q_R\) begins with, in (0, inf).
+      mu_dtype: the dtype to keep averages of gradients in, Adam's too.
+      probe: ``"normal"`` noise, or ``"expected"``, without any (see `scale_by_psgd_kron`).
+      key: a random key, or the seed of one.
+      axes: which leaves are matrices, in which axes: a `MatrixAxes`, a tree of them with None for a
+        leaf that is none, a function that makes one, or `by_path`. By default `matrices_by_name`:
+        embeddings, heads, norms and biases are not.
+      fallback: what the other leaves are given; by default Adam with `learning_rate`, the betas
+        (0.9, 0.999), eps 1e-8 and no weight decay.
+      chunk: how many matrices to work on at a time (see `matrixwise`).
+      share: which devices share the matrices: ``Share(mesh, axis)``, False for none, or by default
+        all of the mesh in scope (see `matrixwise`).
+
+    Raises:
+      ValueError: a number out of range, a mode that is not there; at `init`, axes that do not fit a
+        leaf, with its path.
+
+    Example:
+      >>> import gradx, jax.numpy as jnp
+      >>> tx = gradx.psgd_kron(0.1)
+      >>> params = {"mlp": jnp.eye(2), "bias": jnp.zeros(2)}
+      >>> grads = {"mlp": 9 * jnp.eye(2), "bias": jnp.ones(2)}
+      >>> updates, state = tx.update(grads, tx.init(params), params)
+      >>> float(jnp.sqrt(jnp.mean(updates["mlp"] ** 2)).round(4))
+      0.11
+      >>> updates["bias"]
+      Array([-0.1, -0.1], dtype=float32)
+
+    Reference: Li, *Preconditioned stochastic gradient descent*, https://arxiv.org/abs/1512.04202;
+    https://github.com/evanatyourservice/psgd_jax, whose `kron` also takes vectors and tensors of
+    more axes, with a factor for each.
+    """
+    rule = scale_by_psgd_kron(
+        b1,
+        preconditioner_update_probability,
+        b3=b3,
+        alpha=alpha,
+        max_size_triangular=max_size_triangular,
+        memory_save_mode=memory_save_mode,
+        preconditioner_lr=preconditioner_lr,
+        preconditioner_init_scale=preconditioner_init_scale,
+        mu_dtype=mu_dtype,
+        probe=probe,
+        key=key,
+        axes=or_by_name(axes),
+        chunk=chunk,
+        share=share,
+    )
+    return matrix_optimizer(
+        "psgd_kron",
+        rule,
+        learning_rate,
+        weight_decay,
+        weight_decay_mask,
+        decay,
+        axes,
+        fallback,
+        mu_dtype=mu_dtype,
+    )

@@ -1,0 +1,285 @@
+"""QK-clip: queries and keys made smaller where the logits of their attention have grown large."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import optax
+
+from gradx import core
+from gradx.core import Params, State, Transform
+from gradx.core import trees as gtree
+from gradx.core.calls import check
+from gradx.lift.leafwise import Rule
+from gradx.lift.matrices import axis_numbers
+from gradx.lift.passes import Leaves, Numbers, Results, Rows, Slots, is_array, staged
+from gradx.numbers import hyper
+from gradx.numbers.sources import Array, ByPath, Hyper
+
+__all__ = ["HeadAxis", "qk_clip"]
+
+
+@core.registered
+class HeadAxis(NamedTuple):
+    r"""Where a query's or a key's leaf has its heads.
+
+    Attributes:
+      axis: the axis that counts the heads; several, where the logits have several axes: those of a
+        leaf of stacked layers; or none, ``()``, where one number is given for the leaf.
+      side_by_side: the heads lie next to each other along `axis` (the last of them), as in a kernel
+        (in, heads · size), and there are as many as there are logits.
+      power: the leaf is multiplied by this power of \(\gamma\): a half for queries and keys; 1 for
+        queries whose keys are shared by several heads, and are left out.
+
+    Example:
+      >>> import gradx
+      >>> gradx.HeadAxis(-1, side_by_side=True)
+      HeadAxis(axis=-1, side_by_side=True, power=0.5)
+    """
+
+    axis: int | tuple[int, ...] = -2
+    side_by_side: bool = False
+    power: float = 0.5
+
+
+class _Heads(NamedTuple):
+    """A checked `HeadAxis` of a leaf."""
+
+    axes: tuple[int, ...]
+    side_by_side: bool
+    power: float
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class _ClipRule(Rule):
+    """A rule for the leaves of queries and keys, which is given their logits; others pass."""
+
+    choice: Any
+
+    def seen(self, flat: gtree.Flat) -> list[_Heads | None]:
+        pairs = zip(flat.paths, flat.values, _chosen(self.choice, flat, self.where), strict=True)
+        return [None if x is None else _checked(h, path, x, self.where) for path, x, h in pairs]
+
+    def init(self, params: Params) -> State:
+        flat = gtree.flatten(params)
+        visible = gtree.flatten(flat.tree)
+        if gtree.array_paths(visible):
+            if isinstance(self.choice, ByPath):
+                self.choice.check(gtree.array_paths(visible), f"{self.where}: by_path")
+            if not any(heads is not None for heads in self.seen(visible)):
+                raise ValueError(
+                    f"{self.where}: no leaf is a query or a key. Say in heads which leaves are, as "
+                    f"in by_path({{'wq|wk': HeadAxis(-2)}}, default=None). The leaves are "
+                    f"{gtree.listed(gtree.array_paths(visible), 20)}."
+                )
+        return super().init(params)
+
+    def begin(
+        self, leaves: Leaves, state: State, extra: Mapping[str, Any], rows: Rows
+    ) -> Callable[[Results], State]:
+        flat = gtree.flatten(leaves.tree)
+        seen = self.seen(flat)
+        found = iter(zip(flat.paths, seen, strict=True))
+        pairs: list[tuple[str, _Heads | None]] = [
+            ("", None) if isinstance(u, optax.MaskedNode) else next(found) for u in leaves.updates
+        ]
+        end = super().begin(leaves, state, extra, rows)
+        logits = _by_block(extra.get("max_logits"), self.where) if any(seen) else {}
+        for row, u, (path, heads) in zip(rows, leaves.updates, pairs, strict=True):
+            if not is_array(u):
+                continue
+            if heads is None:
+                row.pop()
+                continue
+            mine = _fitted(_of(logits, path, self.where), heads, jnp.shape(u), path, self.where)
+            call = row[-1]
+            row[-1] = call._replace(
+                static=(*call.static, ("heads", heads, str(heads))),
+                traced={**call.traced, "logits": mine},
+            )
+        return end
+
+
+@core.recorded
+def qk_clip(threshold: Hyper = 100.0, heads: Any = None) -> Transform:
+    r"""Shrinks the queries and keys of each head whose attention has too large logits.
+
+    .. math::
+        \gamma_h = \min(1, \tau / S_h), \qquad
+        u \leftarrow \sqrt{\gamma_h}\,(\theta + u) - \theta
+
+    for the weights \(\theta\) of head \(h\), queries and keys alike, after whatever step \(u\) they
+    make. It stands at the end of a chain, behind the learning rate; ``chain(muon(0.02),
+    qk_clip())`` is MuonClip.
+
+    Args:
+      threshold: \(\tau\) in (0, inf].
+      heads: which leaves are queries and keys, and where they have their heads: a tree of
+        `HeadAxis`, with None for other leaves; a function that makes one from the parameters; or
+        `by_path`. By default leaves called ``query``, ``key``, ``q``, ``k``, ``query_proj``,
+        ``key_proj``, ``q_proj``, ``k_proj``, ``wq`` or ``wk``, or the ``kernel``, ``w``,
+        ``weight``, ``bias`` and ``b`` in such ones: with kernels (in, heads, size) and biases
+        (heads, size), perhaps stacked; or kernels (in, heads · size) and biases (heads · size). A
+        ``weight`` has its outputs first, as in Equinox and PyTorch: (heads · size, in), perhaps
+        stacked.
+
+    `update` is given ``max_logits``, \(S_h\), the largest logit of each head in this step's batch,
+    as an array (heads,), or (layers, heads) for stacked layers, or a number for all heads. It is a
+    dictionary by block, ``{"layer_0/attention": …}``, or a nested one like the parameters; an entry
+    is for all queries and keys below it, and a bare array for all that there are. Logits that are
+    not finite change nothing. On several devices take their maximum over these.
+
+    Raises:
+      ValueError: at `init`, no leaf is a query or key, or an axis does not fit, with its path; in
+        `update`, no parameters, no logits for a leaf, or for another number of heads.
+
+    Example:
+      >>> import gradx, jax.numpy as jnp
+      >>> params = {"attention": {"query": jnp.ones((1, 2, 1)), "key": jnp.ones((1, 2, 1))}}
+      >>> tx = gradx.chain(gradx.sgd(0.0), gradx.qk_clip(100.0))
+      >>> logits = {"attention": jnp.array([400.0, 99.0])}
+      >>> updates, _ = tx.update(params, tx.init(params), params, max_logits=logits)
+      >>> updates["attention"]["query"].ravel()
+      Array([-0.5, 0. ], dtype=float32)
+
+    Reference: Kimi Team, *Kimi K2: open agentic intelligence*, https://arxiv.org/abs/2507.20534. A
+    rotary part of the keys that all heads share is left out there, and that of the queries
+    multiplied by \(\gamma_h\) (``HeadAxis(power=1.0)``); here this is meant for keys of grouped
+    queries, too.
+    """
+    where = core.where()
+    rule = _ClipRule(
+        update=_clip,
+        hypers=hyper.Hypers({"threshold": threshold}, where),
+        per_leaf=_scale,
+        needs_params=True,
+        where=where,
+        choice=heads,
+    )
+    return staged(rule, where)
+
+
+def _scale(g: Any, slots: Any, p: Any, h: Numbers) -> Mapping[str, Array]:
+    large = (h.logits > h.threshold) & jnp.isfinite(h.logits)
+    gamma = jnp.where(large, h.threshold / jnp.where(large, h.logits, 1.0), 1.0)
+    return {"scale": jnp.sqrt(gamma) if h.heads.power == 0.5 else gamma**h.heads.power}
+
+
+def _clip(g: Array, slots: Slots, p: Array, h: Numbers) -> tuple[Array, Slots]:
+    axes, side_by_side, _ = h.heads
+    scale = h.scale
+    if side_by_side and scale.ndim:
+        scale = jnp.repeat(scale, g.shape[axes[-1]] // scale.shape[-1], axis=-1)
+    if scale.ndim:
+        scale = scale.reshape([n if i in axes else 1 for i, n in enumerate(g.shape)])
+    # So that a head with the scale 1 makes its own step, without a rounding.
+    return scale * g + (scale - 1) * p, slots
+
+
+# ---------------------------------------------------------------- which leaves
+
+_NAMES = r"query|key|q|k|q_proj|k_proj|query_proj|key_proj|wq|wk"
+_LEAF = re.compile(rf"(?:^|/)(?:{_NAMES})(?:/(?P<kind>kernel|weight|w|bias|b))?$")
+
+
+def heads_by_name(path: str, shape: tuple[int, ...]) -> HeadAxis | None:
+    found = _LEAF.search(path)
+    if found is None or not shape:
+        return None
+    if found["kind"] == "weight" and len(shape) > 1:
+        return HeadAxis(tuple(range(len(shape) - 1)), side_by_side=True)
+    inputs = 0 if found["kind"] in ("bias", "b") else 1  # the axis of the inputs
+    stacked = len(shape) - 2 - inputs
+    if stacked < 0:
+        return HeadAxis(-1, side_by_side=True)
+    return HeadAxis((*range(stacked), stacked + inputs) if stacked else -2)
+
+
+def _chosen(choice: Any, flat: gtree.Flat, where: str) -> list[Any]:
+    if choice is None:
+        pairs = zip(flat.paths, flat.values, strict=True)
+        return [None if x is None else heads_by_name(path, jnp.shape(x)) for path, x in pairs]
+    if isinstance(choice, ByPath):
+        pairs = zip(flat.paths, flat.values, strict=True)
+        return [None if x is None else choice.pick(path) for path, x in pairs]
+    is_function = callable(choice) and not isinstance(choice, HeadAxis)
+    tree = choice(flat.tree) if is_function else choice
+    return gtree.broadcast(
+        tree, flat.tree, f"{where}: heads", lambda x: x is None or isinstance(x, HeadAxis)
+    )
+
+
+def _checked(heads: Any, path: str, x: Any, where: str) -> _Heads | None:
+    if heads is None:
+        return None
+    if not isinstance(heads, HeadAxis):
+        raise ValueError(
+            f"{where}: heads must be HeadAxis or None for each leaf; at {path!r} it is "
+            f"{core.show(heads)}."
+        )
+    check(HeadAxis, heads._asdict(), f"{where}: heads at {path!r}")
+    rank = jnp.ndim(x)
+    try:
+        axes = axis_numbers(heads.axis)
+    except TypeError as error:
+        raise ValueError(
+            f"{where}: at {path!r} axis must be a whole number or a tuple of them; got "
+            f"{core.show(heads)}."
+        ) from error
+    bound = [n % rank for n in axes if -rank <= n < rank]
+    if len(set(bound)) < len(axes):
+        raise ValueError(
+            f"{where}: at {path!r} of shape {jnp.shape(x)} there are no axes {core.show(heads)}."
+        )
+    power = float(hyper.constant("power", heads.power, "[0, inf)"))
+    return _Heads(tuple(bound), heads.side_by_side, power)
+
+
+# ---------------------------------------------------------------- their logits
+
+
+def _by_block(max_logits: Any, where: str) -> dict[str, Any]:
+    if max_logits is None:
+        raise ValueError(
+            f"{where}: needs the largest logits: call update(updates, state, params, "
+            f"max_logits={{'layer_0/attention': …}})."
+        )
+    flat = gtree.flatten(max_logits)
+    return {path: x for path, x in zip(flat.paths, flat.values, strict=True) if x is not None}
+
+
+def _of(logits: Mapping[str, Any], path: str, where: str) -> Any:
+    """The entry of the innermost block around a leaf."""
+    steps = path.split("/")
+    for n in range(len(steps), -1, -1):
+        block = "/".join(steps[:n])
+        if block in logits:
+            return logits[block]
+    raise ValueError(
+        f"{where}: max_logits has nothing for {path!r}; it has {gtree.listed(list(logits), 20)}."
+    )
+
+
+def _fitted(logits: Any, heads: _Heads, shape: tuple[int, ...], path: str, where: str) -> Array:
+    found = jnp.asarray(logits)
+    found = found.astype(gtree.wide(found.dtype))
+    if not jnp.issubdtype(found.dtype, jnp.floating):
+        raise ValueError(
+            f"{where}: the max_logits for {path!r} must be real numbers, got {core.show(logits)}."
+        )
+    lengths = tuple(shape[n] for n in heads.axes)
+    fits = found.shape == lengths
+    if heads.side_by_side and found.size and 0 < found.ndim == len(lengths):
+        fits = found.shape[:-1] == lengths[:-1] and lengths[-1] % found.shape[-1] == 0
+    if found.shape and not fits:
+        wanted = f"{core.show(lengths)}{' (or a divisor)' if heads.side_by_side else ''}"
+        raise ValueError(
+            f"{where}: the max_logits for {path!r} have the shape {found.shape}, and its heads "
+            f"{wanted}. If several heads share a key, leave keys out and give queries "
+            f"HeadAxis(…, power=1.0)."
+        )
+    return found

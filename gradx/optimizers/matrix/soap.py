@@ -1,0 +1,322 @@
+"""SOAP: Adam in the eigenbasis of Shampoo's preconditioner."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+
+from gradx import core
+from gradx.combinators.chain import Contract
+from gradx.core import Count, Transform, Updates
+from gradx.core.roots import sqrt
+from gradx.core.trees import abs_sq
+from gradx.lift.averages import average, weight_so_far
+from gradx.lift.matrixwise import matrixwise
+from gradx.lift.passes import Numbers, Slots
+from gradx.lift.sharing import Sharing
+from gradx.linalg.eigenbasis import (
+    CUT,
+    averaged,
+    cut,
+    first_basis,
+    first_slots,
+    into,
+    known,
+    largest_first,
+    least_share,
+    moved,
+    orthogonal,
+    out_of,
+    power,
+    rounding_of_products,
+)
+from gradx.linalg.polar import bounded
+from gradx.numbers import hyper
+from gradx.numbers.counting import steps
+from gradx.numbers.sources import Array, Hyper
+from gradx.optimizers.matrix.fallback import matrix_optimizer, or_by_name
+from gradx.pieces.momentum import SLOW, kept, momentum_of, remembered, slow_average
+from gradx.pieces.weight_decay import DecayKind
+
+__all__ = ["SoapState", "scale_by_soap", "soap"]
+
+
+class SoapState(NamedTuple):
+    r"""The state of SOAP; for a leaf with m rows and n columns.
+
+    A side that is longer than `max_precond_dim` has (0, 0) for its factor and its basis. Arrays of
+    a leaf that holds several matrices have an axis in front that counts them.
+
+    Attributes:
+      count: the updates done so far, int32 ().
+      mu: the first moment, in the bases, like the parameters; with `b3` two, as `Averages`.
+      nu: the second moment, in the bases, like the parameters, real.
+      row_factor: the average of \(G G^*\), (m, m).
+      column_factor: the average of \(G^* G\), (n, n).
+      row_basis: the eigenvectors of the one, nearly, as columns (m, m).
+      column_basis: those of the other (n, n).
+    """
+
+    count: Count
+    mu: Updates
+    nu: Updates
+    row_factor: Updates
+    column_factor: Updates
+    row_basis: Updates
+    column_basis: Updates
+
+
+@core.recorded
+def scale_by_soap(
+    b1: Hyper = 0.95,
+    b2: Hyper = 0.95,
+    eps: Hyper = 1e-8,
+    precondition_frequency: int = 10,
+    max_precond_dim: int = 10000,
+    mu_dtype: Any = None,
+    *,
+    b3: Hyper | None = None,
+    alpha: Hyper | None = None,
+    rtol: Hyper | None = None,
+    shampoo_beta: Hyper | None = None,
+    bias_correction: bool = True,
+    staggered: bool = False,
+    axes: Any = None,
+    chunk: int | None = None,
+    share: Sharing = None,
+) -> Transform:
+    r"""Rescales each matrix by Adam's rule, in the eigenbasis of Shampoo's preconditioner.
+
+    .. math::
+        H &= Q_L^* G Q_R, \qquad
+        M \leftarrow \beta_1 M + (1 - \beta_1) H, \qquad
+        V \leftarrow \beta_2 V + (1 - \beta_2) |H|^2 \\
+        U &= Q_L \left(\hat M / (\sqrt{\hat V} + \epsilon)\right) Q_R^* \\
+        L &\leftarrow \beta L + (1 - \beta) G G^*, \qquad
+        R \leftarrow \beta R + (1 - \beta) G^* G
+
+    with moments corrected for their start at zero. In the first step \(Q_L\) and \(Q_R\) become the
+    eigenvectors of \(L\) and \(R\), and the update is zero. At the end of each \(k\)-th step from
+    there the columns of \(Q_L\) and with them the rows of \(V\) are sorted by
+    \(\operatorname{diag}(Q_L^* L Q_L)\), falling; then \(Q_L\) becomes the orthogonal factor of
+    \(L Q_L\), and \(M\) is turned from the old basis to the new one. The other side likewise.
+
+    Args:
+      b1: \(\beta_1\) in [0, 1).
+      b2: \(\beta_2\) in [0, 1).
+      eps: \(\epsilon\) in [0, inf). With 0 an element that has had no gradient yet gives NaN.
+      precondition_frequency: \(k\), a whole number from 1 on.
+      max_precond_dim: a side that is longer keeps no factor, and \(Q\) is the identity there; a
+        whole number from 0 on. With one side the memory is that of Shampoo's smaller factor.
+      mu_dtype: the dtype to keep \(M\) in; by default the parameter's, at least float32.
+      b3, alpha: of a slow average of the gradients beside the other (see `scale_by_muon`).
+      rtol: in [0, 1): a row or a column with less than this share of all \(V\) is
+        taken for rounding, and has no step; so is an element with less than a tenth of the root of
+        this share of what its row and its column let expect. By default the square of 100 units of
+        rounding, 1e-10 in float32. With 0, the authors' way, rounding has a step as large as any.
+      shampoo_beta: \(\beta\) in [0, 1); by default `b2`.
+      bias_correction: False for the moments as they are.
+      staggered: renew the bases of a \(k\)-th part of the matrices of each shape in every step,
+        instead of all in every \(k\)-th, so that no step takes longer than others.
+      axes: which axes are the rows and columns: a `MatrixAxes`, a tree of them, a function that
+        makes one from the parameters, or `by_path`. Without it every leaf must have two axes.
+      chunk: how many matrices to work on at a time, which bounds the memory (see `matrixwise`).
+      share: which devices share the matrices: ``Share(mesh, axis)``, False for none, or by default
+        all of the mesh in scope (see `matrixwise`).
+
+    Raises:
+      ValueError: a number out of range; at `init`, a leaf that is no matrix, with its path.
+
+    Example:
+      >>> import gradx, jax.numpy as jnp
+      >>> tx = gradx.scale_by_soap(eps=1e-3)
+      >>> g = jnp.array([[6.0, -4.0], [8.0, 3.0]])
+      >>> state = tx.init(g)
+      >>> for _ in range(2):
+      ...     updates, state = tx.update(g, state)
+      >>> updates.round(2)  # orthogonal, where Adam's would be a matrix of signs
+      Array([[ 0.6, -0.8],
+             [ 0.8,  0.6]], dtype=float32)
+
+    Reference: Vyas et al., *SOAP: improving and stabilizing Shampoo using Adam*,
+    https://arxiv.org/abs/2409.11321, and the authors' code,
+    https://github.com/nikhilvyas/SOAP, from which it differs in `rtol`, and in \(\epsilon\): it
+    stands beside the corrected \(\sqrt{\hat V}\), as Adam has it, and not beside \(\sqrt V\).
+    """
+    slow = slow_average(b3, alpha)
+    hypers = {"b1": b1, "b2": b2, "eps": eps, **slow, **cut(rtol)}
+    if shampoo_beta is not None:
+        hypers["shampoo_beta"] = shampoo_beta
+    return matrixwise(
+        _soap,
+        init=partial(first_slots, limit=steps("max_precond_dim", max_precond_dim, 0)),
+        state=SoapState,
+        like_leaf={"mu": kept(mu_dtype, slow), "nu": "real"},
+        hypers=hypers,
+        ranges=hyper.used({"shampoo_beta": "[0, 1)", **SLOW, **CUT}, hypers),
+        flags={"corrects": bias_correction},
+        per_step=_of_the_step,
+        axes=axes,
+        start=_start,
+        renew=_renew,
+        every=steps("precondition_frequency", precondition_frequency, 1),
+        staggered=staggered,
+        chunk=chunk,
+        share=share,
+    )
+
+
+def _of_the_step(h: Numbers, t: Array) -> Mapping[str, Any]:
+    # Adam begins with the second step, when there are bases for it.
+    own, begun = jnp.maximum(t - 1, 1), t > 1
+    correct_mu = 1 / weight_so_far(h.b1, own) if h.corrects else 1.0
+    correct_nu = 1 / weight_so_far(h.b2, own) if h.corrects else 1.0
+    return {
+        "begun": begun,
+        "correct_mu": correct_mu,
+        "correct_nu": correct_nu,
+        "factor_decay": getattr(h, "shampoo_beta", h.b2),
+    }
+
+
+def _soap(g: Array, slots: Slots, p: None, h: Numbers) -> tuple[Array, Slots]:
+    g, (mu, nu, left, right, *bases) = bounded(g), slots
+    seen = jnp.where(h.begun, into(g, *bases), 0)
+    mu = remembered(mu, seen, h)
+    nu = average(nu, abs_sq(seen), h.b2)
+    u = momentum_of(mu, h, h.correct_mu) / (sqrt(h.correct_nu * nu) + h.eps)
+    signal = h.begun & known(nu, least_share(h, rounding_of_products(nu.dtype)), *bases)
+    u = out_of(jnp.where(signal, u, 0), *bases)
+    return u, (mu, nu, *averaged(g, left, right, h.factor_decay), *bases)
+
+
+def _start(slots: Slots, h: Numbers) -> Slots:
+    mu, nu, left, right, *_ = slots
+    return mu, nu, left, right, first_basis(left), first_basis(right)
+
+
+def _renew(slots: Slots, h: Numbers) -> Slots:
+    mu, nu, left, right, *old = slots
+    made = []
+    for axis, (factor, basis) in enumerate(zip((left, right), old, strict=True)):
+        if factor.size:
+            next_one = power(factor, basis)
+            order = largest_first(next_one, basis)
+            nu = jnp.take(nu, order, axis=axis)
+            basis = orthogonal(next_one[:, order], basis[:, order], factor)
+        made.append(basis)
+    rows, columns = made
+    return moved(mu, (old[0], old[1]), (rows, columns)), nu, left, right, rows, columns
+
+
+@core.recorded
+def soap(
+    learning_rate: Hyper,
+    b1: Hyper = 0.95,
+    b2: Hyper = 0.95,
+    eps: Hyper = 1e-8,
+    weight_decay: Hyper = 0.01,
+    weight_decay_mask: Any = None,
+    precondition_frequency: int = 10,
+    max_precond_dim: int = 10000,
+    mu_dtype: Any = None,
+    *,
+    b3: Hyper | None = None,
+    alpha: Hyper | None = None,
+    rtol: Hyper | None = None,
+    shampoo_beta: Hyper | None = None,
+    bias_correction: bool = True,
+    decay: DecayKind = "learning_rate",
+    staggered: bool = False,
+    axes: Any = None,
+    fallback: Contract | None = None,
+    chunk: int | None = None,
+    share: Sharing = None,
+) -> Transform:
+    r"""SOAP for the matrices, and Adam for all else.
+
+    .. math::
+        u = -\eta_t \left(Q_L \left(\hat M / (\sqrt{\hat V} + \epsilon)\right) Q_R^*
+            + \lambda \theta\right)
+
+    with the bases and moments of `scale_by_soap`. In the first step matrices do nothing but decay.
+
+    Args:
+      learning_rate: \(\eta\) in [0, inf). The authors begin with 0.003.
+      b1: \(\beta_1\) in [0, 1).
+      b2: \(\beta_2\) in [0, 1).
+      eps: \(\epsilon\) in [0, inf).
+      weight_decay: \(\lambda\) in [0, inf), for the matrices.
+      weight_decay_mask: which of them to decay (see `add_decayed_weights`).
+      precondition_frequency: the steps from one renewal of the bases to the next.
+      max_precond_dim: a side that is longer has the identity for its basis.
+      mu_dtype: the dtype to keep the first moments in.
+      b3, alpha: see `scale_by_muon`.
+      rtol: what is taken for rounding (see `scale_by_soap`).
+      shampoo_beta: the decay of the factors, in [0, 1); by default `b2`.
+      bias_correction: False for the moments of the matrices as they are.
+      decay: what \(\lambda\) is multiplied by (see `adamw`).
+      staggered: renew a part of the bases in every step (see `scale_by_soap`).
+      axes: which leaves are matrices, in which axes: as for `scale_by_soap`, with None for a leaf
+        that is none. By default `matrices_by_name`: embeddings, heads, norms and biases are not.
+      fallback: what the other leaves are given; by default Adam with `learning_rate`, the betas
+        (0.95, 0.95), eps 1e-8 and no weight decay.
+      chunk: how many matrices to work on at a time (see `scale_by_soap`).
+      share: devices that share the matrices (see `scale_by_soap`).
+
+    Raises:
+      ValueError: a number out of range; at `init`, axes that do not fit a leaf, with its path.
+
+    Example:
+      >>> import gradx, jax.numpy as jnp
+      >>> tx = gradx.soap(0.5, eps=1e-3, weight_decay=0.0)
+      >>> params = {"mlp": jnp.array([[6.0, -4.0], [8.0, 3.0]]), "bias": jnp.ones(2)}
+      >>> state = tx.init(params)
+      >>> for _ in range(2):
+      ...     updates, state = tx.update(params, state, params)
+      >>> updates["mlp"].round(1)
+      Array([[-0.3,  0.4],
+             [-0.4, -0.3]], dtype=float32)
+      >>> updates["bias"].round(1)
+      Array([-0.5, -0.5], dtype=float32)
+
+    Reference: Vyas et al., *SOAP: improving and stabilizing Shampoo using Adam*,
+    https://arxiv.org/abs/2409.11321. Deviations from the authors' code: the parameters decay as in
+    AdamW, in the first step too and not by what the step has made of them; other leaves have
+    Adam from the first step on, and do not decay; embeddings and heads, up to a length of
+    `max_precond_dim`, are matrices there (``axes=`` ``lambda params:
+    jax.tree.map(lambda x: gradx.MatrixAxes() if x.ndim == 2 else None, params)``).
+    """
+    rule = scale_by_soap(
+        b1,
+        b2,
+        eps,
+        precondition_frequency,
+        max_precond_dim,
+        mu_dtype,
+        b3=b3,
+        alpha=alpha,
+        rtol=rtol,
+        shampoo_beta=shampoo_beta,
+        bias_correction=bias_correction,
+        staggered=staggered,
+        axes=or_by_name(axes),
+        chunk=chunk,
+        share=share,
+    )
+    return matrix_optimizer(
+        "soap",
+        rule,
+        learning_rate,
+        weight_decay,
+        weight_decay_mask,
+        decay,
+        axes,
+        fallback,
+        b1=0.95,
+        b2=0.95,
+        mu_dtype=mu_dtype,
+    )

@@ -1,0 +1,295 @@
+"""SPlus: the signs of the momentum in the eigenbasis of Shampoo's preconditioner."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+
+from gradx import core
+from gradx.combinators.chain import Contract, chain
+from gradx.core import Count, Transform, Updates
+from gradx.lift.matrixwise import matrixwise
+from gradx.lift.passes import Numbers, Slots
+from gradx.lift.sharing import Sharing
+from gradx.linalg.eigenbasis import (
+    CUT,
+    averaged,
+    cut,
+    first_basis,
+    first_slots,
+    into,
+    known,
+    least_share,
+    out_of,
+    rounding_of_products,
+    squares,
+)
+from gradx.linalg.polar import bounded
+from gradx.numbers import hyper
+from gradx.numbers.counting import steps
+from gradx.numbers.sources import Array, Hyper
+from gradx.optimizers.matrix.fallback import adam_for_others, or_by_name, with_fallback
+from gradx.optimizers.matrix.orthogonal import scale_by_shape
+from gradx.pieces.momentum import SLOW, kept, momentum_of, remembered, slow_average
+from gradx.pieces.scaling import scale
+from gradx.pieces.weight_decay import DecayKind, scale_and_decay
+
+__all__ = ["SplusState", "scale_by_splus", "splus"]
+
+# The authors' `nonstandard_constant`. A matrix has 2η / (m + n), so that η is some hundred times
+# a rate of Adam's: leaves that are no matrix must not have it as it is.
+_OF_OTHERS = 0.001
+
+
+class SplusState(NamedTuple):
+    r"""The state of SPlus; for a leaf with m rows and n columns.
+
+    A side that is longer than `max_precond_dim` has (0, 0) for its factor and its basis. Arrays of
+    a leaf that holds several matrices have an axis in front that counts them.
+
+    Attributes:
+      count: the updates done so far, int32 ().
+      mu: the first moment, like the parameters; with `b3` two, as `Averages`.
+      row_factor: the average of \(G G^*\), (m, m).
+      column_factor: the average of \(G^* G\), (n, n).
+      row_basis: the eigenvectors that the one had when they were last renewed, as columns (m, m).
+      column_basis: those of the other (n, n).
+    """
+
+    count: Count
+    mu: Updates
+    row_factor: Updates
+    column_factor: Updates
+    row_basis: Updates
+    column_basis: Updates
+
+
+@core.recorded
+def scale_by_splus(
+    b1: Hyper = 0.9,
+    b2: Hyper = 0.999,
+    eps: Hyper = 0.0,
+    precondition_frequency: int = 100,
+    max_precond_dim: int = 10000,
+    mu_dtype: Any = None,
+    *,
+    b3: Hyper | None = None,
+    alpha: Hyper | None = None,
+    rtol: Hyper | None = None,
+    staggered: bool = False,
+    axes: Any = None,
+    chunk: int | None = None,
+    share: Sharing = None,
+) -> Transform:
+    r"""Replaces each matrix by the signs of its momentum, taken in a Shampoo eigenbasis.
+
+    .. math::
+        M &\leftarrow \beta_1 M + (1 - \beta_1) G \\
+        U &= Q_L \operatorname{sign}_\epsilon(Q_L^* M Q_R)\, Q_R^*, \qquad
+            \operatorname{sign}_\epsilon(X)_{ij} =
+            X_{ij} / \left(|X_{ij}| + \epsilon \max_{kl} |X_{kl}|\right) \\
+        L &\leftarrow \beta_2 L + (1 - \beta_2) G G^*, \qquad
+        R \leftarrow \beta_2 R + (1 - \beta_2) G^* G
+
+    with 0/0 = 0. \(Q_L\) and \(Q_R\) begin as identities, so the first step is that of the signs
+    of \(G\). At its end, and at that of each \(k\)-th step from there, they become the eigenvectors
+    of \(L\) and \(R\). However old they are, no element of \(Q_L^* U Q_R\) is larger than 1. The
+    first ones are those of a single gradient, and arbitrary in the directions that it has not.
+
+    Args:
+      b1: \(\beta_1\) in [0, 1).
+      b2: \(\beta_2\) in [0, 1).
+      eps: \(\epsilon\) in [0, inf), relative to the largest element, so that the size of the
+        gradients makes no difference; 0 for the sign, as the authors have it.
+      precondition_frequency: \(k\), a whole number from 1 on.
+      max_precond_dim: a side that is longer keeps no factor, and \(Q\) is the identity there; a
+        whole number from 0 on. With 0 the update is the sign of the momentum.
+      mu_dtype: the dtype to keep \(M\) in; by default the parameter's, at least float32.
+      b3, alpha: of a slow average of the gradients beside the other (see `scale_by_muon`).
+      rtol: in [0, 1): a row or a column with less than this share of all \(|Q_L^* M Q_R|^2\) is
+        taken for rounding, and has no step; so is an element with less than a tenth of the root of
+        this share of what its row and its column let expect. By default the square of 100 units of
+        rounding, 1e-10 in float32. With 0, the authors' way, rounding has a step as large as any.
+      staggered: renew the bases of a \(k\)-th part of the matrices of each shape in every step,
+        instead of all in every \(k\)-th, so that no step takes longer than others.
+      axes: which axes are the rows and columns: a `MatrixAxes`, a tree of them, a function that
+        makes one from the parameters, or `by_path`. Without it every leaf must have two axes.
+      chunk: how many matrices to work on at a time, which bounds the memory (see `matrixwise`).
+      share: which devices share the matrices: ``Share(mesh, axis)``, False for none, or by default
+        all of the mesh in scope (see `matrixwise`).
+
+    Raises:
+      ValueError: a number out of range; at `init`, a leaf that is no matrix, with its path.
+
+    Example:
+      >>> import gradx, jax.numpy as jnp
+      >>> tx = gradx.scale_by_splus(eps=1e-5)
+      >>> g = jnp.array([[6.0, -4.0], [8.0, 3.0]])
+      >>> state = tx.init(g)
+      >>> signs, state = tx.update(g, state)
+      >>> signs.round(2)
+      Array([[ 1., -1.],
+             [ 1.,  1.]], dtype=float32)
+      >>> updates, state = tx.update(g, state)
+      >>> updates.round(2)  # orthogonal, since g is diagonal in its own eigenvectors
+      Array([[ 0.6, -0.8],
+             [ 0.8,  0.6]], dtype=float32)
+
+    Reference: Frans, Levine and Abbeel, *A stable whitening optimizer for efficient neural network
+    training*, https://arxiv.org/abs/2506.07254, and the authors' code,
+    https://github.com/kvfrans/splus. Its steps are 1, k, 2k, ... where those here are 1, k + 1,
+    2k + 1, ...; it has no `rtol`; its `eps` is added to the factors before their eigenvectors
+    are taken, which does not change them.
+    """
+    slow = slow_average(b3, alpha)
+    return matrixwise(
+        _splus,
+        init=partial(first_slots, limit=steps("max_precond_dim", max_precond_dim, 0)),
+        state=SplusState,
+        like_leaf={"mu": kept(mu_dtype, slow)},
+        hypers={"b1": b1, "b2": b2, "eps": eps, **slow, **cut(rtol)},
+        ranges={**hyper.used(SLOW, slow), **hyper.used(CUT, cut(rtol))},
+        axes=axes,
+        renew=_renew,
+        every=steps("precondition_frequency", precondition_frequency, 1),
+        staggered=staggered,
+        chunk=chunk,
+        share=share,
+    )
+
+
+def _splus(g: Array, slots: Slots, p: None, h: Numbers) -> tuple[Array, Slots]:
+    g, (mu, left, right, *bases) = bounded(g), slots
+    mu = remembered(mu, g, h)
+    m = into(momentum_of(mu, h), *bases)
+    signal = known(squares(m), least_share(h, rounding_of_products(m.real.dtype)), *bases)
+    u = out_of(jnp.where(signal, _signs(m, h.eps), 0), *bases)
+    return u, (mu, *averaged(g, left, right, h.b2), *bases)
+
+
+def _signs(x: Array, eps: Any) -> Array:
+    size = jnp.abs(x)
+    soft = size + eps * jnp.max(size, initial=0.0)
+    # A product with a reciprocal would not be 1 or -1 to the last bit.
+    return jnp.where(soft > 0, x / jnp.where(soft > 0, soft, 1.0), 0.0)
+
+
+def _renew(slots: Slots, h: Numbers) -> Slots:
+    mu, left, right, *_ = slots
+    return mu, left, right, first_basis(left), first_basis(right)
+
+
+@core.recorded
+def splus(
+    learning_rate: Hyper,
+    b1: Hyper = 0.9,
+    b2: Hyper = 0.999,
+    eps: Hyper = 0.0,
+    weight_decay: Hyper = 0.01,
+    weight_decay_mask: Any = None,
+    precondition_frequency: int = 100,
+    max_precond_dim: int = 10000,
+    mu_dtype: Any = None,
+    *,
+    b3: Hyper | None = None,
+    alpha: Hyper | None = None,
+    rtol: Hyper | None = None,
+    decay: DecayKind = "learning_rate",
+    staggered: bool = False,
+    axes: Any = None,
+    fallback: Contract | None = None,
+    chunk: int | None = None,
+    share: Sharing = None,
+) -> Transform:
+    r"""SPlus for the matrices, and Adam with a thousandth of the learning rate for all else.
+
+    .. math::
+        u = -\frac{2 \eta_t}{m + n} \left(Q_L \operatorname{sign}_\epsilon(Q_L^* M Q_R)\, Q_R^*
+            + \lambda \theta\right)
+
+    for \(m\) rows and \(n\) columns, with the momentum and bases of `scale_by_splus`. So the decay
+    is by shape, too.
+
+    Args:
+      learning_rate: \(\eta\) in [0, inf). It is not Adam's: the authors begin with 0.2, or with
+        Adam's times twice the width of the network, and keep it for all widths.
+      b1: \(\beta_1\) in [0, 1).
+      b2: \(\beta_2\) in [0, 1).
+      eps: \(\epsilon\) in [0, inf), relative to the largest element (see `scale_by_splus`).
+      weight_decay: \(\lambda\) in [0, inf), for the matrices.
+      weight_decay_mask: which of them to decay (see `add_decayed_weights`).
+      precondition_frequency: the steps from one renewal of the bases to the next.
+      max_precond_dim: a side that is longer has the identity for its basis.
+      mu_dtype: the dtype to keep the first moments in.
+      b3, alpha: see `scale_by_muon`.
+      rtol: what is taken for rounding (see `scale_by_splus`).
+      decay: what \(\lambda\) is multiplied by (see `adamw`): \(2 \eta_t / (m + n)\), the schedule
+        alone, or nothing.
+      staggered: renew a part of the bases in every step (see `scale_by_splus`).
+      axes: which leaves are matrices, in which axes: as for `scale_by_splus`, with None for a leaf
+        that is none. By default `matrices_by_name`: embeddings, heads, norms and biases are not.
+      fallback: what the other leaves are given; by default Adam with 0.001 `learning_rate`, the
+        betas (0.9, 0.999), eps 1e-8 and no weight decay.
+      chunk: how many matrices to work on at a time (see `scale_by_splus`).
+      share: devices that share the matrices (see `scale_by_splus`).
+
+    Raises:
+      ValueError: a number out of range; at `init`, axes that do not fit a leaf, with its path.
+
+    Example:
+      >>> import gradx, jax.numpy as jnp
+      >>> tx = gradx.splus(0.5, weight_decay=0.0)
+      >>> params = {"mlp": jnp.array([[6.0, -4.0], [8.0, 3.0]]), "bias": jnp.ones(2)}
+      >>> updates, state = tx.update(params, tx.init(params), params)
+      >>> updates["mlp"]
+      Array([[-0.25,  0.25],
+             [-0.25, -0.25]], dtype=float32)
+      >>> updates["bias"]
+      Array([-0.0005, -0.0005], dtype=float32)
+
+      Steps this large leave noise in the parameters. To evaluate or to deploy, take their average,
+      which the authors say is a part of the method; `ema` keeps it, corrected for its start:
+
+      >>> average = gradx.ema(0.999)
+      >>> state, kept = tx.init(params), average.init(params)
+      >>> for _ in range(2):
+      ...     updates, state = tx.update(params, state, params)
+      ...     params = gradx.apply_updates(params, updates)
+      ...     averaged, kept = average.update(params, kept)
+      >>> averaged["bias"].round(5)  # of 0.9995 and 0.999
+      Array([0.99925, 0.99925], dtype=float32)
+
+    Reference: Frans, Levine and Abbeel, *A stable whitening optimizer for efficient neural network
+    training*, https://arxiv.org/abs/2506.07254. Deviations from the authors' code,
+    https://github.com/kvfrans/splus: the average of the parameters is no part of the state; other
+    leaves have Adam, where the sign of the momentum (``fallback=signum(0.001 * learning_rate,
+    beta=b1)``) and decay are theirs; embeddings are among them, and a matrix with a side longer
+    than `max_precond_dim` is not: it has its \(2 / (m + n)\), and not 0.001; and those of
+    `scale_by_splus`.
+    """
+    inner = or_by_name(axes)
+    rule = scale_by_splus(
+        b1,
+        b2,
+        eps,
+        precondition_frequency,
+        max_precond_dim,
+        mu_dtype,
+        b3=b3,
+        alpha=alpha,
+        rtol=rtol,
+        staggered=staggered,
+        axes=inner,
+        chunk=chunk,
+        share=share,
+    )
+    ends = scale_and_decay(learning_rate, weight_decay, weight_decay_mask, decay)
+    by_shape = scale_by_shape(inner, convention="splus")
+    # The shape is a factor of the learning rate, so also of the decay that is multiplied by it.
+    ends = (*ends, by_shape) if decay == "learning_rate" else (by_shape, *ends)
+    if fallback is None:
+        others = adam_for_others(learning_rate, b1=0.9, b2=0.999, mu_dtype=mu_dtype)
+        fallback = chain(others, scale(_OF_OTHERS))
+    return with_fallback("splus", chain(rule, *ends), "others", fallback, axes)

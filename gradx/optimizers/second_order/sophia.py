@@ -1,0 +1,386 @@
+"""Sophia: an average of gradients over the curvature, which is estimated in a few steps only."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from gradx import core
+from gradx.combinators.chain import Contract, chain
+from gradx.combinators.predicated import check_inner
+from gradx.contract import MaskedNode
+from gradx.core import Count, Params, Part, State, Transform, Updates
+from gradx.core import trees as gtree
+from gradx.core.updates import safe_increment
+from gradx.lift.averages import average, storage, weight_so_far, zero_moments
+from gradx.lift.leafwise import leafwise
+from gradx.lift.passes import Leaves, Numbers, Results, Rows, Slots, is_array, measured, run, staged
+from gradx.lift.states import check_state
+from gradx.lowering.conditional import rarely
+from gradx.numbers.counting import steps
+from gradx.numbers.live import own_state, with_own
+from gradx.numbers.sources import Array, Hyper
+from gradx.optimizers.first_order.adam import ScaleByAdamState
+from gradx.optimizers.second_order.hutchinson import hutchinson_estimator_diag_hessian
+from gradx.pieces.weight_decay import DecayKind, scale_and_decay
+
+__all__ = ["SophiaState", "scale_by_sophia", "sophia"]
+
+
+_HUTCHINSON = hutchinson_estimator_diag_hessian()
+
+
+# ---------------------------------------------------------------- the rule
+
+
+class SophiaState(NamedTuple):
+    """The state of Sophia.
+
+    Attributes:
+      count: the updates done so far, int32 ().
+      mu: the average of gradients, like the parameters.
+      nu: the average of estimates of the Hessian's diagonal, like the parameters.
+      hessian_fn_state: the state of what estimates it.
+    """
+
+    count: Count
+    mu: Updates
+    nu: Updates
+    hessian_fn_state: Any
+
+
+class _Curvature(NamedTuple):
+    count: Count
+    nu: Updates
+
+
+@core.recorded
+def scale_by_sophia(
+    b1: Hyper = 0.965,
+    b2: Hyper = 0.99,
+    eps: Hyper = 1e-8,
+    gamma: Hyper = 0.01,
+    clip_threshold: Hyper | None = 1.0,
+    update_interval: int = 10,
+    hessian_diagonal_fn: Contract = _HUTCHINSON,
+    mu_dtype: Any = None,
+    verbose: bool = False,
+    print_win_rate_every_n_steps: int = 0,
+) -> Transform:
+    r"""Rescales the updates by Sophia's rule.
+
+    .. math::
+        \mu &\leftarrow \beta_1 \mu + (1 - \beta_1) g, \qquad \hat\mu = \mu / (1 - \beta_1^t) \\
+        u &= \min(\max(\hat\mu / \max(\gamma \nu, \epsilon), -c), c) \\
+        \nu &\leftarrow \beta_2 \nu + (1 - \beta_2)\, \hat h
+            \text{ in the steps } t = 1,\ 1 + k,\ 1 + 2k, \ldots
+
+    where \(\hat h\) is an estimate of the Hessian's diagonal, made in these steps only. What it
+    needs is given to `update` as extra arguments: `obj_fn` for Hutchinson's.
+
+    Args:
+      b1: \(\beta_1\) in [0, 1).
+      b2: \(\beta_2\) in [0, 1). Since \(\nu\) changes in every \(k\)-th step, it remembers
+        \(k\) times as many steps as an average of gradients with the same number.
+      eps: \(\epsilon\) in (0, inf), what the curvature counts as where it is smaller or negative.
+      gamma: \(\gamma\) in (0, inf). The more, the fewer elements are clipped.
+      clip_threshold: \(c\) in (0, inf]; `None` does not clip.
+      update_interval: \(k\), a whole number from 1 on.
+      hessian_diagonal_fn: a transformation that replaces gradients by the estimate.
+      mu_dtype: the dtype to keep \(\mu\) in; by default the parameter's, at least float32.
+      verbose: print the win rate, the share of elements that are not clipped. The authors want it
+        between 0.1 and 0.5; a larger \(\gamma\) raises it.
+      print_win_rate_every_n_steps: in which steps; 0 prints nothing.
+
+    Raises:
+      ValueError: the win rate is asked for, but not `verbose`, or nothing is clipped; in `update`,
+        what the estimate needs is missing; gradients are complex.
+
+    Example:
+      >>> import gradx, jax, jax.numpy as jnp
+      >>> loss = lambda p: jnp.sum(jnp.array([1.0, 100.0]) * p**2)
+      >>> tx = gradx.scale_by_sophia(gamma=1.0, b2=0.5)
+      >>> p = jnp.array([0.3, 0.3])
+      >>> state = tx.init(p)
+      >>> for _ in range(2):
+      ...     updates, state = tx.update(jax.grad(loss)(p), state, p, obj_fn=loss)
+      >>> updates.round(1), state.nu.round()
+      (Array([0.6, 0.6], dtype=float32), Array([  1., 100.], dtype=float32))
+
+    Reference: Liu et al., *Sophia*, https://arxiv.org/abs/2305.14342, Algorithm 3. As in Optax,
+    and unlike the paper, \(\mu\) is corrected for its start at zero, and an estimate counts from
+    the step after it was made, so that in the first one \(u = \pm c\). The authors' SophiaG
+    divides by \(\rho B \nu + 10^{-15}\), with the batch size \(B\), for what is
+    \(\max(\gamma \nu, \epsilon)\) here and in the paper.
+    """
+    where = core.where()
+    check_inner(hessian_diagonal_fn, where, "hessian_diagonal_fn")
+    interval = steps("update_interval", update_interval, 1)
+    report = steps("print_win_rate_every_n_steps", print_win_rate_every_n_steps, 0)
+    if report and not verbose:
+        raise ValueError(f"{where}: print_win_rate_every_n_steps does nothing without verbose.")
+    if verbose and clip_threshold is None:
+        raise ValueError(f"{where}: verbose needs a clip_threshold: all elements win without.")
+    clipping = {} if clip_threshold is None else {"clip_threshold": clip_threshold}
+    moved = leafwise(
+        _sophia,
+        init=partial(zero_moments, mu_dtype=storage("mu_dtype", mu_dtype)),
+        state=ScaleByAdamState,
+        hypers={"b1": b1, "b2": b2, "eps": eps, "gamma": gamma, **clipping},
+        ranges={"eps": "(0, inf)", "gamma": "(0, inf)", **dict.fromkeys(clipping, "(0, inf]")},
+        flags={"clips": bool(clipping)},
+        per_step=_correction,
+    )
+    averaged = leafwise(_average, init=_no_curvature, state=_Curvature, hypers={"b2": b2})
+
+    def described(params: Params, state: State) -> list[Part]:
+        inner = own_state(state)
+        moments = ScaleByAdamState(inner.count, inner.mu, inner.nu)
+        return [
+            Part("", moved, params, with_own(state, moments)),
+            Part("hessian_diagonal_fn", hessian_diagonal_fn, params, inner.hessian_fn_state),
+        ]
+
+    return staged(
+        _Sophia(
+            moved.stage,
+            averaged.stage,
+            core.with_extra_args(hessian_diagonal_fn),
+            interval,
+            max(report, 1) if verbose else 0,
+            where,
+        ),
+        where,
+        described,
+    )
+
+
+def _correction(h: Numbers, t: Array) -> Mapping[str, Array]:
+    return {"correct_mu": 1 / weight_so_far(h.b1, t)}
+
+
+def _sophia(g: Array, slots: Slots, p: None, h: Numbers) -> tuple[Array, Slots]:
+    mu, nu = slots
+    mu = average(mu, g, h.b1)
+    u = _newton(mu, nu, h)
+    return jnp.clip(u, -h.clip_threshold, h.clip_threshold) if h.clips else u, (mu, nu)
+
+
+def _newton(mu: Array, nu: Array, h: Numbers) -> Array:
+    return h.correct_mu * mu / jnp.maximum(h.gamma * nu, h.eps)
+
+
+def _wins(g: Array, slots: Slots, p: None, h: Numbers) -> Mapping[str, Array]:
+    u = _newton(average(slots[0], g, h.b1), slots[1], h)
+    return {"wins": jnp.sum(jnp.abs(u) < h.clip_threshold)}
+
+
+def _no_curvature(p: Array) -> Slots:
+    return (jnp.zeros_like(p.real),)
+
+
+def _average(g: Array, slots: Slots, p: None, h: Numbers) -> tuple[Array, Slots]:
+    return g, (average(slots[0], g, h.b2),)
+
+
+@dataclass(frozen=True, eq=False)
+class _Sophia:
+    """The rule at each leaf, and the curvature of the whole tree, which some steps renew.
+
+    `moved` and `averaged` are rules for one array: every step, with the curvature as it was before,
+    and the average of estimates.
+    """
+
+    moved: Any
+    averaged: Any
+    hessian: Contract
+    interval: int
+    report: int
+    where: str
+    sees_tree = True  # the estimate is given the gradients as they are when it is this part's turn
+
+    def init(self, params: Params) -> State:
+        made = self.moved.init(params)
+        kept = self.hessian.init(params)
+        moments = own_state(made)
+        return with_own(made, SophiaState(moments.count, moments.mu, moments.nu, kept))
+
+    def begin(
+        self, leaves: Leaves, state: State, extra: Mapping[str, Any], rows: Rows
+    ) -> Callable[[Results], State]:
+        inner = own_state(state)
+        check_state(inner, SophiaState, self.where)
+        for i, u in enumerate(leaves.updates):
+            if is_array(u) and jnp.iscomplexobj(u):
+                raise ValueError(
+                    f"{self.where}: the update at {leaves.flat.paths[i]!r} is complex, which has "
+                    f"no order and cannot be clipped."
+                )
+        moments = ScaleByAdamState(inner.count, inner.mu, inner.nu)
+        finish = self.moved.begin(leaves, with_own(state, moments), extra, rows)
+        if self.report:
+            self._print(leaves, inner.count, rows)
+        params = leaves.visible_params
+
+        def renew() -> Array:  # once more inside the conditional, which then waits for nothing
+            now = inner.count % self.interval == 0
+            return now if leaves.gate is None else now & leaves.gate
+
+        def estimate() -> tuple[State, Updates]:
+            try:
+                return self._renewed(leaves, state, params, extra, renew())
+            except Exception as error:
+                error.add_note(f"This was in {self.where}.")
+                raise
+
+        def keep() -> tuple[State, Updates]:
+            return inner.hessian_fn_state, inner.nu
+
+        kept, nu = rarely(renew(), estimate, keep, (leaves.updates, state, params))
+
+        def finished(results: Results) -> State:
+            made = finish(results)
+            new = own_state(made)
+            return with_own(made, type(inner)(new.count, new.mu, nu, kept))
+
+        return finished
+
+    def _renewed(
+        self,
+        leaves: Leaves,
+        state: State,
+        params: Params | None,
+        extra: Mapping[str, Any],
+        gate: Array,
+    ) -> tuple[State, Updates]:
+        """The state of what makes an estimate, and the average with a new one in it."""
+        inner = own_state(state)
+        if "obj_fn" in extra:
+            extra = {**extra, "obj_fn": _of_visible(leaves, extra["obj_fn"])}
+        made, kept = self.hessian.update(leaves.tree, inner.hessian_fn_state, params, **extra)
+        flat = gtree.flatten(leaves.tree)
+        diagonal = gtree.flatten_like(flat, made, "the Hessian's diagonal", self.where)
+        pairs = zip(flat.values, diagonal, strict=True)
+        only = flat.unflatten([None if g is None else d for g, d in pairs])
+        live = getattr(state, "hyperparams", {})
+        before = self.averaged.wrapped(_Curvature(inner.count, inner.nu), None, live)
+        _, after = run(self.averaged, self.where, only, before, None, extra, gate)
+        chosen = jax.tree.map(partial(_chosen, gate), kept, inner.hessian_fn_state)
+        return chosen, own_state(after).nu
+
+    def _print(self, leaves: Leaves, count: Array, rows: Rows) -> None:
+        active = [i for i, u in enumerate(leaves.updates) if is_array(u)]
+        calls = {i: rows[i][-1] for i in active}
+        won = [
+            measured(_wins, c.static, leaves.updates[i], None, c.traced, c.slots)["wins"]
+            for i, c in calls.items()
+        ]
+        t = safe_increment(count)
+        rate = sum(won) / max(1, sum(jnp.size(leaves.updates[i]) for i in active))
+        jax.lax.cond(
+            t % self.report == 0,
+            lambda: jax.debug.print("sophia: win rate {rate} in step {t}", rate=rate, t=t),
+            lambda: None,
+        )
+
+
+def _of_visible(leaves: Leaves, obj_fn: Any) -> Any:
+    """The loss as a function of the leaves that are not left out; the others are constants."""
+    hidden = any(isinstance(u, MaskedNode) for u in leaves.updates)
+    if leaves.params is None or not hidden or not callable(obj_fn):
+        return obj_fn
+    whole = leaves.params
+
+    def of_visible(params: Params) -> Array:
+        given = gtree.flatten_like(leaves.flat, params, "the parameters of obj_fn", "sophia")
+        pairs = zip(given, whole, strict=True)
+        return obj_fn(
+            leaves.flat.unflatten([p if isinstance(x, MaskedNode) else x for x, p in pairs])
+        )
+
+    return of_visible
+
+
+def _chosen(gate: Array, new: Any, old: Any) -> Any:
+    return jnp.where(gate, new if new.dtype == old.dtype else new.astype(old.dtype), old)
+
+
+# ---------------------------------------------------------------- the optimizer
+
+
+@core.recorded
+def sophia(
+    learning_rate: Hyper,
+    b1: Hyper = 0.965,
+    b2: Hyper = 0.99,
+    eps: Hyper = 1e-8,
+    weight_decay: Hyper = 1e-4,
+    weight_decay_mask: Any = None,
+    gamma: Hyper = 0.01,
+    clip_threshold: Hyper | None = 1.0,
+    update_interval: int = 10,
+    hessian_diagonal_fn: Contract = _HUTCHINSON,
+    mu_dtype: Any = None,
+    verbose: bool = False,
+    print_win_rate_every_n_steps: int = 0,
+    *,
+    decay: DecayKind = "learning_rate",
+) -> Transform:
+    r"""Sophia with decoupled weight decay.
+
+    .. math:: u = -\eta_t \left(\min(\max(\hat\mu / \max(\gamma \nu, \epsilon), -c), c)
+              + \lambda \theta\right)
+
+    with the averages of `scale_by_sophia`.
+
+    Args:
+      learning_rate: \(\eta\) in [0, inf).
+      b1: \(\beta_1\) in [0, 1).
+      b2: \(\beta_2\) in [0, 1).
+      eps: \(\epsilon\) in (0, inf).
+      weight_decay: \(\lambda\) in [0, inf).
+      weight_decay_mask: which leaves decay (see `add_decayed_weights`).
+      gamma: \(\gamma\) in (0, inf).
+      clip_threshold: \(c\) in (0, inf]; `None` does not clip.
+      update_interval: the steps from one estimate of the curvature to the next.
+      hessian_diagonal_fn: what makes it; its extra arguments are those of `update`.
+      mu_dtype: the dtype to keep the first moment in.
+      verbose: print the share of elements that are not clipped.
+      print_win_rate_every_n_steps: in which steps; 0 prints nothing.
+      decay: what \(\lambda\) is multiplied by (see `adamw`).
+
+    Raises:
+      ValueError: `update` is called without the parameters, or without what the estimate needs
+        (`obj_fn`, the loss as a function of the parameters alone).
+
+    Example:
+      >>> import gradx, jax, jax.numpy as jnp
+      >>> loss = lambda p: jnp.sum(p**2)
+      >>> tx = gradx.sophia(0.1, weight_decay=0.0)
+      >>> p = jnp.array([1.0, -2.0])
+      >>> tx.update(jax.grad(loss)(p), tx.init(p), p, obj_fn=loss)[0].round(3)
+      Array([-0.1,  0.1], dtype=float32)
+
+    Reference: Liu et al., *Sophia: a scalable stochastic second-order optimizer for language model
+    pre-training*, https://arxiv.org/abs/2305.14342.
+    """
+    return chain(
+        scale_by_sophia(
+            b1,
+            b2,
+            eps,
+            gamma,
+            clip_threshold,
+            update_interval,
+            hessian_diagonal_fn,
+            mu_dtype,
+            verbose,
+            print_win_rate_every_n_steps,
+        ),
+        *scale_and_decay(learning_rate, weight_decay, weight_decay_mask, decay),
+    )

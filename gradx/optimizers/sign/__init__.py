@@ -1,0 +1,1 @@
+"""Methods in which every element moves by the same length."""

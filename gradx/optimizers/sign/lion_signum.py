@@ -1,0 +1,212 @@
+"""Sign methods: every element moves by the same length, only the direction is learnt."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from typing import Any, Literal, NamedTuple
+
+import jax.numpy as jnp
+
+from gradx import core
+from gradx.combinators.chain import chain
+from gradx.core import Count, Transform, Updates
+from gradx.lift.averages import average, storage, zeros
+from gradx.lift.leafwise import leafwise
+from gradx.lift.passes import Numbers, Slots
+from gradx.numbers.sources import Array, Hyper
+from gradx.pieces.moments import ema
+from gradx.pieces.scaling import descend
+from gradx.pieces.weight_decay import DecayKind, scale_and_decay
+
+__all__ = ["ScaleByLionState", "lion", "scale_by_lion", "scale_by_sign", "sign_sgd", "signum"]
+
+
+@core.recorded
+def scale_by_sign() -> Transform:
+    r"""Replaces every element by its sign.
+
+    .. math:: u = \mathrm{sign}(g)
+
+    The sign of zero is zero; that of a complex number is \(g / |g|\).
+
+    Example:
+      >>> import gradx, jax.numpy as jnp
+      >>> tx = gradx.scale_by_sign()
+      >>> tx.update(jnp.array([-3.0, 0.0]), tx.init(jnp.ones(2)))[0]
+      Array([-1.,  0.], dtype=float32)
+
+    Reference: Bernstein et al., *signSGD*, https://arxiv.org/abs/1802.04434.
+    """
+    return leafwise(_sign)
+
+
+def _sign(g: Array, slots: Slots, p: None, h: Numbers) -> tuple[Array, Slots]:
+    return jnp.sign(g), slots
+
+
+@core.recorded
+def sign_sgd(learning_rate: Hyper) -> Transform:
+    r"""Gradient descent along the sign of the gradient.
+
+    .. math:: u = -\eta\, \mathrm{sign}(g)
+
+    Args:
+      learning_rate: \(\eta\) in [0, inf).
+
+    Example:
+      >>> import gradx, jax.numpy as jnp
+      >>> tx = gradx.sign_sgd(0.1)
+      >>> tx.update(jnp.array([-3.0]), tx.init(jnp.ones(1)))[0]
+      Array([0.1], dtype=float32)
+
+    Reference: Bernstein et al., *signSGD*, https://arxiv.org/abs/1802.04434.
+    """
+    return chain(scale_by_sign(), descend(learning_rate))
+
+
+@core.recorded
+def signum(learning_rate: Hyper, beta: Hyper = 0.9, accumulator_dtype: Any = None) -> Transform:
+    r"""Gradient descent along the sign of an average of gradients.
+
+    .. math:: m \leftarrow \beta m + (1 - \beta) g, \qquad u = -\eta\, \mathrm{sign}(m)
+
+    Args:
+      learning_rate: \(\eta\) in [0, inf).
+      beta: \(\beta\) in [0, 1).
+      accumulator_dtype: the dtype to keep \(m\) in; by default the parameter's, at least float32.
+
+    Example:
+      >>> import gradx, jax.numpy as jnp
+      >>> tx = gradx.signum(0.1)
+      >>> tx.update(jnp.array([-3.0]), tx.init(jnp.ones(1)))[0]
+      Array([0.1], dtype=float32)
+
+    Reference: Bernstein et al., *signSGD*, https://arxiv.org/abs/1802.04434, section 5.
+    """
+    return chain(
+        ema(beta, debias=False, accumulator_dtype=accumulator_dtype),
+        scale_by_sign(),
+        descend(learning_rate),
+    )
+
+
+class ScaleByLionState(NamedTuple):
+    """The state of Lion.
+
+    Attributes:
+      count: the updates done so far, int32 ().
+      mu: the average of gradients, like the parameters.
+    """
+
+    count: Count
+    mu: Updates
+
+
+@core.recorded
+def scale_by_lion(
+    b1: Hyper = 0.9,
+    b2: Hyper = 0.99,
+    mu_dtype: Any = None,
+    *,
+    mode: Literal["hard", "smooth", "refined"] = "hard",
+    smooth_beta: Hyper = 1.0,
+) -> Transform:
+    r"""Replaces the updates by the sign of a mixture of gradient and momentum.
+
+    .. math::
+        c &= \beta_1 \mu + (1 - \beta_1) g, \qquad u = \mathrm{sign}(c) \\
+        \mu &\leftarrow \beta_2 \mu + (1 - \beta_2) g
+
+    Args:
+      b1: \(\beta_1\) in [0, 1), for the update.
+      b2: \(\beta_2\) in [0.01, 1), for the momentum.
+      mu_dtype: the dtype to keep \(\mu\) in; by default the parameter's, at least float32.
+      mode: ``"hard"``, the sign; ``"smooth"``, \(\tanh(s\,c)\); ``"refined"``, \(c\) where
+        \(|c| < 1\) and its sign elsewhere.
+      smooth_beta: \(s\) in (0, inf), for the smooth mode.
+
+    Example:
+      >>> import gradx, jax.numpy as jnp
+      >>> tx = gradx.scale_by_lion()
+      >>> tx.update(jnp.array([-3.0]), tx.init(jnp.ones(1)))[0]
+      Array([-1.], dtype=float32)
+
+    Reference: Chen et al., *Symbolic discovery of optimization algorithms*,
+    https://arxiv.org/abs/2302.06675. Deviation from Optax: \(c\) is calculated from the new
+    \(\mu\), so that the old one can be overwritten in place; the values agree to rounding.
+    """
+    return leafwise(
+        _lion,
+        init=partial(zeros, dtype=storage("mu_dtype", mu_dtype)),
+        state=ScaleByLionState,
+        hypers={"b1": b1, "b2": b2, "smooth_beta": smooth_beta},
+        # Solving for the old mu divides by b2: below a hundredth that costs digits.
+        ranges={"b2": "[0.01, 1)", "smooth_beta": "(0, inf)"},
+        flags={"mode": mode},
+        per_step=_mixture,
+    )
+
+
+_MODES: Mapping[str, Any] = {
+    "hard": lambda c, s: jnp.sign(c),
+    "smooth": lambda c, s: jnp.tanh(s * c),
+    "refined": lambda c, s: jnp.where(jnp.abs(c) < 1, c, jnp.sign(c)),
+}
+
+
+def _mixture(h: Numbers, t: Array) -> Mapping[str, Any]:
+    # old mu = (mu - (1 - b2) g) / b2, put into c.
+    share = h.b1 / h.b2
+    return {"share_of_mu": share, "share_of_g": (1 - h.b1) - share * (1 - h.b2)}
+
+
+def _lion(g: Array, slots: Slots, p: None, h: Numbers) -> tuple[Array, Slots]:
+    mu = average(slots[0], g, h.b2)
+    c = h.share_of_mu * mu + h.share_of_g * g
+    return _MODES[h.mode](c, h.smooth_beta), (mu,)
+
+
+@core.recorded
+def lion(
+    learning_rate: Hyper,
+    b1: Hyper = 0.9,
+    b2: Hyper = 0.99,
+    mu_dtype: Any = None,
+    weight_decay: Hyper = 1e-3,
+    mask: Any = None,
+    *,
+    decay: DecayKind = "learning_rate",
+) -> Transform:
+    r"""Lion: sign descent with two decays of momentum, and decoupled weight decay.
+
+    .. math:: u = -\eta_t \left(\mathrm{sign}(\beta_1 \mu + (1 - \beta_1) g) + \lambda\theta\right)
+
+    with the momentum of `scale_by_lion`. Learning rates are a third to a tenth of Adam's, decay
+    three to ten times Adam's.
+
+    Args:
+      learning_rate: \(\eta\) in [0, inf).
+      b1: \(\beta_1\) in [0, 1), for the update.
+      b2: \(\beta_2\) in [0.01, 1), for the momentum.
+      mu_dtype: the dtype to keep the momentum in.
+      weight_decay: \(\lambda\) in [0, inf).
+      mask: which leaves decay (see `add_decayed_weights`).
+      decay: what \(\lambda\) is multiplied by (see `adamw`).
+
+    Raises:
+      ValueError: `update` is called without the parameters.
+
+    Example:
+      >>> import gradx, jax.numpy as jnp
+      >>> tx = gradx.lion(0.1, weight_decay=0.5)
+      >>> tx.update(jnp.array([-3.0]), tx.init(jnp.ones(1)), jnp.ones(1))[0]
+      Array([0.05], dtype=float32)
+
+    Reference: Chen et al., *Symbolic discovery of optimization algorithms*,
+    https://arxiv.org/abs/2302.06675.
+    """
+    return chain(
+        scale_by_lion(b1, b2, mu_dtype),
+        *scale_and_decay(learning_rate, weight_decay, mask, decay),
+    )

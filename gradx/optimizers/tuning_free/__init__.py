@@ -1,0 +1,1 @@
+"""Methods that find the learning rate by themselves."""

@@ -1,0 +1,108 @@
+"""Layer-wise DoG: each leaf has its own distance over its own gradients."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+
+from gradx import core
+from gradx.core import Params, Transform, Updates
+from gradx.core.roots import sqrt
+from gradx.core.trees import abs_sq, wide
+from gradx.lift import mapped
+from gradx.lift.averages import storage
+from gradx.lift.leafwise import leafwise
+from gradx.lift.passes import Numbers, Slots, Sums
+from gradx.numbers import hyper
+from gradx.numbers.sources import Array, Hyper
+from gradx.pieces.norms import quotient, squares_at_init
+
+__all__ = ["ScaleByDistanceOverGradientsState", "scale_by_distance_over_gradients"]
+
+
+class ScaleByDistanceOverGradientsState(NamedTuple):
+    """The state of layer-wise DoG.
+
+    Attributes:
+      max_dist: for each leaf the largest distance from where it began, float32 or wider ().
+      grad_sum_of_squares: for each leaf the sum of its squared gradients, float32 or wider (1,).
+      init_params: the parameters at `init`, like the parameters, in `param_dtype`.
+    """
+
+    max_dist: Updates
+    grad_sum_of_squares: Updates
+    init_params: Params
+
+
+@core.recorded
+def scale_by_distance_over_gradients(
+    reps_rel: float = 1e-6,
+    eps: Hyper = 1e-8,
+    param_dtype: Any = jnp.float32,
+    global_scale: Hyper = 1.0,
+    *,
+    axis_name: Any = None,
+) -> Transform:
+    r"""Scales each leaf by the distance it travelled over the root of its squared gradients.
+
+    .. math::
+        \bar r_i &\leftarrow \max(\bar r_i, \lVert \theta_i - \theta_{0,i} \rVert), \qquad
+        G_i \leftarrow G_i + \lVert g_i \rVert^2 \\
+        u_i &= c\, \frac{\bar r_i}{\sqrt{G_i + \epsilon}}\, g_i, \qquad
+        \bar r_i = \alpha (1 + \lVert \theta_{0,i} \rVert) \text{ at first}
+
+    Args:
+      reps_rel: \(\alpha\) in (0, inf); 1e-4 is suggested for models with batch normalization.
+      eps: \(\epsilon\) in [0, inf).
+      param_dtype: the dtype to keep \(\theta_0\) in; `None` for the parameter's, at least float32.
+        A narrower one moves \(\theta_0\): give float64 where the parameters are.
+      global_scale: \(c\), any finite number; -1 turns downhill.
+      axis_name: the mapped axis over which the leaves are sharded (`shard_map`, `pmap`), or
+        several, or `sharded`; `init` may be called inside or outside.
+
+    Raises:
+      ValueError: `update` is called without the parameters.
+
+    Example:
+      >>> import gradx, jax.numpy as jnp
+      >>> tx = gradx.scale_by_distance_over_gradients(reps_rel=0.1, eps=0.0)
+      >>> params = {"a": jnp.array([3.0, 4.0]), "b": jnp.zeros(())}
+      >>> grads = {"a": jnp.array([0.0, 5.0]), "b": jnp.array(2.0)}
+      >>> tx.update(grads, tx.init(params), params)[0]
+      {'a': Array([0. , 0.6], dtype=float32), 'b': Array(0.1, dtype=float32)}
+
+    Reference: Ivgi et al., *DoG is SGD's best friend*, https://arxiv.org/abs/2302.12022, 2023: its
+    L-DoG. Deviation from Optax: a scalar parameter has a scalar update; there it is (1,).
+    """
+    ratio = hyper.constant("reps_rel", reps_rel, "(0, inf)")
+    dtype = storage("param_dtype", param_dtype)
+    return leafwise(
+        _by_leaf,
+        init=partial(_leaf_slots, ratio=ratio, dtype=dtype),
+        state=ScaleByDistanceOverGradientsState,
+        hypers={"eps": eps, "global_scale": global_scale},
+        ranges={"global_scale": hyper.ANY},
+        measure_init=squares_at_init,
+        axis_name=axis_name,
+        needs_params=True,
+    )
+
+
+def _leaf_slots(p: Array, sums: Sums, *, ratio: Any, dtype: Any) -> Slots:
+    kept = p.dtype if dtype is None else dtype
+    kept = wide(kept, p.dtype) if jnp.iscomplexobj(p) else kept
+    real = p.real.dtype
+    first = ratio * (1 + sqrt(sums["squares"]))
+    return jnp.asarray(first, real), jnp.zeros(1, real), jnp.array(p, kept)
+
+
+def _by_leaf(g: Array, slots: Slots, p: Array, h: Numbers) -> tuple[Array, Slots]:
+    distance, total, p0 = slots
+    sums = jnp.sum(abs_sq(g)), jnp.sum(abs_sq(p - p0.astype(p.dtype)))
+    sums = mapped.total(sums, h.span)
+    distance = jnp.maximum(distance, sqrt(sums[1]))
+    total = total + sums[0]
+    rate = h.global_scale * quotient(distance, sqrt(total[0] + h.eps))
+    return rate * g, (distance, total, p0)

@@ -1,0 +1,287 @@
+"""Mechanic: learns, while it runs, how far to go along the updates of another optimizer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+
+from gradx import core
+from gradx.combinators.chain import Contract, stage_of
+from gradx.combinators.predicated import check_inner
+from gradx.core import Count, Params, Part, State, Transform, Updates
+from gradx.core import trees as gtree
+from gradx.core.roots import sqrt
+from gradx.core.trees import abs_sq, dot
+from gradx.lift.leafwise import leafwise
+from gradx.lift.passes import (
+    Call,
+    Decided,
+    Leaves,
+    Numbers,
+    Results,
+    Rows,
+    Slots,
+    Stage,
+    Sums,
+    is_array,
+    run,
+    staged,
+    widen,
+)
+from gradx.lift.states import check_state
+from gradx.lowering.order import once_known
+from gradx.lowering.reading import unshared
+from gradx.numbers import hyper
+from gradx.numbers.counting import steps
+from gradx.numbers.live import own_state, with_own
+from gradx.numbers.sources import Array, Hyper
+
+__all__ = ["MechanicState", "mechanize"]
+
+
+class MechanicState(NamedTuple):
+    """The state of `mechanize`. The vectors have an entry for each decay.
+
+    Attributes:
+      base_optimizer_state: the state of the wrapped optimizer.
+      count: the updates done so far, int32 ().
+      r: the decaying sums of rewards, float32 or wider (num_betas,).
+      m: the decaying maxima of rewards, float32 or wider (num_betas,).
+      v: the decaying sums of squared rewards, float32 or wider (num_betas,).
+      s: the learned factors, whose sum is used, float32 or wider (num_betas,).
+      x0: the parameters at the first update, like the parameters.
+    """
+
+    base_optimizer_state: Any
+    count: Count
+    r: Array
+    m: Array
+    v: Array
+    s: Array
+    x0: Params
+
+
+class _Tuner(NamedTuple):
+    """The state without the base optimizer's: that of a rule which measures and moves."""
+
+    count: Count
+    r: Array
+    m: Array
+    v: Array
+    s: Array
+    x0: Params
+
+
+@core.recorded
+def mechanize(
+    base_optimizer: Contract,
+    weight_decay: Hyper = 1e-2,
+    eps: Hyper = 1e-8,
+    s_init: float = 1e-6,
+    num_betas: int = 6,
+    *,
+    axis_name: Any = None,
+) -> Transform:
+    r"""Mechanic: multiplies all that an optimizer has done so far by a factor that it learns.
+
+    .. math::
+        \Delta &= (\theta - \theta_0) / (S + \epsilon), \qquad S = \textstyle\sum_i s_i \\
+        h &= -\Big\langle g + w S \frac{\lVert g \rVert}{\lVert \theta \rVert + \epsilon} \theta,
+             \Delta \Big\rangle, \qquad \beta_i = 1 - 10^{-i} \\
+        r_i &\leftarrow \beta_i r_i + s_i \min(\max(h, -m_i), m_i), \quad
+        m_i \leftarrow \max(\beta_i m_i, |h| + \epsilon), \quad
+        v_i \leftarrow \beta_i^2 v_i + h^2 \\
+        s_i &\leftarrow \frac{m_i\, s_\mathrm{init} / n + [r_i]_+}{\sqrt{v_i} + \epsilon}, \qquad
+        u = \theta_0 + S (\Delta + u_\mathrm{base}) - \theta \text{ with the new } S
+
+    Norms and inner product are those of the whole tree.
+
+    Args:
+      base_optimizer: the optimizer, gradx's or Optax's, learning rate and all: 1, or a schedule
+        with its peak at 1.
+      weight_decay: \(w\) in [0, inf); beside whatever the base optimizer has of it.
+      eps: \(\epsilon\) in (0, inf).
+      s_init: \(s_\mathrm{init}\) in (0, inf), what all \(s_i\) begin with.
+      num_betas: \(n\), how many decays there are to learn from, a whole number of at least 1.
+      axis_name: the mapped axis over which the parameters are sharded, inside `shard_map` or
+        `pmap`, or several, or `sharded`; the base optimizer has to be told by itself.
+
+    Raises:
+      ValueError: `base_optimizer` is no transformation; `update` is called without the parameters.
+
+    Example:
+      >>> import gradx, jax, jax.numpy as jnp
+      >>> tx = gradx.mechanize(gradx.sgd(1.0))
+      >>> params = jnp.array([3.0])
+      >>> state = tx.init(params)
+      >>> for _ in range(60):
+      ...     updates, state = tx.update(jax.grad(lambda p: jnp.sum(p**2))(params), state, params)
+      ...     params = params + updates
+      >>> bool(jnp.sum(state.s) > 0.01)
+      True
+
+    Reference: Cutkosky, Defazio and Mehta, *Mechanic: a learning rate tuner*,
+    https://arxiv.org/abs/2306.00144, 2023. As in the authors' later code, and in Optax, \(h\) is
+    clipped by \(m\), and \(\theta_0\) are the parameters of the first update, not those of `init`.
+    """
+    where = core.where()
+    check_inner(base_optimizer, where, "base_optimizer")
+    num_betas = steps("num_betas", num_betas, 1)
+    first = hyper.constant("s_init", s_init, "(0, inf)")
+    nothing = np.zeros(num_betas)
+    tuning = leafwise(
+        _move,
+        init=_from_here,
+        state=_Tuner,
+        hypers={"weight_decay": weight_decay, "eps": eps},
+        ranges={"eps": "(0, inf)"},
+        flags={"s_init": first},
+        per_step=_is_first,
+        measure=_products,
+        per_tree=_learn,
+        scalars={
+            "r": nothing,
+            "m": nothing,
+            "v": nothing,
+            "s": lambda _: jnp.full(num_betas, first),
+        },
+        axis_name=axis_name,
+        needs_params=True,
+    )
+    tuner = tuning.stage
+
+    def init(params: Params) -> State:
+        return _join(MechanicState, base_optimizer.init(params), tuner.init(params))
+
+    def described(params: Params, state: State) -> list[Part]:
+        _, inner, own = _split(state, where)
+        return [
+            Part("base_optimizer", base_optimizer, params, inner),
+            Part("", tuning, params, own),
+        ]
+
+    base = stage_of(base_optimizer)
+    if base is not None:
+        return staged(_Mechanic(base, tuner, where), where, described)
+    wrapped = core.with_extra_args(base_optimizer)
+
+    def update(
+        updates: Updates, state: State, params: Params | None = None, **extra: Any
+    ) -> tuple[Updates, State]:
+        made = wrapped.update(updates, _split(state, where)[1], params, **extra)
+        stage = _Mechanic(_Made(*made), tuner, where)
+        return run(stage, where, updates, state, params, extra)
+
+    return Transform(init, update, parts=described)
+
+
+# ---------------------------------------------------------------- the rule
+
+
+def _from_here(p: Array) -> Slots:
+    return (p,)
+
+
+def _is_first(h: Numbers, t: Array) -> Mapping[str, Array]:
+    return {"first": t == 1}
+
+
+def _products(g: Array, slots: Slots, p: Array, h: Numbers) -> Mapping[str, Array]:
+    # What two consumers share is an array put aside: so once x0 - p and once p - x0, and a square
+    # of the gradient that is not shared with the base optimizer's second moment.
+    return {
+        "gradient": jnp.sum(abs_sq(unshared(g, p))),
+        "params": jnp.sum(abs_sq(p)),
+        "gain": dot(g, slots[0] - p),
+        "growth": dot(p, p - slots[0]),
+    }
+
+
+def _learn(h: Numbers, sums: Sums) -> Decided:
+    total = jnp.sum(h.s)
+    largest = jnp.finfo(h.s.dtype).max
+    size = sqrt(jnp.minimum(sums["gradient"], largest)) / (sqrt(sums["params"]) + h.eps)
+    gain = sums["gain"] - h.weight_decay * total * size * sums["growth"]
+    most = 0.5 * largest**0.5  # the square of which is finite, with what is added to it
+    reward = jnp.clip(jnp.where(h.first, 0.0, gain / (total + h.eps)), -most, most)
+    n = h.s.shape[0]
+    betas = jnp.asarray(1 - 0.1 ** np.arange(1, n + 1), h.s.dtype)
+    m = jnp.maximum(betas * h.m, jnp.abs(reward) + h.eps)
+    v = betas**2 * h.v + reward**2
+    r = betas * h.r + h.s * jnp.clip(reward, -h.m, h.m)
+    s = (m * (h.s_init / n) + jnp.maximum(r, 0.0)) / (sqrt(v) + h.eps)
+    decided = {
+        "rate": jnp.sum(s),
+        "back": (total + h.eps - jnp.sum(s)) / (total + h.eps),
+        "begins": h.first & once_known(m[0]),  # x0 is overwritten after the sums that read it
+    }
+    return decided, {"r": r, "m": m, "v": v, "s": s}
+
+
+def _move(u: Array, slots: Slots, p: Array, h: Numbers) -> tuple[Array, Slots]:
+    x0 = jnp.where(h.begins, p, slots[0])
+    return h.rate * u + h.back * (x0 - p), (x0,)
+
+
+# ---------------------------------------------------------------- around the base optimizer
+
+
+@dataclass(frozen=True, eq=False)
+class _Mechanic:
+    """The base optimizer and then the tuner, which measures the gradients that both are given."""
+
+    base: Any
+    tuner: Stage
+    where: str
+    sees_tree = True
+
+    def init(self, params: Params) -> State:
+        return _join(MechanicState, self.base.init(params), self.tuner.init(params))
+
+    def begin(
+        self, leaves: Leaves, state: State, extra: Mapping[str, Any], rows: Rows
+    ) -> Callable[[Results], State]:
+        kind, base_state, tuner_state = _split(state, self.where)
+        end_base = self.base.begin(leaves, base_state, extra, rows)
+        end = self.tuner.begin(leaves, tuner_state, extra, rows)
+        return lambda results: _join(kind, end_base(results), end(results))
+
+
+@dataclass(frozen=True, eq=False)
+class _Made:
+    """What a base optimizer that is no stage has made of the whole tree."""
+
+    updates: Updates
+    state: State
+
+    def begin(
+        self, leaves: Leaves, state: State, extra: Mapping[str, Any], rows: Rows
+    ) -> Callable[[Results], State]:
+        made = gtree.flatten_like(
+            leaves.flat, self.updates, "the base optimizer's updates", "mechanize"
+        )
+        for row, u, g in zip(rows, made, leaves.updates, strict=True):
+            if is_array(g):
+                row.append(Call(_take, (), {"made": u}, (), False))
+        return lambda results: self.state
+
+
+def _take(g: Array, slots: Slots, p: Any, h: Numbers) -> tuple[Array, Slots]:
+    return widen(h.made), slots
+
+
+def _split(state: State, where: str) -> tuple[Any, State, State]:
+    """The class of the state, that of the base optimizer, and that of the tuner."""
+    inner = own_state(state)
+    check_state(inner, MechanicState, where)
+    own = _Tuner(*(getattr(inner, field) for field in _Tuner._fields))
+    return type(inner), inner.base_optimizer_state, with_own(state, own)
+
+
+def _join(kind: Any, base_state: State, tuner_state: State) -> State:
+    joined = kind(base_optimizer_state=base_state, **own_state(tuner_state)._asdict())
+    return with_own(tuner_state, joined)

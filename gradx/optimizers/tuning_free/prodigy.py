@@ -1,0 +1,336 @@
+"""Adam that finds its own learning rate, from a bound on the distance to the solution."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+
+from gradx import core
+from gradx.core import Count, Params, Transform, Updates
+from gradx.core.roots import sqrt
+from gradx.core.trees import abs_sq, products
+from gradx.lift.averages import average, weight_so_far, zero_moments
+from gradx.lift.leafwise import leafwise
+from gradx.lift.passes import Decided, Numbers, Slots, Sums
+from gradx.lowering.order import once_known
+from gradx.lowering.reading import unshared
+from gradx.lowering.sums import sums_of
+from gradx.numbers import hyper
+from gradx.numbers.sources import Array, Hyper
+from gradx.pieces.norms import quotient
+
+__all__ = ["DAdaptAdamWState", "ProdigyState", "dadapt_adamw", "prodigy"]
+
+
+# ---------------------------------------------------------------- what they share
+
+
+def _two_betas(betas: Any) -> dict[str, Hyper]:
+    """The two decays of a pair, checked under the name that the user gave them."""
+    if getattr(betas, "shape", None) == (2,):
+        betas = tuple(betas)
+    if not isinstance(betas, tuple | list) or len(betas) != 2:
+        raise ValueError(
+            f"{core.where()}: betas must be a pair of numbers, got {core.show(betas)}."
+        )
+    named = {"betas[0]": betas[0], "betas[1]": betas[1]}
+    hyper.Hypers(named, core.where(), dict.fromkeys(named, "[0, 1)"))
+    return {"b1": betas[0], "b2": betas[1]}
+
+
+def _step_size(h: Numbers, t: Array) -> Array:
+    """The estimate times the learning rate and both bias corrections of Adam."""
+    root = jnp.sqrt(weight_so_far(h.b2, t))
+    return h.estim_lr * (h.learning_rate * root / weight_so_far(h.b1, t))
+
+
+def _no_decay(h: Numbers) -> bool:
+    return isinstance(h.weight_decay, float) and h.weight_decay == 0
+
+
+# ---------------------------------------------------------------- D-Adaptation
+
+
+class DAdaptAdamWState(NamedTuple):
+    """The state of D-Adapted AdamW.
+
+    Attributes:
+      exp_avg: the average of steps, like the parameters.
+      exp_avg_sq: the average of squared gradients, like the parameters, real.
+      grad_sum: the average of gradients, each times the step size of its time, like the parameters.
+      estim_lr: the estimate of the distance, float32 or wider ().
+      numerator_weighted: the average of what the estimate is a quotient of, float32 or wider ().
+      count: the updates done so far, int32 ().
+    """
+
+    exp_avg: Updates
+    exp_avg_sq: Updates
+    grad_sum: Updates
+    estim_lr: Array
+    numerator_weighted: Array
+    count: Count
+
+
+@core.recorded
+def dadapt_adamw(
+    learning_rate: Hyper = 1.0,
+    betas: tuple[Hyper, Hyper] = (0.9, 0.999),
+    eps: Hyper = 1e-8,
+    estim_lr0: float = 1e-6,
+    weight_decay: Hyper = 0.0,
+    *,
+    axis_name: Any = None,
+) -> Transform:
+    r"""D-Adaptation for AdamW: the learning rate is an estimate of the distance to the solution.
+
+    .. math::
+        \lambda_t &= d\, \eta_t \sqrt{1 - \beta_2^t} / (1 - \beta_1^t), \qquad
+        \beta = \sqrt{\beta_2} \\
+        r &\leftarrow \beta r + (1 - \beta) \lambda_t
+             \langle g, s / (\sqrt\nu + \epsilon) \rangle \\
+        m &\leftarrow \beta_1 m + (1 - \beta_1) \lambda_t g, \quad
+        \nu \leftarrow \beta_2 \nu + (1 - \beta_2) |g|^2, \quad
+        s \leftarrow \beta s + (1 - \beta) \lambda_t g \\
+        d &\leftarrow \max\left(d, \frac{r}{(1 - \beta) \lVert s \rVert_1}\right) \\
+        u &= -m / (\sqrt\nu + \epsilon) - \lambda_t w\, \theta
+
+    Inner product and 1-norm are those of the whole tree. Where \(s\) is zero, \(d\) stays.
+
+    Args:
+      learning_rate: \(\eta\) in [0, inf), a further factor; a schedule should have its peak at 1.
+      betas: \((\beta_1, \beta_2)\), both in [0, 1).
+      eps: \(\epsilon\) in (0, inf).
+      estim_lr0: the first \(d\) in (0, inf), well below the right one.
+      weight_decay: \(w\) in [0, inf).
+      axis_name: the mapped axis over which the parameters are sharded (`shard_map`, `pmap`), or
+        several, or `sharded`.
+
+    Raises:
+      ValueError: `update` is called without the parameters.
+
+    Example:
+      >>> import gradx, jax, jax.numpy as jnp
+      >>> tx = gradx.dadapt_adamw()
+      >>> params = jnp.array([3.0])
+      >>> state = tx.init(params)
+      >>> for _ in range(60):
+      ...     updates, state = tx.update(jax.grad(lambda p: jnp.sum(p**2))(params), state, params)
+      ...     params = params + updates
+      >>> bool(state.estim_lr > 1e-3)
+      True
+
+    Reference: Defazio and Mishchenko, *Learning-rate-free learning by D-Adaptation*,
+    https://arxiv.org/abs/2301.07733, 2023. Deviations: the estimate may grow by any factor in a
+    step, and steps are always corrected for bias, as in Optax; both are options of the authors'
+    code. In Optax a step with \(s = 0\) (a first gradient of zero, a learning rate that begins at
+    zero) makes the estimate NaN for ever.
+    """
+    first = hyper.constant("estim_lr0", estim_lr0, "(0, inf)")
+    return leafwise(
+        _dadapt,
+        init=_dadapt_slots,
+        state=DAdaptAdamWState,
+        hypers={
+            "learning_rate": learning_rate,
+            **_two_betas(betas),
+            "eps": eps,
+            "weight_decay": weight_decay,
+        },
+        ranges={"eps": "(0, inf)"},
+        per_step=_dadapt_step,
+        measure=_dadapt_sums,
+        per_tree=_dadapt_estimate,
+        scalars={"estim_lr": first, "numerator_weighted": 0.0},
+        axis_name=axis_name,
+        needs_params=True,
+    )
+
+
+def _dadapt_slots(p: Array) -> Slots:
+    return (*zero_moments(p), jnp.zeros_like(p))
+
+
+def _dadapt_step(h: Numbers, t: Array) -> Mapping[str, Any]:
+    root = h.b2**0.5
+    rest = (1 - h.b2) / (1 + root)  # 1 - root, without the cancellation
+    step = _step_size(h, t)
+    return {"step": step, "root": root, "rest": rest, "to_sum": rest * step}
+
+
+def _dadapt_sums(g: Array, slots: Slots, p: Array, h: Numbers) -> Mapping[str, Array]:
+    gain, _, s = _dadapt_moments(g, slots, h)
+    return sums_of(product=gain, size=jnp.abs(s))
+
+
+def _dadapt_moments(g: Array, slots: Slots, h: Numbers) -> tuple[Array, Array, Array]:
+    """The products with the old moments, and the new ones, which overwrite them afterwards.
+
+    Measured and moved by the same expressions, which are calculated once.
+    """
+    _, nu, s = slots
+    gain = products(g, s / (sqrt(nu) + unshared(jnp.asarray(h.eps, nu.dtype), g)))
+    then = jnp.where(once_known(jnp.sum(gain)), 1.0, 0.0)
+    nu = h.b2 * nu + ((1 - h.b2) * then) * abs_sq(g)
+    s = h.root * s + (h.to_sum * then) * g
+    return gain, nu, s
+
+
+def _dadapt_estimate(h: Numbers, sums: Sums) -> Decided:
+    numerator = h.root * h.numerator_weighted + h.to_sum * sums["product"]
+    estimate = jnp.maximum(h.estim_lr, quotient(numerator, h.rest * sums["size"]))
+    return {}, {"estim_lr": estimate, "numerator_weighted": numerator}
+
+
+def _dadapt(g: Array, slots: Slots, p: Array, h: Numbers) -> tuple[Array, Slots]:
+    _, nu, s = _dadapt_moments(g, slots, h)
+    mu = average(slots[0], h.step * g, h.b1)
+    u = -mu / (sqrt(nu) + h.eps)
+    return (u if _no_decay(h) else u - h.step * h.weight_decay * p), (mu, nu, s)
+
+
+# ---------------------------------------------------------------- Prodigy
+
+
+class ProdigyState(NamedTuple):
+    """The state of Prodigy.
+
+    Attributes:
+      exp_avg: the average of gradients, each times the estimate of its time, like the parameters.
+      exp_avg_sq: the average of their squares, like the parameters, real.
+      grad_sum: the decaying sum of weighted gradients, like the parameters.
+      params0: the parameters at `init`, like the parameters.
+      estim_lr: the estimate of the distance, float32 or wider ().
+      numerator_weighted: the decaying sum of what the estimate is a quotient of, float32 or
+        wider ().
+      count: the updates done so far, int32 ().
+    """
+
+    exp_avg: Updates
+    exp_avg_sq: Updates
+    grad_sum: Updates
+    params0: Params
+    estim_lr: Array
+    numerator_weighted: Array
+    count: Count
+
+
+@core.recorded
+def prodigy(
+    learning_rate: Hyper = 1.0,
+    betas: tuple[Hyper, Hyper] = (0.9, 0.999),
+    beta3: Hyper | None = None,
+    eps: Hyper = 1e-8,
+    estim_lr0: float = 1e-6,
+    estim_lr_coef: Hyper = 1.0,
+    weight_decay: Hyper = 0.0,
+    safeguard_warmup: bool = False,
+    *,
+    axis_name: Any = None,
+) -> Transform:
+    r"""Prodigy: AdamW whose learning rate is a fast growing estimate of the distance.
+
+    .. math::
+        \lambda_t &= d\, \eta_t \sqrt{1 - \beta_2^t} / (1 - \beta_1^t) \\
+        m &\leftarrow \beta_1 m + (1 - \beta_1)\, d g, \qquad
+        \nu \leftarrow \beta_2 \nu + (1 - \beta_2)\, d^2 |g|^2 \\
+        r &\leftarrow \beta_3 r + \lambda_t \tfrac{d}{d_0} \langle g, \theta_0 - \theta \rangle,
+        \qquad s \leftarrow \beta_3 s + \lambda_t \tfrac{d}{d_0}\, g \\
+        d &\leftarrow \max(d, c\, r / \lVert s \rVert_1) \\
+        u &= -\lambda_t\, m / (\sqrt\nu + d \epsilon) - \lambda_t w\, \theta
+
+    Inner product and 1-norm are those of the whole tree. Where \(s\) is zero, \(d\) stays.
+
+    Args:
+      learning_rate: \(\eta\) in [0, inf), a further factor; a schedule should have its peak at 1.
+      betas: \((\beta_1, \beta_2)\), both in [0, 1).
+      beta3: \(\beta_3\) in [0, 1); by default \(\sqrt{\beta_2}\).
+      eps: \(\epsilon\) in [0, inf). With 0 an element that has had no gradient yet gives NaN.
+      estim_lr0: \(d_0\), the first \(d\), in (0, inf), well below the right one.
+      estim_lr_coef: \(c\) in (0, inf).
+      weight_decay: \(w\) in [0, inf).
+      safeguard_warmup: \(d\) in place of \(\lambda_t\) in \(s\), for a long warmup.
+      axis_name: the mapped axis over which the parameters are sharded (`shard_map`, `pmap`), or
+        several, or `sharded`.
+
+    Raises:
+      ValueError: `update` is called without the parameters.
+
+    Example:
+      >>> import gradx, jax, jax.numpy as jnp
+      >>> tx = gradx.prodigy()
+      >>> params = jnp.array([3.0])
+      >>> state = tx.init(params)
+      >>> for _ in range(60):
+      ...     updates, state = tx.update(jax.grad(lambda p: jnp.sum(p**2))(params), state, params)
+      ...     params = params + updates
+      >>> bool(state.estim_lr > 0.01)
+      True
+
+    Reference: Mishchenko and Defazio, *Prodigy*, https://arxiv.org/abs/2306.06101, 2023.
+    Deviations: the estimate may grow by any factor in a step, and steps are always corrected for
+    bias, as in Optax; both are options of the authors' code. In Optax a step with \(s = 0\) (a
+    first gradient of zero, a learning rate that begins at zero) makes the estimate NaN for ever.
+    """
+    slowest = {} if beta3 is None else {"beta3": beta3}
+    first = hyper.constant("estim_lr0", estim_lr0, "(0, inf)")
+    return leafwise(
+        _prodigy,
+        init=_prodigy_slots,
+        state=ProdigyState,
+        hypers={
+            "learning_rate": learning_rate,
+            **_two_betas(betas),
+            **slowest,
+            "eps": eps,
+            "estim_lr_coef": estim_lr_coef,
+            "weight_decay": weight_decay,
+        },
+        ranges={"estim_lr_coef": "(0, inf)", **dict.fromkeys(slowest, "[0, 1)")},
+        flags={"estim_lr0": first, "safeguard_warmup": safeguard_warmup},
+        per_step=_prodigy_step,
+        measure=_prodigy_sums,
+        per_tree=_prodigy_estimate,
+        scalars={"estim_lr": first, "numerator_weighted": 0.0},
+        axis_name=axis_name,
+        needs_params=True,
+    )
+
+
+def _prodigy_slots(p: Array) -> Slots:
+    return (*zero_moments(p), jnp.zeros_like(p), p)
+
+
+def _prodigy_step(h: Numbers, t: Array) -> Mapping[str, Any]:
+    step = _step_size(h, t)
+    growth = h.estim_lr / h.estim_lr0
+    return {
+        "step": step,
+        "decay": getattr(h, "beta3", h.b2**0.5),
+        "to_numerator": growth * step,
+        "to_sum": growth * (h.estim_lr if h.safeguard_warmup else step),
+    }
+
+
+def _prodigy_sums(g: Array, slots: Slots, p: Array, h: Numbers) -> Mapping[str, Array]:
+    _, _, s, p0 = slots
+    return sums_of(product=products(g, p0 - p), size=jnp.abs(h.decay * s + h.to_sum * g))
+
+
+def _prodigy_estimate(h: Numbers, sums: Sums) -> Decided:
+    numerator = h.decay * h.numerator_weighted + h.to_numerator * sums["product"]
+    estimate = quotient(h.estim_lr_coef * numerator, sums["size"])
+    estimate = jnp.maximum(h.estim_lr, estimate)
+    new = {"estim_lr": estimate, "numerator_weighted": numerator}
+    return {"small": estimate * h.eps}, new
+
+
+def _prodigy(g: Array, slots: Slots, p: Array, h: Numbers) -> tuple[Array, Slots]:
+    mu, nu, s, p0 = slots
+    scaled = h.estim_lr * g
+    mu = average(mu, scaled, h.b1)
+    nu = average(nu, abs_sq(scaled), h.b2)
+    s = h.decay * s + h.to_sum * g
+    u = -h.step * mu / (sqrt(nu) + h.small)
+    return (u if _no_decay(h) else u - h.step * h.weight_decay * p), (mu, nu, s, p0)

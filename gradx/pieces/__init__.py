@@ -1,0 +1,5 @@
+"""What chains are built of: clips, scales, norms, weight decay, averages, noise, measurements.
+
+A piece does one thing to the updates and is no optimizer by itself. May import: `combinators`,
+`lift` and what is below.
+"""

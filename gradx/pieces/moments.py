@@ -1,0 +1,121 @@
+"""Moving averages of the updates: `trace`, a decaying sum, and `ema`, an average."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from typing import Any, NamedTuple
+
+from gradx import core
+from gradx.core import Count, Transform, Updates
+from gradx.lift.averages import average, storage, weight_so_far, zeros
+from gradx.lift.leafwise import leafwise
+from gradx.lift.passes import Numbers, Slots
+from gradx.numbers.sources import Array, Hyper
+
+__all__ = ["EmaState", "TraceState", "ema", "trace"]
+
+
+MOMENTUM = "[-1, 1]"  # of a sum, which nothing divides by what is left of 1
+
+
+class TraceState(NamedTuple):
+    """The state of `trace`.
+
+    Attributes:
+      trace: the decaying sum of updates, like the parameters.
+    """
+
+    trace: Updates
+
+
+@core.recorded
+def trace(decay: Hyper, nesterov: bool = False, accumulator_dtype: Any = None) -> Transform:
+    r"""Momentum: adds up the updates, the old ones decayed.
+
+    .. math::
+        m &\leftarrow \beta m + g \\
+        u &= m \quad\text{or, with nesterov,}\quad \beta m + g
+
+    Args:
+      decay: how much of the sum is kept each step; \(\beta\) in [-1, 1], where 1 is a plain sum.
+      nesterov: look one step ahead.
+      accumulator_dtype: the dtype to keep \(m\) in; by default the parameter's, at least float32.
+
+    Example:
+      >>> import gradx, jax.numpy as jnp
+      >>> tx = gradx.trace(0.5)
+      >>> state = tx.init(jnp.ones(1))
+      >>> for _ in range(2):
+      ...     updates, state = tx.update(jnp.ones(1), state)
+      >>> updates
+      Array([1.5], dtype=float32)
+
+    Reference: Polyak, *Some methods of speeding up the convergence of iteration methods*, 1964;
+    Sutskever et al., *On the importance of initialization and momentum in deep learning*, 2013.
+    """
+    return leafwise(
+        _trace,
+        init=partial(zeros, dtype=storage("accumulator_dtype", accumulator_dtype)),
+        state=TraceState,
+        hypers={"decay": decay},
+        ranges={"decay": MOMENTUM},
+        flags={"nesterov": nesterov},
+    )
+
+
+def _trace(g: Array, slots: Slots, p: None, h: Numbers) -> tuple[Array, Slots]:
+    m = h.decay * slots[0] + g
+    return (h.decay * m + g if h.nesterov else m), (m,)
+
+
+class EmaState(NamedTuple):
+    """The state of `ema`.
+
+    Attributes:
+      count: the updates done so far, int32 ().
+      ema: the average of updates, like the parameters, not yet corrected for its start at zero.
+    """
+
+    count: Count
+    ema: Updates
+
+
+@core.recorded
+def ema(decay: Hyper, debias: bool = True, accumulator_dtype: Any = None) -> Transform:
+    r"""Replaces the updates by their exponential moving average.
+
+    .. math::
+        m &\leftarrow \beta m + (1 - \beta) g \\
+        u &= m / (1 - \beta^t) \quad\text{or, without debias,}\quad m
+
+    Args:
+      decay: \(\beta\) in [0, 1).
+      debias: correct for the start at zero.
+      accumulator_dtype: the dtype to keep \(m\) in; by default the parameter's, at least float32.
+
+    Example:
+      >>> import gradx, jax.numpy as jnp
+      >>> tx = gradx.ema(0.5)
+      >>> tx.update(jnp.ones(1), tx.init(jnp.ones(1)))[0]
+      Array([1.], dtype=float32)
+
+    Reference: Kingma and Ba, *Adam*, https://arxiv.org/abs/1412.6980, section 3.
+    """
+    return leafwise(
+        _ema,
+        init=partial(zeros, dtype=storage("accumulator_dtype", accumulator_dtype)),
+        state=EmaState,
+        hypers={"decay": decay},
+        flags={"debias": debias},
+        per_step=_ema_correction,
+    )
+
+
+def _ema_correction(h: Numbers, t: Array) -> Mapping[str, Any]:
+    return {"correct": 1 / weight_so_far(h.decay, t) if h.debias else 1.0}
+
+
+def _ema(g: Array, slots: Slots, p: None, h: Numbers) -> tuple[Array, Slots]:
+    m = average(slots[0], g, h.decay)
+    return (m * h.correct if h.debias else m), (m,)

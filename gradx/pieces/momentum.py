@@ -1,0 +1,101 @@
+"""What an optimizer remembers of the gradients: an average, and perhaps a slow one beside it.
+
+The slow one is AdEMAMix's: over thousands of steps, and so small that it needs a weight.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any, NamedTuple
+
+from gradx import core
+from gradx.core import Transform, Updates
+from gradx.lift.averages import average, storage, zeros
+from gradx.lift.leafwise import leafwise
+from gradx.lift.passes import Numbers, Slots
+from gradx.numbers import hyper
+from gradx.numbers.sources import Array, Hyper
+
+__all__ = ["Averages"]
+
+SLOW = {"b3": "[0, 1)", "alpha": "[0, inf)"}  # the ranges of its numbers
+
+
+class Averages(NamedTuple):
+    """Both averages, in the place of one, in the state of an optimizer that has `b3`.
+
+    Attributes:
+      fast: the average of gradients, like the parameters.
+      slow: that over thousands of steps, like the parameters.
+    """
+
+    fast: Updates
+    slow: Updates
+
+
+def slow_average(b3: Hyper | None, alpha: Hyper | None) -> Mapping[str, Hyper]:
+    """The numbers of the slow average; none, if it has no decay.
+
+    Raises:
+      ValueError: there is a weight for it, and no decay.
+    """
+    if b3 is not None:
+        return {"b3": b3, "alpha": 5.0 if alpha is None else alpha}
+    if alpha is not None:
+        raise ValueError(
+            f"{core.where()}: alpha is the weight of the slow average, whose decay is b3; got "
+            f"{core.show(alpha)} and no b3. Give it, such as b3=0.9999, or leave alpha out."
+        )
+    return {}
+
+
+def kept(mu_dtype: Any, slow: Mapping[str, Hyper]) -> Any:
+    """The dtype of the average in the state, or those of both."""
+    dtype = storage("mu_dtype", mu_dtype)
+    return Averages(dtype, dtype) if slow else dtype
+
+
+def averaging(
+    rule: Callable[[Array, Slots, Any, Numbers], tuple[Array, Slots]],
+    state: Any,
+    number: Mapping[str, Hyper],
+    interval: str,
+    b3: Hyper | None,
+    alpha: Hyper | None,
+    mu_dtype: Any,
+    per_step: Callable[[Numbers, Array], Mapping[str, Any]],
+    flags: Mapping[str, Any] | None = None,
+) -> Transform:
+    """A rule with the averages in its only slot; `per_step` makes `b1` of its only own number."""
+    slow = slow_average(b3, alpha)
+    return leafwise(
+        rule,
+        init=partial(_first, kinds=kept(mu_dtype, slow)),
+        state=state,
+        several={"mu": Averages} if slow else {},
+        hypers={**number, **slow},
+        ranges={**dict.fromkeys(number, interval), **hyper.used(SLOW, slow)},
+        per_step=per_step,
+        flags=flags,
+    )
+
+
+def _first(p: Array, *, kinds: Any) -> Any:
+    if not isinstance(kinds, Averages):
+        return zeros(p, dtype=kinds)
+    return (Averages(*(x for dtype in kinds for x in zeros(p, dtype=dtype))),)
+
+
+def remembered(mu: Any, g: Array, h: Numbers) -> Any:
+    """The average, or both of them, with a further gradient."""
+    if not isinstance(mu, Averages):
+        return average(mu, g, h.b1)
+    return Averages(average(mu.fast, g, h.b1), average(mu.slow, g, h.b3))
+
+
+def momentum_of(mu: Any, h: Numbers, correct: Any = 1.0) -> Array:
+    """What they make together; `correct` undoes the start at zero, of the fast one alone."""
+    if not isinstance(mu, Averages):
+        return correct * mu
+    return correct * mu.fast + h.alpha * mu.slow

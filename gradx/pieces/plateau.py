@@ -1,0 +1,151 @@
+"""A learning rate that falls when the loss no longer does."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+
+from gradx import core
+from gradx.core import Count, Transform
+from gradx.lift.leafwise import leafwise
+from gradx.lift.passes import Decided, Numbers, Slots, Sums
+from gradx.numbers.counting import steps
+from gradx.numbers.sources import Array, Hyper, from_call
+
+__all__ = ["ReduceLROnPlateauState", "reduce_on_plateau"]
+
+
+class ReduceLROnPlateauState(NamedTuple):
+    """The state of `reduce_on_plateau`.
+
+    Attributes:
+      scale: what the updates are multiplied by, float32 or wider ().
+      best_value: the best value so far, float32 or wider ().
+      plateau_count: the values since it that were no better, int32 ().
+      cooldown_count: the values still to come before counting begins again, int32 ().
+      count: the calls since the last value was completed, int32 ().
+      avg_value: the mean of what they were given, float32 or wider ().
+    """
+
+    scale: Array
+    best_value: Array
+    plateau_count: Array
+    cooldown_count: Array
+    count: Count
+    avg_value: Array
+
+
+@core.recorded
+def reduce_on_plateau(
+    factor: Hyper = 0.1,
+    patience: int = 10,
+    rtol: Hyper = 1e-4,
+    atol: Hyper = 0.0,
+    cooldown: int = 0,
+    accumulation_size: int = 1,
+    min_scale: Hyper = 0.0,
+) -> Transform:
+    r"""Multiplies the updates by a scale that is reduced where a value stops falling.
+
+    .. math:: u \leftarrow c\,u, \qquad c \leftarrow \max(\gamma c, c_\mathrm{min})
+              \text{ after } n \text{ values } f \not< f_\mathrm{best}
+              - \rho\,|f_\mathrm{best}| - \alpha
+
+    The value is given to `update` as the extra argument `value`: a loss of the batch, or the last
+    one on validation data. Put it after the optimizer, in one `chain` with it.
+
+    Args:
+      factor: \(\gamma\) in (0, 1).
+      patience: \(n\), a whole number of at least 1.
+      rtol: \(\rho\) in [0, 1).
+      atol: \(\alpha\) in [0, inf).
+      cooldown: for how many values after a reduction none counts as no better.
+      accumulation_size: how many calls are averaged to one value; more than 1 for a noisy loss.
+      min_scale: \(c_\mathrm{min}\) in [0, 1].
+
+    Raises:
+      ValueError: `rtol` and `atol` are both 0; `update` is called without `value`.
+
+    Example:
+      >>> import gradx, jax.numpy as jnp
+      >>> tx = gradx.chain(gradx.sgd(1.0), gradx.reduce_on_plateau(factor=0.5, patience=2))
+      >>> state = tx.init(jnp.ones(1))
+      >>> for value in (3.0, 3.0, 3.0):
+      ...     updates, state = tx.update(jnp.ones(1), state, value=value)
+      ...     print(updates)
+      [-1.]
+      [-1.]
+      [-0.5]
+
+    Deviations from Optax: a relative improvement of a negative value is one downwards; there, a
+    value of -1 is better than a best one of -1, and nothing is ever reduced. The scale is float32
+    also for half-precision parameters.
+    """
+    where = core.where()
+    if all(isinstance(x, int | float) and x == 0 for x in (rtol, atol)):
+        raise ValueError(f"{where}: rtol and atol are both 0; one of them must be positive.")
+    zero = np.zeros((), np.int32)
+    return leafwise(
+        _scale,
+        state=ReduceLROnPlateauState,
+        hypers={
+            "factor": factor,
+            "rtol": rtol,
+            "atol": atol,
+            "min_scale": min_scale,
+            "value": from_call("value"),
+        },
+        ranges={
+            "factor": "(0, 1)",
+            "rtol": "[0, 1)",
+            "atol": "[0, inf)",
+            "min_scale": "[0, 1]",
+        },
+        flags={
+            "patience": steps("patience", patience, 1),
+            "cooldown": steps("cooldown", cooldown, 0),
+            "accumulation_size": steps("accumulation_size", accumulation_size, 1),
+        },
+        per_tree=_reduce,
+        scalars={
+            "scale": 1.0,
+            "best_value": np.inf,
+            "plateau_count": zero,
+            "cooldown_count": zero,
+            "count": zero,
+            "avg_value": 0.0,
+        },
+        count="",  # the field `count` counts something else than updates
+    )
+
+
+def _reduce(h: Numbers, sums: Sums) -> Decided:
+    count = h.count + 1
+    kept = h.avg_value.dtype
+    total = h.count.astype(kept) * h.avg_value + h.value.astype(kept)
+    mean = total / count.astype(kept)
+    full = count == h.accumulation_size
+
+    # On the side of the best value that is better, whatever its sign. Infinity stays infinity.
+    bound = (1 - h.rtol * jnp.sign(h.best_value)) * h.best_value - h.atol
+    better = mean < bound
+    worse = jnp.where(better, 0, h.plateau_count + 1)
+    cooling = h.cooldown_count > 0
+    reduces = ~cooling & (worse >= h.patience)
+    scale = jnp.where(reduces, jnp.maximum(h.scale * h.factor, h.min_scale), h.scale)
+    cooldown = jnp.where(cooling, h.cooldown_count - 1, jnp.where(reduces, h.cooldown, 0))
+    new = {
+        "scale": jnp.where(full, scale, h.scale),
+        "best_value": jnp.where(full & better, mean, h.best_value),
+        "plateau_count": jnp.where(full, jnp.where(cooling | reduces, 0, worse), h.plateau_count),
+        "cooldown_count": jnp.where(full, cooldown, h.cooldown_count),
+        "count": jnp.where(full, 0, count),
+        "avg_value": jnp.where(full, 0.0, mean),
+    }
+    return {"factor_now": new["scale"]}, new
+
+
+def _scale(g: Array, slots: Slots, p: Any, h: Numbers) -> tuple[Array, Slots]:
+    return h.factor_now * g, slots

@@ -1,0 +1,114 @@
+"""Updates times a number: a constant, the learning rate, a schedule."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import optax
+
+from gradx import core
+from gradx.combinators.chain import identity
+from gradx.core import Count, Transform
+from gradx.lift.leafwise import leafwise
+from gradx.lift.passes import Numbers, Slots
+from gradx.numbers import sources
+from gradx.numbers.sources import Array, Hyper, Schedule
+
+__all__ = ["ScaleByScheduleState", "scale", "scale_by_learning_rate", "scale_by_schedule"]
+
+
+class ScaleByScheduleState(NamedTuple):
+    """The state of a scaling by schedule.
+
+    Attributes:
+      count: the updates done so far, int32 ().
+    """
+
+    count: Count
+
+
+@core.recorded
+def scale(step_size: Hyper) -> Transform:
+    r"""Multiplies the updates by a number.
+
+    .. math:: u \leftarrow c\,u
+
+    Args:
+      step_size: \(c\), any finite number or another source of one.
+
+    Example:
+      >>> import gradx, jax.numpy as jnp
+      >>> tx = gradx.scale(-0.5)
+      >>> tx.update(jnp.ones(2), tx.init(jnp.ones(2)))[0]
+      Array([-0.5, -0.5], dtype=float32)
+    """
+    return _scaling("step_size", step_size, _scale)
+
+
+@core.recorded
+def scale_by_learning_rate(
+    learning_rate: Hyper | None = None, *, flip_sign: bool = True
+) -> Transform:
+    r"""Multiplies the updates by the learning rate, and turns them downhill.
+
+    .. math:: u \leftarrow -\eta\,u
+
+    Args:
+      learning_rate: \(\eta\) in [0, inf), or another source of a number; `None` does not scale
+        (and does not turn).
+      flip_sign: whether to negate, which gradient descent wants.
+
+    Example:
+      >>> import gradx, jax.numpy as jnp
+      >>> tx = gradx.scale_by_learning_rate(lambda count: 1.0 / (1 + count))
+      >>> state = tx.init(jnp.ones(1))
+      >>> for _ in range(2):
+      ...     updates, state = tx.update(jnp.ones(1), state)
+      >>> updates
+      Array([-0.5], dtype=float32)
+    """
+    if learning_rate is None:
+        return identity()
+    return _scaling("learning_rate", learning_rate, _descend if flip_sign else _ascend)
+
+
+def descend(learning_rate: Hyper) -> Transform:
+    """`scale_by_learning_rate` where a learning rate is required: `None` would ascend."""
+    if learning_rate is None:
+        raise ValueError(f"{core.where()}: learning_rate must be given, got None.")
+    return scale_by_learning_rate(learning_rate)
+
+
+@core.recorded
+def scale_by_schedule(step_size_fn: Schedule) -> Transform:
+    r"""Multiplies the updates by what a schedule gives.
+
+    .. math:: u \leftarrow c(t)\,u, \qquad t = 0, 1, 2, \ldots
+
+    Args:
+      step_size_fn: count to number; the count is 0 in the first update.
+
+    Example:
+      >>> import gradx, jax.numpy as jnp
+      >>> tx = gradx.scale_by_schedule(lambda count: -0.1 * 0.5**count)
+      >>> tx.update(jnp.ones(1), tx.init(jnp.ones(1)))[0]
+      Array([-0.1], dtype=float32)
+    """
+    return _scaling("step_size", step_size_fn, _scale)
+
+
+def _scaling(name: str, number: Hyper, rule: Any) -> Transform:
+    state = ScaleByScheduleState if sources.is_scheduled(number) else optax.EmptyState
+    return leafwise(rule, state=state, hypers={name: number})
+
+
+def _scale(g: Array, slots: Slots, p: None, h: Numbers) -> tuple[Array, Slots]:
+    return h.step_size * g, slots
+
+
+def _descend(g: Array, slots: Slots, p: None, h: Numbers) -> tuple[Array, Slots]:
+    return -h.learning_rate * g, slots
+
+
+def _ascend(g: Array, slots: Slots, p: None, h: Numbers) -> tuple[Array, Slots]:
+    return h.learning_rate * g, slots

@@ -1,1 +1,0 @@
-"""The rooms: one family of algorithms each, rule, state, alias and paper together."""

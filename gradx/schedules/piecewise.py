@@ -1,0 +1,241 @@
+"""Schedules through given points: constant between them, or interpolated; the one-cycle policy."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import accumulate, pairwise
+from operator import mul
+from typing import Any, Literal
+
+import jax.numpy as jnp
+
+from gradx import core
+from gradx.lowering.exact import share_of
+from gradx.numbers.counting import Length, as_count, duration, elapsed, is_beyond, static
+from gradx.numbers.hyper import constant
+from gradx.numbers.sources import Array, Number, Schedule, as_float
+from gradx.schedules.curves import ScheduleFn, between, wave
+
+__all__ = [
+    "cosine_onecycle_schedule",
+    "linear_onecycle_schedule",
+    "piecewise_constant_schedule",
+    "piecewise_interpolate_schedule",
+]
+
+# ---------------------------------------------------------------- tables of points
+
+
+def counted(count: Any, starts: Sequence[Length]) -> Array:
+    """The count in a type that the starts are of, too: a float if one is below 0 or a fraction."""
+    whole = all(isinstance(s, int) and s >= 0 for s in starts)
+    return as_count(count) if whole else elapsed(count, 0)
+
+
+def phase(count: Array, starts: Sequence[Length]) -> Array:
+    """The index of the last of the ascending starts that the count has reached."""
+    reachable = [s for s in starts[1:] if not is_beyond(s, count)]
+    column = jnp.array(reachable, count.dtype).reshape(-1, *[1] * count.ndim)
+    return jnp.sum(count[None] >= column, axis=0)
+
+
+def stairs(values: Sequence[Number], starts: Sequence[Length]) -> Schedule:
+    """`values[k]` from `starts[k]` on; starts ascend, but for the first, which is 0."""
+
+    def value(count: Any) -> Array:
+        return _table(values)[phase(counted(count, starts), starts)]
+
+    return value
+
+
+def polyline(values: Sequence[Number], starts: Sequence[Length], kind: str) -> Schedule:
+    """From `values[k]` at `starts[k]` to `values[k + 1]`, and so on; constant after the last."""
+    lengths = [*(float(b - a) or 1.0 for a, b in pairwise(starts)), 1.0]
+
+    def value(count: Any) -> Array:
+        count = counted(count, starts)
+        k = phase(count, starts)
+        # Starts that the count cannot hold are never looked up.
+        begins = jnp.array([0 if is_beyond(s, count) else s for s in starts], count.dtype)
+        length = _table(lengths)[k]
+        done = jnp.clip(as_float(count - begins[k]), 0, length)
+        weights = share_of(length - done, done, length), share_of(done, length - done, length)
+        here, there = _table(values)[k], _table([*values[1:], values[-1]])[k]
+        return between(here, there, *(weights if kind == "linear" else wave(*weights)))
+
+    return value
+
+
+def _table(values: Sequence[Number]) -> Array:
+    return jnp.array(values, jnp.result_type(float, *values))
+
+
+def _accumulated(
+    init_value: Any, boundaries_and_scales: Mapping[int, float] | None
+) -> tuple[list[Number], list[Length]]:
+    """The values that the scales make of the first one, and the steps at which they are reached."""
+    given = {} if boundaries_and_scales is None else boundaries_and_scales
+    if not isinstance(given, Mapping):
+        raise ValueError(
+            f"{core.where()}: boundaries_and_scales must be a dict {{step: scale}}, got "
+            f"{core.show(given)}."
+        )
+    scales = {
+        duration("a boundary in boundaries_and_scales", boundary): constant(
+            f"boundaries_and_scales[{boundary}]", scale, "[0, inf)"
+        )
+        for boundary, scale in given.items()
+    }
+    starts = sorted(scales)
+    factors = [constant("init_value", init_value), *(scales[b] for b in starts)]
+    return list(accumulate(factors, mul)), [0, *starts]
+
+
+def share(name: str, value: Any, low: float) -> float:
+    """A share of the steps, at least `low`, known when the schedule is made."""
+    static(name, value)
+    return float(constant(name, value, f"[{low!r}, 1]"))
+
+
+# ---------------------------------------------------------------- the schedules
+
+
+@core.recorded
+def piecewise_constant_schedule(
+    init_value: Number, boundaries_and_scales: Mapping[int, float] | None = None
+) -> ScheduleFn:
+    r"""Constant between boundaries, multiplied by a scale at each.
+
+    .. math:: s(t) = I \prod_{i:\, b_i \le t} f_i
+
+    Args:
+      init_value: \(I\), any finite number.
+      boundaries_and_scales: \(b_i \to f_i\), steps, whole or not, to numbers in [0, inf), in
+        any order; none by default. A boundary below 0 has been passed already.
+
+    Example:
+      >>> import gradx
+      >>> schedule = gradx.piecewise_constant_schedule(1.0, {10: 0.5, 20: 0.5})
+      >>> [float(schedule(t)) for t in (0, 9, 10, 20, 99)]
+      [1.0, 1.0, 0.5, 0.25, 0.25]
+    """
+    return ScheduleFn(stairs(*_accumulated(init_value, boundaries_and_scales)))
+
+
+@core.recorded
+def piecewise_interpolate_schedule(
+    interpolate_type: Literal["linear", "cosine"],
+    init_value: Number,
+    boundaries_and_scales: Mapping[int, float] | None = None,
+) -> ScheduleFn:
+    r"""Lines or half cosine waves through the values of `piecewise_constant_schedule`.
+
+    .. math::
+        s(t) = v_k + (v_{k+1} - v_k)\,w\left(\frac{t - b_k}{b_{k+1} - b_k}\right),
+        \quad b_k \le t < b_{k+1}, \quad v_k = I \prod_{i \le k} f_i
+
+    with \(b_0 = 0\), \(f_0 = 1\), \(w(x) = x\) or \(w(x) = (1 - \cos \pi x) / 2\), and the last
+    value kept.
+
+    Args:
+      interpolate_type: ``"linear"`` or ``"cosine"``.
+      init_value: \(I\), any finite number.
+      boundaries_and_scales: \(b_i \to f_i\), steps, whole or not, to numbers in [0, inf), in
+        any order; none by default. A boundary below 0 has been passed already. The scales
+        multiply: {10: 0.5, 20: 0.5} ends at a quarter.
+
+    Example:
+      >>> import gradx
+      >>> schedule = gradx.piecewise_interpolate_schedule("linear", 1.0, {10: 0.5, 20: 0.5})
+      >>> [float(schedule(t)) for t in (0, 5, 10, 15, 20, 99)]
+      [1.0, 0.75, 0.5, 0.375, 0.25, 0.25]
+    """
+    values, starts = _accumulated(init_value, boundaries_and_scales)
+    return ScheduleFn(polyline(values, starts, interpolate_type))
+
+
+@core.recorded
+def linear_onecycle_schedule(
+    transition_steps: int,
+    peak_value: Number,
+    pct_start: float = 0.3,
+    pct_final: float = 0.85,
+    div_factor: float = 25.0,
+    final_div_factor: float = 1e4,
+) -> ScheduleFn:
+    r"""Up to a peak, back down, and to almost nothing, along straight lines.
+
+    .. math::
+        (t, s) = (0, P/d) \to (\lfloor aT \rfloor, P) \to (\lfloor bT \rfloor, P/d)
+        \to (T, P/(d\,d_f))
+
+    Args:
+      transition_steps: \(T\) in [1, inf), steps, whole or not.
+      peak_value: \(P\), any finite number.
+      pct_start: \(a\) in [0, 1], the share of the steps that goes up; 0.3 by default.
+      pct_final: \(b\) in [a, 1], the share after which the value is back at where it started;
+        0.85 by default.
+      div_factor: \(d\) in (0, inf), peak over first value; 25 by default.
+      final_div_factor: \(d_f\) in (0, inf), first value over last value; 1e4 by default.
+
+    Example:
+      >>> import gradx
+      >>> schedule = gradx.linear_onecycle_schedule(100, peak_value=1.0)
+      >>> print([f"{schedule(t):.6f}" for t in (0, 30, 85, 100)])
+      ['0.040000', '1.000000', '0.040000', '0.000004']
+
+    Smith, Topin, `Super-Convergence: Very Fast Training of Neural Networks Using Large Learning
+    Rates <https://arxiv.org/abs/1708.07120>`_, 2017.
+
+    A phase of no steps is skipped (its end is jumped to). In Optax the last of several phases that
+    end on the same step drops the scales of the others, and the values come out too large or small.
+    """
+    total = duration("the transition_steps of a linear onecycle", transition_steps, 1)
+    up = share("pct_start", pct_start, 0.0)
+    down = share("pct_final", pct_final, up)
+    first = constant("div_factor", div_factor, "(0, inf)")
+    last = constant("final_div_factor", final_div_factor, "(0, inf)")
+    low = constant("peak_value", peak_value) / first
+    starts = [0, int(up * total), int(down * total), total]
+    return ScheduleFn(polyline([low, low * first, low, low / last], starts, "linear"))
+
+
+@core.recorded
+def cosine_onecycle_schedule(
+    transition_steps: int,
+    peak_value: Number,
+    pct_start: float = 0.3,
+    div_factor: float = 25.0,
+    final_div_factor: float = 1e4,
+) -> ScheduleFn:
+    r"""Up to a peak and down to almost nothing, along half cosine waves.
+
+    .. math::
+        (t, s) = (0, P/d) \to (\lfloor aT \rfloor, P) \to (T, P/(d\,d_f))
+
+    Args:
+      transition_steps: \(T\) in [1, inf), steps, whole or not.
+      peak_value: \(P\), any finite number.
+      pct_start: \(a\) in [0, 1], the share of the steps that goes up; 0.3 by default.
+      div_factor: \(d\) in (0, inf), peak over first value; 25 by default.
+      final_div_factor: \(d_f\) in (0, inf), first value over last value; 1e4 by default.
+
+    Example:
+      >>> import gradx
+      >>> schedule = gradx.cosine_onecycle_schedule(100, peak_value=1.0)
+      >>> print([f"{schedule(t):.6f}" for t in (0, 15, 30, 65, 100)])
+      ['0.040000', '0.520000', '1.000000', '0.500002', '0.000004']
+
+    Smith, Topin, `Super-Convergence: Very Fast Training of Neural Networks Using Large Learning
+    Rates <https://arxiv.org/abs/1708.07120>`_, 2017, with cosines for its lines, as in PyTorch's
+    ``OneCycleLR``.
+
+    A phase of no steps is skipped, as in `linear_onecycle_schedule`.
+    """
+    total = duration("the transition_steps of a cosine onecycle", transition_steps, 1)
+    up = share("pct_start", pct_start, 0.0)
+    first = constant("div_factor", div_factor, "(0, inf)")
+    last = constant("final_div_factor", final_div_factor, "(0, inf)")
+    low = constant("peak_value", peak_value) / first
+    starts = [0, int(up * total), total]
+    return ScheduleFn(polyline([low, low * first, low / last], starts, "cosine"))

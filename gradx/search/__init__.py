@@ -1,1 +1,0 @@
-"""Line searches: how far to go in the direction that the updates say."""
