@@ -45,8 +45,8 @@ class ScaleByLBFGSState(NamedTuple):
       count: the updates done so far, int32 ().
       params: the parameters of the last update.
       updates: its gradients, like the parameters.
-      diff_params_memory: the last steps of the parameters, (m, *shape) for each.
-      diff_updates_memory: the changes of the gradients in these steps, (m, *shape) for each.
+      diff_params_memory: the last steps of the parameters, `(m, *shape)` for each.
+      diff_updates_memory: the changes of the gradients in these steps, `(m, *shape)` for each.
       weights_memory: one over the inner product of the two, (m,); 0 for a step that is not used.
     """
 
