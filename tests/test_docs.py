@@ -26,7 +26,8 @@ import references
 import gradx
 
 ROOT = Path(__file__).parent.parent
-DOCS = [path for path in [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md"))] if path.exists()]
+TOP = [ROOT / "README.md", ROOT / "CONTRIBUTING.md"]
+DOCS = [path for path in [*TOP, *sorted(ROOT.glob("docs/*.md"))] if path.exists()]
 GUIDE, SKELETON = ROOT / "docs/new_rule.md", ROOT / "docs/new_rule.py"
 SHOWN = "<!-- new_rule.py -->"  # stands before a block that is a piece of the skeleton
 
