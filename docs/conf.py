@@ -33,6 +33,8 @@ copyright = "the authors of gradx"
 extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.mathjax", "sphinx.ext.napoleon"]
 exclude_patterns = ["_build", "**/_*.md"]
 html_theme = "furo"
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
 html_title = f"gradx {version}"
 
 # The pages are plain Markdown. tests/test_docs.py executes their code, so the build does not.
@@ -46,7 +48,7 @@ add_module_names = False
 python_maximum_signature_line_length = 80
 napoleon_numpy_docstring = False
 napoleon_use_rtype = False
-napoleon_use_ivar = True
+napoleon_custom_sections = [("Attributes", "params_style")]  # the fields of a state, as a list
 
 NAMES = {symbol.name: symbol.path for symbol in reference.symbols()}
 
