@@ -9,16 +9,14 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
-import jax.numpy as jnp
-
 from gradx import core
 from gradx.combinators.chain import chain
 from gradx.core import Count, Transform, Updates
 from gradx.core.roots import sqrt
 from gradx.core.trees import finite_sq
-from gradx.lift.averages import average, weight_so_far
+from gradx.lift.averages import average, real_zeros, weight_so_far, zeros
 from gradx.lift.leafwise import leafwise
-from gradx.lift.passes import Numbers, Slots
+from gradx.lift.stages import Numbers
 from gradx.numbers.sources import Array, Hyper
 from gradx.pieces.weight_decay import DecayKind, scale_and_decay
 
@@ -79,16 +77,12 @@ def scale_by_qhadam(
     """
     return leafwise(
         _qhadam,
-        init=partial(_zeros, mu_dtype=mu_dtype),
+        init={"mu": partial(zeros, dtype=mu_dtype), "nu": real_zeros},
         state=ScaleByQHAdamState,
         hypers={"b1": b1, "b2": b2, "eps": eps, "share_mu": share_mu, "share_nu": share_nu},
         ranges={"share_mu": "[0, 1]", "share_nu": "[0, 1]"},
         per_step=_factors,
     )
-
-
-def _zeros(p: Array, *, mu_dtype: Any) -> Slots:
-    return jnp.zeros_like(p, dtype=mu_dtype), jnp.zeros_like(p.real)
 
 
 def _factors(h: Numbers, t: Array) -> Mapping[str, Array]:
@@ -98,13 +92,14 @@ def _factors(h: Numbers, t: Array) -> Mapping[str, Array]:
     }
 
 
-def _qhadam(g: Array, slots: Slots, p: None, h: Numbers) -> tuple[Array, Slots]:
-    mu, nu = slots
-    mu = average(mu, g, h.b1)
-    nu = average(nu, finite_sq(g), h.b2)
+def _qhadam(
+    g: Array, s: ScaleByQHAdamState, p: None, h: Numbers
+) -> tuple[Array, ScaleByQHAdamState]:
+    mu = average(s.mu, g, h.b1)
+    nu = average(s.nu, finite_sq(g), h.b2)
     first = (1 - h.share_mu) * g + h.of_mu * mu
     second = (1 - h.share_nu) * finite_sq(g) + h.of_nu * nu
-    return first / (sqrt(second) + h.eps), (mu, nu)
+    return first / (sqrt(second) + h.eps), s._replace(mu=mu, nu=nu)
 
 
 @core.recorded

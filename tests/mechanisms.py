@@ -21,11 +21,11 @@ import pytest
 from cases import CASES, OPTIMIZERS, Case, each
 from problems import params
 
-from gradx.lift.leafwise import Rule
+from gradx.lift.rule import Rule
 
 # What the lift does only where a rule asks for it.
 OF_A_RULE = (
-    *("slots", "per_step", "measure", "measure_init", "per_tree", "per_leaf"),
+    *("first", "per_step", "measure", "measure_init", "per_tree", "per_leaf", "facts"),
     *("scalars", "several", "whole_tree"),
 )
 OF_A_MATRIX_RULE = ("either_way", "like_leaf")
@@ -33,7 +33,7 @@ OF_RENEWAL = ("renew", "start", "gather", "staggered")
 # What is the rule's own, or what only `test_collectives.py` and `test_matrixwise.py` can ask.
 OF_NEITHER = (
     *("update", "state", "hypers", "flags", "count", "needs_params", "where", "axes"),
-    *("choice", "name", "how", "chunk", "share", "batches", "every"),
+    *("any_kind", "choice", "name", "how", "chunk", "share", "batches", "every"),
 )
 
 

@@ -141,18 +141,18 @@ def test_equal_transforms_are_equal() -> None:
 
 
 def test_a_rule_without_a_factory_says_so() -> None:
-    assert "leafwise" in repr(gradx.leafwise(lambda g, slots, p, h: (g, slots)))
+    assert "leafwise" in repr(gradx.leafwise(lambda g, s, p, h: (g, s)))
 
 
-def aggregated(g: Any, slots: Any, p: Any, h: Any) -> Any:
-    velocities = tuple(beta * v + g for beta, v in zip(h.betas, slots[0], strict=True))
-    return sum(velocities), (velocities,)
+def aggregated(g: Any, s: Any, p: Any, h: Any) -> Any:
+    velocities = tuple(beta * v + g for beta, v in zip(h.betas, s.trace, strict=True))
+    return sum(velocities), s._replace(trace=velocities)
 
 
-def test_a_slot_may_be_a_tuple() -> None:
+def test_a_leaf_may_have_a_tuple_in_a_field() -> None:
     tx = gradx.leafwise(
         aggregated,
-        init=lambda p: ((jnp.zeros_like(p), jnp.zeros_like(p)),),
+        init=lambda p: {"trace": (jnp.zeros_like(p), jnp.zeros_like(p))},
         state=gradx.TraceState,
         flags={"betas": (0.0, 0.5)},
     )
@@ -163,8 +163,8 @@ def test_a_slot_may_be_a_tuple() -> None:
     assert len(state.trace["bias"]) == 2
 
 
-def broken(g: Any, slots: Any, p: Any, h: Any) -> Any:
-    return h.no_such_number * g, slots
+def broken(g: Any, s: Any, p: Any, h: Any) -> Any:
+    return h.no_such_number * g, s
 
 
 def test_an_error_in_a_rule_says_where() -> None:
@@ -172,7 +172,8 @@ def test_an_error_in_a_rule_says_where() -> None:
     with pytest.raises(AttributeError) as raised:
         tx.update(PARAMS, tx.init(PARAMS))
     assert "at the leaf 'bias'" in raised.value.__notes__[-1]
-    with pytest.raises(ValueError, match="must return a tuple of 1 slots"):
+    told = r"init must give the arrays .*\['trace'\] of TraceState, .* gives \[\]"
+    with pytest.raises(ValueError, match=told):
         gradx.leafwise(broken, state=gradx.TraceState).init(PARAMS)
     listed = gradx.leafwise(broken, flags={"axes": [0]})
     with pytest.raises(ValueError, match=r"h.axes is \[0\]"):

@@ -153,27 +153,27 @@ def test_a_list_in_a_chain() -> None:
 # ---------------------------------------------------------------- rules
 
 
-def reads_rate(g: Any, slots: Any, p: Any, h: Any) -> Any:
-    return g * h.rate, slots
+def reads_rate(g: Any, s: Any, p: Any, h: Any) -> Any:
+    return g * h.rate, s
 
 
-def reads_params(g: Any, slots: Any, p: Any, h: Any) -> Any:
-    return g + jnp.sum(p), slots
+def reads_params(g: Any, s: Any, p: Any, h: Any) -> Any:
+    return g + jnp.sum(p), s
 
 
-def same(g: Any, slots: Any, p: Any, h: Any) -> Any:
-    return g, slots
+def same(g: Any, s: Any, p: Any, h: Any) -> Any:
+    return g, s
 
 
 def of_step(h: Any, t: Any) -> Any:
     return {"x": h.rate}
 
 
-def of_leaf(g: Any, slots: Any, p: Any, h: Any) -> Any:
+def of_leaf(g: Any, s: Any, p: Any, h: Any) -> Any:
     return {"x": h.rate}
 
 
-def params_of_leaf(g: Any, slots: Any, p: Any, h: Any) -> Any:
+def params_of_leaf(g: Any, s: Any, p: Any, h: Any) -> Any:
     return {"x": jnp.sum(p())}
 
 
@@ -185,7 +185,7 @@ def decides(h: Any, sums: Any) -> Any:
     return sums, {}
 
 
-def sums(g: Any, slots: Any, p: Any, h: Any) -> Any:
+def sums(g: Any, s: Any, p: Any, h: Any) -> Any:
     return {"x": jnp.sum(p)}
 
 

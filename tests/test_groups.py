@@ -401,7 +401,7 @@ def test_optax_pairs_the_state_with_trees_like_the_parameters() -> None:
         tx,
         lambda x, path: x if isinstance(x, optax.MaskedNode) else path,
         state,
-        gradx.trees.map_with_path(lambda path, x: path, tree()),
+        gradx.core.trees.map_with_path(lambda path, x: path, tree()),
         is_leaf=lambda x: isinstance(x, optax.MaskedNode),
     )
     adam, _ = paired[1].inner_state

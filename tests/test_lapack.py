@@ -24,10 +24,9 @@ each = pytest.mark.parametrize(("ours", "theirs"), FUNCTIONS.values(), ids=FUNCT
 # Four stacks in one program, many times: with jnp.linalg on two cores this does not end.
 PROGRAM = """
 import jax
-from gradx import lapack
+from gradx.linalg import decompositions as made
 
 def step(stacks):
-    made = decompositions
     return [(made.qr(x), made.eigh(x + x.mT), made.svd(x)) for x in stacks]
 
 stacks = [jax.random.normal(jax.random.key(i), (8, 48, 48)) for i in range(4)]

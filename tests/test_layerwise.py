@@ -299,8 +299,8 @@ def test_what_is_measured_is_what_is_scaled(dtype: Any) -> None:
     assert_same(s1, s2[0])
 
 
-def _mix(g: Any, slots: Any, p: Any, h: Any) -> Any:
-    return g @ g.T @ g, slots
+def _mix(g: Any, s: Any, p: Any, h: Any) -> Any:
+    return g @ g.T @ g, s
 
 
 @gradx.recorded

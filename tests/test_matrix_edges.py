@@ -152,16 +152,24 @@ def test_numbers_by_path_for_either_group(factory: Any) -> None:
         factory(gradx.by_path({"emebd": 0.5}, default=0.2)).init(params)
 
 
-def test_a_missing_gradient_without_parameters_says_what_to_do() -> None:
-    params = {"mlp": normal(4, 3), "bias": normal(3)}
+@pytest.mark.parametrize("with_params", [True, False])
+def test_a_matrix_without_a_gradient_keeps_its_state(with_params: bool) -> None:
+    """Nobody needs to know its shape, so nobody needs the parameters."""
+    params = {"mlp": normal(4, 3), "up": normal(3, 4), "bias": normal(3)}
     tx = gradx.muon(0.1)
-    with pytest.raises(ValueError, match="mlp") as e:
-        tx.update({"mlp": None, "bias": params["bias"]}, tx.init(params))
-    assert "call update(updates, state, params)" in " ".join(e.value.__notes__)
+    _, state = tx.update(params, tx.init(params), params)
+    updates, after = tx.update({**params, "mlp": None}, state, params if with_params else None)
+    whole, _ = tx.update(params, state, params)
+    assert updates["mlp"] is None
+    for name in ("up", "bias"):
+        same(updates[name], whole[name])
+    mu = after.inner_states["muon"].inner_state[0].mu
+    same(mu["mlp"], state.inner_states["muon"].inner_state[0].mu["mlp"])
+    assert not np.array_equal(mu["up"], state.inner_states["muon"].inner_state[0].mu["up"])
 
 
-def rule(g: Any, slots: Any, p: Any, h: Any) -> Any:
-    return g, slots
+def rule(g: Any, s: Any, p: Any, h: Any) -> Any:
+    return g, s
 
 
 def bare(p: Any) -> Any:
@@ -175,8 +183,11 @@ class OneField(NamedTuple):
 @pytest.mark.parametrize(
     ("given", "match"),
     [
-        ({"init": bare, "state": OneField}, "init must return a tuple of 1 slots"),
-        ({"state": OneField}, "init must return a tuple of 1 slots"),
+        (
+            {"init": bare, "state": OneField},
+            r"the fields \['mu'\] of OneField.* gives <.*\[4, 3\]>",
+        ),
+        ({"state": OneField}, r"the fields \['mu'\] of OneField, .* gives \[\]"),
         ({"like_leaf": {"nu": None}, "state": OneField}, r"like_leaf has \['nu'\]"),
         ({"every": 2}, "about renew"),
         ({"renew": bare, "state": OneField}, "needs a state with the field 'count'"),

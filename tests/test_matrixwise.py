@@ -180,9 +180,9 @@ def test_shapes_are_stacked_once_however_many_leaves() -> None:
     """Also those that stand on their other side."""
     seen = []
 
-    def rule(g: Any, slots: Any, p: Any, h: Any) -> Any:
+    def rule(g: Any, s: Any, p: Any, h: Any) -> Any:
         seen.append(g.shape)
-        return g, slots
+        return g, s
 
     g = {f"w{i}": jnp.ones((4, 6) if i % 2 else (6, 4)) for i in range(10)} | {
         "v": jnp.ones((4, 4))

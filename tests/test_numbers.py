@@ -323,8 +323,8 @@ def test_no_live_value_is_called_tx() -> None:
         gradx.leafwise(doubled, hypers={"tx": gradx.tunable(0.1)})
 
 
-def doubled(g: Any, slots: Any, p: Any, h: Any) -> Any:
-    return 2 * g, slots
+def doubled(g: Any, s: Any, p: Any, h: Any) -> Any:
+    return 2 * g, s
 
 
 def test_names_that_occur_twice_are_told_apart_by_their_place() -> None:

@@ -176,8 +176,8 @@ def test_a_users_factory_is_checked_too(option: Any, match: str) -> None:
 # ---------------------------------------------------------------- changed afterwards
 
 
-def sized(g: Any, slots: Any, p: Any, h: Any) -> Any:
-    return h.size * g, slots
+def sized(g: Any, s: Any, p: Any, h: Any) -> Any:
+    return h.size * g, s
 
 
 def mutable() -> dict[str, tuple[Any, Callable[[Any], Any], Callable[[Any], None]]]:
@@ -313,7 +313,7 @@ def test_arrays_may_be_deleted_when_it_is_made(case: cases.Case) -> None:
     arrays: list[jax.Array] = []
     numbers = {name: with_arrays(v, arrays) for name, v in cases.made(case.kwargs, gradx).items()}
     for name, parameter in calls.signature(getattr(gradx, case.factory)).parameters.items():
-        if gradx.sources.takes_number(parameter.annotation) and name not in numbers:
+        if gradx.numbers.sources.takes_number(parameter.annotation) and name not in numbers:
             numbers[name] = with_arrays(parameter.default, arrays)
     tx = getattr(gradx, case.factory)(**numbers)
     for array in arrays:
@@ -351,8 +351,8 @@ def test_donated_numbers(make: Any) -> None:
     assert_same(steps(tx, 1), expected)
 
 
-def scaled_by(g: Any, slots: Any, p: Any, h: Any) -> Any:
-    return h.rate * g, slots
+def scaled_by(g: Any, s: Any, p: Any, h: Any) -> Any:
+    return h.rate * g, s
 
 
 @pytest.mark.parametrize(
@@ -382,9 +382,9 @@ def test_deleted_keys(make: Any) -> None:
 def test_an_array_is_still_an_argument_of_the_program() -> None:
     traces = []
 
-    def rule(g: Any, slots: Any, p: Any, h: Any) -> Any:
+    def rule(g: Any, s: Any, p: Any, h: Any) -> Any:
         traces.append(h.rate)
-        return h.rate * g, slots
+        return h.rate * g, s
 
     for rate in (0.1, 0.2, 0.3):
         tx = gradx.leafwise(rule, hypers={"rate": jnp.float32(rate)})

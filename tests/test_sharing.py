@@ -30,17 +30,17 @@ class State(NamedTuple):
     factor: Any
 
 
-def rule(g: Any, slots: Any, p: Any, h: Any) -> Any:
+def rule(g: Any, s: Any, p: Any, h: Any) -> Any:
     """With all that travels: a gradient, a momentum, a factor of the matrix's own, a parameter."""
-    mu, factor = slots
-    mu, factor = 0.5 * mu + g, factor + g @ g.T
-    return jnp.matmul(factor, mu, precision="highest") + h.by * p, (mu, factor)
+    mu, factor = 0.5 * s.mu + g, s.factor + g @ g.T
+    u = jnp.matmul(factor, mu, precision="highest") + h.by * p
+    return u, s._replace(mu=mu, factor=factor)
 
 
 def lifted(share: Any = None) -> Any:
     return gradx.matrixwise(
         rule,
-        init=lambda p: (jnp.zeros_like(p, shape=(p.shape[0],) * 2),),
+        init={"factor": lambda p: jnp.zeros_like(p, shape=(p.shape[0],) * 2)},
         state=State,
         like_leaf={"mu": None},
         hypers={"by": gradx.tunable(0.1)},
@@ -194,8 +194,8 @@ def test_devices_have_equal_parts_of_what_lies_in_different_ways() -> None:
     assert shared.cost_analysis()["flops"] < 1.1 * 2 / 14 * alone["flops"]
 
 
-def scaled(g: Any, slots: Any, p: Any, h: Any) -> Any:
-    return h.by * g / jnp.linalg.norm(g), slots
+def scaled(g: Any, s: Any, p: Any, h: Any) -> Any:
+    return h.by * g / jnp.linalg.norm(g), s
 
 
 def test_a_number_has_its_derivative_where_devices_are_left_over() -> None:

@@ -68,7 +68,7 @@ def test_leaf_by_leaf_it_is_as_in_stacks(monkeypatch: pytest.MonkeyPatch, stagge
 
 def test_where_a_small_leaf_begins_is_no_constant() -> None:
     """Or else XLA makes a kernel for each, also for a rule with no numbers but what is known."""
-    tx = gradx.matrixwise(lambda g, slots, p, h: (g @ g.T @ g, slots))
+    tx = gradx.matrixwise(lambda g, s, p, h: (g @ g.T @ g, s))
     assert "conditional(" in for_cpus(tx, {f"w{i}": (3, 7) for i in range(5)}).as_text()
 
 

@@ -65,8 +65,8 @@ def test_tree_map_params_where_a_parameter_has_several_arrays() -> None:
         velocities: Any
 
     tx = gradx.leafwise(
-        lambda g, slots, p, h: (g, slots),
-        init=lambda p: ((jnp.zeros_like(p), jnp.zeros_like(p)),),
+        lambda g, s, p, h: (g, s),
+        init=lambda p: {"velocities": (jnp.zeros_like(p), jnp.zeros_like(p))},
         state=State,
     )
     names = {"w": ("in", "out"), "b": ("out",)}  # values may be containers themselves

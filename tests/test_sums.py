@@ -1,4 +1,4 @@
-"""Several sums in one reading, and slots written in place: the same numbers on each target."""
+"""Several sums in one reading, and state written in place: the same numbers on each target."""
 
 from __future__ import annotations
 

@@ -108,7 +108,7 @@ def test_arrays_as_constants_compile_once() -> None:
     for rate in (0.1, 0.2, 0.3):
         tx = gradx.sgd(jnp.float32(rate))
         assert float(tx.update(grads, tx.init(grads))[0][0, 0]) == pytest.approx(-rate)
-        sizes.append(gradx.stage._apply._cache_size())
+        sizes.append(gradx.lift.passes._apply._cache_size())
     assert sizes[0] == sizes[2]
 
 
@@ -139,8 +139,8 @@ def test_not_equal_is_the_opposite_of_equal() -> None:
     assert copy.deepcopy(gradx.leafwise(lambda g, s, p, h: (g, s)))
 
 
-def by_type(g: Any, slots: Any, p: Any, h: Any) -> Any:
-    return (g if isinstance(h.flag, bool) else -g), slots
+def by_type(g: Any, s: Any, p: Any, h: Any) -> Any:
+    return (g if isinstance(h.flag, bool) else -g), s
 
 
 def test_equal_constants_of_other_kinds_are_other_programs() -> None:
@@ -217,9 +217,9 @@ class Gate(NamedTuple):
 
 
 def test_paths_of_a_field_called_value() -> None:
-    assert gradx.trees.paths({"gate": Gate(1.0, 2.0)}) == ["gate/value", "gate/bias"]
+    assert gradx.core.trees.paths({"gate": Gate(1.0, 2.0)}) == ["gate/value", "gate/bias"]
     state = nnx.state(nnx.Linear(1, 1, rngs=nnx.Rngs(0)))
-    assert gradx.trees.paths(state) == ["bias", "kernel"]
+    assert gradx.core.trees.paths(state) == ["bias", "kernel"]
 
 
 def test_options_that_would_be_ignored() -> None:

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import jax
 import jax.numpy as jnp
 
 from gradx import core
-from gradx.combinators.chain import Contract, identity, stage_of
+from gradx.combinators.chain import Contract, identity
 from gradx.combinators.partition import masked
 from gradx.combinators.predicated import check_inner
-from gradx.core import Params, Part, State, Transform, Updates
+from gradx.core import Params, Part, State, Transform
 from gradx.core import trees as gtree
 from gradx.lift.leafwise import leafwise
-from gradx.lift.passes import Call, Leaves, Numbers, Results, Rows, Slots, Stage, staged, widen
+from gradx.lift.passes import staged
+from gradx.lift.sequence import stage_of
+from gradx.lift.stages import NO_STATE, Call, LeafState, Leaves, Numbers, Results, Rows, Stage
 from gradx.numbers import hyper
 from gradx.numbers.sources import Array, Hyper, is_real
 
@@ -45,13 +45,18 @@ class _Cautious:
     def begin(
         self, leaves: Leaves, state: State, extra: Mapping[str, Any], rows: Rows
     ) -> Callable[[Results], State]:
-        starts = [len(row) for row in rows]
+        starts = [sum(isinstance(one, Call) for one in row) for row in rows]
         end = self.inner.begin(leaves, state, extra, rows)
         flags = (("ascends", self.ascends, str(self.ascends)),)
-        numbers = {"min_share": self.min_share}
         for row, start, u in zip(rows, starts, leaves.updates, strict=True):
             if gtree.is_inexact(u):
-                row.append(Call(_agreeing, flags, numbers, (), False, None, _rescaling, start))
+                # What the inner one begins with is finished, or the update before its first call.
+                numbers = {"min_share": self.min_share}
+                if self.sees_tree:
+                    numbers["before"] = u
+                since = None if self.sees_tree else start
+                call = Call(_agreeing, flags, numbers, NO_STATE, False, None, _rescaling, since)
+                row.append(call)
         return end
 
 
@@ -102,24 +107,7 @@ def cautious(
     def described(params: Params, state: State) -> list[Part]:
         return [Part("", inner, params, state)]
 
-    stage = stage_of(inner)
-    if stage is not None:
-        return staged(_Cautious(stage, ascends, least), where, described)
-    wrapped = core.with_extra_args(inner)
-
-    def update(
-        updates: Updates, state: State, params: Params | None = None, **extra: Any
-    ) -> tuple[Updates, State]:
-        made, state = wrapped.update(updates, state, params, **extra)
-        flat = gtree.flatten(made)
-        before = gtree.flatten_like(flat, updates, "the gradients", where, "the inner updates")
-        kept = [
-            _alone(u, g, ascends, least) if gtree.is_inexact(u) and gtree.is_inexact(g) else u
-            for u, g in zip(flat.values, before, strict=True)
-        ]
-        return flat.unflatten(kept), state
-
-    return Transform(wrapped.init, update, parts=described)
+    return staged(_Cautious(stage_of(inner), ascends, least), where, described)
 
 
 def _along(u: Array, g: Array, ascends: bool) -> Array:
@@ -148,20 +136,12 @@ def _factor(u: Array, g: Array, ascends: bool, min_share: float | Array) -> Arra
     return 1 / jnp.maximum(share, min_share)
 
 
-def _rescaling(g: Any, slots: Any, p: Any, h: Numbers) -> Mapping[str, Array]:
+def _rescaling(g: Any, s: LeafState, p: Any, h: Numbers) -> Mapping[str, Array]:
     return {"factor": _factor(g, h.before, h.ascends, h.min_share)}
 
 
-def _agreeing(u: Array, slots: Slots, p: Any, h: Numbers) -> tuple[Array, Slots]:
-    return _kept(u, h.before, h.ascends, h.factor), slots
-
-
-@functools.partial(jax.jit, static_argnums=2)  # one trace per shape and dtype
-def _alone(u: Array, g: Array, ascends: bool, min_share: float | Array) -> Array:
-    """The same for a leaf of a transformation that does not work leaf by leaf."""
-    wide, before = widen(u), widen(g)
-    factor = _factor(wide, before, ascends, min_share)
-    return _kept(wide, before, ascends, factor).astype(u.dtype)
+def _agreeing(u: Array, s: LeafState, p: Any, h: Numbers) -> tuple[Array, LeafState]:
+    return _kept(u, h.before, h.ascends, h.factor), s
 
 
 # ---------------------------------------------------------------- the decay
@@ -210,12 +190,12 @@ def add_cautious_decay(
     return made if mask is None else masked(made, mask)
 
 
-def _add(g: Array, slots: Slots, p: Array, h: Numbers) -> tuple[Array, Slots]:
-    return g + jnp.where(_against(g, p), 0, h.weight_decay) * p, slots
+def _add(g: Array, s: LeafState, p: Array, h: Numbers) -> tuple[Array, LeafState]:
+    return g + jnp.where(_against(g, p), 0, h.weight_decay) * p, s
 
 
-def _subtract(g: Array, slots: Slots, p: Array, h: Numbers) -> tuple[Array, Slots]:
-    return g - jnp.where(_against(g, -p), 0, h.weight_decay) * p, slots
+def _subtract(g: Array, s: LeafState, p: Array, h: Numbers) -> tuple[Array, LeafState]:
+    return g - jnp.where(_against(g, -p), 0, h.weight_decay) * p, s
 
 
 def _against(u: Array, p: Array) -> Array:

@@ -7,8 +7,7 @@ groups, runs in one pass over the leaves wherever nothing has to see the whole t
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
 import jax
@@ -18,7 +17,8 @@ import optax
 from gradx import core
 from gradx.core import Params, Part, State, Transform, Updates
 from gradx.core import trees as gtree
-from gradx.lift.passes import Leaves, Results, Rows, Stage, run, staged, widen
+from gradx.lift.passes import staged, widen
+from gradx.lift.sequence import BEGINNING, InSequence, stage_of
 from gradx.lift.states import check_keys, check_state, wrong_state
 
 __all__ = ["chain", "identity", "named_chain", "stateless", "stateless_with_tree_map"]
@@ -28,21 +28,6 @@ Contract: TypeAlias = optax.GradientTransformation
 
 
 # ---------------------------------------------------------------- nothing, and a function
-
-
-@dataclass(frozen=True, eq=False)
-class _Nothing:
-    where: str
-    sees_tree = False
-
-    def init(self, params: Params) -> State:
-        return optax.EmptyState()
-
-    def begin(
-        self, leaves: Leaves, state: State, extra: Mapping[str, Any], rows: Rows
-    ) -> Callable[[Results], State]:
-        check_state(state, optax.EmptyState, self.where)
-        return lambda _: state
 
 
 @core.recorded
@@ -58,7 +43,15 @@ def identity() -> Transform:
       Array([1.], dtype=float32)
     """
     where = core.where()
-    return staged(_Nothing(where), where)
+
+    def unpack(state: State) -> Sequence[State]:
+        check_state(state, optax.EmptyState, where)
+        return ()
+
+    def pack(states: Sequence[State], old: State) -> State:
+        return optax.EmptyState() if old is BEGINNING else old
+
+    return staged(InSequence((), pack, unpack, where), where)
 
 
 @core.recorded
@@ -120,30 +113,6 @@ def stateless_with_tree_map(f: Callable[[Any, Any], Any]) -> Transform:
 # ---------------------------------------------------------------- in sequence
 
 
-@dataclass(frozen=True, eq=False)
-class _Sequence:
-    """Stages one after the other at each leaf; `pack` and `unpack` make and open their state."""
-
-    stages: Sequence[Stage]
-    pack: Callable[[Sequence[State]], State]
-    unpack: Callable[[State], Sequence[State]]
-    sees_tree: bool = field(init=False)
-
-    def __post_init__(self) -> None:
-        # Once: asked for later, a chain that grew in a loop would ask all chains that are in it.
-        object.__setattr__(self, "sees_tree", any(stage.sees_tree for stage in self.stages))
-
-    def init(self, params: Params) -> State:
-        return self.pack([stage.init(params) for stage in self.stages])
-
-    def begin(
-        self, leaves: Leaves, state: State, extra: Mapping[str, Any], rows: Rows
-    ) -> Callable[[Results], State]:
-        pairs = zip(self.stages, self.unpack(state), strict=True)
-        ends = [stage.begin(leaves, part, extra, rows) for stage, part in pairs]
-        return lambda results: self.pack([end(results) for end in ends])
-
-
 def _in_sequence(
     parts: Sequence[tuple[str, Contract]],
     pack: Callable[[Sequence[State]], State],
@@ -163,66 +132,9 @@ def _in_sequence(
         states = unpack(state)
         return [Part(label, tx, params, s) for (label, tx), s in zip(parts, states, strict=True)]
 
-    transforms = [tx for _, tx in parts]
-    passes = _passes(transforms)
-    if len(passes) == 1 and all(stage_of(tx) for tx in transforms):
-        return staged(
-            _Sequence([stage_of(tx) for tx in transforms], pack, unpack), where, described
-        )
-
-    updates_of = [_one_pass([transforms[i] for i in indices], where) for indices in passes]
-
-    def init(params: Params) -> State:
-        return pack([tx.init(params) for tx in transforms])
-
-    def update(
-        updates: Updates, state: State, params: Params | None = None, **extra: Any
-    ) -> tuple[Updates, State]:
-        states = unpack(state)
-        new_states: list[State] = []
-        for indices, update_pass in zip(passes, updates_of, strict=True):
-            now = [states[i] for i in indices]
-            updates, new = update_pass(updates, now, params, extra)
-            new_states += new
-        return updates, pack(new_states)
-
-    return Transform(init, update, parts=described)
-
-
-def stage_of(tx: Contract) -> Any:
-    """The transformation as a stage, or None if it is not made of work on single leaves."""
-    return getattr(tx, "stage", None)
-
-
-def _passes(transforms: Sequence[Contract]) -> list[list[int]]:
-    """Which neighbours share a pass: stages do, up to the next one that must see all leaves."""
-    passes: list[list[int]] = []
-    for i, tx in enumerate(transforms):
-        stage = stage_of(tx)
-        before = stage_of(transforms[i - 1]) if i else None
-        if before is not None and stage is not None and not stage.sees_tree:
-            passes[-1].append(i)
-        else:
-            passes.append([i])
-    return passes
-
-
-def _one_pass(transforms: Sequence[Contract], where: str) -> Callable[..., tuple[Updates, Any]]:
-    stages = [stage_of(tx) for tx in transforms]
-    if all(stages):
-        stage = _Sequence(stages, list, list)
-        return lambda updates, states, params, extra: run(
-            stage, where, updates, states, params, extra
-        )
-    (tx,) = (core.with_extra_args(tx) for tx in transforms)
-
-    def update(
-        updates: Updates, states: Any, params: Params | None, extra: Mapping[str, Any]
-    ) -> tuple[Updates, list[State]]:
-        updates, state = tx.update(updates, states[0], params, **extra)
-        return updates, [state]
-
-    return update
+    stages = [stage_of(tx) for _, tx in parts]
+    stage = InSequence(stages, lambda states, old: pack(states), unpack, where)
+    return staged(stage, where, described)
 
 
 @core.recorded

@@ -12,15 +12,27 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from optax import EmptyState, MaskedNode
+from optax import MaskedNode
 
 from gradx import core
-from gradx.combinators.chain import Contract, stage_of
-from gradx.core import Params, Part, State, Transform, Updates
+from gradx.combinators.chain import Contract
+from gradx.core import Params, Part, State, Transform
 from gradx.core import trees as gtree
 from gradx.lift.masks import marks, mask_flags
-from gradx.lift.passes import Call, Leaves, Numbers, Results, Rows, Slots, Stage, is_array, staged
+from gradx.lift.passes import staged
+from gradx.lift.rule import Rule
+from gradx.lift.sequence import BEGINNING, InSequence, stage_of
+from gradx.lift.stages import (
+    LeafState,
+    Leaves,
+    Numbers,
+    Results,
+    Rows,
+    Stage,
+    is_array,
+)
 from gradx.lift.states import check_state
+from gradx.numbers import hyper
 from gradx.numbers.sources import Array, check_optional
 
 __all__ = ["MaskedState", "PartitionState", "freeze", "masked", "partition", "set_to_zero"]
@@ -58,6 +70,7 @@ class _Masked:
     inner: Stage
     mask: Any
     where: str
+    extra_too: bool = False  # hides the same leaves in extra arguments
 
     @property
     def sees_tree(self) -> bool:
@@ -71,8 +84,13 @@ class _Masked:
     ) -> Callable[[Results], State]:
         check_state(state, MaskedState, self.where)
         # Of what it may see itself: a mask inside a mask is not asked about what that hides.
-        chosen = leaves.only(mask_flags(self.mask, leaves.tree, self.where))
-        end = self.inner.begin(chosen, state.inner_state, extra, rows)
+        flags = mask_flags(self.mask, leaves.tree, self.where)
+        if self.extra_too:
+            same: Any = jax.tree.structure(leaves.tree)
+            extra = {
+                k: hide(v, flags) if jax.tree.structure(v) == same else v for k, v in extra.items()
+            }
+        end = self.inner.begin(leaves.only(flags), state.inner_state, extra, rows)
         return lambda results: type(state)(end(results))
 
 
@@ -117,66 +135,8 @@ def masked(inner: Contract, mask: Any, *, mask_compatible_extra_args: bool = Fal
     def described(params: Params, state: State) -> list[Part]:
         return [Part("", inner, _visible(params, mask, where), state.inner_state)]
 
-    stage = stage_of(inner)
-    if stage is not None:
-        return staged(_Masked(stage, mask, where), where, described)
-    wrapped = core.with_extra_args(inner)
-
-    def init(params: Params) -> State:
-        return MaskedState(wrapped.init(_visible(params, mask, where)))
-
-    def update(
-        updates: Updates, state: State, params: Params | None = None, **extra: Any
-    ) -> tuple[Updates, State]:
-        check_state(state, MaskedState, where)
-        chosen = mask_flags(mask, updates, where)
-        flat = gtree.flatten(updates)
-        if mask_compatible_extra_args:
-            same: Any = jax.tree.structure(updates)
-            extra = {
-                k: hide(v, chosen) if jax.tree.structure(v) == same else v for k, v in extra.items()
-            }
-        hidden_params = None
-        if params is not None:
-            values = gtree.flatten_like(flat, params, "the parameters", where)
-            kept = [p if c else MaskedNode() for p, c in zip(values, chosen, strict=True)]
-            hidden_params = flat.unflatten(kept)
-        new, inner_state = wrapped.update(
-            hide(updates, chosen), state.inner_state, hidden_params, **extra
-        )
-        inner_values = gtree.flatten_like(flat, new, "the inner updates", where)
-        pairs = zip(inner_values, flat.values, strict=True)
-        merged = [old if isinstance(n, MaskedNode) else n for n, old in pairs]
-        return flat.unflatten(merged), type(state)(inner_state)
-
-    return Transform(init, update, parts=described)
-
-
-@dataclass(frozen=True, eq=False)
-class _Partition:
-    """Groups of leaves, each with a stage of its own; every leaf is in exactly one group."""
-
-    groups: Mapping[Hashable, _Masked]
-    check: Callable[[Params], None]
-    where: str
-
-    @property
-    def sees_tree(self) -> bool:
-        return any(group.sees_tree for group in self.groups.values())
-
-    def init(self, params: Params) -> State:
-        self.check(params)
-        return PartitionState({label: g.init(params) for label, g in self.groups.items()})
-
-    def begin(
-        self, leaves: Leaves, state: State, extra: Mapping[str, Any], rows: Rows
-    ) -> Callable[[Results], State]:
-        check_state(state, PartitionState, self.where, self.groups)
-        ends = {
-            label: group.begin(leaves, state.inner_states[label], extra, rows)
-            for label, group in self.groups.items()
-        }
-        return lambda results: type(state)({label: end(results) for label, end in ends.items()})
+    stage = _Masked(stage_of(inner), mask, where, mask_compatible_extra_args)
+    return staged(stage, where, described)
 
 
 @core.recorded
@@ -255,31 +215,19 @@ def partition(
             for k, tx in transforms.items()
         ]
 
-    if all(stage_of(tx) is not None for tx in transforms.values()):
-        staged_groups = {
-            k: _Masked(stage_of(tx), mask_of(k), where) for k, tx in transforms.items()
-        }
-        return staged(_Partition(staged_groups, check, where), where, described)
+    def unpack(state: State) -> list[State]:
+        check_state(state, PartitionState, where, transforms)
+        return [state.inner_states[label] for label in transforms]
 
-    groups = {
-        label: masked(tx, mask_of(label), mask_compatible_extra_args=mask_compatible_extra_args)
+    def pack(states: Sequence[State], old: State) -> State:
+        kind = PartitionState if old is BEGINNING else type(old)
+        return kind(dict(zip(transforms, states, strict=True)))
+
+    groups = [
+        _Masked(stage_of(tx), mask_of(label), where, mask_compatible_extra_args)
         for label, tx in transforms.items()
-    }
-
-    def init(params: Params) -> State:
-        check(params)
-        return PartitionState({label: tx.init(params) for label, tx in groups.items()})
-
-    def update(
-        updates: Updates, state: State, params: Params | None = None, **extra: Any
-    ) -> tuple[Updates, State]:
-        new = {}
-        check_state(state, PartitionState, where, groups)
-        for label, tx in groups.items():
-            updates, new[label] = tx.update(updates, state.inner_states[label], params, **extra)
-        return updates, type(state)(new)
-
-    return Transform(init, update, parts=described)
+    ]
+    return staged(InSequence(groups, pack, unpack, where, check=check), where, described)
 
 
 def _check_labels(transforms: Any, optional: bool | Collection[Hashable], where: str) -> None:
@@ -315,32 +263,14 @@ def set_to_zero() -> Transform:
       Array([0.], dtype=float32)
     """
     where = core.where()
-    return staged(_Zeros(where), where)
+    # Takes any leaf, as it optimizes none; what has no zero (a key, a text) stays as it is.
+    rule = Rule(update=_zero, hypers=hyper.Hypers({}, where), any_kind=True, where=where)
+    return staged(rule, where)
 
 
-@dataclass(frozen=True, eq=False)
-class _Zeros:
-    """Takes any leaf, as it optimizes none; what has no zero (a key, a text) stays as it is."""
-
-    where: str
-    sees_tree = False
-
-    def init(self, params: Params) -> State:
-        return EmptyState()
-
-    def begin(
-        self, leaves: Leaves, state: State, extra: Mapping[str, Any], rows: Rows
-    ) -> Callable[[Results], State]:
-        check_state(state, EmptyState, self.where)
-        for row, u in zip(rows, leaves.updates, strict=True):
-            if gtree.is_number(u):
-                row.append(Call(_zero, (), {}, (), False, any_kind=True))
-        return lambda _: state
-
-
-def _zero(g: Array, slots: Slots, p: None, h: Numbers) -> tuple[Array, Slots]:
+def _zero(g: Array, s: LeafState, p: None, h: Numbers) -> tuple[Array, LeafState]:
     # Not zeros_like(g), which jit would make without g, and then without its sharding.
-    return jnp.where(jnp.zeros_like(g, bool), g, jnp.zeros_like(g)), slots
+    return jnp.where(jnp.zeros_like(g, bool), g, jnp.zeros_like(g)), s
 
 
 @core.recorded

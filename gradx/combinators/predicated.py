@@ -10,13 +10,14 @@ import jax
 import jax.numpy as jnp
 
 from gradx import core
-from gradx.combinators.chain import Contract, stage_of
+from gradx.combinators.chain import Contract
 from gradx.core import Params, Part, State, Updates
 from gradx.core import trees as gtree
 from gradx.lift.passes import run
+from gradx.lift.sequence import Opaque, stage_of
 from gradx.lift.states import wrong_state
 from gradx.lowering import sums
-from gradx.lowering.conditional import choose, either
+from gradx.lowering.conditional import choose
 from gradx.numbers.live import is_node
 from gradx.numbers.sources import Array
 
@@ -41,49 +42,13 @@ def gated_update(
     them.
     """
     updates = jax.tree.map(gtree.as_number, updates)
-    stage = stage_of(tx)
-    if stage is not None and not conditional:
-        made, new_state = run(stage, where, updates, state, params, extra, gate)
-        if rejected == "pass":
-            made = gtree.map_numbers(functools.partial(choose, gate), made, updates)
-        return made, new_state
-    wrapped = core.with_extra_args(tx)
-
-    def accept() -> tuple[list[Any], State]:
-        made, new = wrapped.update(updates, state, params, **extra)
-        if _structure(made) != _structure(updates):
-            raise ValueError(
-                f"{where}: the inner transformation {core.show(tx)} must give a tree like that of "
-                f"the updates, not one of its own ({type(made).__name__})."
-            )
-        pairs = zip(jax.tree.leaves(made), jax.tree.leaves(updates), strict=True)
-        # The two branches must agree in dtypes, and the next step with this one.
-        numbers = [_like(new, old) for new, old in pairs if gtree.is_number(old)]
-        return numbers, jax.tree.map(_like, new, state)
-
-    def reject() -> tuple[list[Any], State]:
-        return ([_zero(x) for x in given] if rejected == "zero" else given), state
-
-    # What is no number (a random key, a `float0` gradient) is nobody's to change.
-    given, with_numbers = gtree.picked(updates, gtree.is_number)
-    if conditional is False:
-        outcome = jax.tree.map(functools.partial(choose, gate), accept(), reject())
-    else:
-        outcome = either(gate, accept, reject, (given, state, params, dict(extra)))
-    numbers, new_state = outcome
-    return with_numbers(numbers), new_state
-
-
-def _structure(tree: Any) -> Any:
-    return jax.tree.structure(tree)
-
-
-def _like(new: Any, old: Any) -> Array:
-    return jnp.asarray(new, jnp.result_type(old))
-
-
-def _zero(x: Any) -> Array:
-    return jnp.where(jnp.zeros_like(x, bool), x, 0)  # keeps the sharding, as zeros_like(x) may not
+    stage = Opaque(tx, where) if conditional else stage_of(tx, where)
+    passes, opaque = rejected == "pass", isinstance(stage, Opaque)
+    how = {"conditional": conditional is not False, "passes": passes and opaque}
+    made, new_state = run(stage, where, updates, state, params, extra, gate, **how)
+    if passes and not opaque:
+        made = gtree.map_numbers(functools.partial(choose, gate), made, updates)
+    return made, new_state
 
 
 # ---------------------------------------------------------------- what such wrappers share

@@ -53,7 +53,7 @@ def inside(name: str) -> Iterator[None]:
         _building.reset(token)
 
 
-_PACKAGE = str(Path(__file__).parent)
+_PACKAGE = str(Path(__file__).parents[1])
 
 
 def warn(told: str, category: type[Warning] = UserWarning) -> None:

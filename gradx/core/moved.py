@@ -38,7 +38,7 @@ MOVED = {
     "hyper": "numbers.hyper",
     "inspect": "inspection.describe",
     "interpolation": "optimizers.averaging.interpolation",
-    "joined": "lift.joined",
+    "joined": "lift.sequence",
     "lapack": "linalg.decompositions",
     "leafwise": "lift.leafwise",
     "live": "numbers.live",
@@ -155,7 +155,8 @@ class Moved(importlib.abc.MetaPathFinder, importlib.abc.Loader):
                 for place in (home, sys.modules["gradx"]):
                     if hasattr(place, asked):
                         return getattr(place, asked)
-            raise AttributeError(
+            kind = AttributeError if asked.startswith("__") else ImportError
+            raise kind(
                 f"gradx.{name} was an internal module and has moved"
                 f"{f' to gradx.{MOVED[name]}' if name in MOVED else ''}; it has no {asked!r}. "
                 f"Take public names from gradx itself: from gradx import {asked}."
@@ -164,7 +165,16 @@ class Moved(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         vars(module)["__getattr__"] = get
 
 
+class Face(ModuleType):
+    """The module `gradx`, in which no module takes the name of a function: there was a `scale`."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if not (isinstance(value, ModuleType) and callable(vars(self).get(name))):
+            super().__setattr__(name, value)
+
+
 def find() -> None:
     """Lets old names be found; what exists under a name is found first."""
+    sys.modules["gradx"].__class__ = Face
     if not any(isinstance(finder, Moved) for finder in sys.meta_path):
         sys.meta_path.append(Moved())

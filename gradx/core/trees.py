@@ -210,7 +210,7 @@ def paths(tree: Any) -> list[str]:
 
     Example:
       >>> import gradx
-      >>> gradx.trees.paths({"dense": {"kernel": 1.0, "bias": 0.0}})
+      >>> gradx.core.trees.paths({"dense": {"kernel": 1.0, "bias": 0.0}})
       ['dense/bias', 'dense/kernel']
     """
     return flatten(tree).paths
@@ -230,7 +230,7 @@ def map_with_path(fn: Any, tree: Any) -> Any:
 
     Example:
       >>> import gradx
-      >>> gradx.trees.map_with_path(lambda path, x: path, {"a": {"b": 1.0}})
+      >>> gradx.core.trees.map_with_path(lambda path, x: path, {"a": {"b": 1.0}})
       {'a': {'b': 'a/b'}}
     """
     flat = flatten(tree)
@@ -300,7 +300,7 @@ def abs_sq(x: Array) -> Array:
 
     Example:
       >>> import gradx, jax.numpy as jnp
-      >>> gradx.trees.abs_sq(jnp.array([3.0, 3 + 4j]))
+      >>> gradx.core.trees.abs_sq(jnp.array([3.0, 3 + 4j]))
       Array([ 9., 25.], dtype=float32)
     """
     if jnp.iscomplexobj(x):

@@ -16,13 +16,14 @@ import optax
 from optax.tree_utils import tree_get
 
 from gradx import core
-from gradx.combinators.chain import Contract, chain, identity, stage_of
+from gradx.combinators.chain import Contract, chain, identity
 from gradx.combinators.predicated import check_inner, gated_update
 from gradx.core import Count, Params, Part, State, Transform, Updates
 from gradx.core import trees as gtree
 from gradx.lift.averages import zeros
 from gradx.lift.leafwise import leafwise
-from gradx.lift.passes import Decided, Numbers, Slots, Sums
+from gradx.lift.sequence import stage_of, works_by_leaf
+from gradx.lift.stages import Decided, Numbers, Sums
 from gradx.numbers.counting import steps
 from gradx.numbers.sources import Array
 
@@ -87,7 +88,7 @@ def process(
     for name, part in given.items():
         check_inner(part, where, name)
     before, between, after = map(core.with_extra_args, given.values())
-    by_leaf = stage_of(preprocessor) is not None
+    by_leaf = works_by_leaf(stage_of(preprocessor))
 
     def init(params: Params) -> State:
         return before.init(params), between.init(params), after.init(params)
@@ -204,7 +205,7 @@ def accumulate_avg_updates(accumulation_steps: int) -> Transform:
         return identity()
     return leafwise(
         _gather,
-        init=zeros,
+        init={"avg_grad": zeros},
         state=AccumulateAvgUpdatesState,
         flags={"k": k},
         per_tree=_place,
@@ -222,9 +223,11 @@ def _place(h: Numbers, sums: Sums) -> Decided:
     }
 
 
-def _gather(g: Array, slots: Slots, p: None, h: Numbers) -> tuple[Array, Slots]:
-    mean = slots[0] + (g - slots[0]) * h.share
-    return jnp.where(h.last, mean, 0.0), (jnp.where(h.last, 0.0, mean),)
+def _gather(
+    g: Array, s: AccumulateAvgUpdatesState, p: None, h: Numbers
+) -> tuple[Array, AccumulateAvgUpdatesState]:
+    mean = s.avg_grad + (g - s.avg_grad) * h.share
+    return jnp.where(h.last, mean, 0.0), s._replace(avg_grad=jnp.where(h.last, 0.0, mean))
 
 
 @core.recorded

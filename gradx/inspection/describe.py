@@ -20,7 +20,7 @@ from gradx.core import Params, State
 from gradx.core import trees as gtree
 from gradx.core.calls import checked
 from gradx.core.table import table
-from gradx.lift.joined import rules_of
+from gradx.lift.sequence import rules_of
 from gradx.numbers.sources import ByPath, Source
 
 __all__ = ["Description", "describe", "state_bytes"]

@@ -15,7 +15,7 @@ import numpy as np
 from gradx import core
 from gradx.core import Params, State, Transform
 from gradx.core.suggestions import hint
-from gradx.lift.joined import rules_of
+from gradx.lift.sequence import rules_of
 from gradx.lift.states import check_keys, check_state
 from gradx.numbers import hyper, sources
 from gradx.numbers.live import (

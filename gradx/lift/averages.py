@@ -1,9 +1,10 @@
-"""Exponential moving averages, and the slots that they are kept in."""
+"""Exponential moving averages, and what they begin with."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import jax.numpy as jnp
@@ -12,7 +13,7 @@ from gradx import core
 from gradx.core.roots import sqrt
 from gradx.core.trees import wide
 from gradx.core.updates import safe_increment
-from gradx.lift.passes import Numbers, Slots
+from gradx.lift.stages import Numbers
 from gradx.numbers.sources import Array, as_float
 
 
@@ -74,20 +75,25 @@ def dtype_of(given: Any, kind: Any) -> Any:
     return dtype if jnp.issubdtype(dtype, kind) else None
 
 
-def zeros(p: Array, *, dtype: Any = None) -> Slots:
-    """One slot like the parameter, complex where it is."""
+def zeros(p: Array, *, dtype: Any = None) -> Array:
+    """Zeros like the parameter, complex where it is."""
     kept = p.dtype if dtype is None else dtype
-    return (jnp.zeros_like(p, wide(kept, p.dtype) if jnp.iscomplexobj(p) else kept),)
+    return jnp.zeros_like(p, wide(kept, p.dtype) if jnp.iscomplexobj(p) else kept)
 
 
-def full(p: Array, *, value: float | Array) -> Slots:
-    """One real slot that begins at a number."""
-    return (jnp.full_like(p.real, value),)
+def real_zeros(p: Array) -> Array:
+    """Zeros for an average of squares."""
+    return jnp.zeros_like(p.real)
 
 
-def zero_moments(p: Array, *, mu_dtype: Any = None) -> Slots:
-    """First moment like the parameter; second moment real, since it averages squares."""
-    return (*zeros(p, dtype=mu_dtype), jnp.zeros_like(p.real))
+def full(p: Array, *, value: float | Array) -> Array:
+    """A real number everywhere."""
+    return jnp.full_like(p.real, value)
+
+
+def zero_moments(mu_dtype: Any = None) -> Mapping[str, Callable[..., Array]]:
+    """What Adam's state begins with: `mu` like the parameter, and a real `nu`."""
+    return {"mu": partial(zeros, dtype=mu_dtype), "nu": real_zeros}
 
 
 def nu_correction(h: Numbers, t: Array) -> Mapping[str, Any]:

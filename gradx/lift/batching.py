@@ -13,8 +13,9 @@ import jax.numpy as jnp
 from gradx import core
 from gradx.core import trees as gtree
 from gradx.lift.matrices import Matrix
-from gradx.lift.passes import Numbers, Slots, widen
+from gradx.lift.passes import widen
 from gradx.lift.sharing import Batches, Share, run_shared, with_automatic_axes
+from gradx.lift.stages import LeafState, Numbers, check_form
 from gradx.lowering.conditional import choose, either, rarely
 from gradx.lowering.stacks import alone_or_stacked, some_at_a_time, unknown_places
 from gradx.numbers.namespace import namespace, reading, suited
@@ -29,41 +30,41 @@ class How(NamedTuple):
     chunk: int | None = None
     share: Share | None = None
     batches: Batches = ()  # the leaves that are sent together, if devices share
-    renew: Callable[[Slots, Numbers], Slots] | None = None
-    start: Callable[[Slots, Numbers], Slots] | None = None
+    renew: Callable[[Any, Numbers], Any] | None = None
+    start: Callable[[Any, Numbers], Any] | None = None
     every: int = 1
     staggered: bool = False
-    gather: Callable[[Array, Slots, Any, Numbers], Slots] | None = None
+    gather: Callable[[Array, Any, Any, Numbers], Any] | None = None
 
 
 def together(
-    program: Any, numbers: Any, gs: list[Array], ps: list[Array] | None, slots: list[Slots]
-) -> list[tuple[Array, Slots]]:
+    program: Any, numbers: Any, gs: list[Array], ps: list[Array] | None, states: list[LeafState]
+) -> list[tuple[Array, LeafState]]:
     """The rule on all matrices of one shape; updates are in float32 or wider."""
-    like = list(zip(gs, slots, strict=True))
+    like = list(zip(gs, states, strict=True))
     places = jax.tree.map(lambda x: jax.typeof(x).sharding, like)
-    done: list[tuple[Array, Slots]] = with_automatic_axes(
-        functools.partial(_together, program), places, numbers, gs, ps, slots
+    done: list[tuple[Array, LeafState]] = with_automatic_axes(
+        functools.partial(_together, program), places, numbers, gs, ps, states
     )
     return done
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def _together(
-    program: Any, numbers: Any, gs: list[Array], ps: list[Array] | None, slots: list[Slots]
-) -> list[tuple[Array, Slots]]:
+    program: Any, numbers: Any, gs: list[Array], ps: list[Array] | None, states: list[LeafState]
+) -> list[tuple[Array, LeafState]]:
     """They are stacked, which is quickly compiled, and easily shared; or, where that is faster and
     they are not shared, done leaf by leaf.
     """
     _, _, layouts, _, how = program
     m, _ = layouts[0]
     if how.share is not None and sum(m.shape[0] for m, _ in layouts):
-        return _shared(program, numbers, gs, ps, slots)
+        return _shared(program, numbers, gs, ps, states)
     if len(gs) == 1:
-        return _stacked(program, numbers, gs, ps, slots)
+        return _stacked(program, numbers, gs, ps, states)
     apart, stacked = (functools.partial(way, program) for way in (_apart, _stacked))
     size, renewed = m.rows * m.columns, how.renew is not None
-    return alone_or_stacked(size, apart, stacked, numbers, gs, ps, slots, renewed=renewed)
+    return alone_or_stacked(size, apart, stacked, numbers, gs, ps, states, renewed=renewed)
 
 
 def _apart(
@@ -72,33 +73,33 @@ def _apart(
     numbers: Any,
     gs: list[Array],
     ps: list[Array] | None,
-    slots: list[Slots],
-) -> list[tuple[Array, Slots]]:
+    states: list[LeafState],
+) -> list[tuple[Array, LeafState]]:
     rule, static, layouts, like_leaf, how = program
-    made: list[tuple[Array, Slots]] = []
+    made: list[tuple[Array, LeafState]] = []
     traced, t, turn = numbers
     for i, (m, shape) in enumerate(layouts):
         alone = rule, static, ((m, shape),), like_leaf, how
         p = None if ps is None else [ps[i]]
         g = begin(gs[i], made[-1][0]) if made else gs[i]
-        made += _stacked(alone, (traced, t, turn), [g], p, [slots[i]])
+        made += _stacked(alone, (traced, t, turn), [g], p, [states[i]])
         turn = turn + m.shape[0] * how.staggered
     return made
 
 
 @functools.partial(jax.jit, static_argnums=0)  # equal leaves share a trace
 def _stacked(
-    program: Any, numbers: Any, gs: list[Array], ps: list[Array] | None, slots: list[Slots]
-) -> list[tuple[Array, Slots]]:
+    program: Any, numbers: Any, gs: list[Array], ps: list[Array] | None, states: list[LeafState]
+) -> list[tuple[Array, LeafState]]:
     rule, static, layouts, like_leaf, how = program
-    made = _run(rule, static, how)(numbers, *_stacks(layouts, like_leaf, gs, ps, slots))
+    made = _run(rule, static, how)(numbers, *_stacks(layouts, like_leaf, gs, ps, states))
     places = _places([m.shape[0] for m, _ in layouts], [*gs, *jax.tree.leaves(numbers)])
-    return _leaves(layouts, like_leaf, places, gs, slots, *made)
+    return _leaves(layouts, like_leaf, places, gs, states, *made)
 
 
 def _shared(
-    program: Any, numbers: Any, gs: list[Array], ps: list[Array] | None, slots: list[Slots]
-) -> list[tuple[Array, Slots]]:
+    program: Any, numbers: Any, gs: list[Array], ps: list[Array] | None, states: list[LeafState]
+) -> list[tuple[Array, LeafState]]:
     """The rule on the devices that share, and each leaf's part of what they have made."""
     rule, static, layouts, like_leaf, how = program
 
@@ -106,38 +107,45 @@ def _shared(
         return column and [column[i]]
 
     def sent(i: int) -> Any:
-        return _stacks([layouts[i]], like_leaf, *(alone(x, i) for x in (gs, ps, slots)))
+        return _stacks([layouts[i]], like_leaf, *(alone(x, i) for x in (gs, ps, states)))
 
     batches = [[sent(i) for i in batch] for batch in how.batches]
     results = run_shared(how.share, _run(rule, static, how), numbers, batches)
-    made: dict[int, tuple[Array, Slots]] = {}
+    made: dict[int, tuple[Array, LeafState]] = {}
     for i, result in zip(itertools.chain(*how.batches), itertools.chain(*results), strict=True):
-        ((u, new),) = _leaves([layouts[i]], like_leaf, [0], [gs[i]], [slots[i]], *result)
-        made[i] = u, jax.tree.map(_placed, new, slots[i])
+        ((u, new),) = _leaves([layouts[i]], like_leaf, [0], [gs[i]], [states[i]], *result)
+        made[i] = u, jax.tree.map(_placed, new, states[i])
     return [made[i] for i in range(len(gs))]
 
 
-def _stacks(layouts: Any, like_leaf: Any, gs: Any, ps: Any, slots: Any) -> tuple[Any, Any, Any]:
+def _stacks(
+    layouts: Any, like_leaf: Any, gs: Any, ps: Any, states: list[LeafState]
+) -> tuple[Any, Any, Any]:
     """Gradients, state and parameters, each array (matrices, …)."""
-    columns = zip(like_leaf, zip(*slots, strict=True), strict=True)
+    columns = zip(like_leaf, *states, strict=True)
     return (
         _stack(layouts, True, *gs),
-        tuple(
-            jax.tree.map(functools.partial(_stack, layouts, x), *column) for x, column in columns
+        type(states[0])(
+            *(
+                jax.tree.map(functools.partial(_stack, layouts, x), *column)
+                for x, *column in columns
+            )
         ),
         None if ps is None else _stack(layouts, True, *ps),
     )
 
 
 def _leaves(
-    layouts: Any, like_leaf: Any, places: Any, gs: Any, slots: Any, us: Array, new: Slots
-) -> list[tuple[Array, Slots]]:
-    """The update and the new slots of each leaf, out of the stacks."""
+    layouts: Any, like_leaf: Any, places: Any, gs: Any, states: Any, us: Array, new: LeafState
+) -> list[tuple[Array, LeafState]]:
+    """The update and the new state of each leaf, out of the stacks."""
     made = []
-    for (m, shape), at, g, old in zip(layouts, places, gs, slots, strict=True):
-        kept = tuple(
-            jax.tree.map(functools.partial(_kept, m, shape, at, like), *pair)
-            for like, *pair in zip(like_leaf, new, old, strict=True)
+    for (m, shape), at, g, old in zip(layouts, places, gs, states, strict=True):
+        kept = type(old)(
+            *(
+                jax.tree.map(functools.partial(_kept, m, shape, at, like), *pair)
+                for like, *pair in zip(like_leaf, new, old, strict=True)
+            )
         )
         made.append((_placed(_part(m, shape, at, True, us), g), kept))
     return made
@@ -187,8 +195,8 @@ def _run(rule: Callable[..., Any], static: Any, how: How) -> Callable[..., Any]:
         # Of the function that reads it.
         h = functools.partial(namespace, static, suited(traced, stacks[0]))
         if how.gather is not None:
-            slots = _each(functools.partial(_checked, how.gather, h), how.chunk, stacks)
-            stacks = stacks[0], _renewed(slots, h, t, turn, how), stacks[2]
+            gathered = _each(functools.partial(_checked, how.gather, h), how.chunk, stacks)
+            stacks = stacks[0], _renewed(gathered, h, t, turn, how), stacks[2]
         us, new = _each(functools.partial(_stepped, rule, h), how.chunk, stacks)
         return us, new if how.renew is None or how.gather else _renewed(new, h, t, turn, how)
 
@@ -229,63 +237,55 @@ def _in_chunks(one: Callable[..., Any], chunk: int, *stacks: Any) -> Any:
     )
 
 
-def _stepped(rule: Any, h: NumbersOf, g: Array, slots: Slots, p: Any) -> tuple[Array, Slots]:
+def _stepped(rule: Any, h: NumbersOf, g: Array, s: LeafState, p: Any) -> tuple[Array, LeafState]:
     with reading(rule, p):
-        u, new = rule(g, tuple(slots), p, h(rule))
+        u, new = rule(g, s, p, h(rule))
     if jnp.shape(u) != g.shape:
         raise ValueError(
             f"the rule {core.show(rule)} must return an update of the shape {g.shape}, got "
             f"{jnp.shape(u)}."
         )
-    return u, _like(slots, new, rule)
+    return u, _like(s, new, rule)
 
 
-def _checked(rule: Any, h: NumbersOf, g: Array, slots: Slots, p: Any) -> Slots:
+def _checked(rule: Any, h: NumbersOf, g: Array, s: LeafState, p: Any) -> LeafState:
     with reading(rule, p):
-        return _like(slots, rule(g, tuple(slots), p, h(rule)), rule)
+        return _like(s, rule(g, s, p, h(rule)), rule)
 
 
-def _like(slots: Slots, new: Any, rule: Any) -> Slots:
-    wanted, made = (jax.tree.map(jnp.shape, tuple(x)) for x in (slots, new))
+def _like(old: LeafState, new: Any, rule: Any) -> LeafState:
+    check_form(rule, new, old)
+    wanted, made = (jax.tree.map(jnp.shape, x) for x in (old, new))
     if made != wanted:
         raise ValueError(
-            f"the rule {core.show(rule)} must return slots of the shapes {list(wanted)}, got "
-            f"{list(made)}."
+            f"the rule {core.show(rule)} must return a state of the shapes {wanted}, got {made}."
         )
-    return tuple(new)
+    return new
 
 
-def _renewed(slots: Slots, h: NumbersOf, t: Array, turn: Array, how: How) -> Slots:
+def _renewed(state: LeafState, h: NumbersOf, t: Array, turn: Array, how: How) -> LeafState:
     """What is done in the first step for all matrices, and then in every k-th for all of them, or
     in each step for a k-th part: for the first of them where `t` is `turn`, up to multiples of k.
     Under a conditional of its own even if `t` is one of many."""
-    count, phase = jax.tree.leaves(slots)[0].shape[0], (t - turn) % how.every
+    count, phase = jax.tree.leaves(state)[0].shape[0], (t - turn) % how.every
     staggered = how.staggered and how.every > 1
     now = phase < min(count, how.every) if staggered else phase == 0
 
-    def done(fn: Any, slots: Slots) -> Slots:
-        made: Slots = _each(lambda *s: _like(s, fn(s, h(fn)), fn), how.chunk, slots)
-        return made
+    def done(fn: Any, state: LeafState) -> LeafState:
+        return _each(lambda s: _like(s, fn(s, h(fn)), fn), how.chunk, (state,))
 
-    def start() -> Slots:
-        return done(how.start or how.renew, slots)
+    def start() -> LeafState:
+        return done(how.start or how.renew, state)
 
-    def renew() -> Slots:
+    def renew() -> LeafState:
         if not staggered:
-            made: Slots = jax.tree.map(
-                functools.partial(choose, now), done(how.renew, slots), slots
-            )
-            return made
+            return jax.tree.map(functools.partial(choose, now), done(how.renew, state), state)
         chosen = phase + how.every * jnp.arange(
             -(-count // how.every), dtype=phase.dtype
         )  # some may not be there
-        some = jax.tree.map(lambda x: jnp.take(x, chosen, axis=0, mode="clip"), slots)
-        back: Slots = jax.tree.map(
-            lambda x, y: x.at[chosen].set(y, mode="drop"), slots, done(how.renew, some)
+        some = jax.tree.map(lambda x: jnp.take(x, chosen, axis=0, mode="clip"), state)
+        return jax.tree.map(
+            lambda x, y: x.at[chosen].set(y, mode="drop"), state, done(how.renew, some)
         )
-        return back
 
-    made: Slots = rarely(
-        now | (t == 0), lambda: either(t == 0, start, renew, slots), lambda: slots, slots
-    )
-    return made
+    return rarely(now | (t == 0), lambda: either(t == 0, start, renew, state), lambda: state, state)

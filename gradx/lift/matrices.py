@@ -78,12 +78,12 @@ class Matrix(NamedTuple):
         back = [self.axes.index(i) for i in range(len(shape))]
         return x.reshape([shape[i] for i in self.axes]).transpose(back)
 
-    def kept(self, slots: Array) -> Array:
+    def kept(self, arrays: Array) -> Array:
         """Arrays of all matrices as the state keeps them: one matrix needs no axis to count it."""
-        return slots if self.outer or self.parts > 1 else slots[0]
+        return arrays if self.outer or self.parts > 1 else arrays[0]
 
-    def opened(self, slots: Array) -> Array:
-        return slots if self.outer or self.parts > 1 else slots[None]
+    def opened(self, arrays: Array) -> Array:
+        return arrays if self.outer or self.parts > 1 else arrays[None]
 
     def flat(self, x: Array) -> Array:
         """The one matrix of a leaf that is not a stack of several."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -21,22 +22,9 @@ from gradx.core import State, Transform
 from gradx.core import trees as gtree
 from gradx.core.calls import checked, kept
 from gradx.lift.batching import How, together
-from gradx.lift.leafwise import Rule
 from gradx.lift.matrices import Matrix, check_paths, only_matrices
-from gradx.lift.passes import (
-    Call,
-    Decided,
-    Leaves,
-    Numbers,
-    Results,
-    Rows,
-    Slots,
-    Sums,
-    check_array,
-    check_leaf,
-    staged,
-    widen,
-)
+from gradx.lift.passes import check_array, check_leaf, give, staged, widen
+from gradx.lift.rule import Rule
 from gradx.lift.sharing import (
     Share,
     Sharing,
@@ -45,6 +33,19 @@ from gradx.lift.sharing import (
     initial_state,
     partition_of,
     sharers,
+)
+from gradx.lift.stages import (
+    Call,
+    Decided,
+    LeafState,
+    Leaves,
+    Made,
+    Numbers,
+    Results,
+    Rows,
+    Sums,
+    Update,
+    check_old_form,
 )
 from gradx.lowering.conditional import if_open, rarely
 from gradx.lowering.varying import varies_over
@@ -74,30 +75,24 @@ class MatrixRule(Rule):
         found = only_matrices(self.choice, flat, self.where, self.name)
         return [m.turned() if m is not None and self.either_way else m for m in found]
 
-    def _first_slots(self, flat: gtree.Flat, sums: Sequence[Any]) -> list[Slots | None]:
+    def _first_states(
+        self, flat: gtree.Flat, sums: Sequence[Any]
+    ) -> list[Mapping[str, Any] | None]:
         check_paths(self.choice, flat, self.where)
         pairs = zip(flat.values, self.seen(flat), strict=True)
-        return [None if m is None else self._slots_of(p, m) for p, m in pairs]
+        return [None if m is None else self._state_of(p, m) for p, m in pairs]
 
-    def _slots_of(self, p: Any, m: Matrix) -> Slots:
+    def _state_of(self, p: Any, m: Matrix) -> Mapping[str, Any]:
         wide = widen(p)
+        names = [name for name in self.fields if name not in self.like_leaf]
 
-        def first(wide: Array) -> Slots:
-            made = () if self.slots is None else jax.vmap(self.slots)(m.stack(wide))
-            return tuple(map(m.kept, made)) if isinstance(made, tuple) else made
+        def first(wide: Array) -> dict[str, Any]:
+            made = jax.vmap(partial(self.begun, names))(m.stack(wide))
+            return {name: m.kept(x) for name, x in made.items()}
 
         own = initial_state(self._sharers(wide), first, wide)
-        names = [name for name in self.fields if name not in self.like_leaf]
-        if not isinstance(own, tuple) or len(own) != len(names):
-            raise ValueError(
-                f"{self.where}: init must return a tuple of {len(names)} slots for the fields "
-                f"{names} of {self.state.__name__}, also for one field."
-            )
-        rest = iter(own)
-        return tuple(
-            _zeros(wide, self.like_leaf[name]) if name in self.like_leaf else next(rest)
-            for name in self.fields
-        )
+        zeros = {name: _zeros(wide, kind) for name, kind in self.like_leaf.items()}
+        return {**own, **zeros}
 
     def _sharers(self, p: Array) -> Share | None:
         """For whom a state is cut; those who are named take it as it comes."""
@@ -113,64 +108,64 @@ class MatrixRule(Rule):
         own: Rows = [[] for _ in leaves.updates]
         finish = super().begin(leaves, state, extra, own)
         seen = leaves.aligned(self.seen(gtree.flatten(leaves.tree)))
-        calls = {i: row[0] for i, row in enumerate(own) if row}
+        calls = {i: call for i, row in enumerate(own) for call in row if isinstance(call, Call)}
         made = self._made(leaves, calls, seen, self.step_of(state))
         for i, (u, _) in made.items():
-            rows[i].append(Call(_given, (), {"made": u}, (), False))
+            give(rows[i], Made(u, narrow=True))
         new = finish([(made[i][1],) if i in made else () for i in range(len(own))])
         return lambda results: new
 
     def _made(
         self, leaves: Leaves, calls: Mapping[int, Call], seen: Sequence[Matrix | None], t: Any
-    ) -> dict[int, tuple[Array, Slots]]:
-        """The update and the new slots of each leaf."""
+    ) -> dict[int, tuple[Array, LeafState]]:
+        """The update and the new state of each leaf."""
         groups: dict[Any, list[int]] = {}
         for i, call in calls.items():
             g, p = leaves.updates[i], leaves.params[i] if leaves.params is not None else None
             check_array(g, leaves.flat, i, self.where, "update")
             check_leaf(leaves.flat, i, self.where, g, p, [call])
-            self._check_slots(leaves.flat.paths[i], g, call.slots)
+            self._check_state(leaves.flat.paths[i], g, call.state)
             m: Any = seen[i]
-            arrays = jax.tree.leaves((g, p, call.slots))
+            arrays = jax.tree.leaves((g, p, call.state))
             kinds = tuple((jnp.result_type(x), varies_over(x)) for x in arrays)
             groups.setdefault((id(call.traced), m.rows, m.columns, kinds), []).append(i)
 
-        def largest_slot(members: list[int]) -> float:
+        def largest_part(members: list[int]) -> float:
             m: Any = seen[members[0]]
-            sizes = [jnp.size(x) for x in jax.tree.leaves(calls[members[0]].slots)]
+            sizes = [jnp.size(x) for x in jax.tree.leaves(calls[members[0]].state)]
             return max(sizes, default=0) / max(m.shape[0], 1)
 
         # One shape's turns begin where another's end, so that no step has all of them; and those
         # with the largest bases come first, which cost most, so that they are in different steps.
-        in_turn = sorted(groups.values(), key=largest_slot, reverse=True)
+        in_turn = sorted(groups.values(), key=largest_part, reverse=True)
 
-        def work() -> list[list[tuple[Array, Slots]]]:
-            done: list[list[tuple[Array, Slots]]] = []
+        def work() -> list[list[tuple[Array, LeafState]]]:
+            done: list[list[tuple[Array, LeafState]]] = []
             turn = 0
             for members in in_turn:
                 made = self._group(leaves, calls, seen, members, t, turn)
                 if leaves.gate is not None:
                     pairs = zip(members, made, strict=True)
-                    made = [(u, if_open(leaves.gate, s, calls[i].slots)) for i, (u, s) in pairs]
+                    made = [(u, if_open(leaves.gate, s, calls[i].state)) for i, (u, s) in pairs]
                 done.append(made)
                 if self.how.staggered:
                     turn += sum(m.shape[0] for m in (seen[i] for i in members) if m is not None)
             return done
 
-        def keep() -> list[list[tuple[Array, Slots]]]:
+        def keep() -> list[list[tuple[Array, LeafState]]]:
             return [
-                [(widen(leaves.updates[i]), calls[i].slots) for i in members] for members in in_turn
+                [(widen(leaves.updates[i]), calls[i].state) for i in members] for members in in_turn
             ]
 
-        given = (leaves.updates, leaves.params, [call.slots for call in calls.values()])
+        given = (leaves.updates, leaves.params, [call.state for call in calls.values()])
         done = work() if leaves.gate is None else rarely(leaves.gate, work, keep, given)
         pairs = zip(in_turn, done, strict=True)
         return {i: one for members, made in pairs for i, one in zip(members, made, strict=True)}
 
-    def _check_slots(self, path: str, g: Any, slots: Slots) -> None:
-        for name, slot in zip(self.fields, slots, strict=True):
-            shapes = {jnp.shape(x) for x in jax.tree.leaves(slot)} - {jnp.shape(g)}
-            if name in self.like_leaf and shapes:
+    def _check_state(self, path: str, g: Any, state: LeafState) -> None:
+        for name in self.like_leaf:
+            kept = jax.tree.leaves(getattr(state, name))
+            if shapes := {jnp.shape(x) for x in kept} - {jnp.shape(g)}:
                 raise ValueError(
                     f"{self.where}: at {path!r} the update has shape {jnp.shape(g)} and the "
                     f"state's {name} has shape {shapes.pop()}. Was it made for other parameters?"
@@ -184,7 +179,7 @@ class MatrixRule(Rule):
         members: Sequence[int],
         t: Any,
         turn: int,
-    ) -> list[tuple[Array, Slots]]:
+    ) -> list[tuple[Array, LeafState]]:
         call = calls[members[0]]
         gs = [leaves.updates[i] for i in members]
         layouts = tuple((seen[i], jnp.shape(g)) for i, g in zip(members, gs, strict=True))
@@ -193,7 +188,7 @@ class MatrixRule(Rule):
             counts = [m.shape[0] if m else 0 for m, _ in layouts]
             kinds = list(zip(layouts, map(partition_of, gs), strict=True))
             how = how._replace(batches=batches(how.share, counts, kinds))
-        flags = tuple(name in self.like_leaf for name in self.fields)
+        flags = tuple(name in self.like_leaf for name in self.state._fields)
         ps = None
         if self.needs_params and leaves.params is not None:
             ps = [leaves.params[i] for i in members]
@@ -203,7 +198,7 @@ class MatrixRule(Rule):
                 (call.traced, t, jnp.int32(turn)),
                 gs,
                 ps,
-                [calls[i].slots for i in members],
+                [calls[i].state for i in members],
             )
         except Exception as error:
             paths = gtree.listed([leaves.flat.paths[i] for i in members], 3)
@@ -220,15 +215,11 @@ def _zeros(p: Array, kind: Any) -> Any:
     return jnp.zeros_like(p, dtype=None if jnp.iscomplexobj(p) else kind)
 
 
-def _given(u: Array, slots: Slots, p: None, h: Numbers) -> tuple[Array, Slots]:
-    return h.made, slots
-
-
 @checked
 def matrixwise(
-    update: Callable[[Array, Slots, Any, Numbers], tuple[Array, Slots]],
+    update: Update,
     *,
-    init: Callable[[Array], Slots] | None = None,
+    init: Callable[[Array], Mapping[str, Any]] | Mapping[str, Callable[..., Any]] | None = None,
     state: type[NamedTuple] | Any = optax.EmptyState,
     like_leaf: Mapping[str, Any] | None = None,
     hypers: Mapping[str, Any] | None = None,
@@ -243,9 +234,9 @@ def matrixwise(
     axes: Any = None,
     axes_name: str = "axes",
     either_way: bool = False,
-    renew: Callable[[Slots, Numbers], Slots] | None = None,
-    start: Callable[[Slots, Numbers], Slots] | None = None,
-    gather: Callable[[Array, Slots, Any, Numbers], Slots] | None = None,
+    renew: Callable[[Any, Numbers], Any] | None = None,
+    start: Callable[[Any, Numbers], Any] | None = None,
+    gather: Callable[[Array, Any, Any, Numbers], Any] | None = None,
     every: int = 1,
     staggered: bool = False,
     chunk: int | None = None,
@@ -254,17 +245,19 @@ def matrixwise(
     r"""Lifts a rule for one matrix to a transformation of trees of them.
 
     Args:
-      update: `(g, slots, p, h) -> (u, slots)`, the rule. `g` and `p` are matrices (rows, columns)
-        in float32 or wider; `p` is `None` unless `needs_params`. `h` has every hyperparameter, flag
-        and number of the step. Write it as a function of the module, not a closure.
-      init: `p -> slots`, the state arrays of one matrix, of any shapes, in the order of the fields
-        of `state` that are not in `like_leaf`. The state of a leaf that is a stack of matrices has
-        an axis in front that counts them.
+      update: `(g, s, p, h) -> (u, s)`, the rule. `g` and `p` are matrices (rows, columns) in
+        float32 or wider; `p` is `None` unless `needs_params`. `s` is `state` with the arrays of
+        this matrix, as in ``s.mu``, and ``s._replace(…)`` is returned. `h` has every
+        hyperparameter, flag and number of the step. Write it as a function of the module, not a
+        closure.
+      init: `p -> {name: array}`, the state arrays of one matrix, of any shapes, by the names of the
+        fields of `state` that are not in `like_leaf`; or a function for each name. The state of a
+        leaf that is a stack of matrices has an axis in front that counts them.
       state: the named tuple of the public state, as for `leafwise`.
       like_leaf: fields that have the shape of the leaf, seen as matrices by the rule like the leaf
         itself, and begin at zero; with their dtypes, or None for the leaf's, at least float32, or
-        ``"real"`` for that without an imaginary part. A named tuple of these is a slot of several
-        arrays, and in the state one of several trees.
+        ``"real"`` for that without an imaginary part. A named tuple of these is one of several
+        arrays for the rule, and in the state one of several trees.
       hypers, ranges, flags, per_step, per_tree, scalars, count, whole_tree, needs_params: as for
         `leafwise`.
       axes: which leaves are matrices, in which axes: a `MatrixAxes` for all leaves, a tree of them,
@@ -273,11 +266,11 @@ def matrixwise(
       axes_name: the name that errors give this argument.
       either_way: the rule gives for a transposed matrix the transposed update. It is then only
         given matrices with at least as many columns as rows, and more of them in one stack.
-      renew: `(slots, h) -> slots`, what is expensive and done in some steps only, after `update`
+      renew: `(s, h) -> s`, what is expensive and done in some steps only, after `update`
         and under a real conditional: in the steps \(t = k, 2k, \ldots\) where the first is 0.
-      start: `(slots, h) -> slots`, what is done after `update` in step 0 instead; by default
+      start: `(s, h) -> s`, what is done after `update` in step 0 instead; by default
         `renew`.
-      gather: `(g, slots, p, h) -> slots`, what is done before `renew` where `update` has to read
+      gather: `(g, s, p, h) -> s`, what is done before `renew` where `update` has to read
         what this has made: with it the order is `gather`, `renew`, `update`.
       every: \(k\), from 1 on.
       staggered: renew a \(k\)-th part of the matrices of each shape in every step, instead of all
@@ -301,8 +294,8 @@ def matrixwise(
 
     Example:
       >>> import gradx, jax.numpy as jnp
-      >>> def rule(g, slots, p, h):  # divides a matrix by its largest singular value
-      ...     return g / jnp.linalg.norm(g, ord=2), slots
+      >>> def rule(g, s, p, h):  # divides a matrix by its largest singular value
+      ...     return g / jnp.linalg.norm(g, ord=2), s
       >>> tx = gradx.matrixwise(rule)
       >>> g = {"w": 2 * jnp.eye(2)}
       >>> tx.update(g, tx.init(g))[0]["w"]
@@ -322,13 +315,14 @@ def matrixwise(
             f"{where}: renew needs a state with the field {count!r}, to know the step."
         )
     check_names(where, ranges, hypers=hypers, flags=flags, scalars=scalars)
+    check_old_form(where, update, renew, start, gather)
     numbers = hyper.Hypers(hypers or {}, where, ranges)
     if per_tree is not None:
         numbers.check_whole_tree(whole_tree)
     like_leaf = like_leaf or {}
     rule = MatrixRule(
         update=update,
-        slots=init,
+        first=init,
         state=state,
         hypers=numbers,
         per_step=per_step,

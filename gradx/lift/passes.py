@@ -1,25 +1,34 @@
 """One pass over the leaves of a tree, in which every leaf has all of its work done at once.
 
-A transformation that works leaf by leaf is a `Stage`: for a step it says which calls are to be made
-at which leaf. Combinations of stages are stages, so a chain is collected first and then run in one
-jitted call a leaf.
+Stages add their calls to a row for each leaf (`stages`); then each row is run in one jitted call.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, NamedTuple, Protocol, TypeVar
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
-import optax
 
 from gradx import core
 from gradx.core import Params, State, Transform, Updates
 from gradx.core import trees as gtree
-from gradx.lift import mapped
+from gradx.lift.stages import (
+    NO_STATE,
+    Call,
+    LeafState,
+    Leaves,
+    Made,
+    Numbers,
+    PerLeaf,
+    Results,
+    Row,
+    Rows,
+    Stage,
+    check_form,
+)
 from gradx.lowering.predicate import predicated
 from gradx.lowering.reading import reread
 from gradx.lowering.siblings import siblings
@@ -27,103 +36,6 @@ from gradx.numbers.namespace import Static, joined_names, namespace, reading, su
 from gradx.numbers.sources import Array
 
 T = TypeVar("T")
-
-Slots = tuple[Array, ...]
-Numbers = Any  # a namespace: h.b1 is a float where it is constant, else a scalar array
-PerLeaf = Callable[[Array, Slots, Any, Numbers], Mapping[str, Any]]
-Sums = Mapping[str, Array]  # what a rule measures, added up over the leaves
-Decided = tuple[Mapping[str, Any], Mapping[str, Any]]  # numbers for `h`; new scalars of the state
-
-
-class Call(NamedTuple):
-    """One rule at one leaf: which, with which numbers, and the leaf's part of the state."""
-
-    rule: Callable[[Array, Slots, Any, Numbers], tuple[Array, Slots]]
-    static: Static  # numbers and flags known now: part of the program
-    traced: dict[str, Array]  # numbers known only in the run
-    slots: Slots
-    needs_params: bool
-    gate: Array | None = None  # False: the slots stay as they are, and the update means nothing
-    per_leaf: PerLeaf | None = None
-    since: int | None = None  # a place in the row: `h.before` is the update before that call
-    any_kind: bool = False  # it works on integers and bools as well
-
-
-Rows = list[list[Call]]
-Results = list[tuple[Slots, ...]]
-
-
-@dataclass(frozen=True)
-class Leaves:
-    """What a step is given: the updates by leaf, and the parameters where there are any."""
-
-    flat: gtree.Flat
-    updates: list[Any]  # None or MaskedNode: not for this stage
-    params: list[Any] | None
-    gate: Array | None = None  # for the calls and for all else that the state is made of
-
-    @functools.cached_property
-    def tree(self) -> Updates:
-        """The updates that the stage may see; `MaskedNode` in place of the others."""
-        return self.flat.unflatten(self.updates)
-
-    @functools.cached_property
-    def visible_params(self) -> Params | None:
-        """The parameters with the same leaves left out, if there are any parameters."""
-        if self.params is None:
-            return None
-        pairs = zip(self.updates, self.params, strict=True)
-        return self.flat.unflatten([u if isinstance(u, optax.MaskedNode) else p for u, p in pairs])
-
-    def aligned(self, found: Iterable[T]) -> list[T | None]:
-        """What was found at each leaf of `tree`, and None for the leaves that are left out."""
-        rest = iter(found)
-        return [None if isinstance(u, optax.MaskedNode) else next(rest) for u in self.updates]
-
-    def spans(self, axes: mapped.Axes, where: str) -> Sequence[mapped.Span | None]:
-        """How each leaf lies on the mapped axes that a rule was told of: its ``h.span``."""
-        if not axes:
-            return [None] * len(self.updates)
-        params = None if self.params is None else gtree.flatten(self.visible_params).values
-        return self.aligned(mapped.spans(axes, gtree.flatten(self.tree), params, where))
-
-    def only(self, flags: Sequence[bool]) -> Leaves:
-        """With one flag for each leaf of `tree`: hides those that have False."""
-        flag = iter(flags)
-        hidden = optax.MaskedNode()
-        kept = [
-            u if not isinstance(u, optax.MaskedNode) and next(flag) else hidden
-            for u in self.updates
-        ]
-        return replace(self, updates=kept)
-
-
-class Stage(Protocol):
-    """A transformation as work on single leaves. Stages next to each other run as one pass.
-
-    Attributes:
-      sees_tree: it needs the finished updates of all leaves before it can begin, so a pass that
-        contains it starts with it.
-    """
-
-    @property
-    def sees_tree(self) -> bool: ...
-
-    def init(self, params: Params) -> State: ...
-
-    def begin(
-        self, leaves: Leaves, state: State, extra: Mapping[str, Any], rows: Rows
-    ) -> Callable[[Results], State]:
-        """Adds a call to the row of each leaf it acts on; returns what makes the new state.
-
-        With a closed `leaves.gate` that state must be the old one; the calls see to their slots.
-        """
-        ...
-
-
-def is_array(x: Any) -> bool:
-    return x is not None and not isinstance(x, optax.MaskedNode)
-
 
 # ---------------------------------------------------------------- one pass over the leaves
 
@@ -147,10 +59,12 @@ def run(
     params: Any,
     extra: Mapping[str, Any],
     gate: Array | None = None,
+    **how: bool,
 ) -> tuple[Updates, State]:
     """Collects what is to be done at each leaf, does it in one call a leaf, rebuilds the trees.
 
-    If there is a gate and it is closed, the updates are zero and the state stays as it is.
+    If there is a gate and it is closed, the updates are zero and the state stays as it is. `how`
+    are further fields of `Leaves`.
     """
     flat = gtree.flatten(updates)
     given = [gtree.as_number(u) for u in flat.values]
@@ -158,65 +72,108 @@ def run(
     if params is not None:
         found = gtree.flatten_like(flat, params, "the parameters", where)
         flat_params = [gtree.as_number(p) for p in found]
-    leaves = Leaves(flat, given, flat_params, gate)
-    rows: Rows = [[] for _ in given]
-    finish = stage.begin(leaves, state, extra, rows)
-    if gate is not None:
-        for row, u in zip(rows, given, strict=True):
-            if gtree.is_number(u):
-                row.append(Call(_or_zero, (), {"gate": gate}, (), False, any_kind=True))
-    if not any(rows):
-        return updates, finish([])
-    new: list[Any] = list(flat.values)
-    results: list[tuple[Slots, ...]] = [()] * len(rows)
-    given = _joined(rows, given)
+    leaves = Leaves(flat, given, flat_params, gate, **how)
+
+    def begin(leaves: Leaves, rows: Rows) -> Callable[[Results], State]:
+        return stage.begin(leaves, state, extra, rows)
+
+    new, new_state = run_leaves(begin, where, leaves, flat.values)
+    return flat.unflatten(new), new_state
+
+
+def run_leaves(
+    begin: Callable[[Leaves, Rows], Callable[[Results], T]],
+    where: str,
+    leaves: Leaves,
+    raw: Sequence[Any] | None = None,
+) -> tuple[list[Any], T]:
+    """One pass over the leaves: their new updates, and what `begin` makes of the results.
+
+    `raw` are the updates as they came, if that is not what the leaves have: Python's numbers.
+    """
+    rows: Rows = [[] for _ in leaves.updates]
+    raw = leaves.updates if raw is None else raw
+    finish = begin(leaves, rows)
+    if leaves.gate is not None and not leaves.passes:
+        gate = {"gate": leaves.gate}
+        for row, u in zip(rows, leaves.updates, strict=True):
+            if gtree.is_number(u) and not (len(row) == 1 and getattr(row[0], "gated", False)):
+                row.append(Call(_or_zero, (), gate, NO_STATE, False, any_kind=True))
+    new, results = list(raw), [()] * len(rows)
+    heads = _heads(rows, leaves.updates)
     for i, row in enumerate(rows):
         if row:
-            g, p = given[i], None if flat_params is None else flat_params[i]
-            if all(call.any_kind for call in row):
-                g = flat.values[i]  # which nobody optimizes, so that an integer stays one
-            else:
-                check_array(g, flat, i, where, "update")
-            reads = any(call.needs_params for call in row)
-            check_leaf(flat, i, where, g, p, row)
-            program = tuple((c.rule, c.static, c.needs_params, c.per_leaf, c.since) for c in row)
-            traced, slots = tuple(c.traced for c in row), tuple(c.slots for c in row)
-            gates = tuple(c.gate for c in row)
-            p = p if reads else None
-            try:
-                new[i], results[i] = _apply(program, g, p, traced, slots, gates)
-            except Exception as error:
-                error.add_note(f"This was in {where}, at the leaf {flat.paths[i]!r}.")
-                if other := [s for s in _shapes(slots) if s not in ((), jnp.shape(g))]:
-                    error.add_note(
-                        f"The gradient has the shape {jnp.shape(g)} there, and the state has "
-                        f"{gtree.listed(list(map(str, other)))}. Is it that of other parameters?"
-                    )
-                raise
-            if _shapes((new[i], results[i])) != _shapes((g, slots)):
-                raise ValueError(
-                    f"{where}: at {flat.paths[i]!r} an update of shape {jnp.shape(g)} and state of "
-                    f"shapes {_shapes(slots)} became {_shapes((new[i], results[i]))}. Is the "
-                    f"gradient of the parameter's shape, and does the rule keep shapes?"
-                )
-    return flat.unflatten(new), finish(results)
+            new[i], results[i] = _run_row(row, heads[i], raw[i], leaves, i, where)
+    return new, finish(results)
 
 
-def _joined(rows: Rows, updates: Sequence[Any]) -> list[Any]:
-    """The updates, of which small ones can be worked on together."""
-    places = [i for i, row in enumerate(rows) if row and not _sums_new_state(row)]
-    found = dict(zip(places, siblings([updates[i] for i in places]), strict=True))
-    return [found.get(i, u) for i, u in enumerate(updates)]
+def give(row: Row, made: Made) -> None:
+    """Puts an update at the head of a row, in which nothing has been called yet."""
+    if any(isinstance(one, Call) for one in row):
+        raise AssertionError("a stage that needs finished updates must begin a pass")
+    row[:] = [made]
+
+
+def _run_row(
+    row: Row, head: Any, raw: Any, leaves: Leaves, i: int, where: str
+) -> tuple[Any, tuple[LeafState, ...]]:
+    """What the calls of a row make of one leaf, and their new states; of its head there is none."""
+    made = row[0] if isinstance(row[0], Made) else None
+    calls = [call for call in row if isinstance(call, Call)]
+    before, flat = leaves.updates[i], leaves.flat
+    narrow = made is not None and made.narrow and gtree.is_inexact(before)
+    kind = jax.dtypes.canonicalize_dtype(before.dtype) if narrow else None
+    if not calls:
+        return (head if kind is None else head.astype(kind)), ((),)
+    g, p = head, None if leaves.params is None else leaves.params[i]
+    if all(call.any_kind for call in calls):
+        g = raw if made is None else head  # which nobody optimizes, so that an integer stays one
+    else:
+        check_array(g, flat, i, where, "update")
+    check_leaf(flat, i, where, g, p, calls)
+    program = tuple((c.rule, c.static, c.needs_params, c.per_leaf, c.since) for c in calls)
+    traced, states = tuple(c.traced for c in calls), tuple(c.state for c in calls)
+    gates = tuple(c.gate for c in calls)
+    p = p if any(call.needs_params for call in calls) else None
+    try:
+        u, new = _apply((program, kind), g, p, traced, states, gates)
+    except Exception as error:
+        error.add_note(f"This was in {where}, at the leaf {flat.paths[i]!r}.")
+        if other := [s for s in _shapes(states) if s not in ((), jnp.shape(g))]:
+            error.add_note(
+                f"The gradient has the shape {jnp.shape(g)} there, and the state has "
+                f"{gtree.listed(list(map(str, other)))}. Is it that of other parameters?"
+            )
+        raise
+    if _shapes((u, new)) != _shapes((g, states)):
+        raise ValueError(
+            f"{where}: at {flat.paths[i]!r} an update of shape {jnp.shape(g)} and state of shapes "
+            f"{_shapes(states)} became {_shapes((u, new))}. Is the gradient of the parameter's "
+            f"shape, and does the rule keep shapes?"
+        )
+    return u, new if made is None else ((), *new)
+
+
+def _heads(rows: Rows, updates: Sequence[Any]) -> list[Any]:
+    """What each row begins with; small arrays so that they can be worked on together."""
+    heads = [
+        row[0].update if row and isinstance(row[0], Made) else u
+        for row, u in zip(rows, updates, strict=True)
+    ]
+    calls = [[call for call in row if isinstance(call, Call)] for row in rows]
+    places = [i for i, row in enumerate(calls) if row and not _sums_new_state(row)]
+    found = dict(zip(places, siblings([heads[i] for i in places]), strict=True))
+    return [found.get(i, u) for i, u in enumerate(heads)]
 
 
 def _sums_new_state(row: Sequence[Call]) -> bool:
     """Whether a leaf's norm is of its new state: what writes this can sum it up, too, if alone."""
     deciding = [k for k, call in enumerate(row) if call.per_leaf is not None]
-    return bool(deciding) and any(call.slots for call in row[: deciding[-1] + 1])
+    return bool(deciding) and any(jax.tree.leaves(call.state) for call in row[: deciding[-1] + 1])
 
 
-def _or_zero(u: Array, slots: Slots, p: None, h: Numbers) -> tuple[Array, Slots]:
-    return jnp.where(h.gate, u, jnp.zeros_like(u)), slots
+def _or_zero(u: Array, s: LeafState, p: None, h: Numbers) -> tuple[Array, LeafState]:
+    return jnp.where(h.gate, u, jnp.zeros_like(u)), s
 
 
 def _shapes(tree: Any) -> list[tuple[int, ...]]:
@@ -226,30 +183,31 @@ def _shapes(tree: Any) -> list[tuple[int, ...]]:
 @functools.partial(jax.jit, static_argnums=0)
 @gtree.mixing
 def _apply(
-    program: tuple[tuple[Any, Static, bool, Any, int | None], ...],
+    program: tuple[tuple[tuple[Any, Static, bool, Any, int | None], ...], Any],
     g: Array,
     p: Array | None,
     traced: tuple[dict[str, Array], ...],
-    slots: tuple[Slots, ...],
+    states: tuple[LeafState, ...],
     gates: tuple[Array | None, ...],
-) -> tuple[Array, tuple[Slots, ...]]:
+) -> tuple[Array, tuple[LeafState, ...]]:
     """The rules of one leaf, one after the other, in float32 or wider.
 
     A jitted function of its own, so that a thousand leaves of ten shapes are traced and lowered
     ten times.
     """
     u = widen(g)
+    calls, kind = program
     made = [u]  # and what each rule made of it
     p = None if p is None else widen(p)
-    new_slots: list[Slots] = []
-    for part, numbers, old, gate in zip(program, traced, slots, gates, strict=True):
+    new_states: list[LeafState] = []
+    for part, numbers, old, gate in zip(calls, traced, states, gates, strict=True):
         rule, static, reads, per_leaf, since = part
         numbers = suited(numbers, u)
         compared = {} if since is None else {"before": made[since]}
         h = namespace(static, {**numbers, **compared}, per_leaf or rule)
         wide = jax.tree.map(widen, old)
         if per_leaf is not None:
-            bare = u if new_slots else widen(reread(g))  # as in `measured`
+            bare = u if new_states else widen(reread(g))  # as in `measured`
             with reading(per_leaf, p):
                 decided = per_leaf(bare, wide, p, h)
             joined_names(vars(h) | numbers, decided, "per_leaf", core.show(rule))
@@ -257,26 +215,21 @@ def _apply(
         given = u, wide, p if reads else None, h
         with reading(rule, given[2]):
             u, new = rule(*given) if gate is None else predicated(rule, gate, *given)
-        structure: Any = jax.tree.structure(old)
-        if jax.tree.structure(new) != structure:
-            raise ValueError(
-                f"the rule {core.show(rule)} must return (update, slots) with a tuple of "
-                f"{len(old)} slots like the one it was given, also for one slot."
-            )
-        new_slots.append(jax.tree.map(lambda n, o: n.astype(o.dtype), new, old))
+        check_form(rule, new, old)
+        new_states.append(jax.tree.map(lambda n, o: n.astype(o.dtype), new, old))
         made.append(u)
-    return u.astype(g.dtype), tuple(new_slots)
+    return u.astype(g.dtype if kind is None else kind), tuple(new_states)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 @gtree.mixing
 def measured(
-    measure: Callable[[Array, Slots, Any, Numbers], Mapping[str, Any]],
+    measure: PerLeaf,
     static: Static,
     g: Array,
     p: Array | None,
     traced: dict[str, Array],
-    slots: Slots,
+    state: LeafState,
 ) -> Mapping[str, Any]:
     """What a rule measures at one leaf, also traced once for each distinct shape.
 
@@ -284,11 +237,11 @@ def measured(
     widened for a norm and for the update, and might be kept in float32. What has state measures
     more, and shares it with its update.
     """
-    g = widen(g if slots else reread(g))
+    g = widen(g if jax.tree.leaves(state) else reread(g))
     p = None if p is None else widen(p)
     h = namespace(static, suited(traced, g), measure)
     with reading(measure, p):
-        return measure(g, jax.tree.map(widen, slots), p, h)
+        return measure(g, jax.tree.map(widen, state), p, h)
 
 
 def widen(x: Array) -> Array:
@@ -299,8 +252,8 @@ def widen(x: Array) -> Array:
 def check_leaf(flat: gtree.Flat, i: int, where: str, g: Any, p: Any, calls: Sequence[Call]) -> None:
     """Raises ValueError, with the path, where calls lack an array or the shapes differ."""
     reads = any(call.needs_params for call in calls)
-    slots = jax.tree.leaves([call.slots for call in calls], is_leaf=lambda x: x is None)
-    lacks = ["parameter"] * (reads and p is None) + ["state"] * any(x is None for x in slots)
+    kept = jax.tree.leaves([call.state for call in calls], is_leaf=lambda x: x is None)
+    lacks = ["parameter"] * (reads and p is None) + ["state"] * any(x is None for x in kept)
     if lacks:
         raise ValueError(
             f"{where}: at {flat.paths[i]!r} there is a gradient, but the {lacks[0]} is None."

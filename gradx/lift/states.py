@@ -59,9 +59,9 @@ def check_wrapping(state: Any, live: Collection[str], counted: bool, where: str)
 
 
 def opened(name: str, kind: Any, flat: gtree.Flat, value: Any, where: str) -> list[Any]:
-    """The slot of each leaf in a field of a state: an array, or a tuple or list of them.
+    """What a field of a state has for each leaf: an array, or a tuple or list of them.
 
-    A field of several trees, the named tuple `kind`, has a slot of several arrays at each leaf.
+    A field of several trees, the named tuple `kind`, has several arrays for each leaf.
 
     Raises:
       ValueError: the field is another tree, perhaps one with more leaves below one of these.
@@ -72,23 +72,23 @@ def opened(name: str, kind: Any, flat: gtree.Flat, value: Any, where: str) -> li
             raise wrong_state(where, told)
         trees = [opened(f"{name}.{k}", None, flat, getattr(value, k), where) for k in kind._fields]
         return [kind(*arrays) for arrays in zip(*trees, strict=True)]
-    slots = gtree.flatten_like(flat, value, f"the state's {name}", where)
-    for i, slot in enumerate(slots):
-        numbered = isinstance(slot, Mapping) and all(isinstance(k, int) for k in slot)
-        arrays = slot is None or isinstance(slot, tuple | list) or numbered  # NNX's own tuple
-        if not arrays and not jax.tree_util.all_leaves([slot]):
-            told = f"whose {name} has a tree in it, {type(slot).__name__}"
+    found = gtree.flatten_like(flat, value, f"the state's {name}", where)
+    for i, x in enumerate(found):
+        numbered = isinstance(x, Mapping) and all(isinstance(k, int) for k in x)
+        arrays = x is None or isinstance(x, tuple | list) or numbered  # NNX's own tuple
+        if not arrays and not jax.tree_util.all_leaves([x]):
+            told = f"whose {name} has a tree in it, {type(x).__name__}"
             path = flat.paths[i]
             raise wrong_state(where, f"{told}, where the updates have the one leaf {path!r}")
-    return slots
+    return found
 
 
-def closed(kind: Any, flat: gtree.Flat, slots: list[Any]) -> Any:
-    """The field of a state that holds the slots of all leaves: `opened` the other way round."""
+def closed(kind: Any, flat: gtree.Flat, found: list[Any]) -> Any:
+    """The field of a state that holds what is at all leaves: `opened` the other way round."""
     if kind is None:
-        return flat.unflatten(slots)
-    slots = [x if isinstance(x, kind) else kind(*[x] * len(kind._fields)) for x in slots]
-    return kind(*(flat.unflatten([getattr(x, k) for x in slots]) for k in kind._fields))
+        return flat.unflatten(found)
+    found = [x if isinstance(x, kind) else kind(*[x] * len(kind._fields)) for x in found]
+    return kind(*(flat.unflatten([getattr(x, k) for x in found]) for k in kind._fields))
 
 
 def check_keys(state: Any, keys: Collection[Any], where: str) -> None:

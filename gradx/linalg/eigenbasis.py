@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from gradx.core.trees import abs_sq
 from gradx.lift.averages import average
-from gradx.lift.passes import Numbers, Slots
+from gradx.lift.stages import Numbers
 from gradx.linalg import decompositions
 from gradx.linalg.polar import magnitude
 from gradx.numbers.sources import Array, Hyper
@@ -28,11 +28,15 @@ def adjoint(x: Array) -> Array:
     return x.mT.conj()
 
 
-def first_slots(p: Array, *, limit: int) -> Slots:
+def first_factors(p: Array, *, limit: int) -> dict[str, Array]:
     """Before the first gradient: the factors of both sides, and bases in which nothing changes."""
-    kept = [length if length <= limit else 0 for length in p.shape]
-    factors = [jnp.zeros((n, n), p.dtype) for n in kept]
-    return *factors, *[jnp.eye(n, dtype=p.dtype) for n in kept]
+    rows, columns = (length if length <= limit else 0 for length in p.shape)
+    return {
+        "row_factor": jnp.zeros((rows, rows), p.dtype),
+        "column_factor": jnp.zeros((columns, columns), p.dtype),
+        "row_basis": jnp.eye(rows, dtype=p.dtype),
+        "column_basis": jnp.eye(columns, dtype=p.dtype),
+    }
 
 
 def averaged(g: Array, left: Array, right: Array, decay: Any) -> tuple[Array, Array]:

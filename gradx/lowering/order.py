@@ -18,10 +18,10 @@ Array = jax.Array
 
 
 def write_after(value: Array, *done: Array) -> Array:
-    """`value`, for a slot whose old value the arrays `done` are made of.
+    """`value`, for an array of the state whose old value the arrays `done` are made of.
 
-    XLA does not see that it could calculate these first, and then write the slot in place: it
-    copies the old slot, or the new one, in a kernel of its own. `done` are arrays that are stored
+    XLA does not see that it could calculate these first, and then write it in place: it
+    copies the old array, or the new one, in a kernel of its own. `done` are arrays that are stored
     anyway. Where one of them is NaN the value is, too, on the targets where this acts.
     """
     return by_target("write_after", _waiting, _at_once, value, *done)
@@ -39,12 +39,12 @@ def _at_once(value: Array, *done: Array) -> Array:
 
 
 def in_place(new: Array, old: Array) -> Array:
-    """`new`, for a slot that holds `old`, where it is not calculated from it.
+    """`new`, for an array of the state that holds `old`, where it is not calculated from it.
 
     XLA for GPUs and TPUs lets a kernel that reads an array write another one over it, but only one
     that is made of it: else it writes elsewhere, and copies in a kernel of its own. So here `old`
     is chosen where a condition holds that never does, as XLA does not see. An update that goes on
-    from the new value of the slot should read this one.
+    from the new value should read this one.
     """
     return by_target("in_place", _never_old, _new, new, old)
 

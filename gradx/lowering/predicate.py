@@ -21,27 +21,27 @@ def predicated(
     rule: Callable[[Array, Any, Any, Any], tuple[Array, Any]],
     gate: Array,
     g: Array,
-    slots: Any,
+    state: Any,
     p: Any,
     h: Any,
 ) -> tuple[Array, Any]:
-    """`rule(g, slots, p, h)` that keeps its slots, bit for bit, where `gate` is False.
+    """`rule(g, s, p, h)` that keeps its state, bit for bit, where `gate` is False.
 
     The update is that of the rule if the gate is open; if it is closed, it means nothing.
     """
     from jax.extend.core import Literal, Var  # where it is needed, as it imports Pallas
 
-    old: list[Array] = jax.tree.leaves(slots)
-    structure: Any = jax.tree.structure(slots)
-    program, shape = jax.make_jaxpr(lambda g, slots, p: rule(g, slots, p, h), return_shape=True)(
-        g, slots, p
+    old: list[Array] = jax.tree.leaves(state)
+    structure: Any = jax.tree.structure(state)
+    program, shape = jax.make_jaxpr(lambda g, s, p: rule(g, s, p, h), return_shape=True)(
+        g, state, p
     )
     if jax.tree.structure(shape[1]) != structure:
-        return rule(g, slots, p, h)  # which the caller refuses
+        return rule(g, state, p, h)  # which the caller refuses
     jaxpr = program.jaxpr
-    update_var, *slot_vars = jaxpr.outvars
+    update_var, *state_vars = jaxpr.outvars
     values: dict[Any, Any] = dict(zip(jaxpr.constvars, program.consts, strict=True))
-    values |= dict(zip(jaxpr.invars, jax.tree.leaves((g, slots, p)), strict=True))
+    values |= dict(zip(jaxpr.invars, jax.tree.leaves((g, state, p)), strict=True))
 
     def read(v: Any) -> Any:
         return v.val if isinstance(v, Literal) else values[v]
@@ -49,11 +49,11 @@ def predicated(
     def choose(new: Any, kept: Array) -> Array:
         return jnp.where(gate, new, kept.astype(jnp.result_type(new)))
 
-    # A slot that is an argument, a constant, or the same value as another one is chosen at the end.
+    # An argument, a constant, or the same value as another one is chosen at the end.
     kept_for = {
         v: kept
-        for v, kept in zip(slot_vars, old, strict=True)
-        if isinstance(v, Var) and slot_vars.count(v) == 1
+        for v, kept in zip(state_vars, old, strict=True)
+        if isinstance(v, Var) and state_vars.count(v) == 1
     }
     chosen: set[Any] = set()
     begin = 0
@@ -67,7 +67,7 @@ def predicated(
             chosen.add(v)
     new = [
         values[v] if isinstance(v, Var) and v in chosen else choose(read(v), kept)
-        for v, kept in zip(slot_vars, old, strict=True)
+        for v, kept in zip(state_vars, old, strict=True)
     ]
     return read(update_var), structure.unflatten(new)
 

@@ -12,7 +12,8 @@ from gradx.core import Transform
 from gradx.core import trees as gtree
 from gradx.core.roots import sqrt
 from gradx.lift.leafwise import leafwise
-from gradx.lift.passes import Decided, Numbers, Slots, Sums, widen
+from gradx.lift.passes import widen
+from gradx.lift.stages import Decided, LeafState, Numbers, Sums
 from gradx.numbers.sources import Array, Hyper
 from gradx.pieces.norms import by_factor, rms, squares
 
@@ -47,10 +48,10 @@ def clip(max_delta: Hyper) -> Transform:
     return leafwise(_clip, hypers={"max_delta": max_delta})
 
 
-def _clip(g: Array, slots: Slots, p: None, h: Numbers) -> tuple[Array, Slots]:
+def _clip(g: Array, s: LeafState, p: None, h: Numbers) -> tuple[Array, LeafState]:
     if jnp.iscomplexobj(g):
         raise ValueError("clip: complex updates have no order; clip_by_block_rms bounds them.")
-    return jnp.clip(g, -h.max_delta, h.max_delta), slots
+    return jnp.clip(g, -h.max_delta, h.max_delta), s
 
 
 @core.recorded
@@ -123,7 +124,7 @@ def clip_by_block_rms(threshold: Hyper, *, axis_name: Any = None) -> Transform:
     )
 
 
-def _rms_factor(g: Any, slots: Any, p: Any, h: Numbers) -> Mapping[str, Array]:
+def _rms_factor(g: Any, s: LeafState, p: Any, h: Numbers) -> Mapping[str, Array]:
     return {"factor": 1 / jnp.maximum(1.0, rms(g, h.span) / h.threshold)}
 
 
@@ -165,9 +166,9 @@ def adaptive_grad_clip(
     )
 
 
-def _clip_units(g: Array, slots: Slots, p: Array, h: Numbers) -> tuple[Array, Slots]:
+def _clip_units(g: Array, s: LeafState, p: Array, h: Numbers) -> tuple[Array, LeafState]:
     bound = h.clipping * jnp.maximum(_unit_norm(p, h.axis, "adaptive_grad_clip"), h.eps)
-    return unitwise_clip(_unit_norm(g, h.axis, "adaptive_grad_clip"), bound, g), slots
+    return unitwise_clip(_unit_norm(g, h.axis, "adaptive_grad_clip"), bound, g), s
 
 
 # ---------------------------------------------------------------- of single arrays

@@ -8,7 +8,7 @@ import optax
 from gradx import core
 from gradx.core import Transform
 from gradx.lift.leafwise import leafwise
-from gradx.lift.passes import Numbers, Slots
+from gradx.lift.stages import LeafState, Numbers
 from gradx.numbers.sources import Array
 
 __all__ = ["NonNegativeParamsState", "keep_params_nonnegative"]
@@ -38,7 +38,7 @@ def keep_params_nonnegative() -> Transform:
     return leafwise(_keep_nonnegative, needs_params=True)
 
 
-def _keep_nonnegative(g: Array, slots: Slots, p: Array, h: Numbers) -> tuple[Array, Slots]:
+def _keep_nonnegative(g: Array, s: LeafState, p: Array, h: Numbers) -> tuple[Array, LeafState]:
     if jnp.iscomplexobj(g):
         raise ValueError("keep_params_nonnegative: complex parameters have no order.")
-    return jnp.where(p + g < 0, -p, g), slots
+    return jnp.where(p + g < 0, -p, g), s

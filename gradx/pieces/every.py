@@ -11,7 +11,7 @@ from gradx import core
 from gradx.core import Count, Transform, Updates
 from gradx.lift.averages import zeros
 from gradx.lift.leafwise import leafwise
-from gradx.lift.passes import Decided, Numbers, Slots, Sums
+from gradx.lift.stages import Decided, Numbers, Sums
 from gradx.numbers.counting import steps
 from gradx.numbers.sources import Array
 
@@ -60,7 +60,7 @@ def apply_every(k: int = 1) -> Transform:
     """
     return leafwise(
         _gather,
-        init=zeros,
+        init={"grad_acc": zeros},
         state=ApplyEvery,
         flags={"k": steps("k", k, 1)},
         per_tree=_place,
@@ -75,6 +75,6 @@ def _place(h: Numbers, sums: Sums) -> Decided:
     return {"first": place == 0, "last": place == h.k - 1}, {"count": (place + 1) % h.k}
 
 
-def _gather(g: Array, slots: Slots, p: None, h: Numbers) -> tuple[Array, Slots]:
-    total = g + jnp.where(h.first, 0.0, slots[0])
-    return jnp.where(h.last, total, 0.0), (total,)
+def _gather(g: Array, s: ApplyEvery, p: None, h: Numbers) -> tuple[Array, ApplyEvery]:
+    total = g + jnp.where(h.first, 0.0, s.grad_acc)
+    return jnp.where(h.last, total, 0.0), s._replace(grad_acc=total)

@@ -10,7 +10,7 @@ from gradx import core
 from gradx.core import Count, Transform, Updates
 from gradx.lift.averages import average, storage, weight_so_far, zeros
 from gradx.lift.leafwise import leafwise
-from gradx.lift.passes import Numbers, Slots
+from gradx.lift.stages import Numbers
 from gradx.numbers.sources import Array, Hyper
 
 __all__ = ["EmaState", "TraceState", "ema", "trace"]
@@ -56,7 +56,7 @@ def trace(decay: Hyper, nesterov: bool = False, accumulator_dtype: Any = None) -
     """
     return leafwise(
         _trace,
-        init=partial(zeros, dtype=storage("accumulator_dtype", accumulator_dtype)),
+        init={"trace": partial(zeros, dtype=storage("accumulator_dtype", accumulator_dtype))},
         state=TraceState,
         hypers={"decay": decay},
         ranges={"decay": MOMENTUM},
@@ -64,9 +64,9 @@ def trace(decay: Hyper, nesterov: bool = False, accumulator_dtype: Any = None) -
     )
 
 
-def _trace(g: Array, slots: Slots, p: None, h: Numbers) -> tuple[Array, Slots]:
-    m = h.decay * slots[0] + g
-    return (h.decay * m + g if h.nesterov else m), (m,)
+def _trace(g: Array, s: TraceState, p: None, h: Numbers) -> tuple[Array, TraceState]:
+    m = h.decay * s.trace + g
+    return (h.decay * m + g if h.nesterov else m), s._replace(trace=m)
 
 
 class EmaState(NamedTuple):
@@ -104,7 +104,7 @@ def ema(decay: Hyper, debias: bool = True, accumulator_dtype: Any = None) -> Tra
     """
     return leafwise(
         _ema,
-        init=partial(zeros, dtype=storage("accumulator_dtype", accumulator_dtype)),
+        init={"ema": partial(zeros, dtype=storage("accumulator_dtype", accumulator_dtype))},
         state=EmaState,
         hypers={"decay": decay},
         flags={"debias": debias},
@@ -116,6 +116,6 @@ def _ema_correction(h: Numbers, t: Array) -> Mapping[str, Any]:
     return {"correct": 1 / weight_so_far(h.decay, t) if h.debias else 1.0}
 
 
-def _ema(g: Array, slots: Slots, p: None, h: Numbers) -> tuple[Array, Slots]:
-    m = average(slots[0], g, h.decay)
-    return (m * h.correct if h.debias else m), (m,)
+def _ema(g: Array, s: EmaState, p: None, h: Numbers) -> tuple[Array, EmaState]:
+    m = average(s.ema, g, h.decay)
+    return (m * h.correct if h.debias else m), s._replace(ema=m)

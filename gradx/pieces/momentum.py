@@ -13,7 +13,7 @@ from gradx import core
 from gradx.core import Transform, Updates
 from gradx.lift.averages import average, storage, zeros
 from gradx.lift.leafwise import leafwise
-from gradx.lift.passes import Numbers, Slots
+from gradx.lift.stages import Numbers, Update
 from gradx.numbers import hyper
 from gradx.numbers.sources import Array, Hyper
 
@@ -57,7 +57,7 @@ def kept(mu_dtype: Any, slow: Mapping[str, Hyper]) -> Any:
 
 
 def averaging(
-    rule: Callable[[Array, Slots, Any, Numbers], tuple[Array, Slots]],
+    rule: Update,
     state: Any,
     number: Mapping[str, Hyper],
     interval: str,
@@ -67,11 +67,11 @@ def averaging(
     per_step: Callable[[Numbers, Array], Mapping[str, Any]],
     flags: Mapping[str, Any] | None = None,
 ) -> Transform:
-    """A rule with the averages in its only slot; `per_step` makes `b1` of its only own number."""
+    """A rule whose state is the averages; `per_step` makes `b1` of its only own number."""
     slow = slow_average(b3, alpha)
     return leafwise(
         rule,
-        init=partial(_first, kinds=kept(mu_dtype, slow)),
+        init={"mu": partial(_first, kinds=kept(mu_dtype, slow))},
         state=state,
         several={"mu": Averages} if slow else {},
         hypers={**number, **slow},
@@ -84,7 +84,7 @@ def averaging(
 def _first(p: Array, *, kinds: Any) -> Any:
     if not isinstance(kinds, Averages):
         return zeros(p, dtype=kinds)
-    return (Averages(*(x for dtype in kinds for x in zeros(p, dtype=dtype))),)
+    return Averages(*(zeros(p, dtype=dtype) for dtype in kinds))
 
 
 def remembered(mu: Any, g: Array, h: Numbers) -> Any:

@@ -16,7 +16,7 @@ from gradx.core.roots import sqrt
 from gradx.core.trees import abs_sq
 from gradx.lift import mapped
 from gradx.lift.leafwise import leafwise
-from gradx.lift.passes import Decided, Numbers, Slots, Sums
+from gradx.lift.stages import Decided, LeafState, Numbers, Sums
 from gradx.lowering.exact import root_or_zero
 from gradx.numbers.sources import Array, Hyper
 
@@ -72,12 +72,12 @@ def global_norm(updates: Any, *, axis_name: Any = None) -> Array:
     return sqrt(mapped.sum_over(parts, [None, *(span for _, span in pairs)]))
 
 
-def by_factor(g: Array, slots: Slots, p: Any, h: Numbers) -> tuple[Array, Slots]:
+def by_factor(g: Array, s: LeafState, p: Any, h: Numbers) -> tuple[Array, LeafState]:
     """The rule that multiplies by what was decided for the leaf or the tree: ``h.factor``."""
-    return g * h.factor, slots
+    return g * h.factor, s
 
 
-def squares(g: Array, slots: Slots, p: Any, h: Numbers) -> Mapping[str, Array]:
+def squares(g: Array, s: LeafState, p: Any, h: Numbers) -> Mapping[str, Array]:
     """What a rule measures that needs the norm of all updates: ``sums["squares"]``."""
     return {"squares": jnp.sum(abs_sq(g))}
 
@@ -242,11 +242,11 @@ def _by_param(size: Any, min_scale: Hyper, axis_name: Any) -> Transform:
     )
 
 
-def _param_norm(g: Any, slots: Any, p: Any, h: Numbers) -> Mapping[str, Array]:
+def _param_norm(g: Any, s: LeafState, p: Any, h: Numbers) -> Mapping[str, Array]:
     return {"factor": jnp.maximum(norm(p, h.span), h.min_scale)}
 
 
-def _param_rms(g: Any, slots: Any, p: Any, h: Numbers) -> Mapping[str, Array]:
+def _param_rms(g: Any, s: LeafState, p: Any, h: Numbers) -> Mapping[str, Array]:
     return {"factor": jnp.maximum(rms(p, h.span), h.min_scale)}
 
 
@@ -298,7 +298,7 @@ def scale_by_trust_ratio(
     )
 
 
-def _trust(g: Any, slots: Any, p: Any, h: Numbers) -> Mapping[str, Array]:
+def _trust(g: Any, s: LeafState, p: Any, h: Numbers) -> Mapping[str, Array]:
     of_p = jnp.maximum(norm(p, h.span), h.min_norm)
     of_g = jnp.maximum(norm(g, h.span), h.min_norm)
     both = (of_p > 0) & (of_g > 0)

@@ -10,7 +10,7 @@ import numpy as np
 from gradx import core
 from gradx.core import Count, Transform
 from gradx.lift.leafwise import leafwise
-from gradx.lift.passes import Decided, Numbers, Slots, Sums
+from gradx.lift.stages import Decided, LeafState, Numbers, Sums
 from gradx.numbers.counting import steps
 from gradx.numbers.sources import Array, Hyper, from_call
 
@@ -147,5 +147,5 @@ def _reduce(h: Numbers, sums: Sums) -> Decided:
     return {"factor_now": new["scale"]}, new
 
 
-def _scale(g: Array, slots: Slots, p: Any, h: Numbers) -> tuple[Array, Slots]:
-    return h.factor_now * g, slots
+def _scale(g: Array, s: LeafState, p: Any, h: Numbers) -> tuple[Array, LeafState]:
+    return h.factor_now * g, s

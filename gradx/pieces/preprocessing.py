@@ -13,7 +13,8 @@ from gradx.core import trees as gtree
 from gradx.core.calls import renamed, warn
 from gradx.core.updates import safe_increment
 from gradx.lift.leafwise import leafwise
-from gradx.lift.passes import Numbers, Slots, check_array, widen
+from gradx.lift.passes import check_array, widen
+from gradx.lift.stages import LeafState, Numbers
 from gradx.lift.states import check_state
 from gradx.numbers import hyper
 from gradx.numbers.sources import Array, as_float
@@ -42,10 +43,10 @@ def centralize() -> Transform:
     return leafwise(_centralize)
 
 
-def _centralize(g: Array, slots: Slots, p: None, h: Numbers) -> tuple[Array, Slots]:
+def _centralize(g: Array, s: LeafState, p: None, h: Numbers) -> tuple[Array, LeafState]:
     if g.ndim < 2 or not g.size:
-        return g, slots
-    return g - jnp.mean(g, axis=tuple(range(1, g.ndim)), keepdims=True), slots
+        return g, s
+    return g - jnp.mean(g, axis=tuple(range(1, g.ndim)), keepdims=True), s
 
 
 class ZeroNansState(NamedTuple):
@@ -72,12 +73,16 @@ def zero_nans() -> Transform:
       >>> tx.update(jnp.array([jnp.nan, 1.0]), tx.init(jnp.ones(2)))
       (Array([0., 1.], dtype=float32), ZeroNansState(found_nan=Array(True, dtype=bool)))
     """
-    return leafwise(_zero_nans, init=lambda p: (jnp.zeros((), bool),), state=ZeroNansState)
+    return leafwise(_zero_nans, init={"found_nan": _none_found}, state=ZeroNansState)
 
 
-def _zero_nans(g: Array, slots: Slots, p: None, h: Numbers) -> tuple[Array, Slots]:
+def _none_found(p: Array) -> Array:
+    return jnp.zeros((), bool)
+
+
+def _zero_nans(g: Array, s: ZeroNansState, p: None, h: Numbers) -> tuple[Array, ZeroNansState]:
     nan = jnp.isnan(g)
-    return jnp.where(nan, 0.0, g), (jnp.any(nan),)
+    return jnp.where(nan, 0.0, g), s._replace(found_nan=jnp.any(nan))
 
 
 class AddNoiseState(NamedTuple):

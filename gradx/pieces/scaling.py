@@ -10,7 +10,7 @@ from gradx import core
 from gradx.combinators.chain import identity
 from gradx.core import Count, Transform
 from gradx.lift.leafwise import leafwise
-from gradx.lift.passes import Numbers, Slots
+from gradx.lift.stages import LeafState, Numbers
 from gradx.numbers import sources
 from gradx.numbers.sources import Array, Hyper, Schedule
 
@@ -102,13 +102,13 @@ def _scaling(name: str, number: Hyper, rule: Any) -> Transform:
     return leafwise(rule, state=state, hypers={name: number})
 
 
-def _scale(g: Array, slots: Slots, p: None, h: Numbers) -> tuple[Array, Slots]:
-    return h.step_size * g, slots
+def _scale(g: Array, s: LeafState, p: None, h: Numbers) -> tuple[Array, LeafState]:
+    return h.step_size * g, s
 
 
-def _descend(g: Array, slots: Slots, p: None, h: Numbers) -> tuple[Array, Slots]:
-    return -h.learning_rate * g, slots
+def _descend(g: Array, s: LeafState, p: None, h: Numbers) -> tuple[Array, LeafState]:
+    return -h.learning_rate * g, s
 
 
-def _ascend(g: Array, slots: Slots, p: None, h: Numbers) -> tuple[Array, Slots]:
-    return h.learning_rate * g, slots
+def _ascend(g: Array, s: LeafState, p: None, h: Numbers) -> tuple[Array, LeafState]:
+    return h.learning_rate * g, s

@@ -15,7 +15,7 @@ from gradx.combinators.partition import masked
 from gradx.core import Count, Transform
 from gradx.core import trees as gtree
 from gradx.lift.leafwise import leafwise
-from gradx.lift.passes import Numbers, Slots
+from gradx.lift.stages import LeafState, Numbers
 from gradx.numbers import hyper, sources
 from gradx.numbers.sources import Array, Hyper
 from gradx.pieces.scaling import descend
@@ -77,12 +77,12 @@ def add_decayed_weights(
     return made if mask is None else masked(made, mask)
 
 
-def _add(g: Array, slots: Slots, p: Array, h: Numbers) -> tuple[Array, Slots]:
-    return g + h.weight_decay * p, slots
+def _add(g: Array, s: LeafState, p: Array, h: Numbers) -> tuple[Array, LeafState]:
+    return g + h.weight_decay * p, s
 
 
-def _subtract(g: Array, slots: Slots, p: Array, h: Numbers) -> tuple[Array, Slots]:
-    return g - h.weight_decay * p, slots
+def _subtract(g: Array, s: LeafState, p: Array, h: Numbers) -> tuple[Array, LeafState]:
+    return g - h.weight_decay * p, s
 
 
 # The last steps of a path that name no weight, in Flax, Haiku, Equinox and PyTorch-like trees.

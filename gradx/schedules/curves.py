@@ -6,7 +6,7 @@ A schedule is any function `count -> value`. Wherever gradx takes a number it ta
 Those made here take Python numbers and arrays of counts of any shape (a count below 0 is 0), and
 answer in JAX's default float type, float32 unless x64 is enabled. Numbers such as `init_value` may
 be traced, numbers of steps are known when the schedule is made. Here are single curves;
-`gradx.piecewise` has those through given points, `gradx.cycles` those joined from several.
+`piecewise` has those through given points, `sequences` those joined from several.
 """
 
 from __future__ import annotations

@@ -76,7 +76,7 @@ def test_no_feature_of_the_lift_is_overlooked() -> None:
         if inspect.isclass(x) and inspect.isfunction(getattr(x, "begin", None))
     }
     # The protocol itself, and what `mechanize` makes of a foreign optimizer inside an update.
-    assert stages - set(table()) == {"Stage", "_Made"}
+    assert stages - set(table()) == {"Stage"}
 
 
 # ---------------------------------------------------------------- however it is run

@@ -7,8 +7,7 @@ z, and x follows from them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -16,26 +15,16 @@ import jax
 import jax.numpy as jnp
 
 from gradx import core
-from gradx.combinators.chain import Contract, stage_of
+from gradx.combinators.chain import Contract
 from gradx.combinators.predicated import check_inner
 from gradx.core import Count, Params, Part, State, Transform, Updates
 from gradx.core import trees as gtree
 from gradx.core.calls import checked
 from gradx.lift.averages import storage
 from gradx.lift.leafwise import leafwise
-from gradx.lift.passes import (
-    Decided,
-    Leaves,
-    Numbers,
-    Results,
-    Rows,
-    Slots,
-    Stage,
-    Sums,
-    is_array,
-    staged,
-    widen,
-)
+from gradx.lift.passes import staged, widen
+from gradx.lift.sequence import BEGINNING, InSequence, stage_of
+from gradx.lift.stages import Decided, Numbers, Sums, is_array
 from gradx.lift.states import check_state
 from gradx.numbers import sources
 from gradx.numbers.live import own_state, with_own
@@ -83,7 +72,7 @@ def averaging(
     """The part after the base optimizer; with `scaled` it applies the learning rate as well."""
     return leafwise(
         _interpolate,
-        init=partial(_start, dtype=storage("state_dtype", state_dtype)),
+        init={"z": partial(_start, dtype=storage("state_dtype", state_dtype))},
         state=_Averaging,
         hypers={"learning_rate": learning_rate, "b1": b1, "weight_lr_power": weight_lr_power},
         ranges={"b1": "(0, 1]", "weight_lr_power": "[0, inf)"},
@@ -101,9 +90,9 @@ def _first(number: Hyper) -> Any:
     return number if sources.is_real(number) else 1.0
 
 
-def _start(p: Array, *, dtype: Any) -> Slots:
+def _start(p: Array, *, dtype: Any) -> Array:
     kept = p.dtype if dtype is None else dtype
-    return (p.astype(gtree.wide(kept, p.dtype) if jnp.iscomplexobj(p) else kept),)
+    return p.astype(gtree.wide(kept, p.dtype) if jnp.iscomplexobj(p) else kept)
 
 
 def _decide(h: Numbers, sums: Sums) -> Decided:
@@ -119,68 +108,35 @@ def _decide(h: Numbers, sums: Sums) -> Decided:
     return numbers, {"last_b1": b1, "weight_sum": total, "max_lr": max_lr}
 
 
-def _interpolate(g: Array, slots: Slots, p: Array, h: Numbers) -> tuple[Array, Slots]:
+def _interpolate(g: Array, s: _Averaging, p: Array, h: Numbers) -> tuple[Array, _Averaging]:
     # With x = (y - (1 - b1) z) / b1 put in, nothing is left to divide by b1.
     step = -h.learning_rate * g if h.scaled else g
-    z = slots[0] + step
-    return h.turn * (z - p) + h.follow * step, (z,)
+    z = s.z + step
+    return h.turn * (z - p) + h.follow * step, s._replace(z=z)
 
 
-# ---------------------------------------------------------------- base and rule in one pass
+# ---------------------------------------------------------------- the base, and then the rule
 
 
-def _opened(state: State, where: str) -> tuple[State, State]:
+def _opened(state: State, where: str) -> list[State]:
     """The base optimizer's state, and that of the rule."""
     inner = own_state(state)
     check_state(inner, ScheduleFreeState, where)
     own = _Averaging(inner.b1, inner.weight_sum, inner.step_count, inner.max_lr, inner.z)
-    return inner.base_optimizer_state, with_own(state, own)
+    return [inner.base_optimizer_state, with_own(state, own)]
 
 
-def _closed(kind: Any, base: State, own: State) -> State:
+def _closed(states: Sequence[State], old: State) -> State:
+    base, own = states
     inner = own_state(own)
+    kind = ScheduleFreeState if old is BEGINNING else type(own_state(old))  # which may be Optax's
     made = kind(inner.last_b1, inner.weight_sum, inner.step_count, inner.max_lr, base, inner.z)
     return with_own(own, made)
-
-
-def _kind(state: State) -> Any:
-    """The state's own class, which may be Optax's."""
-    return type(own_state(state))
 
 
 def _is_ours(state: Any) -> bool:
     fields = getattr(state, "_fields", None)
     return type(state).__name__ == "ScheduleFreeState" and fields == ScheduleFreeState._fields
-
-
-@dataclass(frozen=True, eq=False)
-class _Together:
-    base: Stage
-    rule: Stage
-    where: str
-
-    @property
-    def sees_tree(self) -> bool:
-        return self.base.sees_tree
-
-    def init(self, params: Params) -> State:
-        return _closed(ScheduleFreeState, self.base.init(params), self.rule.init(params))
-
-    def begin(
-        self, leaves: Leaves, state: State, extra: Mapping[str, Any], rows: Rows
-    ) -> Callable[[Results], State]:
-        base, own = _opened(state, self.where)
-        _check_params(leaves.params, self.where)
-        ends = (
-            self.base.begin(leaves, base, extra, rows),
-            self.rule.begin(leaves, own, extra, rows),
-        )
-        return lambda results: _closed(_kind(state), *(end(results) for end in ends))
-
-
-def _check_params(params: Params | None, where: str) -> None:
-    if params is None:
-        raise ValueError(f"{where}: needs the parameters: call update(updates, state, params).")
 
 
 def with_averaging(base: Contract, rule: Transform) -> Transform:
@@ -192,24 +148,9 @@ def with_averaging(base: Contract, rule: Transform) -> Transform:
         inner, own = _opened(state, where)
         return [Part("base_optimizer", base, params, inner), Part("", rule, params, own)]
 
-    stage = stage_of(base)
-    if stage is not None:
-        return staged(_Together(stage, stage_of(rule), where), where, described)
-    wrapped = core.with_extra_args(base)
-
-    def init(params: Params) -> State:
-        return _closed(ScheduleFreeState, base.init(params), rule.init(params))
-
-    def update(
-        updates: Updates, state: State, params: Params | None = None, **extra: Any
-    ) -> tuple[Updates, State]:
-        inner, own = _opened(state, where)
-        _check_params(params, where)
-        updates, inner = wrapped.update(updates, inner, params, **extra)
-        updates, own = rule.update(updates, own, params, **extra)
-        return updates, _closed(_kind(state), inner, own)
-
-    return Transform(init, update, parts=described)
+    stages = [stage_of(base), stage_of(rule)]
+    stage = InSequence(stages, _closed, lambda state: _opened(state, where), where)
+    return staged(stage, where, described)
 
 
 # ---------------------------------------------------------------- where to evaluate

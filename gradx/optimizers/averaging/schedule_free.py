@@ -9,7 +9,7 @@ from gradx import core
 from gradx.combinators.chain import Contract, chain, identity
 from gradx.core import Transform
 from gradx.lift.leafwise import leafwise
-from gradx.lift.passes import Numbers, Slots
+from gradx.lift.stages import LeafState, Numbers
 from gradx.numbers import hyper, sources
 from gradx.numbers.sources import Array, Hyper
 from gradx.optimizers.averaging.interpolation import averaging, with_averaging
@@ -200,5 +200,5 @@ def _clock(learning_rate: Hyper) -> Transform:
     )
 
 
-def _pass(g: Array, slots: Slots, p: None, h: Numbers) -> tuple[Array, Slots]:
-    return g, slots
+def _pass(g: Array, s: LeafState, p: None, h: Numbers) -> tuple[Array, LeafState]:
+    return g, s

@@ -15,7 +15,7 @@ from gradx.core.roots import sqrt
 from gradx.core.trees import abs_sq
 from gradx.lift.averages import average, storage, weight_so_far, zero_moments
 from gradx.lift.leafwise import leafwise
-from gradx.lift.passes import Numbers, Slots
+from gradx.lift.stages import Numbers
 from gradx.lowering.order import write_after
 from gradx.numbers.sources import Array, Hyper, as_float
 from gradx.optimizers.first_order.adabelief_radam_yogi import ScaleByBeliefState
@@ -63,7 +63,7 @@ def scale_by_acprop(
     """
     return leafwise(
         _acprop,
-        init=zero_moments,
+        init=zero_moments(),
         state=ScaleByBeliefState,
         hypers={"b1": b1, "b2": b2, "eps": eps, "eps_root": eps_root},
         per_step=_last_correction,
@@ -77,11 +77,13 @@ def _last_correction(h: Numbers, t: Array) -> Mapping[str, Array]:
     return {"correct_nu": jnp.where(first, 0.0, correct), "instead": jnp.where(first, 1.0, 0.0)}
 
 
-def _acprop(g: Array, slots: Slots, p: None, h: Numbers) -> tuple[Array, Slots]:
-    mu, nu = slots
-    new_nu = h.b2 * nu + ((1 - h.b2) * abs_sq(g - mu) + h.eps_root)
-    mu = h.b1 * mu + write_after((1 - h.b1) * g, new_nu)
-    return g / (sqrt(nu * h.correct_nu + h.instead) + h.eps), (mu, new_nu)
+def _acprop(
+    g: Array, s: ScaleByBeliefState, p: None, h: Numbers
+) -> tuple[Array, ScaleByBeliefState]:
+    nu = h.b2 * s.nu + ((1 - h.b2) * abs_sq(g - s.mu) + h.eps_root)
+    mu = h.b1 * s.mu + write_after((1 - h.b1) * g, nu)
+    u = g / (sqrt(s.nu * h.correct_nu + h.instead) + h.eps)
+    return u, s._replace(mu=mu, nu=nu)
 
 
 @core.recorded
@@ -195,7 +197,7 @@ def scale_by_adopt(
     """
     return leafwise(
         _adopt,
-        init=partial(zero_moments, mu_dtype=storage("mu_dtype", mu_dtype)),
+        init=zero_moments(storage("mu_dtype", mu_dtype)),
         state=ScaleByAdamState,
         hypers={"b1": b1, "b2": b2, "eps": eps},
         flags={"nesterov": nesterov, "bounded": use_clipping},
@@ -213,17 +215,17 @@ def _bounds(h: Numbers, t: Array, *, clip_value_fn: Callable[[Array], Array]) ->
     }
 
 
-def _adopt(g: Array, slots: Slots, p: None, h: Numbers) -> tuple[Array, Slots]:
-    mu, nu = slots
-    c = g / jnp.maximum(sqrt(nu), h.floor)
+def _adopt(g: Array, s: ScaleByAdamState, p: None, h: Numbers) -> tuple[Array, ScaleByAdamState]:
+    c = g / jnp.maximum(sqrt(s.nu), h.floor)
     if h.bounded and jnp.iscomplexobj(c):
         size = jnp.abs(c)
         c = c * jnp.where(size > h.bound, h.bound / size, 1.0)
     elif h.bounded:
         c = jnp.clip(c, -h.bound, h.bound)
-    mu = average(mu, c, h.b1)
-    nu = h.b2 * nu + write_after(h.new * abs_sq(g), mu).real
-    return (average(mu, c, h.b1) if h.nesterov else mu), (mu, nu)
+    mu = average(s.mu, c, h.b1)
+    nu = h.b2 * s.nu + write_after(h.new * abs_sq(g), mu).real
+    u = average(mu, c, h.b1) if h.nesterov else mu
+    return u, s._replace(mu=mu, nu=nu)
 
 
 @core.recorded

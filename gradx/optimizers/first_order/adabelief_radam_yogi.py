@@ -13,11 +13,18 @@ from gradx.combinators.chain import chain
 from gradx.core import Count, Transform, Updates
 from gradx.core.roots import sqrt
 from gradx.core.trees import abs_sq
-from gradx.lift.averages import average, bias_corrections, unbiased_mu, weight_so_far, zero_moments
+from gradx.lift.averages import (
+    average,
+    bias_corrections,
+    full,
+    unbiased_mu,
+    weight_so_far,
+    zero_moments,
+)
 from gradx.lift.leafwise import leafwise
-from gradx.lift.passes import Numbers, Slots
+from gradx.lift.stages import Numbers
 from gradx.numbers import hyper
-from gradx.numbers.sources import Array, Hyper, Number, as_float
+from gradx.numbers.sources import Array, Hyper, as_float
 from gradx.optimizers.first_order.adam import ScaleByAdamState
 from gradx.pieces.scaling import descend
 
@@ -87,7 +94,7 @@ def scale_by_radam(
     """
     return leafwise(
         _radam,
-        init=zero_moments,
+        init=zero_moments(),
         state=ScaleByAdamState,
         hypers={"b1": b1, "b2": b2, "eps": eps, "eps_root": eps_root, "threshold": threshold},
         ranges={"threshold": "(4, inf)"},
@@ -108,12 +115,12 @@ def _rectification(h: Numbers, t: Array) -> Mapping[str, Array]:
     return {**bias_corrections(h, t), "r": r, "tractable": tractable}
 
 
-def _radam(g: Array, slots: Slots, p: None, h: Numbers) -> tuple[Array, Slots]:
-    mu, nu = slots
-    mu = average(mu, g, h.b1)
-    nu = average(nu, abs_sq(g), h.b2)
+def _radam(g: Array, s: ScaleByAdamState, p: None, h: Numbers) -> tuple[Array, ScaleByAdamState]:
+    mu = average(s.mu, g, h.b1)
+    nu = average(s.nu, abs_sq(g), h.b2)
     rectified = h.r / (sqrt(nu * h.correct_nu + h.eps_root) + h.eps)
-    return unbiased_mu(mu, g, h) * jnp.where(h.tractable, rectified, 1.0), (mu, nu)
+    u = unbiased_mu(mu, g, h) * jnp.where(h.tractable, rectified, 1.0)
+    return u, s._replace(mu=mu, nu=nu)
 
 
 @core.recorded
@@ -193,7 +200,7 @@ def scale_by_belief(
     """
     return leafwise(
         _belief,
-        init=zero_moments,
+        init=zero_moments(),
         state=ScaleByBeliefState,
         hypers={"b1": b1, "b2": b2, "eps": eps, "eps_root": eps_root},
         flags={"nesterov": nesterov},
@@ -201,12 +208,14 @@ def scale_by_belief(
     )
 
 
-def _belief(g: Array, slots: Slots, p: None, h: Numbers) -> tuple[Array, Slots]:
-    mu, nu = slots
-    mu = average(mu, g, h.b1)
+def _belief(
+    g: Array, s: ScaleByBeliefState, p: None, h: Numbers
+) -> tuple[Array, ScaleByBeliefState]:
+    mu = average(s.mu, g, h.b1)
     # The last addition joins two arrays, so that nu is formed once (docs/lowering.md).
-    nu = h.b2 * nu + ((1 - h.b2) * abs_sq(g - mu) + h.eps_root)
-    return unbiased_mu(mu, g, h) / (sqrt(nu * h.correct_nu) + h.eps), (mu, nu)
+    nu = h.b2 * s.nu + ((1 - h.b2) * abs_sq(g - mu) + h.eps_root)
+    u = unbiased_mu(mu, g, h) / (sqrt(nu * h.correct_nu) + h.eps)
+    return u, s._replace(mu=mu, nu=nu)
 
 
 @core.recorded
@@ -282,22 +291,18 @@ def scale_by_yogi(
     start = hyper.constant("initial_accumulator_value", initial_accumulator_value, "[0, inf)")
     return leafwise(
         _yogi,
-        init=partial(_yogi_start, value=start),
+        init={"mu": partial(jnp.full_like, fill_value=start), "nu": partial(full, value=start)},
         state=ScaleByAdamState,
         hypers={"b1": b1, "b2": b2, "eps": eps, "eps_root": eps_root},
         per_step=bias_corrections,
     )
 
 
-def _yogi_start(p: Array, *, value: Number) -> Slots:
-    return jnp.full_like(p, value), jnp.full_like(p.real, value)
-
-
-def _yogi(g: Array, slots: Slots, p: None, h: Numbers) -> tuple[Array, Slots]:
-    mu, nu = slots
-    mu = average(mu, g, h.b1)
-    nu = nu - (1 - h.b2) * jnp.sign(nu - abs_sq(g)) * abs_sq(g)
-    return mu * h.correct_mu / (sqrt(nu * h.correct_nu + h.eps_root) + h.eps), (mu, nu)
+def _yogi(g: Array, s: ScaleByAdamState, p: None, h: Numbers) -> tuple[Array, ScaleByAdamState]:
+    mu = average(s.mu, g, h.b1)
+    nu = s.nu - (1 - h.b2) * jnp.sign(s.nu - abs_sq(g)) * abs_sq(g)
+    u = mu * h.correct_mu / (sqrt(nu * h.correct_nu + h.eps_root) + h.eps)
+    return u, s._replace(mu=mu, nu=nu)
 
 
 @core.recorded

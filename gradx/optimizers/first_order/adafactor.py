@@ -17,7 +17,7 @@ from gradx.core.roots import divide, rsqrt
 from gradx.core.trees import abs_sq, finite_sq
 from gradx.lift.averages import storage
 from gradx.lift.leafwise import leafwise
-from gradx.lift.passes import Numbers, Slots
+from gradx.lift.stages import Numbers
 from gradx.numbers import counting, hyper
 from gradx.numbers.sources import Array, Hyper, Number, as_float
 from gradx.pieces.clip import clip_by_block_rms
@@ -117,14 +117,18 @@ def _axes(shape: Sequence[int], factored: bool, least: int) -> tuple[int, int] |
     return axes[0], axes[1]
 
 
-def _start(p: Array, *, factored: bool, least: int) -> Slots:
+def _start(p: Array, *, factored: bool, least: int) -> Mapping[str, Array]:
     axes = _axes(p.shape, factored, least)
     nothing = jnp.zeros((1,), p.real.dtype)
     if axes is None:
-        return nothing, jnp.zeros((1,), p.real.dtype), jnp.zeros_like(p.real)
+        return {
+            "v_row": nothing,
+            "v_col": jnp.zeros((1,), p.real.dtype),
+            "v": jnp.zeros_like(p.real),
+        }
     short, long = axes
-    means = [jax.eval_shape(partial(jnp.mean, axis=axis), p.real) for axis in (long, short)]
-    return jnp.zeros_like(means[0]), jnp.zeros_like(means[1]), nothing
+    rows, columns = (jax.eval_shape(partial(jnp.mean, axis=axis), p.real) for axis in (long, short))
+    return {"v_row": jnp.zeros_like(rows), "v_col": jnp.zeros_like(columns), "v": nothing}
 
 
 def _weights(h: Numbers, t: Array, *, beta: Any, offset: int) -> Mapping[str, Any]:
@@ -132,7 +136,7 @@ def _weights(h: Numbers, t: Array, *, beta: Any, offset: int) -> Mapping[str, An
     return {"keep": keep, "add": 1 - keep}
 
 
-def _means(g: Any, slots: Any, p: Any, h: Numbers) -> Mapping[str, Array]:
+def _means(g: Any, s: FactoredState, p: Any, h: Numbers) -> Mapping[str, Array]:
     axes = _axes(g.shape, h.factored, h.min_dim_size_to_factor)
     if axes is None:
         return {}
@@ -143,20 +147,19 @@ def _means(g: Any, slots: Any, p: Any, h: Numbers) -> Mapping[str, Array]:
     return {"rows": rows, "columns": columns}
 
 
-def _divide_by_rms(g: Array, slots: Slots, p: None, h: Numbers) -> tuple[Array, Slots]:
-    row, column, v = slots
+def _divide_by_rms(g: Array, s: FactoredState, p: None, h: Numbers) -> tuple[Array, FactoredState]:
     axes = _axes(g.shape, h.factored, h.min_dim_size_to_factor)
     if axes is None:
-        v = h.keep * v + h.add * (finite_sq(g) + h.epsilon)
-        return g * rsqrt(v), (row, column, v)
+        v = h.keep * s.v + h.add * (finite_sq(g) + h.epsilon)
+        return g * rsqrt(v), s._replace(v=v)
     short, long = axes
-    row = h.keep * row + h.add * (h.rows + h.epsilon)
-    column = h.keep * column + h.add * (h.columns + h.epsilon)
+    row = h.keep * s.v_row + h.add * (h.rows + h.epsilon)
+    column = h.keep * s.v_col + h.add * (h.columns + h.epsilon)
     # `row` has lost the longest axis already.
     of_all = jnp.mean(row, axis=short - (short > long), keepdims=True)
     of_row = jnp.expand_dims(rsqrt(divide(row, of_all)), long)
     of_column = jnp.expand_dims(rsqrt(column), short)
-    return g * of_row * of_column, (row, column, v)
+    return g * of_row * of_column, s._replace(v_row=row, v_col=column)
 
 
 @core.recorded

@@ -12,9 +12,9 @@ from gradx.combinators.chain import chain
 from gradx.core import Transform, Updates
 from gradx.core.roots import sqrt
 from gradx.core.trees import abs_sq, finite_sq
-from gradx.lift.averages import average, full
+from gradx.lift.averages import average, full, real_zeros
 from gradx.lift.leafwise import leafwise
-from gradx.lift.passes import Numbers, Slots
+from gradx.lift.stages import Numbers
 from gradx.numbers import hyper
 from gradx.numbers.sources import Array, Hyper
 from gradx.pieces.scaling import descend, scale_by_learning_rate
@@ -61,13 +61,17 @@ def scale_by_rss(initial_accumulator_value: float = 0.1, eps: Hyper = 1e-7) -> T
     """
     start = hyper.constant("initial_accumulator_value", initial_accumulator_value, "[0, inf)")
     return leafwise(
-        _rss, init=partial(full, value=start), state=ScaleByRssState, hypers={"eps": eps}
+        _rss,
+        init={"sum_of_squares": partial(full, value=start)},
+        state=ScaleByRssState,
+        hypers={"eps": eps},
     )
 
 
-def _rss(g: Array, slots: Slots, p: None, h: Numbers) -> tuple[Array, Slots]:
-    s = slots[0] + abs_sq(g)
-    return g * jnp.where(s > 0, 1 / sqrt(s + h.eps), 0.0), (s,)
+def _rss(g: Array, s: ScaleByRssState, p: None, h: Numbers) -> tuple[Array, ScaleByRssState]:
+    total = s.sum_of_squares + abs_sq(g)
+    u = g * jnp.where(total > 0, 1 / sqrt(total + h.eps), 0.0)
+    return u, s._replace(sum_of_squares=total)
 
 
 @core.recorded
@@ -130,25 +134,22 @@ def scale_by_adadelta(rho: Hyper = 0.9, eps: Hyper = 1e-6) -> Transform:
     """
     return leafwise(
         _adadelta,
-        init=_two_zeros,
+        init={"e_g": real_zeros, "e_x": real_zeros},
         state=ScaleByAdaDeltaState,
         hypers={"rho": rho, "eps": eps},
         ranges={"rho": "(0, 1)", "eps": "(0, inf)"},
     )
 
 
-def _two_zeros(p: Array) -> Slots:
-    return jnp.zeros_like(p.real), jnp.zeros_like(p.real)
-
-
-def _adadelta(g: Array, slots: Slots, p: None, h: Numbers) -> tuple[Array, Slots]:
-    e_g, e_x = slots
+def _adadelta(
+    g: Array, s: ScaleByAdaDeltaState, p: None, h: Numbers
+) -> tuple[Array, ScaleByAdaDeltaState]:
     square = finite_sq(g)
-    e_g = average(e_g, square, h.rho)
-    e_x = average(e_x, (e_x + h.eps) * square / (e_g + h.eps), h.rho)
+    e_g = average(s.e_g, square, h.rho)
+    e_x = average(s.e_x, (s.e_x + h.eps) * square / (e_g + h.eps), h.rho)
     # The line above, solved for the old e_x + eps, over e_g + eps.
     old_ratio = (e_x + h.rho * h.eps) / average(e_g + h.eps, square, h.rho)
-    return g * sqrt(old_ratio), (e_g, e_x)
+    return g * sqrt(old_ratio), s._replace(e_g=e_g, e_x=e_x)
 
 
 @core.recorded

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any, NamedTuple
 
 from gradx import core
@@ -12,7 +11,7 @@ from gradx.core.roots import sqrt
 from gradx.core.trees import abs_sq
 from gradx.lift.averages import average, bias_corrections, storage, unbiased_mu, zero_moments
 from gradx.lift.leafwise import leafwise
-from gradx.lift.passes import Numbers, Slots
+from gradx.lift.stages import Numbers
 from gradx.numbers.sources import Array, Hyper
 from gradx.pieces.scaling import descend
 from gradx.pieces.weight_decay import DecayKind, scale_and_decay
@@ -75,7 +74,7 @@ def scale_by_adam(
     """
     return leafwise(
         _adam,
-        init=partial(zero_moments, mu_dtype=storage("mu_dtype", mu_dtype)),
+        init=zero_moments(storage("mu_dtype", mu_dtype)),
         state=ScaleByAdamState,
         hypers={"b1": b1, "b2": b2, "eps": eps, "eps_root": eps_root},
         flags={"nesterov": nesterov},
@@ -83,12 +82,11 @@ def scale_by_adam(
     )
 
 
-def _adam(g: Array, slots: Slots, p: None, h: Numbers) -> tuple[Array, Slots]:
-    mu, nu = slots
-    mu = average(mu, g, h.b1)
-    nu = average(nu, abs_sq(g), h.b2)
+def _adam(g: Array, s: ScaleByAdamState, p: None, h: Numbers) -> tuple[Array, ScaleByAdamState]:
+    mu = average(s.mu, g, h.b1)
+    nu = average(s.nu, abs_sq(g), h.b2)
     u = unbiased_mu(mu, g, h) / (sqrt(nu * h.correct_nu + h.eps_root) + h.eps)
-    return u, (mu, nu)
+    return u, s._replace(mu=mu, nu=nu)
 
 
 @core.recorded

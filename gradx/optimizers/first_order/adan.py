@@ -12,9 +12,9 @@ from gradx.combinators.chain import chain
 from gradx.core import Count, Transform, Updates
 from gradx.core.roots import sqrt
 from gradx.core.trees import abs_sq
-from gradx.lift.averages import average, weight_so_far
+from gradx.lift.averages import average, real_zeros, weight_so_far
 from gradx.lift.leafwise import leafwise
-from gradx.lift.passes import Numbers, Slots
+from gradx.lift.stages import Numbers
 from gradx.lowering.order import in_place, write_after
 from gradx.numbers.sources import Array, Hyper
 from gradx.pieces.weight_decay import DecayKind, scale_and_decay
@@ -86,7 +86,7 @@ def scale_by_adan(
     """
     return leafwise(
         _adan,
-        init=_start,
+        init={"m": jnp.zeros_like, "v": jnp.zeros_like, "n": real_zeros, "g": jnp.zeros_like},
         state=ScaleByAdanState,
         hypers={"b1": b1, "b2": b2, "b3": b3, "eps": eps, "eps_root": eps_root},
         ranges={"b3": "[0, 1)"},
@@ -94,10 +94,6 @@ def scale_by_adan(
         per_step=_factors,
         count="t",
     )
-
-
-def _start(p: Array) -> Slots:
-    return jnp.zeros_like(p), jnp.zeros_like(p), jnp.zeros_like(p.real), jnp.zeros_like(p)
 
 
 def _factors(h: Numbers, t: Array) -> Mapping[str, Any]:
@@ -111,15 +107,14 @@ def _factors(h: Numbers, t: Array) -> Mapping[str, Any]:
     }
 
 
-def _adan(g: Array, slots: Slots, p: None, h: Numbers) -> tuple[Array, Slots]:
-    m, v, n, old = slots
-    change = jnp.where(h.first, 0.0, g - old)
-    m = average(m, g, h.b1)
-    v = average(v, change, h.b2)
-    n = average(n, abs_sq(g + h.weight * change), h.b3)
+def _adan(g: Array, s: ScaleByAdanState, p: None, h: Numbers) -> tuple[Array, ScaleByAdanState]:
+    change = jnp.where(h.first, 0.0, g - s.g)
+    m = average(s.m, g, h.b1)
+    v = average(s.v, change, h.b2)
+    n = average(s.n, abs_sq(g + h.weight * change), h.b3)
     u = (h.of_m * m + h.of_v * v) / (sqrt(n * h.of_n + h.eps_root) + h.eps)
     # Both averages read the old gradient, so it is overwritten after both of them.
-    return u, (m, v, n, in_place(write_after(g, v, n), old))
+    return u, s._replace(m=m, v=v, n=n, g=in_place(write_after(g, v, n), s.g))
 
 
 @core.recorded

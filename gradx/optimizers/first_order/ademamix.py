@@ -13,9 +13,9 @@ from gradx.combinators.chain import chain
 from gradx.core import Count, Transform, Updates
 from gradx.core.roots import sqrt
 from gradx.core.trees import abs_sq
-from gradx.lift.averages import average, storage, weight_so_far, zero_moments, zeros
+from gradx.lift.averages import average, real_zeros, storage, weight_so_far, zeros
 from gradx.lift.leafwise import leafwise
-from gradx.lift.passes import Numbers, Slots
+from gradx.lift.stages import Numbers
 from gradx.numbers.sources import Array, Hyper
 from gradx.pieces.weight_decay import DecayKind, scale_and_decay
 
@@ -82,7 +82,7 @@ def scale_by_simplified_ademamix(
     """
     return leafwise(
         _simplified,
-        init=zero_moments,
+        init={"m": zeros, "n": real_zeros},
         state=ScaleBySimplifiedAdEMAMixState,
         hypers={"b1": b1, "b2": b2, "alpha": alpha, "eps": eps, "eps_root": eps_root},
         ranges={"alpha": "[0, inf)"},
@@ -95,12 +95,14 @@ def _correction(h: Numbers, t: Array) -> Mapping[str, Array]:
     return {"correct_n": 1 / weight_so_far(h.b2, t)}
 
 
-def _simplified(g: Array, slots: Slots, p: None, h: Numbers) -> tuple[Array, Slots]:
-    m, n = slots
-    m = h.b1 * m + g
-    n = average(n, abs_sq(g), h.b2)
+def _simplified(
+    g: Array, s: ScaleBySimplifiedAdEMAMixState, p: None, h: Numbers
+) -> tuple[Array, ScaleBySimplifiedAdEMAMixState]:
+    m = h.b1 * s.m + g
+    n = average(s.n, abs_sq(g), h.b2)
     u = (m + h.alpha * g) / (sqrt(n * h.correct_n + h.eps_root) + h.eps)
-    return jnp.where(jnp.isinf(n), 0.0, u), (m, n)  # also where the sum has overflown
+    u = jnp.where(jnp.isinf(n), 0.0, u)  # also where the sum has overflown
+    return u, s._replace(m=m, n=n)
 
 
 @core.recorded
@@ -214,9 +216,10 @@ def scale_by_ademamix(
     https://arxiv.org/abs/2409.03137. Deviation from Optax: `mu_dtype` is for \(m_1\) and \(m_2\)
     alone; there it also is that of \(\nu\) until the first update.
     """
+    zero_mean = partial(zeros, dtype=storage("mu_dtype", mu_dtype))
     return leafwise(
         _ademamix,
-        init=partial(_moments, mu_dtype=storage("mu_dtype", mu_dtype)),
+        init={"m1": zero_mean, "m2": zero_mean, "nu": real_zeros},
         state=ScaleByAdemamixState,
         hypers={
             "b1": b1, "b2": b2, "b3": b3, "alpha": alpha, "eps": eps, "eps_root": eps_root,
@@ -227,21 +230,19 @@ def scale_by_ademamix(
     )  # fmt: skip
 
 
-def _moments(p: Array, *, mu_dtype: Any) -> Slots:
-    return (*zeros(p, dtype=mu_dtype), *zeros(p, dtype=mu_dtype), jnp.zeros_like(p.real))
-
-
 def _corrections(h: Numbers, t: Array) -> Mapping[str, Array]:
     return {"correct_m1": 1 / weight_so_far(h.b1, t), "correct_nu": 1 / weight_so_far(h.b2, t)}
 
 
-def _ademamix(g: Array, slots: Slots, p: None, h: Numbers) -> tuple[Array, Slots]:
-    m1, m2, nu = slots
-    m1 = average(m1, g, h.b1)
-    m2 = average(m2, g, h.b3)
-    nu = average(nu, abs_sq(g), h.b2)
+def _ademamix(
+    g: Array, s: ScaleByAdemamixState, p: None, h: Numbers
+) -> tuple[Array, ScaleByAdemamixState]:
+    m1 = average(s.m1, g, h.b1)
+    m2 = average(s.m2, g, h.b3)
+    nu = average(s.nu, abs_sq(g), h.b2)
     mixed = h.correct_m1 * m1 + h.alpha * m2
-    return mixed / (sqrt(nu * h.correct_nu + h.eps_root) + h.eps), (m1, m2, nu)
+    u = mixed / (sqrt(nu * h.correct_nu + h.eps_root) + h.eps)
+    return u, s._replace(m1=m1, m2=m2, nu=nu)
 
 
 @core.recorded

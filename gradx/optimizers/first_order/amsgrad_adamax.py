@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -12,9 +11,9 @@ from gradx.combinators.chain import chain
 from gradx.core import Count, Transform, Updates
 from gradx.core.roots import sqrt
 from gradx.core.trees import abs_sq
-from gradx.lift.averages import average, bias_corrections, storage, zero_moments
+from gradx.lift.averages import average, bias_corrections, real_zeros, storage, zero_moments
 from gradx.lift.leafwise import leafwise
-from gradx.lift.passes import Numbers, Slots
+from gradx.lift.stages import Numbers
 from gradx.numbers.sources import Array, Hyper
 from gradx.optimizers.first_order.adam import ScaleByAdamState
 from gradx.pieces.scaling import descend
@@ -54,18 +53,17 @@ def scale_by_adamax(b1: Hyper = 0.9, b2: Hyper = 0.999, eps: Hyper = 1e-8) -> Tr
     """
     return leafwise(
         _adamax,
-        init=zero_moments,
+        init=zero_moments(),
         state=ScaleByAdamState,
         hypers={"b1": b1, "b2": b2, "eps": eps},
         per_step=bias_corrections,
     )
 
 
-def _adamax(g: Array, slots: Slots, p: None, h: Numbers) -> tuple[Array, Slots]:
-    mu, nu = slots
-    mu = average(mu, g, h.b1)
-    nu = jnp.maximum(h.b2 * nu, jnp.abs(g) + h.eps)
-    return mu * h.correct_mu / nu, (mu, nu)
+def _adamax(g: Array, s: ScaleByAdamState, p: None, h: Numbers) -> tuple[Array, ScaleByAdamState]:
+    mu = average(s.mu, g, h.b1)
+    nu = jnp.maximum(h.b2 * s.nu, jnp.abs(g) + h.eps)
+    return mu * h.correct_mu / nu, s._replace(mu=mu, nu=nu)
 
 
 @core.recorded
@@ -190,7 +188,7 @@ def scale_by_amsgrad(
     """
     return leafwise(
         _amsgrad,
-        init=partial(_amsgrad_zeros, mu_dtype=storage("mu_dtype", mu_dtype)),
+        init={**zero_moments(storage("mu_dtype", mu_dtype)), "nu_max": real_zeros},
         state=ScaleByAmsgradState,
         hypers={"b1": b1, "b2": b2, "eps": eps, "eps_root": eps_root},
         flags={"correct_mu_bias": bias_correction_mu, "correct_nu_bias": bias_correction_nu},
@@ -198,18 +196,15 @@ def scale_by_amsgrad(
     )
 
 
-def _amsgrad_zeros(p: Array, *, mu_dtype: Any) -> Slots:
-    mu, nu = zero_moments(p, mu_dtype=mu_dtype)
-    return mu, nu, jnp.zeros_like(nu)
-
-
-def _amsgrad(g: Array, slots: Slots, p: None, h: Numbers) -> tuple[Array, Slots]:
-    mu, nu, nu_max = slots
-    mu = average(mu, g, h.b1)
-    nu = average(nu, abs_sq(g), h.b2)
-    nu_max = jnp.maximum(nu_max, nu * h.correct_nu if h.correct_nu_bias else nu)
+def _amsgrad(
+    g: Array, s: ScaleByAmsgradState, p: None, h: Numbers
+) -> tuple[Array, ScaleByAmsgradState]:
+    mu = average(s.mu, g, h.b1)
+    nu = average(s.nu, abs_sq(g), h.b2)
+    nu_max = jnp.maximum(s.nu_max, nu * h.correct_nu if h.correct_nu_bias else nu)
     mu_hat = mu * h.correct_mu if h.correct_mu_bias else mu
-    return mu_hat / (sqrt(nu_max + h.eps_root) + h.eps), (mu, nu, nu_max)
+    u = mu_hat / (sqrt(nu_max + h.eps_root) + h.eps)
+    return u, s._replace(mu=mu, nu=nu, nu_max=nu_max)
 
 
 @core.recorded

@@ -13,8 +13,9 @@ from gradx.combinators.chain import chain
 from gradx.core import Count, Params, Transform, Updates
 from gradx.core.roots import cbrt
 from gradx.core.trees import abs_sq
+from gradx.lift.averages import full, real_zeros
 from gradx.lift.leafwise import leafwise
-from gradx.lift.passes import Numbers, Slots
+from gradx.lift.stages import Numbers
 from gradx.numbers import hyper
 from gradx.numbers.sources import Array, Hyper, as_float
 from gradx.pieces.scaling import scale_by_learning_rate
@@ -80,22 +81,21 @@ def scale_by_madgrad(learning_rate: Hyper, momentum: Hyper = 0.9, eps: Hyper = 1
     )
 
 
-def _from_here(p: Array) -> Slots:
-    return jnp.zeros_like(p.real), jnp.zeros_like(p), p
+def _from_here(p: Array) -> Mapping[str, Array]:
+    return {"grad_sum_sq": jnp.zeros_like(p.real), "s": jnp.zeros_like(p), "x0": p}
 
 
 def _growing_rate(h: Numbers, t: Array) -> Mapping[str, Array]:
     return {"rate": (h.learning_rate + h.eps) * jnp.sqrt(as_float(t))}
 
 
-def _madgrad(g: Array, slots: Slots, p: Array, h: Numbers) -> tuple[Array, Slots]:
-    nu, s, x0 = slots
-    nu = nu + h.rate * abs_sq(g)
-    s = s + h.rate * g
+def _madgrad(g: Array, s: MadgradState, p: Array, h: Numbers) -> tuple[Array, MadgradState]:
+    nu = s.grad_sum_sq + h.rate * abs_sq(g)
+    total = s.s + h.rate * g
     root = cbrt(nu) + h.eps
     # Without eps, an element that has had no gradient yet is where it was.
-    goal = x0 - s / jnp.where(root > 0, root, 1.0)
-    return (1 - h.momentum) * (goal - p), (nu, s, x0)
+    goal = s.x0 - total / jnp.where(root > 0, root, 1.0)
+    return (1 - h.momentum) * (goal - p), s._replace(grad_sum_sq=nu, s=total)
 
 
 @core.recorded
@@ -194,22 +194,28 @@ def scale_by_cocob(alpha: Hyper = 100.0, eps: float = 1e-8) -> Transform:
     )
 
 
-def _no_bets(p: Array, *, eps: Any) -> Slots:
-    real = p.real
-    scale = jnp.full_like(real, eps)
-    return p, jnp.zeros_like(p), scale, jnp.zeros_like(real), jnp.zeros_like(real)
+def _no_bets(p: Array, *, eps: Any) -> Mapping[str, Array]:
+    return {
+        "init_particles": p,
+        "cumulative_gradients": jnp.zeros_like(p),
+        "scale": full(p, value=eps),
+        "subgradients": real_zeros(p),
+        "reward": real_zeros(p),
+    }
 
 
-def _cocob(g: Array, slots: Slots, p: Array, h: Numbers) -> tuple[Array, Slots]:
-    x0, total, scale, size, reward = slots
-    scale = jnp.maximum(scale, jnp.abs(g))
-    size = size + jnp.abs(g)
+def _cocob(g: Array, s: COCOBState, p: Array, h: Numbers) -> tuple[Array, COCOBState]:
+    x0 = s.init_particles
+    scale = jnp.maximum(s.scale, jnp.abs(g))
+    size = s.subgradients + jnp.abs(g)
     won = (g.conj() * (p - x0)).real if jnp.iscomplexobj(g) else g * (p - x0)
-    reward = reward - jnp.minimum(won, reward)  # max(reward - won, 0), ending in two arrays
-    total = total - g
+    reward = s.reward - jnp.minimum(won, s.reward)  # max(reward - won, 0), ending in two arrays
+    total = s.cumulative_gradients - g
     # Two quotients of moderate size: their common denominator overflows for gradients of 1e19.
     bet = (total / scale) * ((scale + reward) / jnp.maximum(size + scale, h.alpha * scale))
-    return x0 - p + bet, (x0, total, scale, size, reward)
+    return x0 - p + bet, s._replace(
+        cumulative_gradients=total, scale=scale, subgradients=size, reward=reward
+    )
 
 
 @core.recorded

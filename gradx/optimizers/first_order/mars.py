@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -15,7 +14,7 @@ from gradx.core.roots import sqrt
 from gradx.core.trees import abs_sq
 from gradx.lift.averages import average, storage, weight_so_far, zero_moments, zeros
 from gradx.lift.leafwise import leafwise
-from gradx.lift.passes import Numbers, Slots
+from gradx.lift.stages import Numbers
 from gradx.lowering.order import in_place, write_after
 from gradx.lowering.reading import unshared
 from gradx.numbers.sources import Array, Hyper
@@ -76,7 +75,7 @@ def correct_by_mars(
     """
     return leafwise(
         _correct,
-        init=zeros,
+        init={"grad": zeros},
         state=CorrectByMarsState,
         hypers={"b1": b1, "gamma": gamma, "max_norm": max_norm},
         ranges=_RANGES,
@@ -94,15 +93,18 @@ def _corrected(g: Array, old: Array, weight: Any) -> Array:
     return g + weight * (g - old)
 
 
-def _bound(g: Any, slots: Any, p: Any, h: Numbers) -> Mapping[str, Array]:
-    *_, old = slots
+def _bound(
+    g: Any, s: CorrectByMarsState | ScaleByMarsState, p: Any, h: Numbers
+) -> Mapping[str, Array]:
     weight = unshared(jnp.asarray(h.weight, g.real.dtype), g)
-    size = norm(_corrected(g, old, weight), h.span)
+    size = norm(_corrected(g, s.grad, weight), h.span)
     return {"factor": jnp.where(size > h.max_norm, h.max_norm / size, 1.0)}
 
 
-def _correct(g: Array, slots: Slots, p: None, h: Numbers) -> tuple[Array, Slots]:
-    return _bounded(g, slots[0], h), (in_place(g, slots[0]),)
+def _correct(
+    g: Array, s: CorrectByMarsState, p: None, h: Numbers
+) -> tuple[Array, CorrectByMarsState]:
+    return _bounded(g, s.grad, h), s._replace(grad=in_place(g, s.grad))
 
 
 def _bounded(g: Array, old: Array, h: Numbers) -> Array:
@@ -176,7 +178,7 @@ def scale_by_mars(
     """
     return leafwise(
         _mars,
-        init=partial(_start, mu_dtype=storage("mu_dtype", mu_dtype)),
+        init={**zero_moments(storage("mu_dtype", mu_dtype)), "grad": zeros},
         state=ScaleByMarsState,
         hypers={"b1": b1, "b2": b2, "eps": eps, "gamma": gamma, "max_norm": max_norm},
         ranges=_RANGES,
@@ -184,10 +186,6 @@ def scale_by_mars(
         per_leaf=_bound,
         axis_name=axis_name,
     )
-
-
-def _start(p: Array, *, mu_dtype: Any) -> Slots:
-    return (*zero_moments(p, mu_dtype=mu_dtype), *zeros(p))
 
 
 def _factors(h: Numbers, t: Array) -> Mapping[str, Any]:
@@ -198,14 +196,13 @@ def _factors(h: Numbers, t: Array) -> Mapping[str, Any]:
     }
 
 
-def _mars(g: Array, slots: Slots, p: None, h: Numbers) -> tuple[Array, Slots]:
-    mu, nu, old = slots
-    c = _bounded(g, old, h)
-    mu = average(mu, c, h.b1)
-    nu = average(nu, abs_sq(c), h.b2)
+def _mars(g: Array, s: ScaleByMarsState, p: None, h: Numbers) -> tuple[Array, ScaleByMarsState]:
+    c = _bounded(g, s.grad, h)
+    mu = average(s.mu, c, h.b1)
+    nu = average(s.nu, abs_sq(c), h.b2)
     u = h.of_mu * mu / (sqrt(h.of_nu * nu) + h.eps)
     # Both averages read the old gradient, so it is overwritten after both of them.
-    return u, (mu, nu, in_place(write_after(g, mu, nu), old))
+    return u, s._replace(mu=mu, nu=nu, grad=in_place(write_after(g, mu, nu), s.grad))
 
 
 @core.recorded

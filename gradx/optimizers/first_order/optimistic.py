@@ -12,7 +12,7 @@ from gradx.core import Transform, Updates
 from gradx.core.calls import warn
 from gradx.lift.averages import zeros
 from gradx.lift.leafwise import leafwise
-from gradx.lift.passes import Decided, Numbers, Slots, Sums
+from gradx.lift.stages import Decided, Numbers, Sums
 from gradx.lowering.order import in_place
 from gradx.numbers import hyper
 from gradx.numbers.sources import Array, Hyper
@@ -64,7 +64,7 @@ def scale_by_optimistic_gradient(alpha: Hyper = 1.0, beta: Hyper = 1.0) -> Trans
     """
     return leafwise(
         _optimistic,
-        init=zeros,
+        init={"previous_gradient": zeros},
         state=ScaleByOptimisticGradientState,
         hypers={"alpha": alpha, "beta": beta},
         ranges={"alpha": "[0, inf)", "beta": "[0, inf)"},
@@ -78,10 +78,12 @@ def _no_longer_first(h: Numbers, sums: Sums) -> Decided:
     return {}, {"is_initial_step": False}
 
 
-def _optimistic(g: Array, slots: Slots, p: None, h: Numbers) -> tuple[Array, Slots]:
-    previous = jnp.where(h.is_initial_step, g, slots[0])
-    g = in_place(g, slots[0])
-    return (h.alpha + h.beta) * g - h.beta * previous, (g,)
+def _optimistic(
+    g: Array, s: ScaleByOptimisticGradientState, p: None, h: Numbers
+) -> tuple[Array, ScaleByOptimisticGradientState]:
+    previous = jnp.where(h.is_initial_step, g, s.previous_gradient)
+    g = in_place(g, s.previous_gradient)
+    return (h.alpha + h.beta) * g - h.beta * previous, s._replace(previous_gradient=g)
 
 
 @core.recorded

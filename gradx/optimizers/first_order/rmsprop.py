@@ -13,9 +13,9 @@ from gradx.core import Count, Transform, Updates
 from gradx.core.trees import abs_sq
 from gradx.lift.averages import average, full, nu_correction, root
 from gradx.lift.leafwise import leafwise
-from gradx.lift.passes import Numbers, Slots
+from gradx.lift.stages import LeafState, Numbers
 from gradx.numbers import hyper
-from gradx.numbers.sources import Array, Hyper, Number
+from gradx.numbers.sources import Array, Hyper
 from gradx.pieces.moments import trace
 from gradx.pieces.scaling import descend
 
@@ -83,7 +83,7 @@ def scale_by_rms(
     start = hyper.constant("initial_scale", initial_scale, "[0, inf)")
     return leafwise(
         _rms,
-        init=partial(full, value=start),
+        init={"nu": partial(full, value=start)},
         state=ScaleByRmsWithCountState if bias_correction else ScaleByRmsState,
         hypers={"decay": decay, "eps": eps},
         flags={"eps_in_sqrt": eps_in_sqrt, "bias_correction": bias_correction},
@@ -91,9 +91,9 @@ def scale_by_rms(
     )
 
 
-def _rms(g: Array, slots: Slots, p: None, h: Numbers) -> tuple[Array, Slots]:
-    nu = average(slots[0], abs_sq(g), h.decay)
-    return g / root(nu * h.correct, h), (nu,)
+def _rms(g: Array, s: LeafState, p: None, h: Numbers) -> tuple[Array, LeafState]:
+    nu = average(s.nu, abs_sq(g), h.decay)
+    return g / root(nu * h.correct, h), s._replace(nu=nu)
 
 
 class ScaleByRStdDevState(NamedTuple):
@@ -159,7 +159,7 @@ def scale_by_stddev(
     start = hyper.constant("initial_scale", initial_scale, "[0, inf)")
     return leafwise(
         _stddev,
-        init=partial(_mu_nu, value=start),
+        init={"mu": jnp.zeros_like, "nu": partial(full, value=start)},
         state=ScaleByRStdDevWithCountState if bias_correction else ScaleByRStdDevState,
         hypers={"decay": decay, "eps": eps},
         flags={"eps_in_sqrt": eps_in_sqrt, "bias_correction": bias_correction},
@@ -167,17 +167,12 @@ def scale_by_stddev(
     )
 
 
-def _mu_nu(p: Array, *, value: Number) -> Slots:
-    return jnp.zeros_like(p), jnp.full_like(p.real, value)
-
-
-def _stddev(g: Array, slots: Slots, p: None, h: Numbers) -> tuple[Array, Slots]:
-    mu, nu = slots
-    mu = average(mu, g, h.decay)
-    nu = average(nu, abs_sq(g), h.decay)
+def _stddev(g: Array, s: LeafState, p: None, h: Numbers) -> tuple[Array, LeafState]:
+    mu = average(s.mu, g, h.decay)
+    nu = average(s.nu, abs_sq(g), h.decay)
     variance = jnp.maximum(nu * h.correct - abs_sq(mu * h.correct), 0.0)
     variance = jnp.where(jnp.isinf(nu), jnp.inf, variance)  # of one infinity less another, too
-    return g / root(variance, h), (mu, nu)
+    return g / root(variance, h), s._replace(mu=mu, nu=nu)
 
 
 @core.recorded

@@ -12,7 +12,7 @@ from gradx import core
 from gradx.combinators.chain import chain
 from gradx.core import Transform, Updates
 from gradx.lift.leafwise import leafwise
-from gradx.lift.passes import Numbers, Slots
+from gradx.lift.stages import Numbers
 from gradx.numbers import hyper
 from gradx.numbers.sources import Array, Hyper, Number
 from gradx.pieces.scaling import scale
@@ -80,9 +80,10 @@ def scale_by_rprop(
         raise ValueError(
             f"{core.where()}: min_step_size must be at most max_step_size, got {low!r} > {high!r}."
         )
+    start = hyper.constant("learning_rate", learning_rate, "(0, inf)")
     return leafwise(
         _rprop,
-        init=partial(_start, size=hyper.constant("learning_rate", learning_rate, "(0, inf)")),
+        init={"step_sizes": partial(_first_sizes, size=start), "prev_updates": jnp.zeros_like},
         state=ScaleByRpropState,
         hypers={
             "eta_minus": eta_minus,
@@ -99,20 +100,20 @@ def scale_by_rprop(
     )
 
 
-def _start(p: Array, *, size: Number) -> Slots:
+def _first_sizes(p: Array, *, size: Number) -> Array:
     both = size + 1j * size if jnp.iscomplexobj(p) else size
-    return jnp.full_like(p, both), jnp.zeros_like(p)
+    return jnp.full_like(p, both)
 
 
-def _rprop(g: Array, slots: Slots, p: None, h: Numbers) -> tuple[Array, Slots]:
-    size, previous = slots
+def _rprop(g: Array, s: ScaleByRpropState, p: None, h: Numbers) -> tuple[Array, ScaleByRpropState]:
+    size, previous = s.step_sizes, s.prev_updates
     if jnp.iscomplexobj(g):
         real = _real(g.real, size.real, previous.real, h)
         imag = _real(g.imag, size.imag, previous.imag, h)
         size, u = (jax.lax.complex(x, y) for x, y in zip(real, imag, strict=True))
     else:
         size, u = _real(g, size, previous, h)
-    return u, (size, u)
+    return u, s._replace(step_sizes=size, prev_updates=u)
 
 
 def _real(g: Array, size: Array, previous: Array, h: Numbers) -> tuple[Array, Array]:

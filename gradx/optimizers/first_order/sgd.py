@@ -14,7 +14,7 @@ from gradx.core import Count, Transform, Updates
 from gradx.core.calls import renamed
 from gradx.lift.averages import storage, zeros
 from gradx.lift.leafwise import leafwise
-from gradx.lift.passes import Numbers, Slots
+from gradx.lift.stages import Numbers
 from gradx.numbers import sources
 from gradx.numbers.sources import Array, Hyper
 from gradx.pieces.moments import MOMENTUM, trace
@@ -95,7 +95,7 @@ class DampenedTraceState(NamedTuple):
 def _dampened_trace(momentum: Hyper, dampening: Hyper | None, dtype: Any) -> Transform:
     return leafwise(
         _add_dampened,
-        init=partial(zeros, dtype=storage("accumulator_dtype", dtype)),
+        init={"trace": partial(zeros, dtype=storage("accumulator_dtype", dtype))},
         state=DampenedTraceState,
         hypers={"decay": momentum, "dampening": dampening},
         ranges={"decay": MOMENTUM, "dampening": "[0, 1)"},
@@ -107,9 +107,11 @@ def _share_of_gradient(h: Numbers, t: Array) -> Mapping[str, Array]:
     return {"share": jnp.where(t == 1, 1.0, 1 - h.dampening)}
 
 
-def _add_dampened(g: Array, slots: Slots, p: None, h: Numbers) -> tuple[Array, Slots]:
-    m = h.decay * slots[0] + h.share * g
-    return m, (m,)
+def _add_dampened(
+    g: Array, s: DampenedTraceState, p: None, h: Numbers
+) -> tuple[Array, DampenedTraceState]:
+    m = h.decay * s.trace + h.share * g
+    return m, s._replace(trace=m)
 
 
 @core.recorded

@@ -16,7 +16,7 @@ from gradx.core.roots import rsqrt
 from gradx.core.trees import abs_sq
 from gradx.lift.averages import average, zeros
 from gradx.lift.leafwise import leafwise
-from gradx.lift.passes import Numbers, Slots
+from gradx.lift.stages import Numbers
 from gradx.numbers.sources import Array, Hyper
 from gradx.pieces.scaling import descend
 
@@ -69,7 +69,7 @@ def scale_by_sm3(b1: Hyper = 0.9, b2: Hyper = 1.0, eps: Hyper = 1e-8) -> Transfo
     """
     return leafwise(
         _sm3,
-        init=_start,
+        init={"mu": _zero_bounds, "nu": zeros},
         state=ScaleBySM3State,
         hypers={"b1": b1, "b2": b2, "eps": eps},
         ranges={"b2": "[0, 1]"},
@@ -78,12 +78,11 @@ def scale_by_sm3(b1: Hyper = 0.9, b2: Hyper = 1.0, eps: Hyper = 1e-8) -> Transfo
     )
 
 
-def _start(p: Array) -> Slots:
+def _zero_bounds(p: Array) -> list[Array]:
     others = [tuple(k for k in range(p.ndim) if k != axis) for axis in range(p.ndim)] or [()]
     # Zeros that are sharded as the parameter is, where its type says how.
     shapes = [jax.eval_shape(lambda x, axes=axes: jnp.sum(x, axes), p.real) for axes in others]
-    bounds: Any = [jnp.zeros_like(shape) for shape in shapes]
-    return bounds, *zeros(p)
+    return [jnp.zeros_like(shape) for shape in shapes]
 
 
 def _weights(h: Numbers, t: Array | None) -> Mapping[str, Any]:
@@ -101,13 +100,13 @@ def _least(bounds: Sequence[Array], rank: int) -> Array:
     return reduce(jnp.minimum, spread)
 
 
-def _bounds(g: Any, slots: Any, p: Any, h: Numbers) -> Mapping[str, Any]:
+def _bounds(g: Any, s: ScaleBySM3State, p: Any, h: Numbers) -> Mapping[str, Any]:
     """The new bounds of an array with two axes or more."""
     bounds = []
     if g.ndim < 2:
         return {}
     # The vectors are weighed, not the sums: the reduction has enough to do.
-    old = [bound * (h.b2 / h.fresh) for bound in jax.tree.leaves(slots[0])]
+    old = [bound * (h.b2 / h.fresh) for bound in jax.tree.leaves(s.mu)]
     for axis in range(len(old)):
         sums = abs_sq(g) + _least(old, g.ndim)
         others = [k for k in range(g.ndim) if k != axis]
@@ -115,14 +114,13 @@ def _bounds(g: Any, slots: Any, p: Any, h: Numbers) -> Mapping[str, Any]:
     return {"bounds": bounds}
 
 
-def _sm3(g: Array, slots: Slots, p: None, h: Numbers) -> tuple[Array, Slots]:
-    mu, nu = slots
-    sums = h.b2 * _least(jax.tree.leaves(mu), g.ndim) + h.fresh * abs_sq(g)
-    structure: Any = jax.tree.structure(mu)  # Flax NNX makes another container of the list
+def _sm3(g: Array, s: ScaleBySM3State, p: None, h: Numbers) -> tuple[Array, ScaleBySM3State]:
+    sums = h.b2 * _least(jax.tree.leaves(s.mu), g.ndim) + h.fresh * abs_sq(g)
+    structure: Any = jax.tree.structure(s.mu)  # Flax NNX makes another container of the list
     bounds = structure.unflatten([sums] if g.ndim < 2 else h.bounds)
     scaled = jnp.where(sums > 0, g * rsqrt(sums + h.eps), 0.0)
-    nu = average(nu, scaled, h.b1)
-    return nu, (bounds, nu)
+    nu = average(s.nu, scaled, h.b1)
+    return nu, s._replace(mu=bounds, nu=nu)
 
 
 @core.recorded

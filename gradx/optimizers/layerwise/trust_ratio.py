@@ -18,7 +18,7 @@ from gradx.core.trees import abs_sq
 from gradx.lift import mapped
 from gradx.lift.averages import storage, zeros
 from gradx.lift.leafwise import leafwise
-from gradx.lift.passes import Numbers, Slots
+from gradx.lift.stages import LeafState, Numbers
 from gradx.numbers import hyper, sources
 from gradx.numbers.sources import Array, Hyper
 from gradx.optimizers.first_order.adam import scale_by_adam
@@ -203,12 +203,12 @@ def _fromage_factors(h: Numbers, t: Array | None) -> Mapping[str, Any]:
     return {"step": h.learning_rate / long, "shrink": h.learning_rate**2 / (long * (1 + long))}
 
 
-def _fromage(g: Array, slots: Slots, p: Array, h: Numbers) -> tuple[Array, Slots]:
-    return -h.step * g - h.shrink * p, slots
+def _fromage(g: Array, s: LeafState, p: Array, h: Numbers) -> tuple[Array, LeafState]:
+    return -h.step * g - h.shrink * p, s
 
 
-def _unchanged(g: Array, slots: Slots, p: None, h: Numbers) -> tuple[Array, Slots]:
-    return g, slots
+def _unchanged(g: Array, s: LeafState, p: None, h: Numbers) -> tuple[Array, LeafState]:
+    return g, s
 
 
 class ScaleByNovogradState(NamedTuple):
@@ -272,7 +272,7 @@ def scale_by_novograd(
     decays = not (isinstance(weight_decay, int | float) and weight_decay == 0)
     return leafwise(
         _novograd,
-        init=partial(_novograd_start, mu_dtype=storage("mu_dtype", mu_dtype)),
+        init={"mu": partial(zeros, dtype=storage("mu_dtype", mu_dtype)), "nu": _real_zero},
         state=ScaleByNovogradState,
         hypers={
             "b1": b1,
@@ -289,24 +289,25 @@ def scale_by_novograd(
     )
 
 
-def _novograd_start(p: Array, *, mu_dtype: Any) -> Slots:
-    return *zeros(p, dtype=mu_dtype), jnp.zeros((), p.real.dtype)
+def _real_zero(p: Array) -> Array:
+    return jnp.zeros((), p.real.dtype)
 
 
 def _novograd_weight(h: Numbers, t: Array) -> Mapping[str, Array]:
     return {"keep": jnp.where(t == 1, 0.0, h.b2)}
 
 
-def _square(g: Any, slots: Any, p: Any, h: Numbers) -> Mapping[str, Array]:
+def _square(g: Any, s: ScaleByNovogradState, p: Any, h: Numbers) -> Mapping[str, Array]:
     return {"square": mapped.total(jnp.sum(abs_sq(g)), h.span)}
 
 
-def _novograd(g: Array, slots: Slots, p: Array, h: Numbers) -> tuple[Array, Slots]:
-    mu, nu = slots
-    nu = h.keep * nu + (1 - h.keep) * h.square
+def _novograd(
+    g: Array, s: ScaleByNovogradState, p: Array, h: Numbers
+) -> tuple[Array, ScaleByNovogradState]:
+    nu = h.keep * s.nu + (1 - h.keep) * h.square
     step = g * (1 / (sqrt(nu + h.eps_root) + h.eps))
-    mu = h.b1 * mu + (step + h.weight_decay * p if h.decays else step)
-    return mu, (mu, nu)
+    mu = h.b1 * s.mu + (step + h.weight_decay * p if h.decays else step)
+    return mu, s._replace(mu=mu, nu=nu)
 
 
 @core.recorded

@@ -12,12 +12,12 @@ from gradx.combinators.chain import Contract
 from gradx.core import Count, Transform, Updates
 from gradx.core.roots import sqrt
 from gradx.core.trees import abs_sq
-from gradx.lift.averages import average
-from gradx.lift.joined import joined
+from gradx.lift.averages import average, real_zeros
 from gradx.lift.leafwise import leafwise
 from gradx.lift.matrixwise import matrixwise
-from gradx.lift.passes import Numbers, Slots
+from gradx.lift.sequence import joined
 from gradx.lift.sharing import Sharing
+from gradx.lift.stages import LeafState, Numbers
 from gradx.linalg import polar
 from gradx.numbers.sources import Array, Hyper
 from gradx.optimizers.matrix.fallback import matrix_optimizer, or_by_name
@@ -131,7 +131,12 @@ def scale_by_adamuon(
             chunk=chunk,
             share=share,
         ),
-        leafwise(_by_element, init=_no_squares, state=_Squares, hypers={"b2": b2, "eps": eps}),
+        leafwise(
+            _by_element,
+            init={"nu": real_zeros},
+            state=_Squares,
+            hypers={"b2": b2, "eps": eps},
+        ),
         matrixwise(
             _aligned,
             hypers={"consistent_rms": consistent_rms},
@@ -144,20 +149,16 @@ def scale_by_adamuon(
     )
 
 
-def _no_squares(p: Array) -> Slots:
-    return (jnp.zeros_like(p.real),)
-
-
-def _by_element(o: Array, slots: Slots, p: None, h: Numbers) -> tuple[Array, Slots]:
-    nu = average(slots[0], abs_sq(o), h.b2)
+def _by_element(o: Array, s: _Squares, p: None, h: Numbers) -> tuple[Array, _Squares]:
+    nu = average(s.nu, abs_sq(o), h.b2)
     root = sqrt(nu) + h.eps
-    return o / jnp.where(root > 0, root, 1.0), (nu,)
+    return o / jnp.where(root > 0, root, 1.0), s._replace(nu=nu)
 
 
-def _aligned(o: Array, slots: Slots, p: None, h: Numbers) -> tuple[Array, Slots]:
+def _aligned(o: Array, s: LeafState, p: None, h: Numbers) -> tuple[Array, LeafState]:
     size = polar.norm(o)
     factor = h.consistent_rms * math.sqrt(o.size) / jnp.where(size > 0, size, 1.0)
-    return o * factor, slots
+    return o * factor, s
 
 
 @core.recorded

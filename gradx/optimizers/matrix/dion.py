@@ -15,8 +15,8 @@ from gradx.core.roots import sqrt
 from gradx.core.trees import abs_sq, mixing
 from gradx.lift.averages import storage
 from gradx.lift.matrixwise import matrixwise
-from gradx.lift.passes import Numbers, Slots
 from gradx.lift.sharing import Sharing
+from gradx.lift.stages import Numbers
 from gradx.linalg import decompositions, polar
 from gradx.linalg.eigenbasis import adjoint, rounding_of_factors, times
 from gradx.numbers.counting import steps
@@ -117,14 +117,14 @@ def scale_by_dion(
     """
     check_key("key", key)
     first = partial(
-        _first,
+        _first_basis,
         fraction=part("rank_fraction", rank_fraction),
         multiple=steps("rank_multiple_of", rank_multiple_of, 1),
         key=key,
     )
     return matrixwise(
         _dion,
-        init=first,
+        init={"basis": first},
         state=DionState,
         like_leaf={"mu": storage("mu_dtype", mu_dtype)},
         hypers={"b1": b1, "eps": eps},
@@ -136,27 +136,26 @@ def scale_by_dion(
 
 
 @mixing
-def _first(p: Array, *, fraction: float, multiple: int, key: Array | int) -> Slots:
+def _first_basis(p: Array, *, fraction: float, multiple: int, key: Array | int) -> Array:
     shorter = min(p.shape)
     shape = shorter, part_of(shorter, fraction, multiple)
     # In float32, so that wider numbers begin in the same directions.
     start = jax.random.normal(as_key(key), shape, jnp.float32).astype(p.dtype)
-    return (start / jnp.linalg.norm(start, axis=0, keepdims=True),)
+    return start / jnp.linalg.norm(start, axis=0, keepdims=True)
 
 
-def _dion(g: Array, slots: Slots, p: None, h: Numbers) -> tuple[Array, Slots]:
-    mu, basis = slots
+def _dion(g: Array, s: DionState, p: None, h: Numbers) -> tuple[Array, DionState]:
     if not g.size:
-        return g, slots
+        return g, s
     if g.shape[0] > g.shape[1]:  # of a leaf with several parts, which is not turned
-        u, (mu, basis) = _dion(g.T, (mu.T, basis), p, h)
-        return u.T, (mu.T, basis)
-    b = mu + polar.bounded(g)
+        u, turned = _dion(g.T, s._replace(mu=s.mu.T), p, h)
+        return u.T, turned._replace(mu=turned.mu.T)
+    b = s.mu + polar.bounded(g)
     # With a norm of 1, so that squares neither over- nor underflow.
     size = polar.norm(b)
     size = jnp.where(size > 0, size, 1.0)
     b_scaled = b / size
-    q, triangle = decompositions.qr(times(adjoint(b_scaled), basis))
+    q, triangle = decompositions.qr(times(adjoint(b_scaled), s.basis))
     # The length of each column without what the ones before it span.
     new = jnp.abs(jnp.diagonal(triangle))
     known = new > max(b.shape) * jnp.finfo(b.dtype).eps * jnp.max(new)
@@ -169,7 +168,7 @@ def _dion(g: Array, slots: Slots, p: None, h: Numbers) -> tuple[Array, Slots]:
     caught = adjoint(left)
     u = times(right / (length + h.eps / size), caught)
     mu = b - (1 - h.b1) * size * times(right, caught)
-    return u, (mu, jnp.where(known, right / length, basis))
+    return u, s._replace(mu=mu, basis=jnp.where(known, right / length, s.basis))
 
 
 @core.recorded

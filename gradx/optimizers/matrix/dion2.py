@@ -12,8 +12,8 @@ from gradx.combinators.chain import Contract, chain
 from gradx.core import Count, Transform, Updates
 from gradx.lift.averages import storage
 from gradx.lift.matrixwise import matrixwise
-from gradx.lift.passes import Numbers, Slots
 from gradx.lift.sharing import Sharing
+from gradx.lift.stages import Numbers
 from gradx.linalg import polar
 from gradx.numbers.sources import Array, Fixed, Hyper
 from gradx.optimizers.matrix.fallback import matrix_optimizer, or_by_name
@@ -125,15 +125,15 @@ def scale_by_dion2(
     )
 
 
-def _dion2(g: Array, slots: Slots, p: None, h: Numbers) -> tuple[Array, Slots]:
+def _dion2(g: Array, s: Dion2State, p: None, h: Numbers) -> tuple[Array, Dion2State]:
     rows, columns = g.shape
     if not g.size:
-        return g, slots
+        return g, s
     if rows >= columns:  # a square matrix, or one of a leaf with several, which are not turned
-        u, mu = _by_rows(g.T, slots[0].T, h)
-        return u.T, (mu.T,)
-    u, mu = _by_rows(g, slots[0], h)
-    return u, (mu,)
+        u, mu = _by_rows(g.T, s.mu.T, h)
+        return u.T, s._replace(mu=mu.T)
+    u, mu = _by_rows(g, s.mu, h)
+    return u, s._replace(mu=mu)
 
 
 def _by_rows(g: Array, mu: Array, h: Numbers) -> tuple[Array, Array]:

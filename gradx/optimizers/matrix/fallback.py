@@ -85,21 +85,8 @@ def with_fallback(
     def update(
         updates: Updates, state: State, params: Params | None = None, **extra: Any
     ) -> tuple[Updates, State]:
-        flat, made = gtree.flatten(updates), split
-        lost = [path for path, g in zip(flat.paths, flat.values, strict=True) if g is None]
-        if lost and params is not None:  # without a gradient there is no shape, either
-            with core.inside(where):
-                made = partition(groups, labels(params), optional=True)
-        try:
-            with beside(flat.paths):
-                return made.update(updates, state, params, **extra)
-        except ValueError as error:
-            if lost and params is None:
-                error.add_note(
-                    f"{where}: at {lost[0]!r} there is no gradient. If there is a parameter, its "
-                    f"shape is needed: call update(updates, state, params)."
-                )
-            raise
+        with beside(gtree.flatten(updates).paths):
+            return split.update(updates, state, params, **extra)
 
     return wide_throughout(Transform(init, update, parts=described))
 

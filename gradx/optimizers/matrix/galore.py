@@ -18,17 +18,8 @@ from gradx.core import Count, Params, Part, State, Transform, Updates
 from gradx.core import trees as gtree
 from gradx.core.updates import safe_increment
 from gradx.lift.matrices import Matrix, check_paths, matrices
-from gradx.lift.passes import (
-    Call,
-    Leaves,
-    Numbers,
-    Results,
-    Rows,
-    Slots,
-    check_array,
-    staged,
-    widen,
-)
+from gradx.lift.passes import check_array, staged, widen
+from gradx.lift.stages import NO_STATE, Call, LeafState, Leaves, Numbers, Results, Rows
 from gradx.lift.states import check_state
 from gradx.linalg import decompositions
 from gradx.linalg.eigenbasis import known, rounding_of_products, squares
@@ -94,11 +85,11 @@ def _project(m: _Low, g: Array, projector: Array, renew: Array) -> tuple[Array, 
     return low, new.astype(projector.dtype)
 
 
-def _project_back(g: Array, slots: Slots, p: None, h: Numbers) -> tuple[Array, Slots]:
+def _project_back(g: Array, s: LeafState, p: None, h: Numbers) -> tuple[Array, LeafState]:
     if h.how is None:
-        return h.low, slots
+        return h.low, s
     u = h.projector @ h.low if h.how.left else h.low @ _adjoint(h.projector)
-    return h.how.matrix.unflat(h.scale * u, g), slots
+    return h.how.matrix.unflat(h.scale * u, g), s
 
 
 def _adjoint(x: Array) -> Array:
@@ -296,7 +287,9 @@ class _GaLore:
         for i, u, p, m in zip(active, made, projectors, lows, strict=True):
             if u is not None:
                 traced = {"low": widen(u), "projector": widen(p), **scale}
-                rows[i].append(Call(_project_back, (("how", m, ""), *fixed), traced, (), False))
+                rows[i].append(
+                    Call(_project_back, (("how", m, ""), *fixed), traced, NO_STATE, False)
+                )
         count = safe_increment(state.count)
         count = count if gate is None else jnp.where(gate, count, state.count)
         new = type(state)(count, kept, flat.unflatten(projectors))

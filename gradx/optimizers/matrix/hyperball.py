@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -12,14 +12,14 @@ import jax.numpy as jnp
 from gradx import core
 from gradx.combinators.chain import Contract, chain
 from gradx.combinators.predicated import check_inner
-from gradx.core import State, Transform
+from gradx.core import Transform
 from gradx.core import trees as gtree
 from gradx.core.roots import sqrt
 from gradx.core.trees import abs_sq
-from gradx.lift.leafwise import Rule
+from gradx.lift.leafwise import leafwise
 from gradx.lift.matrices import Matrix, check_paths, only_matrices
-from gradx.lift.passes import Leaves, Numbers, Results, Rows, Slots, is_array, staged, widen
-from gradx.numbers import hyper
+from gradx.lift.passes import widen
+from gradx.lift.stages import Numbers
 from gradx.numbers.sources import Array, Hyper
 from gradx.optimizers.matrix.fallback import adam_for_others, or_by_name, with_fallback
 from gradx.pieces.norms import quotient
@@ -37,39 +37,31 @@ class ScaleByHyperballState(NamedTuple):
     radius: Any
 
 
-@dataclass(frozen=True, eq=False, kw_only=True)
-class _SphereRule(Rule):
-    """A rule for a leaf that also gets `h.layout`, how the leaf is seen as matrices."""
-
-    choice: Any
-
-    def seen(self, flat: gtree.Flat) -> list[Matrix | None]:
-        return only_matrices(self.choice, flat, self.where, "axes")
-
-    def _first_slots(self, flat: gtree.Flat, sums: Sequence[Any]) -> list[Slots | None]:
-        check_paths(self.choice, flat, self.where)
-        rows = zip(flat.values, self.seen(flat), flat.paths, strict=True)
-        return [None if m is None else (self._radius(p, m, path),) for p, m, path in rows]
-
-    def _radius(self, p: Any, m: Matrix, path: str) -> Array:
-        radius = _norms(widen(p), m)
+def _facts(
+    leaves: gtree.Flat, extra: Mapping[str, Any] | None, *, choice: Any, where: str
+) -> list[Mapping[str, Any] | None]:
+    """How each leaf is seen as matrices."""
+    if extra is None:
+        check_paths(choice, leaves, where)
+    found: list[Mapping[str, Any] | None] = []
+    for p, m, path in zip(
+        leaves.values, only_matrices(choice, leaves, where, "axes"), leaves.paths, strict=True
+    ):
+        radius: Any = None if m is None or extra is not None else _norms(widen(p), m)
         # What is traced, or a shape, has no value: a matrix of zeros stays where it is then.
-        if not isinstance(radius, jax.core.Tracer) and p.size and not bool(jnp.all(radius > 0)):
+        known = radius is not None and not isinstance(radius, jax.core.Tracer) and p.size
+        if known and not bool(jnp.all(radius > 0)):
             raise ValueError(
-                f"{self.where}: the matrix at {path!r} begins at zero (or is not finite), and has "
-                f"no norm to keep. Initialise it at random, or leave it to the fallback, by axes."
+                f"{where}: the matrix at {path!r} begins at zero (or is not finite), and has no "
+                f"norm to keep. Initialise it at random, or leave it to the fallback, by axes."
             )
-        return m.kept(radius)
+        found.append(None if m is None else {"layout": m})
+    return found
 
-    def begin(
-        self, leaves: Leaves, state: State, extra: Mapping[str, Any], rows: Rows
-    ) -> Callable[[Results], State]:
-        end = super().begin(leaves, state, extra, rows)
-        seen = leaves.aligned(self.seen(gtree.flatten(leaves.tree)))
-        for row, u, m in zip(rows, leaves.updates, seen, strict=True):
-            if is_array(u):
-                row[-1] = row[-1]._replace(static=(*row[-1].static, ("layout", m, str(m))))
-        return end
+
+def _start(p: Array, known: Mapping[str, Any]) -> Mapping[str, Array]:
+    layout: Matrix = known["layout"]
+    return {"radius": layout.kept(_norms(p, layout))}
 
 
 @core.recorded
@@ -106,17 +98,15 @@ def scale_by_hyperball(learning_rate: Hyper, axes: Any = None) -> Transform:
     rounding (of parameters in bfloat16, say) does not add up. A matrix without an update keeps its
     place; one that the parameters are loaded into later is brought back to the old norm.
     """
-    where = core.where()
-    rule = _SphereRule(
-        update=_on_sphere,
+    return leafwise(
+        _on_sphere,
+        init=_start,
         state=ScaleByHyperballState,
-        hypers=hyper.Hypers({"learning_rate": learning_rate}, where),
+        hypers={"learning_rate": learning_rate},
+        facts=partial(_facts, choice=axes, where=core.where()),
         per_leaf=_lengths,
         needs_params=True,
-        where=where,
-        choice=axes,
     )
-    return staged(rule, where)
 
 
 def _norms(x: Array, m: Matrix) -> Array:
@@ -133,9 +123,9 @@ def _spread(numbers: Array, m: Matrix, like: Array) -> Array:
     return m.unstack(jnp.broadcast_to(numbers[:, None, None], m.shape), like.shape)
 
 
-def _lengths(g: Any, slots: Any, p: Any, h: Numbers) -> Mapping[str, Array]:
+def _lengths(g: Any, s: ScaleByHyperballState, p: Any, h: Numbers) -> Mapping[str, Array]:
     m = h.layout
-    radius = m.opened(slots[0])
+    radius = m.opened(s.radius)
     step = h.learning_rate * quotient(radius, _norms(g, m))
     moved = p - _spread(step, m, g) * g
     length = _norms(moved, m)
@@ -145,8 +135,10 @@ def _lengths(g: Any, slots: Any, p: Any, h: Numbers) -> Mapping[str, Array]:
     }
 
 
-def _on_sphere(g: Array, slots: Slots, p: Array, h: Numbers) -> tuple[Array, Slots]:
-    return _spread(h.grow, h.layout, p) * p - _spread(h.step, h.layout, p) * g, slots
+def _on_sphere(
+    g: Array, s: ScaleByHyperballState, p: Array, h: Numbers
+) -> tuple[Array, ScaleByHyperballState]:
+    return _spread(h.grow, h.layout, p) * p - _spread(h.step, h.layout, p) * g, s
 
 
 @core.recorded

@@ -17,14 +17,13 @@ from gradx.core import Transform
 from gradx.core.trees import abs_sq
 from gradx.lift.averages import average
 from gradx.lift.matrixwise import matrixwise
-from gradx.lift.passes import Numbers, Slots
+from gradx.lift.stages import LeafState, Numbers
 from gradx.linalg.eigenbasis import (
     CUT,
     adjoint,
     first_basis,
-    first_slots,
+    first_factors,
     into,
-    moved,
     orthogonal,
     power,
     times,
@@ -35,13 +34,13 @@ from gradx.numbers.sources import Array, Hyper
 from gradx.pieces.momentum import SLOW
 
 
-def _first_slots(p: Array, *, limit: int, value: Any) -> Slots:
-    values = [jnp.full(n, value, p.real.dtype) for n in p.shape]
-    return *first_slots(p, limit=limit), *values
+def _first(p: Array, *, limit: int, value: Any) -> dict[str, Array]:
+    rows, columns = (jnp.full(n, value, p.real.dtype) for n in p.shape)
+    return {**first_factors(p, limit=limit), "row_values": rows, "column_values": columns}
 
 
 def lifted(
-    rule: Callable[[Array, Slots, Any, Numbers], tuple[Array, Slots]],
+    rule: Callable[[Array, LeafState, Any, Numbers], tuple[Array, LeafState]],
     state: Any,
     like_leaf: Mapping[str, Any],
     hypers: dict[str, Hyper],
@@ -50,13 +49,17 @@ def lifted(
     max_precond_dim: int,
     init_factor: float,
     max_clamp_value: float,
+    renew: Callable[[LeafState, Numbers], LeafState],
     **how: Any,
 ) -> Transform:
-    """The transformation; the slots of `rule` are its moments, and then those of `gathered`."""
+    """The transformation. `state` has the moments, in `like_leaf`, and the fields of `_first`.
+
+    `rule` ends with `gathered`, and `renew` begins with `renewed`.
+    """
     if shampoo_beta is not None:
         hypers["shampoo_beta"] = shampoo_beta
     first = partial(
-        _first_slots,
+        _first,
         limit=steps("max_precond_dim", max_precond_dim, 0),
         value=hyper.constant("init_factor", init_factor, "(0, inf)"),
     )
@@ -70,7 +73,7 @@ def lifted(
         flags={"most": hyper.constant("max_clamp_value", max_clamp_value, "(0, inf)")},
         per_step=_of_the_step,
         start=_start,
-        renew=_renew,
+        renew=renew,
         every=steps("precondition_frequency", precondition_frequency, 1),
         **how,
     )
@@ -80,12 +83,14 @@ def _of_the_step(h: Numbers, t: Array) -> Mapping[str, Any]:
     return {"begun": t > 1, "factor_decay": getattr(h, "shampoo_beta", h.b2)}
 
 
-def gathered(g: Array, seen: Array, slots: Slots, h: Numbers) -> Slots:
+def gathered(g: Array, seen: Array, s: LeafState, h: Numbers) -> LeafState:
     """The factors and eigenvalues with a further gradient, each side weighed by the other one.
 
     There are no weights in the first step.
     """
-    left, right, rows, columns, high, wide = slots
+    left, right = s.row_factor, s.column_factor
+    rows, columns = s.row_basis, s.column_basis
+    high, wide = s.row_values, s.column_values
     (m, n), beta = g.shape, h.factor_decay
     by_high, by_wide = (jnp.where(h.begun, 1 / values, 1) for values in (high, wide))
     if left.size:
@@ -99,19 +104,18 @@ def gathered(g: Array, seen: Array, slots: Slots, h: Numbers) -> Slots:
     new_wide = average(wide, jnp.sum(square * by_high[:, None], axis=0) / max(m, 1), beta)
     new_high = jnp.maximum(new_high, 1 / jnp.maximum(10.0, jnp.minimum(m, h.most)) ** 2)
     new_wide = jnp.maximum(new_wide, 1 / jnp.maximum(10.0, jnp.minimum(n, h.most)) ** 2)
-    values = jnp.where(h.begun, new_high, high), jnp.where(h.begun, new_wide, wide)
-    return left, right, rows, columns, *values
+    high, wide = jnp.where(h.begun, new_high, high), jnp.where(h.begun, new_wide, wide)
+    return s._replace(row_factor=left, column_factor=right, row_values=high, column_values=wide)
 
 
-def _start(slots: Slots, h: Numbers) -> Slots:
-    *moments, left, right, _, _, high, wide = slots
-    return *moments, left, right, first_basis(left), first_basis(right), high, wide
+def _start(s: LeafState, h: Numbers) -> LeafState:
+    return s._replace(
+        row_basis=first_basis(s.row_factor), column_basis=first_basis(s.column_factor)
+    )
 
 
-def _renew(slots: Slots, h: Numbers) -> Slots:
-    *moments, left, right, rows, columns, high, wide = slots
-    sides = (left, rows), (right, columns)
-    new = [orthogonal(power(l, q), q, l) if l.size else q for l, q in sides]
-    if len(moments) == 2:  # KL-SOAP's, of which the first is kept in the bases
-        moments[0] = moved(moments[0], (rows, columns), (new[0], new[1]))
-    return *moments, left, right, *new, high, wide
+def renewed(s: LeafState, h: Numbers) -> LeafState:
+    """The bases after a step of the power method."""
+    sides = (s.row_factor, s.row_basis), (s.column_factor, s.column_basis)
+    rows, columns = (orthogonal(power(l, q), q, l) if l.size else q for l, q in sides)
+    return s._replace(row_basis=rows, column_basis=columns)

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 from gradx import core
 from gradx.combinators.chain import Contract
 from gradx.core import Count, Transform, Updates
-from gradx.lift.passes import Numbers, Slots
 from gradx.lift.sharing import Sharing
+from gradx.lift.stages import Numbers
 from gradx.linalg.eigenbasis import (
     cut,
     into,
@@ -23,7 +23,7 @@ from gradx.linalg.eigenbasis import (
 from gradx.linalg.polar import bounded
 from gradx.numbers.sources import Array, Hyper
 from gradx.optimizers.matrix.fallback import matrix_optimizer, or_by_name
-from gradx.optimizers.matrix.kl_divergence import gathered, lifted
+from gradx.optimizers.matrix.kl_divergence import gathered, lifted, renewed
 from gradx.pieces.momentum import kept, momentum_of, remembered, slow_average
 from gradx.pieces.weight_decay import DecayKind
 
@@ -154,6 +154,7 @@ def scale_by_kl_shampoo(
         max_precond_dim,
         init_factor,
         max_clamp_value,
+        renewed,
         staggered=staggered,
         axes=axes,
         chunk=chunk,
@@ -161,15 +162,14 @@ def scale_by_kl_shampoo(
     )
 
 
-def _kl_shampoo(g: Array, slots: Slots, p: None, h: Numbers) -> tuple[Array, Slots]:
-    g, (mu, *rest) = bounded(g), slots
-    _, _, rows, columns, high, wide = rest
-    mu = remembered(mu, jnp.where(h.begun, g, 0), h)
-    root = jnp.sqrt(high)[:, None] * jnp.sqrt(wide)[None]
+def _kl_shampoo(g: Array, s: KLShampooState, p: None, h: Numbers) -> tuple[Array, KLShampooState]:
+    g, rows, columns = bounded(g), s.row_basis, s.column_basis
+    mu = remembered(s.mu, jnp.where(h.begun, g, 0), h)
+    root = jnp.sqrt(s.row_values)[:, None] * jnp.sqrt(s.column_values)[None]
     m = into(momentum_of(mu, h), rows, columns)
     signal = known(squares(m), least_share(h, rounding_of_products(root.dtype)), rows, columns)
     u = out_of(jnp.where(signal, m / (root + h.eps), 0), rows, columns)
-    return u, (mu, *gathered(g, into(g, rows, columns), tuple(rest), h))
+    return u, gathered(g, into(g, rows, columns), s._replace(mu=mu), h)
 
 
 @core.recorded

@@ -12,13 +12,21 @@ from gradx.core import Count, Transform, Updates
 from gradx.core.roots import sqrt
 from gradx.core.trees import abs_sq
 from gradx.lift.averages import average
-from gradx.lift.passes import Numbers, Slots
 from gradx.lift.sharing import Sharing
-from gradx.linalg.eigenbasis import cut, into, known, least_share, out_of, rounding_of_products
+from gradx.lift.stages import Numbers
+from gradx.linalg.eigenbasis import (
+    cut,
+    into,
+    known,
+    least_share,
+    moved,
+    out_of,
+    rounding_of_products,
+)
 from gradx.linalg.polar import bounded
 from gradx.numbers.sources import Array, Hyper
 from gradx.optimizers.matrix.fallback import matrix_optimizer, or_by_name
-from gradx.optimizers.matrix.kl_divergence import gathered, lifted
+from gradx.optimizers.matrix.kl_divergence import gathered, lifted, renewed
 from gradx.pieces.momentum import kept, momentum_of, remembered, slow_average
 from gradx.pieces.weight_decay import DecayKind
 
@@ -147,6 +155,7 @@ def scale_by_kl_soap(
         max_precond_dim,
         init_factor,
         max_clamp_value,
+        _renew,
         staggered=staggered,
         axes=axes,
         chunk=chunk,
@@ -154,15 +163,20 @@ def scale_by_kl_soap(
     )
 
 
-def _kl_soap(g: Array, slots: Slots, p: None, h: Numbers) -> tuple[Array, Slots]:
-    g, (mu, nu, *rest) = bounded(g), slots
-    rows, columns = rest[2:4]
+def _kl_soap(g: Array, s: KLSoapState, p: None, h: Numbers) -> tuple[Array, KLSoapState]:
+    g, rows, columns = bounded(g), s.row_basis, s.column_basis
     seen = into(g, rows, columns)
-    mu = remembered(mu, jnp.where(h.begun, seen, 0), h)
-    nu = average(nu, jnp.where(h.begun, abs_sq(seen), 0), h.b2)
+    mu = remembered(s.mu, jnp.where(h.begun, seen, 0), h)
+    nu = average(s.nu, jnp.where(h.begun, abs_sq(seen), 0), h.b2)
     signal = h.begun & known(nu, least_share(h, rounding_of_products(nu.dtype)), rows, columns)
     u = jnp.where(signal, momentum_of(mu, h) / (sqrt(nu) + h.eps), 0)
-    return out_of(u, rows, columns), (mu, nu, *gathered(g, seen, tuple(rest), h))
+    return out_of(u, rows, columns), gathered(g, seen, s._replace(mu=mu, nu=nu), h)
+
+
+def _renew(s: KLSoapState, h: Numbers) -> KLSoapState:
+    new: KLSoapState = renewed(s, h)
+    mu = moved(s.mu, (s.row_basis, s.column_basis), (new.row_basis, new.column_basis))
+    return new._replace(mu=mu)
 
 
 @core.recorded

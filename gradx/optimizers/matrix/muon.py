@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from gradx import core
 from gradx.combinators.chain import Contract, chain
 from gradx.core import Count, Transform, Updates
-from gradx.lift.joined import joined
+from gradx.lift.sequence import joined
 from gradx.lift.sharing import Sharing
 from gradx.numbers.sources import Array, Hyper
 from gradx.optimizers.first_order.adam import scale_by_adam
@@ -88,7 +88,7 @@ def scale_by_muon(
       ns_coeffs: \((a, b, c)\) for every step, a sequence of them for each step, or a name:
         ``"standard"`` (Jordan's), ``"dion"`` (You's), ``"polar_express"``,
         ``"polar_express_safe"``, ``"modded_nanogpt"``, ``"cans"``, ``"cubic"``, ``"deepseek"``, and
-        ``"exact"`` for singular values. `gradx.polar.NS_PRESETS` has their numbers.
+        ``"exact"`` for singular values. `gradx.linalg.polar.NS_PRESETS` has their numbers.
       ns_steps: how many steps, from 1 on. Of coefficients for each step, and of ``"dion"``, the
         last `ns_steps` are taken; the other names know their steps, and take the default or their
         own number.

@@ -13,10 +13,10 @@ from gradx.core import Count, Transform, Updates
 from gradx.core.roots import sqrt
 from gradx.core.trees import abs_sq
 from gradx.lift.averages import average
-from gradx.lift.joined import joined
 from gradx.lift.matrixwise import matrixwise
-from gradx.lift.passes import Numbers, Slots
+from gradx.lift.sequence import joined
 from gradx.lift.sharing import Sharing
+from gradx.lift.stages import Numbers
 from gradx.numbers.sources import Array, Hyper
 from gradx.optimizers.matrix.fallback import matrix_optimizer, or_by_name
 from gradx.optimizers.matrix.orthogonal import (
@@ -135,7 +135,7 @@ def scale_by_normuon(
         ),
         matrixwise(
             _balanced,
-            init=_no_squares,
+            init={"nu": _no_squares},
             state=_Neurons,
             hypers={"b2": b2, "eps": eps, **aligned},
             ranges=dict.fromkeys(aligned, "(0, inf)"),
@@ -147,20 +147,21 @@ def scale_by_normuon(
     )
 
 
-def _no_squares(p: Array) -> Slots:
-    return (jnp.zeros_like(p.real, shape=p.shape[1:]),)
+def _no_squares(p: Array) -> Array:
+    return jnp.zeros_like(p.real, shape=p.shape[1:])
 
 
-def _balanced(o: Array, slots: Slots, p: None, h: Numbers) -> tuple[Array, Slots]:
+def _balanced(o: Array, s: _Neurons, p: None, h: Numbers) -> tuple[Array, _Neurons]:
     rows = max(o.shape[0], 1)
     squares = jnp.sum(abs_sq(o), axis=0)
-    nu = average(slots[0], squares / rows, h.b2)
+    nu = average(s.nu, squares / rows, h.b2)
     root = sqrt(nu) + h.eps
     factor = jnp.where(root > 0, 1 / root, 0.0)
     # The norm of the result is known before it is made.
     size = sqrt(jnp.sum(factor**2 * squares))
     wanted = h.consistent_rms * math.sqrt(o.size) if h.aligned else sqrt(jnp.sum(squares))
-    return o * (factor * (wanted / jnp.where(size > 0, size, 1.0)))[None], (nu,)
+    u = o * (factor * (wanted / jnp.where(size > 0, size, 1.0)))[None]
+    return u, s._replace(nu=nu)
 
 
 @core.recorded

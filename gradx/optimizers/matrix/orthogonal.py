@@ -4,23 +4,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 from gradx import core
-from gradx.core import Count, Params, State, Transform, Updates
+from gradx.core import Count, Transform, Updates
 from gradx.core import trees as gtree
 from gradx.lift.averages import dtype_of, weight_so_far
+from gradx.lift.leafwise import leafwise
 from gradx.lift.matrices import check_paths, matrices
 from gradx.lift.matrixwise import matrixwise
-from gradx.lift.passes import Call, Leaves, Numbers, Results, Rows, Slots, staged
 from gradx.lift.sharing import Sharing
+from gradx.lift.stages import LeafState, Numbers
 from gradx.linalg import polar
 from gradx.lowering.products import Factors, with_factors
 from gradx.numbers import hyper
@@ -81,14 +80,14 @@ def _corrections(h: Numbers, t: Array, *, name: str, corrects: bool) -> Mapping[
     return {**own, "of_mu": beta * then, "of_g": (1 - beta) * now}
 
 
-def _momentum(g: Array, slots: Slots, p: None, h: Numbers) -> tuple[Array, Slots]:
-    mu = remembered(slots[0], g, h)
+def _momentum(g: Array, s: Momentum, p: None, h: Numbers) -> tuple[Array, Momentum]:
+    mu = remembered(s.mu, g, h)
     m = momentum_of(mu, h, h.of_mu)
-    return (m + h.of_g * g if h.nesterov else m), (mu,)
+    return (m + h.of_g * g if h.nesterov else m), s._replace(mu=mu)
 
 
-def signs(g: Array, slots: Slots, p: None, h: Numbers) -> tuple[Array, Slots]:
-    return jnp.sign(g), slots
+def signs(g: Array, s: LeafState, p: None, h: Numbers) -> tuple[Array, LeafState]:
+    return jnp.sign(g), s
 
 
 # ---------------------------------------------------------------- its polar factor
@@ -219,10 +218,10 @@ def _check_own_steps(name: str, count: int, own: int, where: str) -> None:
         )
 
 
-def _orthogonal(g: Array, slots: Slots, p: None, h: Numbers) -> tuple[Array, Slots]:
+def _orthogonal(g: Array, s: Orthogonalised, p: None, h: Numbers) -> tuple[Array, Orthogonalised]:
     made = polar_factor(g, h)
     # The dual norm of g, for a step whose size follows the gradient's.
-    return (jnp.sum(g.conj() * made) * made if h.adaptive else made), slots
+    return (jnp.sum(g.conj() * made) * made if h.adaptive else made), s
 
 
 def polar_factor(g: Array, h: Numbers) -> Array:
@@ -260,28 +259,18 @@ def part_of(length: int, fraction: float, multiple: int = 1) -> int:
 # ---------------------------------------------------------------- a scale for each shape
 
 
-@dataclass(frozen=True, eq=False)
-class _ByShape:
-    axes: Any
-    axes_name: str
-    factor: Callable[[int, int], float]
-    where: str
-    sees_tree = False
+def by_shape(factor: Callable[[int, int], float], axes: Any, axes_name: str) -> Transform:
+    """Multiplies each matrix by a number that follows from its rows and columns."""
+    where = core.where()
 
-    def init(self, params: Params) -> State:
-        check_paths(self.axes, gtree.flatten(params), self.where)
-        return optax.EmptyState()
+    def facts(leaves: gtree.Flat, extra: Any) -> list[Mapping[str, Any] | None]:
+        if extra is None:
+            check_paths(axes, leaves, where)
+            return [None] * len(leaves.values)
+        found = matrices(axes, leaves, where, axes_name, stacked=True)
+        return [None if m is None else {"factor": float(factor(m.rows, m.columns))} for m in found]
 
-    def begin(
-        self, leaves: Leaves, state: State, extra: Mapping[str, Any], rows: Rows
-    ) -> Callable[[Results], State]:
-        visible = gtree.flatten(leaves.tree)
-        found = matrices(self.axes, visible, self.where, self.axes_name, stacked=True)
-        for row, m in zip(rows, leaves.aligned(found), strict=True):
-            if m is not None:
-                factor = float(self.factor(m.rows, m.columns))
-                row.append(Call(by_factor, (("factor", factor, str(factor)),), {}, (), False))
-        return lambda _: state
+    return leafwise(by_factor, facts=facts)
 
 
 _FACTORS: dict[str, Callable[[int, int], float]] = {
@@ -348,11 +337,8 @@ def scale_by_shape(
     norm-constrained LMOs*, https://arxiv.org/abs/2502.07529; Frans et al., *A stable whitening
     optimizer*, https://arxiv.org/abs/2506.07254.
     """
-    where = core.where()
     chosen = convention_or("keller", convention, consistent_rms)
     if chosen is None:
         size: Any = hyper.constant("consistent_rms", consistent_rms, "(0, inf)")
     factor = _FACTORS[chosen] if chosen else lambda m, n: size * math.sqrt(max(m, n))
-    return staged(
-        _ByShape(weight_dimension_numbers, "weight_dimension_numbers", factor, where), where
-    )
+    return by_shape(factor, weight_dimension_numbers, "weight_dimension_numbers")

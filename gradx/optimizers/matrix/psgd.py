@@ -15,8 +15,8 @@ from gradx.combinators.chain import Contract
 from gradx.core import Count, Transform, Updates
 from gradx.lift.averages import weight_so_far
 from gradx.lift.matrixwise import matrixwise
-from gradx.lift.passes import Numbers, Slots, Sums
 from gradx.lift.sharing import Sharing
+from gradx.lift.stages import Numbers, Sums
 from gradx.linalg import polar
 from gradx.linalg.triangular import fitted, into, out_of, scaled_identity
 from gradx.numbers import hyper
@@ -206,14 +206,14 @@ def scale_by_psgd_kron(
     )
 
 
-def _first(p: Array, *, limit: int, mode: MemorySaveMode, scale: Any) -> Slots:
+def _first(p: Array, *, limit: int, mode: MemorySaveMode, scale: Any) -> dict[str, Array]:
     def factor(axis: int) -> Array:
         length, other = p.shape[axis], p.shape[1 - axis]
         longer = length > other or (length == other and axis == 1)
         diagonal = mode == "all_diag" or (mode == "one_diag" and longer)
         return scaled_identity(length, scale**0.5, diagonal or length == 1 or length > limit, p)
 
-    return factor(0), factor(1)
+    return {"left": factor(0), "right": factor(1)}
 
 
 def _correction(h: Numbers, t: Array) -> Mapping[str, Any]:
@@ -232,23 +232,23 @@ def _planned(h: Numbers, sums: Sums) -> tuple[Mapping[str, Any], Mapping[str, An
 # ---------------------------------------------------------------- the rule
 
 
-def _whitened(g: Array, slots: Slots, p: None, h: Numbers) -> tuple[Array, Slots]:
-    mu, left, right = slots
+def _whitened(g: Array, s: PSGDKronState, p: None, h: Numbers) -> tuple[Array, PSGDKronState]:
     if not g.size:
-        return g, slots
-    mu = remembered(mu, polar.bounded(g), h)
+        return g, s
+    mu = remembered(s.mu, polar.bounded(g), h)
     m = momentum_of(mu, h, h.of_mu)
     # Not one matrix but the step decides, so that this stays a conditional under `vmap`.
     left, right = jax.lax.cond(
         h.due,
-        lambda q: fitted(m, q[0], q[1], h.preconditioner_lr, h.now),
-        lambda q: q,
-        (left, right),
+        lambda left, right: fitted(m, left, right, h.preconditioner_lr, h.now),
+        lambda left, right: (left, right),
+        s.left,
+        s.right,
     )
     u = into(into(m, left).mT, right).mT
     u = out_of(out_of(u, left).mT, right).mT
     size = polar.norm(u) / math.sqrt(u.size)
-    return u / jnp.maximum(1.0, size / _LARGEST), (mu, left, right)
+    return u / jnp.maximum(1.0, size / _LARGEST), s._replace(mu=mu, left=left, right=right)
 
 
 # ---------------------------------------------------------------- the optimizer

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
-import optax
 
 from gradx import core
-from gradx.core import Params, State, Transform
+from gradx.core import Transform
 from gradx.core import trees as gtree
 from gradx.core.calls import check
-from gradx.lift.leafwise import Rule
+from gradx.lift.leafwise import leafwise
 from gradx.lift.matrices import axis_numbers
-from gradx.lift.passes import Leaves, Numbers, Results, Rows, Slots, is_array, staged
+from gradx.lift.stages import LeafState, Numbers
 from gradx.numbers import hyper
 from gradx.numbers.sources import Array, ByPath, Hyper
 
@@ -54,54 +53,32 @@ class _Heads(NamedTuple):
     power: float
 
 
-@dataclass(frozen=True, eq=False, kw_only=True)
-class _ClipRule(Rule):
-    """A rule for the leaves of queries and keys, which is given their logits; others pass."""
-
-    choice: Any
-
-    def seen(self, flat: gtree.Flat) -> list[_Heads | None]:
-        pairs = zip(flat.paths, flat.values, _chosen(self.choice, flat, self.where), strict=True)
-        return [None if x is None else _checked(h, path, x, self.where) for path, x, h in pairs]
-
-    def init(self, params: Params) -> State:
-        flat = gtree.flatten(params)
-        visible = gtree.flatten(flat.tree)
-        if gtree.array_paths(visible):
-            if isinstance(self.choice, ByPath):
-                self.choice.check(gtree.array_paths(visible), f"{self.where}: by_path")
-            if not any(heads is not None for heads in self.seen(visible)):
-                raise ValueError(
-                    f"{self.where}: no leaf is a query or a key. Say in heads which leaves are, as "
-                    f"in by_path({{'wq|wk': HeadAxis(-2)}}, default=None). The leaves are "
-                    f"{gtree.listed(gtree.array_paths(visible), 20)}."
-                )
-        return super().init(params)
-
-    def begin(
-        self, leaves: Leaves, state: State, extra: Mapping[str, Any], rows: Rows
-    ) -> Callable[[Results], State]:
-        flat = gtree.flatten(leaves.tree)
-        seen = self.seen(flat)
-        found = iter(zip(flat.paths, seen, strict=True))
-        pairs: list[tuple[str, _Heads | None]] = [
-            ("", None) if isinstance(u, optax.MaskedNode) else next(found) for u in leaves.updates
-        ]
-        end = super().begin(leaves, state, extra, rows)
-        logits = _by_block(extra.get("max_logits"), self.where) if any(seen) else {}
-        for row, u, (path, heads) in zip(rows, leaves.updates, pairs, strict=True):
-            if not is_array(u):
-                continue
-            if heads is None:
-                row.pop()
-                continue
-            mine = _fitted(_of(logits, path, self.where), heads, jnp.shape(u), path, self.where)
-            call = row[-1]
-            row[-1] = call._replace(
-                static=(*call.static, ("heads", heads, str(heads))),
-                traced={**call.traced, "logits": mine},
+def _facts(
+    leaves: gtree.Flat, extra: Mapping[str, Any] | None, *, choice: Any, where: str
+) -> list[Mapping[str, Any] | None]:
+    """The heads of queries and keys, and their logits; other leaves pass."""
+    columns = leaves.paths, leaves.values, _chosen(choice, leaves, where)
+    pairs = list(zip(*columns, strict=True))
+    seen = [None if x is None else _checked(h, path, x, where) for path, x, h in pairs]
+    if extra is None:
+        paths = gtree.array_paths(leaves)
+        if paths and isinstance(choice, ByPath):
+            choice.check(paths, f"{where}: by_path")
+        if paths and not any(heads is not None for heads in seen):
+            raise ValueError(
+                f"{where}: no leaf is a query or a key. Say in heads which leaves are, as in "
+                f"by_path({{'wq|wk': HeadAxis(-2)}}, default=None). The leaves are "
+                f"{gtree.listed(paths, 20)}."
             )
-        return end
+        return [None] * len(seen)
+    logits = _by_block(extra.get("max_logits"), where) if any(seen) else {}
+
+    def known(path: str, x: Any, heads: _Heads) -> Mapping[str, Any]:
+        mine = _fitted(_of(logits, path, where), heads, jnp.shape(x), path, where)
+        return {"heads": heads, "logits": mine}
+
+    found = zip(pairs, seen, strict=True)
+    return [None if heads is None else known(path, x, heads) for (path, x, _), heads in found]
 
 
 @core.recorded
@@ -151,25 +128,22 @@ def qk_clip(threshold: Hyper = 100.0, heads: Any = None) -> Transform:
     multiplied by \(\gamma_h\) (``HeadAxis(power=1.0)``); here this is meant for keys of grouped
     queries, too.
     """
-    where = core.where()
-    rule = _ClipRule(
-        update=_clip,
-        hypers=hyper.Hypers({"threshold": threshold}, where),
+    return leafwise(
+        _clip,
+        hypers={"threshold": threshold},
+        facts=partial(_facts, choice=heads, where=core.where()),
         per_leaf=_scale,
         needs_params=True,
-        where=where,
-        choice=heads,
     )
-    return staged(rule, where)
 
 
-def _scale(g: Any, slots: Any, p: Any, h: Numbers) -> Mapping[str, Array]:
+def _scale(g: Any, s: LeafState, p: Any, h: Numbers) -> Mapping[str, Array]:
     large = (h.logits > h.threshold) & jnp.isfinite(h.logits)
     gamma = jnp.where(large, h.threshold / jnp.where(large, h.logits, 1.0), 1.0)
     return {"scale": jnp.sqrt(gamma) if h.heads.power == 0.5 else gamma**h.heads.power}
 
 
-def _clip(g: Array, slots: Slots, p: Array, h: Numbers) -> tuple[Array, Slots]:
+def _clip(g: Array, s: LeafState, p: Array, h: Numbers) -> tuple[Array, LeafState]:
     axes, side_by_side, _ = h.heads
     scale = h.scale
     if side_by_side and scale.ndim:
@@ -177,7 +151,7 @@ def _clip(g: Array, slots: Slots, p: Array, h: Numbers) -> tuple[Array, Slots]:
     if scale.ndim:
         scale = scale.reshape([n if i in axes else 1 for i, n in enumerate(g.shape)])
     # So that a head with the scale 1 makes its own step, without a rounding.
-    return scale * g + (scale - 1) * p, slots
+    return scale * g + (scale - 1) * p, s
 
 
 # ---------------------------------------------------------------- which leaves

@@ -8,20 +8,19 @@ from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 import jax.numpy as jnp
-import optax
 
 from gradx import core
 from gradx.combinators.chain import chain, wide_throughout
 from gradx.combinators.partition import partition
-from gradx.core import Params, State, Transform, Updates
+from gradx.core import Params, Transform, Updates
 from gradx.core import trees as gtree
 from gradx.core.roots import sqrt
 from gradx.core.trees import abs_sq
 from gradx.lift.leafwise import leafwise
 from gradx.lift.matrices import Matrix, MatrixAxes, check_paths, is_axes, matrices
 from gradx.lift.matrix_names import Judgement, judged
-from gradx.lift.passes import Call, Leaves, Numbers, Results, Rows, Slots, staged
 from gradx.lift.sharing import Sharing
+from gradx.lift.stages import LeafState, Numbers
 from gradx.numbers.sources import Array, ByPath, Hyper
 from gradx.optimizers.matrix.orthogonal import Normalisation, NSCoefficients, orthogonalise, signs
 from gradx.pieces.momentum import averaging, momentum_of, remembered
@@ -129,32 +128,21 @@ _HEAD_OR_BODY = {norm: "head" if norm == "sign" else "body" for norm in _FACTORS
 _MATRIX_OR_VECTORS = {norm: "vectors" if norm == "rms" else "matrices" for norm in _FACTORS}
 
 
-@dataclass(frozen=True, eq=False)
-class _BySize:
+def _by_size(norms: _Norms) -> Transform:
     """Multiplies each leaf by the number that follows from its norm and shape."""
 
-    norms: _Norms
-    sees_tree = False
+    def facts(leaves: gtree.Flat, extra: Any) -> list[Mapping[str, Any] | None]:
+        if extra is None:
+            norms.check(leaves.tree)
+            return [None] * len(leaves.values)
+        seen = matrices(norms.matrix_axes, leaves, norms.where, "axes", stacked=True)
+        columns = norms.of(leaves.tree), seen, leaves.values
+        return [
+            None if x is None else {"factor": float(_FACTORS[norm](m, jnp.shape(x)))}
+            for (norm, _), m, x in zip(*columns, strict=True)
+        ]
 
-    def init(self, params: Params) -> State:
-        self.norms.check(params)
-        return optax.EmptyState()
-
-    def begin(
-        self, leaves: Leaves, state: State, extra: Mapping[str, Any], rows: Rows
-    ) -> Callable[[Results], State]:
-        visible = gtree.flatten(leaves.tree)
-        where = self.norms.where
-        seen = matrices(self.norms.matrix_axes, visible, where, "axes", stacked=True)
-        found = iter(zip(self.norms.of(leaves.tree), seen, strict=True))
-        for row, u in zip(rows, leaves.updates, strict=True):
-            if isinstance(u, optax.MaskedNode):
-                continue
-            (norm, _), m = next(found)
-            if u is not None:
-                factor = float(_FACTORS[norm](m, jnp.shape(u)))
-                row.append(Call(by_factor, (("factor", factor, str(factor)),), {}, (), False))
-        return lambda _: state
+    return leafwise(by_factor, facts=facts)
 
 
 # ---------------------------------------------------------------- the step
@@ -272,25 +260,25 @@ def scale_by_scion(
                 per_step=_decay,
             ),
             partition({"body": body, "head": head}, chosen.labels(_HEAD_OR_BODY), optional=True),
-            staged(_BySize(chosen), chosen.where),
+            _by_size(chosen),
         )
     )
 
 
-def _averaged(g: Array, slots: Slots, p: None, h: Numbers) -> tuple[Array, Slots]:
-    mu = remembered(slots[0], g, h)
-    return momentum_of(mu, h), (mu,)
+def _averaged(g: Array, s: ScionState, p: None, h: Numbers) -> tuple[Array, ScionState]:
+    mu = remembered(s.mu, g, h)
+    return momentum_of(mu, h), s._replace(mu=mu)
 
 
 def _decay(h: Numbers, t: Any) -> Mapping[str, Any]:
     return {"b1": 1 - h.momentum}
 
 
-def _by_rms(g: Array, slots: Slots, p: None, h: Numbers) -> tuple[Array, Slots]:
+def _by_rms(g: Array, s: LeafState, p: None, h: Numbers) -> tuple[Array, LeafState]:
     vectors = jnp.atleast_1d(g)  # a bias, or the rows of a table
     mean = jnp.sum(abs_sq(vectors), axis=-1, keepdims=True) / max(vectors.shape[-1], 1)
     size = sqrt(mean).reshape(g.shape[:-1] + (1,) * min(g.ndim, 1)) + h.eps
-    return g * jnp.where(size > 0, 1 / size, 0.0), slots
+    return g * jnp.where(size > 0, 1 / size, 0.0), s
 
 
 def _times(name: str, number: Hyper) -> Transform:
@@ -299,8 +287,8 @@ def _times(name: str, number: Hyper) -> Transform:
     )
 
 
-def _by_number(g: Array, slots: Slots, p: None, h: Numbers) -> tuple[Array, Slots]:
-    return getattr(h, h.name) * g, slots
+def _by_number(g: Array, s: LeafState, p: None, h: Numbers) -> tuple[Array, LeafState]:
+    return getattr(h, h.name) * g, s
 
 
 @core.recorded

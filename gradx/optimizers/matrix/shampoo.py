@@ -16,8 +16,8 @@ from gradx.core.roots import sqrt
 from gradx.core.trees import abs_sq
 from gradx.lift.averages import average, weight_so_far
 from gradx.lift.matrixwise import matrixwise
-from gradx.lift.passes import Numbers, Slots
 from gradx.lift.sharing import Sharing
+from gradx.lift.stages import Numbers
 from gradx.linalg import blocks, decompositions
 from gradx.linalg.eigenbasis import CUT, cut, least_share, rounding_of_factors
 from gradx.linalg.polar import bounded
@@ -205,17 +205,17 @@ def _factors(h: Numbers, t: Array) -> Mapping[str, Any]:
 # ---------------------------------------------------------------- the rule
 
 
-def _first(p: Array, *, block: int, has_nu: bool) -> Slots:
+def _first(p: Array, *, block: int, has_nu: bool) -> dict[str, Array]:
     rows, columns = p.shape
-    shapes = blocks.side_shape(rows, columns, block), blocks.side_shape(columns, rows, block)
-    sides = tuple(jnp.zeros_like(p, shape=shape) for shape in shapes)
-    nu = () if has_nu else (jnp.zeros_like(p.real, shape=(0,)),)
-    return nu + sides + sides
+    left = jnp.zeros_like(p, shape=blocks.side_shape(rows, columns, block))
+    right = jnp.zeros_like(p, shape=blocks.side_shape(columns, rows, block))
+    nu = {} if has_nu else {"nu": jnp.zeros_like(p.real, shape=(0,))}
+    return {**nu, "left": left, "right": right, "left_root": left, "right_root": right}
 
 
-def _gathered(g: Array, slots: Slots, p: None, h: Numbers) -> Slots:
-    g, (mu, nu, left, right, *roots) = bounded(g), slots
-    mu = remembered(mu, g, h)
+def _gathered(g: Array, s: ShampooState, p: None, h: Numbers) -> ShampooState:
+    g, nu, left, right = bounded(g), s.nu, s.left, s.right
+    mu = remembered(s.mu, g, h)
     if h.graft == "adagrad":
         nu = nu + abs_sq(g)
     elif nu.size:
@@ -223,15 +223,15 @@ def _gathered(g: Array, slots: Slots, p: None, h: Numbers) -> Slots:
     if g.size:
         left = h.b2 * left + h.of_new * blocks.outer(g, h.block)
         right = h.b2 * right + h.of_new * blocks.outer(g.mT, h.block)
-    return mu, nu, left, right, *roots
+    return s._replace(mu=mu, nu=nu, left=left, right=right)
 
 
-def _with_roots(slots: Slots, h: Numbers) -> Slots:
-    mu, nu, left, right, left_root, right_root = slots
-    if left.size and right.size:
-        left_root = _root(left, left_root, h)
-        right_root = _root(right, right_root, h)
-    return mu, nu, left, right, left_root, right_root
+def _with_roots(s: ShampooState, h: Numbers) -> ShampooState:
+    if not (s.left.size and s.right.size):
+        return s
+    left_root = _root(s.left, s.left_root, h)
+    right_root = _root(s.right, s.right_root, h)
+    return s._replace(left_root=left_root, right_root=right_root)
 
 
 def _root(side: Array, old: Array, h: Numbers) -> Array:
@@ -258,21 +258,20 @@ def _root(side: Array, old: Array, h: Numbers) -> Array:
     return jnp.concatenate(made)
 
 
-def _preconditioned(g: Array, slots: Slots, p: None, h: Numbers) -> tuple[Array, Slots]:
-    mu, nu, _, _, left_root, right_root = slots
+def _preconditioned(g: Array, s: ShampooState, p: None, h: Numbers) -> tuple[Array, ShampooState]:
     if not g.size:
-        return g, slots
-    m = momentum_of(mu, h, h.of_mu)
-    made = blocks.times(right_root, blocks.times(left_root, m, h.block).mT, h.block).mT
+        return g, s
+    m = momentum_of(s.mu, h, h.of_mu)
+    made = blocks.times(s.right_root, blocks.times(s.left_root, m, h.block).mT, h.block).mT
     if h.graft == "none":
-        return made, slots
-    step = m if h.graft == "sgd" else m / (sqrt(h.of_nu * nu) + h.graft_eps)
+        return made, s
+    step = m if h.graft == "sgd" else m / (sqrt(h.of_nu * s.nu) + h.graft_eps)
 
     def grafted(r: blocks.Cut, c: blocks.Cut, x: Array, like: Array) -> Array:
         size = blocks.norms(x)
         return x * (blocks.norms(like) / jnp.where(size > 0, size, 1.0))
 
-    return blocks.by_block(grafted, h.block, made, step), slots
+    return blocks.by_block(grafted, h.block, made, step), s
 
 
 # ---------------------------------------------------------------- the optimizer

@@ -15,14 +15,14 @@ from gradx.core.roots import sqrt
 from gradx.core.trees import abs_sq
 from gradx.lift.averages import average, weight_so_far
 from gradx.lift.matrixwise import matrixwise
-from gradx.lift.passes import Numbers, Slots
 from gradx.lift.sharing import Sharing
+from gradx.lift.stages import Numbers
 from gradx.linalg.eigenbasis import (
     CUT,
     averaged,
     cut,
     first_basis,
-    first_slots,
+    first_factors,
     into,
     known,
     largest_first,
@@ -152,7 +152,7 @@ def scale_by_soap(
         hypers["shampoo_beta"] = shampoo_beta
     return matrixwise(
         _soap,
-        init=partial(first_slots, limit=steps("max_precond_dim", max_precond_dim, 0)),
+        init=partial(first_factors, limit=steps("max_precond_dim", max_precond_dim, 0)),
         state=SoapState,
         like_leaf={"mu": kept(mu_dtype, slow), "nu": "real"},
         hypers=hypers,
@@ -182,26 +182,28 @@ def _of_the_step(h: Numbers, t: Array) -> Mapping[str, Any]:
     }
 
 
-def _soap(g: Array, slots: Slots, p: None, h: Numbers) -> tuple[Array, Slots]:
-    g, (mu, nu, left, right, *bases) = bounded(g), slots
-    seen = jnp.where(h.begun, into(g, *bases), 0)
-    mu = remembered(mu, seen, h)
-    nu = average(nu, abs_sq(seen), h.b2)
+def _soap(g: Array, s: SoapState, p: None, h: Numbers) -> tuple[Array, SoapState]:
+    g, rows, columns = bounded(g), s.row_basis, s.column_basis
+    seen = jnp.where(h.begun, into(g, rows, columns), 0)
+    mu = remembered(s.mu, seen, h)
+    nu = average(s.nu, abs_sq(seen), h.b2)
     u = momentum_of(mu, h, h.correct_mu) / (sqrt(h.correct_nu * nu) + h.eps)
-    signal = h.begun & known(nu, least_share(h, rounding_of_products(nu.dtype)), *bases)
-    u = out_of(jnp.where(signal, u, 0), *bases)
-    return u, (mu, nu, *averaged(g, left, right, h.factor_decay), *bases)
+    signal = h.begun & known(nu, least_share(h, rounding_of_products(nu.dtype)), rows, columns)
+    u = out_of(jnp.where(signal, u, 0), rows, columns)
+    left, right = averaged(g, s.row_factor, s.column_factor, h.factor_decay)
+    return u, s._replace(mu=mu, nu=nu, row_factor=left, column_factor=right)
 
 
-def _start(slots: Slots, h: Numbers) -> Slots:
-    mu, nu, left, right, *_ = slots
-    return mu, nu, left, right, first_basis(left), first_basis(right)
+def _start(s: SoapState, h: Numbers) -> SoapState:
+    return s._replace(
+        row_basis=first_basis(s.row_factor), column_basis=first_basis(s.column_factor)
+    )
 
 
-def _renew(slots: Slots, h: Numbers) -> Slots:
-    mu, nu, left, right, *old = slots
-    made = []
-    for axis, (factor, basis) in enumerate(zip((left, right), old, strict=True)):
+def _renew(s: SoapState, h: Numbers) -> SoapState:
+    nu, made = s.nu, []
+    sides = (s.row_factor, s.row_basis), (s.column_factor, s.column_basis)
+    for axis, (factor, basis) in enumerate(sides):
         if factor.size:
             next_one = power(factor, basis)
             order = largest_first(next_one, basis)
@@ -209,7 +211,8 @@ def _renew(slots: Slots, h: Numbers) -> Slots:
             basis = orthogonal(next_one[:, order], basis[:, order], factor)
         made.append(basis)
     rows, columns = made
-    return moved(mu, (old[0], old[1]), (rows, columns)), nu, left, right, rows, columns
+    mu = moved(s.mu, (s.row_basis, s.column_basis), (rows, columns))
+    return s._replace(mu=mu, nu=nu, row_basis=rows, column_basis=columns)
 
 
 @core.recorded

@@ -11,14 +11,14 @@ from gradx import core
 from gradx.combinators.chain import Contract, chain
 from gradx.core import Count, Transform, Updates
 from gradx.lift.matrixwise import matrixwise
-from gradx.lift.passes import Numbers, Slots
 from gradx.lift.sharing import Sharing
+from gradx.lift.stages import Numbers
 from gradx.linalg.eigenbasis import (
     CUT,
     averaged,
     cut,
     first_basis,
-    first_slots,
+    first_factors,
     into,
     known,
     least_share,
@@ -146,7 +146,7 @@ def scale_by_splus(
     slow = slow_average(b3, alpha)
     return matrixwise(
         _splus,
-        init=partial(first_slots, limit=steps("max_precond_dim", max_precond_dim, 0)),
+        init=partial(first_factors, limit=steps("max_precond_dim", max_precond_dim, 0)),
         state=SplusState,
         like_leaf={"mu": kept(mu_dtype, slow)},
         hypers={"b1": b1, "b2": b2, "eps": eps, **slow, **cut(rtol)},
@@ -160,13 +160,14 @@ def scale_by_splus(
     )
 
 
-def _splus(g: Array, slots: Slots, p: None, h: Numbers) -> tuple[Array, Slots]:
-    g, (mu, left, right, *bases) = bounded(g), slots
-    mu = remembered(mu, g, h)
-    m = into(momentum_of(mu, h), *bases)
-    signal = known(squares(m), least_share(h, rounding_of_products(m.real.dtype)), *bases)
-    u = out_of(jnp.where(signal, _signs(m, h.eps), 0), *bases)
-    return u, (mu, *averaged(g, left, right, h.b2), *bases)
+def _splus(g: Array, s: SplusState, p: None, h: Numbers) -> tuple[Array, SplusState]:
+    g, rows, columns = bounded(g), s.row_basis, s.column_basis
+    mu = remembered(s.mu, g, h)
+    m = into(momentum_of(mu, h), rows, columns)
+    signal = known(squares(m), least_share(h, rounding_of_products(m.real.dtype)), rows, columns)
+    u = out_of(jnp.where(signal, _signs(m, h.eps), 0), rows, columns)
+    left, right = averaged(g, s.row_factor, s.column_factor, h.b2)
+    return u, s._replace(mu=mu, row_factor=left, column_factor=right)
 
 
 def _signs(x: Array, eps: Any) -> Array:
@@ -176,9 +177,10 @@ def _signs(x: Array, eps: Any) -> Array:
     return jnp.where(soft > 0, x / jnp.where(soft > 0, soft, 1.0), 0.0)
 
 
-def _renew(slots: Slots, h: Numbers) -> Slots:
-    mu, left, right, *_ = slots
-    return mu, left, right, first_basis(left), first_basis(right)
+def _renew(s: SplusState, h: Numbers) -> SplusState:
+    return s._replace(
+        row_basis=first_basis(s.row_factor), column_basis=first_basis(s.column_factor)
+    )
 
 
 @core.recorded

@@ -15,18 +15,8 @@ from gradx.combinators.chain import Contract, chain, identity
 from gradx.core import Count, Params, State, Transform, Updates
 from gradx.core import trees as gtree
 from gradx.core.updates import safe_increment
-from gradx.lift.passes import (
-    Call,
-    Leaves,
-    Numbers,
-    Results,
-    Rows,
-    Slots,
-    check_array,
-    is_array,
-    staged,
-    widen,
-)
+from gradx.lift.passes import check_array, staged, widen
+from gradx.lift.stages import NO_STATE, Call, LeafState, Leaves, Numbers, Results, Rows, is_array
 from gradx.lift.states import check_state
 from gradx.line_search.objective import check_params, check_shape, inner, nothing, real_dtype
 from gradx.line_search.zoom import scale_by_zoom_linesearch
@@ -156,7 +146,7 @@ class _Memory:
             scaled=self.scaled,
         )
         for i, u in zip(active, direction, strict=True):
-            rows[i].append(Call(_take, (), {"direction": u}, (), False))
+            rows[i].append(Call(_take, (), {"direction": u}, NO_STATE, False))
         for column, arrays in zip(columns, new, strict=True):
             for i, x in zip(active, arrays, strict=True):
                 column[i] = x
@@ -167,8 +157,8 @@ class _Memory:
         return lambda results: made
 
 
-def _take(g: Array, slots: Slots, p: None, h: Numbers) -> tuple[Array, Slots]:
-    return h.direction, slots
+def _take(g: Array, s: LeafState, p: None, h: Numbers) -> tuple[Array, LeafState]:
+    return h.direction, s
 
 
 _TREES = ("params", "updates", "diff_params_memory", "diff_updates_memory")

@@ -17,9 +17,10 @@ from gradx.contract import MaskedNode
 from gradx.core import Count, Params, Part, State, Transform, Updates
 from gradx.core import trees as gtree
 from gradx.core.updates import safe_increment
-from gradx.lift.averages import average, storage, weight_so_far, zero_moments
+from gradx.lift.averages import average, real_zeros, storage, weight_so_far, zero_moments
 from gradx.lift.leafwise import leafwise
-from gradx.lift.passes import Leaves, Numbers, Results, Rows, Slots, is_array, measured, run, staged
+from gradx.lift.passes import measured, run, staged
+from gradx.lift.stages import Call, Leaves, Numbers, Results, Rows, is_array
 from gradx.lift.states import check_state
 from gradx.lowering.conditional import rarely
 from gradx.numbers.counting import steps
@@ -129,14 +130,14 @@ def scale_by_sophia(
     clipping = {} if clip_threshold is None else {"clip_threshold": clip_threshold}
     moved = leafwise(
         _sophia,
-        init=partial(zero_moments, mu_dtype=storage("mu_dtype", mu_dtype)),
+        init=zero_moments(storage("mu_dtype", mu_dtype)),
         state=ScaleByAdamState,
         hypers={"b1": b1, "b2": b2, "eps": eps, "gamma": gamma, **clipping},
         ranges={"eps": "(0, inf)", "gamma": "(0, inf)", **dict.fromkeys(clipping, "(0, inf]")},
         flags={"clips": bool(clipping)},
         per_step=_correction,
     )
-    averaged = leafwise(_average, init=_no_curvature, state=_Curvature, hypers={"b2": b2})
+    averaged = leafwise(_average, init={"nu": real_zeros}, state=_Curvature, hypers={"b2": b2})
 
     def described(params: Params, state: State) -> list[Part]:
         inner = own_state(state)
@@ -164,28 +165,24 @@ def _correction(h: Numbers, t: Array) -> Mapping[str, Array]:
     return {"correct_mu": 1 / weight_so_far(h.b1, t)}
 
 
-def _sophia(g: Array, slots: Slots, p: None, h: Numbers) -> tuple[Array, Slots]:
-    mu, nu = slots
-    mu = average(mu, g, h.b1)
-    u = _newton(mu, nu, h)
-    return jnp.clip(u, -h.clip_threshold, h.clip_threshold) if h.clips else u, (mu, nu)
+def _sophia(g: Array, s: ScaleByAdamState, p: None, h: Numbers) -> tuple[Array, ScaleByAdamState]:
+    mu = average(s.mu, g, h.b1)
+    u = _newton(mu, s.nu, h)
+    u = jnp.clip(u, -h.clip_threshold, h.clip_threshold) if h.clips else u
+    return u, s._replace(mu=mu)
 
 
 def _newton(mu: Array, nu: Array, h: Numbers) -> Array:
     return h.correct_mu * mu / jnp.maximum(h.gamma * nu, h.eps)
 
 
-def _wins(g: Array, slots: Slots, p: None, h: Numbers) -> Mapping[str, Array]:
-    u = _newton(average(slots[0], g, h.b1), slots[1], h)
+def _wins(g: Array, s: ScaleByAdamState, p: None, h: Numbers) -> Mapping[str, Array]:
+    u = _newton(average(s.mu, g, h.b1), s.nu, h)
     return {"wins": jnp.sum(jnp.abs(u) < h.clip_threshold)}
 
 
-def _no_curvature(p: Array) -> Slots:
-    return (jnp.zeros_like(p.real),)
-
-
-def _average(g: Array, slots: Slots, p: None, h: Numbers) -> tuple[Array, Slots]:
-    return g, (average(slots[0], g, h.b2),)
+def _average(g: Array, s: _Curvature, p: None, h: Numbers) -> tuple[Array, _Curvature]:
+    return g, s._replace(nu=average(s.nu, g, h.b2))
 
 
 @dataclass(frozen=True, eq=False)
@@ -275,9 +272,9 @@ class _Sophia:
 
     def _print(self, leaves: Leaves, count: Array, rows: Rows) -> None:
         active = [i for i, u in enumerate(leaves.updates) if is_array(u)]
-        calls = {i: rows[i][-1] for i in active}
+        calls = {i: call for i in active if isinstance(call := rows[i][-1], Call)}
         won = [
-            measured(_wins, c.static, leaves.updates[i], None, c.traced, c.slots)["wins"]
+            measured(_wins, c.static, leaves.updates[i], None, c.traced, c.state)["wins"]
             for i, c in calls.items()
         ]
         t = safe_increment(count)

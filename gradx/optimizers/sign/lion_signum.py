@@ -13,7 +13,7 @@ from gradx.combinators.chain import chain
 from gradx.core import Count, Transform, Updates
 from gradx.lift.averages import average, storage, zeros
 from gradx.lift.leafwise import leafwise
-from gradx.lift.passes import Numbers, Slots
+from gradx.lift.stages import LeafState, Numbers
 from gradx.numbers.sources import Array, Hyper
 from gradx.pieces.moments import ema
 from gradx.pieces.scaling import descend
@@ -41,8 +41,8 @@ def scale_by_sign() -> Transform:
     return leafwise(_sign)
 
 
-def _sign(g: Array, slots: Slots, p: None, h: Numbers) -> tuple[Array, Slots]:
-    return jnp.sign(g), slots
+def _sign(g: Array, s: LeafState, p: None, h: Numbers) -> tuple[Array, LeafState]:
+    return jnp.sign(g), s
 
 
 @core.recorded
@@ -138,7 +138,7 @@ def scale_by_lion(
     """
     return leafwise(
         _lion,
-        init=partial(zeros, dtype=storage("mu_dtype", mu_dtype)),
+        init={"mu": partial(zeros, dtype=storage("mu_dtype", mu_dtype))},
         state=ScaleByLionState,
         hypers={"b1": b1, "b2": b2, "smooth_beta": smooth_beta},
         # Solving for the old mu divides by b2: below a hundredth that costs digits.
@@ -161,10 +161,10 @@ def _mixture(h: Numbers, t: Array) -> Mapping[str, Any]:
     return {"share_of_mu": share, "share_of_g": (1 - h.b1) - share * (1 - h.b2)}
 
 
-def _lion(g: Array, slots: Slots, p: None, h: Numbers) -> tuple[Array, Slots]:
-    mu = average(slots[0], g, h.b2)
+def _lion(g: Array, s: ScaleByLionState, p: None, h: Numbers) -> tuple[Array, ScaleByLionState]:
+    mu = average(s.mu, g, h.b2)
     c = h.share_of_mu * mu + h.share_of_g * g
-    return _MODES[h.mode](c, h.smooth_beta), (mu,)
+    return _MODES[h.mode](c, h.smooth_beta), s._replace(mu=mu)
 
 
 @core.recorded

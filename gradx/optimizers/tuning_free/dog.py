@@ -14,7 +14,7 @@ from gradx.core import Params, Transform
 from gradx.core.roots import sqrt
 from gradx.core.trees import abs_sq
 from gradx.lift.leafwise import leafwise
-from gradx.lift.passes import Decided, Numbers, Slots, Sums
+from gradx.lift.stages import Decided, Numbers, Sums
 from gradx.numbers import hyper
 from gradx.numbers.sources import Array, Hyper
 from gradx.pieces.norms import by_factor, quotient, squares_at_init
@@ -34,13 +34,12 @@ __all__ = [
 # ---------------------------------------------------------------- what they share
 
 
-def _start(p: Array, sums: Sums | None = None) -> Slots:
-    return (p,)  # the lift copies it: a donated state must not free the parameters
+def _start(p: Array, sums: Sums | None = None) -> Mapping[str, Array]:
+    return {"init_params": p}  # the lift copies it: a donated state must not free the parameters
 
 
-def _squares(g: Array, slots: Slots, p: Array, h: Numbers) -> Mapping[str, Array]:
-    (p0,) = slots
-    return {"gradient": jnp.sum(abs_sq(g)), "distance": jnp.sum(abs_sq(p - p0))}
+def _squares(g: Array, s: DoGState | DoWGState, p: Array, h: Numbers) -> Mapping[str, Array]:
+    return {"gradient": jnp.sum(abs_sq(g)), "distance": jnp.sum(abs_sq(p - s.init_params))}
 
 
 def _decayed(weight_decay: Hyper | None, mask: Any) -> Transform:

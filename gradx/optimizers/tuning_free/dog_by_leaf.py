@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -14,7 +15,7 @@ from gradx.core.trees import abs_sq, wide
 from gradx.lift import mapped
 from gradx.lift.averages import storage
 from gradx.lift.leafwise import leafwise
-from gradx.lift.passes import Numbers, Slots, Sums
+from gradx.lift.stages import Numbers, Sums
 from gradx.numbers import hyper
 from gradx.numbers.sources import Array, Hyper
 from gradx.pieces.norms import quotient, squares_at_init
@@ -80,7 +81,7 @@ def scale_by_distance_over_gradients(
     dtype = storage("param_dtype", param_dtype)
     return leafwise(
         _by_leaf,
-        init=partial(_leaf_slots, ratio=ratio, dtype=dtype),
+        init=partial(_start, ratio=ratio, dtype=dtype),
         state=ScaleByDistanceOverGradientsState,
         hypers={"eps": eps, "global_scale": global_scale},
         ranges={"global_scale": hyper.ANY},
@@ -90,19 +91,24 @@ def scale_by_distance_over_gradients(
     )
 
 
-def _leaf_slots(p: Array, sums: Sums, *, ratio: Any, dtype: Any) -> Slots:
+def _start(p: Array, sums: Sums, *, ratio: Any, dtype: Any) -> Mapping[str, Array]:
     kept = p.dtype if dtype is None else dtype
     kept = wide(kept, p.dtype) if jnp.iscomplexobj(p) else kept
     real = p.real.dtype
     first = ratio * (1 + sqrt(sums["squares"]))
-    return jnp.asarray(first, real), jnp.zeros(1, real), jnp.array(p, kept)
+    return {
+        "max_dist": jnp.asarray(first, real),
+        "grad_sum_of_squares": jnp.zeros(1, real),
+        "init_params": jnp.array(p, kept),
+    }
 
 
-def _by_leaf(g: Array, slots: Slots, p: Array, h: Numbers) -> tuple[Array, Slots]:
-    distance, total, p0 = slots
-    sums = jnp.sum(abs_sq(g)), jnp.sum(abs_sq(p - p0.astype(p.dtype)))
-    sums = mapped.total(sums, h.span)
-    distance = jnp.maximum(distance, sqrt(sums[1]))
-    total = total + sums[0]
+def _by_leaf(
+    g: Array, s: ScaleByDistanceOverGradientsState, p: Array, h: Numbers
+) -> tuple[Array, ScaleByDistanceOverGradientsState]:
+    squares = jnp.sum(abs_sq(g)), jnp.sum(abs_sq(p - s.init_params.astype(p.dtype)))
+    gradient, travelled = mapped.total(squares, h.span)
+    distance = jnp.maximum(s.max_dist, sqrt(travelled))
+    total = s.grad_sum_of_squares + gradient
     rate = h.global_scale * quotient(distance, sqrt(total[0] + h.eps))
-    return rate * g, (distance, total, p0)
+    return rate * g, s._replace(max_dist=distance, grad_sum_of_squares=total)

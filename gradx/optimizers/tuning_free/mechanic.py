@@ -10,28 +10,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from gradx import core
-from gradx.combinators.chain import Contract, stage_of
+from gradx.combinators.chain import Contract
 from gradx.combinators.predicated import check_inner
-from gradx.core import Count, Params, Part, State, Transform, Updates
-from gradx.core import trees as gtree
+from gradx.core import Count, Params, Part, State, Transform
 from gradx.core.roots import sqrt
 from gradx.core.trees import abs_sq, dot
 from gradx.lift.leafwise import leafwise
-from gradx.lift.passes import (
-    Call,
-    Decided,
-    Leaves,
-    Numbers,
-    Results,
-    Rows,
-    Slots,
-    Stage,
-    Sums,
-    is_array,
-    run,
-    staged,
-    widen,
-)
+from gradx.lift.passes import staged
+from gradx.lift.sequence import stage_of
+from gradx.lift.stages import Decided, Leaves, Numbers, Results, Rows, Stage, Sums
 from gradx.lift.states import check_state
 from gradx.lowering.order import once_known
 from gradx.lowering.reading import unshared
@@ -135,7 +122,7 @@ def mechanize(
     nothing = np.zeros(num_betas)
     tuning = leafwise(
         _move,
-        init=_from_here,
+        init={"x0": _from_here},
         state=_Tuner,
         hypers={"weight_decay": weight_decay, "eps": eps},
         ranges={"eps": "(0, inf)"},
@@ -154,9 +141,6 @@ def mechanize(
     )
     tuner = tuning.stage
 
-    def init(params: Params) -> State:
-        return _join(MechanicState, base_optimizer.init(params), tuner.init(params))
-
     def described(params: Params, state: State) -> list[Part]:
         _, inner, own = _split(state, where)
         return [
@@ -164,40 +148,28 @@ def mechanize(
             Part("", tuning, params, own),
         ]
 
-    base = stage_of(base_optimizer)
-    if base is not None:
-        return staged(_Mechanic(base, tuner, where), where, described)
-    wrapped = core.with_extra_args(base_optimizer)
-
-    def update(
-        updates: Updates, state: State, params: Params | None = None, **extra: Any
-    ) -> tuple[Updates, State]:
-        made = wrapped.update(updates, _split(state, where)[1], params, **extra)
-        stage = _Mechanic(_Made(*made), tuner, where)
-        return run(stage, where, updates, state, params, extra)
-
-    return Transform(init, update, parts=described)
+    return staged(_Mechanic(stage_of(base_optimizer), tuner, where), where, described)
 
 
 # ---------------------------------------------------------------- the rule
 
 
-def _from_here(p: Array) -> Slots:
-    return (p,)
+def _from_here(p: Array) -> Array:
+    return p
 
 
 def _is_first(h: Numbers, t: Array) -> Mapping[str, Array]:
     return {"first": t == 1}
 
 
-def _products(g: Array, slots: Slots, p: Array, h: Numbers) -> Mapping[str, Array]:
+def _products(g: Array, s: _Tuner, p: Array, h: Numbers) -> Mapping[str, Array]:
     # What two consumers share is an array put aside: so once x0 - p and once p - x0, and a square
     # of the gradient that is not shared with the base optimizer's second moment.
     return {
         "gradient": jnp.sum(abs_sq(unshared(g, p))),
         "params": jnp.sum(abs_sq(p)),
-        "gain": dot(g, slots[0] - p),
-        "growth": dot(p, p - slots[0]),
+        "gain": dot(g, s.x0 - p),
+        "growth": dot(p, p - s.x0),
     }
 
 
@@ -222,9 +194,9 @@ def _learn(h: Numbers, sums: Sums) -> Decided:
     return decided, {"r": r, "m": m, "v": v, "s": s}
 
 
-def _move(u: Array, slots: Slots, p: Array, h: Numbers) -> tuple[Array, Slots]:
-    x0 = jnp.where(h.begins, p, slots[0])
-    return h.rate * u + h.back * (x0 - p), (x0,)
+def _move(u: Array, s: _Tuner, p: Array, h: Numbers) -> tuple[Array, _Tuner]:
+    x0 = jnp.where(h.begins, p, s.x0)
+    return h.rate * u + h.back * (x0 - p), s._replace(x0=x0)
 
 
 # ---------------------------------------------------------------- around the base optimizer
@@ -234,7 +206,7 @@ def _move(u: Array, slots: Slots, p: Array, h: Numbers) -> tuple[Array, Slots]:
 class _Mechanic:
     """The base optimizer and then the tuner, which measures the gradients that both are given."""
 
-    base: Any
+    base: Stage
     tuner: Stage
     where: str
     sees_tree = True
@@ -249,29 +221,6 @@ class _Mechanic:
         end_base = self.base.begin(leaves, base_state, extra, rows)
         end = self.tuner.begin(leaves, tuner_state, extra, rows)
         return lambda results: _join(kind, end_base(results), end(results))
-
-
-@dataclass(frozen=True, eq=False)
-class _Made:
-    """What a base optimizer that is no stage has made of the whole tree."""
-
-    updates: Updates
-    state: State
-
-    def begin(
-        self, leaves: Leaves, state: State, extra: Mapping[str, Any], rows: Rows
-    ) -> Callable[[Results], State]:
-        made = gtree.flatten_like(
-            leaves.flat, self.updates, "the base optimizer's updates", "mechanize"
-        )
-        for row, u, g in zip(rows, made, leaves.updates, strict=True):
-            if is_array(g):
-                row.append(Call(_take, (), {"made": u}, (), False))
-        return lambda results: self.state
-
-
-def _take(g: Array, slots: Slots, p: Any, h: Numbers) -> tuple[Array, Slots]:
-    return widen(h.made), slots
 
 
 def _split(state: State, where: str) -> tuple[Any, State, State]:

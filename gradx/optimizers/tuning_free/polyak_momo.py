@@ -15,9 +15,9 @@ from gradx.combinators.chain import chain
 from gradx.core import Count, Transform, Updates
 from gradx.core.roots import sqrt
 from gradx.core.trees import abs_sq, finite_sq, products
-from gradx.lift.averages import average, weight_so_far, zero_moments, zeros
+from gradx.lift.averages import average, real_zeros, weight_so_far, zeros
 from gradx.lift.leafwise import leafwise
-from gradx.lift.passes import Decided, Numbers, Slots, Sums
+from gradx.lift.stages import Decided, Numbers, Sums
 from gradx.lowering.reading import unshared
 from gradx.lowering.sums import sums_of
 from gradx.numbers import hyper
@@ -265,7 +265,7 @@ def momo(
     """
     return _with_loss(
         _momo,
-        init=zeros,
+        init={"exp_avg": zeros},
         state=MomoState,
         hypers={"learning_rate": learning_rate, "beta": beta, "weight_decay": weight_decay},
         per_step=_momo_step,
@@ -280,14 +280,14 @@ def _momo_step(h: Numbers, t: Array) -> Mapping[str, Any]:
     return {**_shrinkage(h), "weight": 1.0, "root": 1.0, "keep": h.beta, "add": add}
 
 
-def _momo_sums(g: Array, slots: Slots, p: Array, h: Numbers) -> Mapping[str, Array]:
-    m = h.keep * slots[0] + h.add * g
+def _momo_sums(g: Array, s: MomoState, p: Array, h: Numbers) -> Mapping[str, Array]:
+    m = h.keep * s.exp_avg + h.add * g
     return sums_of(norm=abs_sq(m), height=products(m, p), slope=products(g, p))
 
 
-def _momo(g: Array, slots: Slots, p: Array, h: Numbers) -> tuple[Array, Slots]:
-    m = h.keep * slots[0] + h.add * g
-    return -h.decay * p - h.tau * m, (m,)
+def _momo(g: Array, s: MomoState, p: Array, h: Numbers) -> tuple[Array, MomoState]:
+    m = h.keep * s.exp_avg + h.add * g
+    return -h.decay * p - h.tau * m, s._replace(exp_avg=m)
 
 
 class MomoAdamState(NamedTuple):
@@ -367,7 +367,7 @@ def momo_adam(
     rates = {"learning_rate": learning_rate, "weight_decay": weight_decay}
     return _with_loss(
         _momo_adam,
-        init=zero_moments,
+        init={"exp_avg": zeros, "exp_avg_sq": real_zeros},
         state=MomoAdamState,
         hypers={**rates, "b1": b1, "b2": b2, "eps": eps},
         per_step=_momo_adam_step,
@@ -384,17 +384,16 @@ def _momo_adam_step(h: Numbers, t: Array) -> Mapping[str, Any]:
     return {**_shrinkage(h), **more, "correct_nu": 1 / second}
 
 
-def _momo_adam_sums(g: Array, slots: Slots, p: Array, h: Numbers) -> Mapping[str, Array]:
-    mu, nu = slots
-    mu = average(mu, g, h.b1)
-    nu = average(nu, abs_sq(g), h.b2)
+def _momo_adam_sums(g: Array, s: MomoAdamState, p: Array, h: Numbers) -> Mapping[str, Array]:
+    mu = average(s.exp_avg, g, h.b1)
+    nu = average(s.exp_avg_sq, abs_sq(g), h.b2)
     # D is (root(nu) + small) / root, written in another way than below, with one scalar in a sum.
     size = finite_sq(mu) / (sqrt(nu) + unshared(h.small, g))
     return sums_of(norm=size, height=products(mu, p), slope=products(g, p))
 
 
-def _momo_adam(g: Array, slots: Slots, p: Array, h: Numbers) -> tuple[Array, Slots]:
-    mu, nu = slots
-    mu = average(mu, g, h.b1)
-    nu = average(nu, abs_sq(g), h.b2)
-    return -h.decay * p - h.tau * mu / (sqrt(nu * h.correct_nu) + h.eps), (mu, nu)
+def _momo_adam(g: Array, s: MomoAdamState, p: Array, h: Numbers) -> tuple[Array, MomoAdamState]:
+    mu = average(s.exp_avg, g, h.b1)
+    nu = average(s.exp_avg_sq, abs_sq(g), h.b2)
+    u = -h.decay * p - h.tau * mu / (sqrt(nu * h.correct_nu) + h.eps)
+    return u, s._replace(exp_avg=mu, exp_avg_sq=nu)

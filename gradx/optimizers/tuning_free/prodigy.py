@@ -11,9 +11,9 @@ from gradx import core
 from gradx.core import Count, Params, Transform, Updates
 from gradx.core.roots import sqrt
 from gradx.core.trees import abs_sq, products
-from gradx.lift.averages import average, weight_so_far, zero_moments
+from gradx.lift.averages import average, real_zeros, weight_so_far, zeros
 from gradx.lift.leafwise import leafwise
-from gradx.lift.passes import Decided, Numbers, Slots, Sums
+from gradx.lift.stages import Decided, Numbers, Sums
 from gradx.lowering.order import once_known
 from gradx.lowering.reading import unshared
 from gradx.lowering.sums import sums_of
@@ -130,7 +130,7 @@ def dadapt_adamw(
     first = hyper.constant("estim_lr0", estim_lr0, "(0, inf)")
     return leafwise(
         _dadapt,
-        init=_dadapt_slots,
+        init={"exp_avg": zeros, "exp_avg_sq": real_zeros, "grad_sum": jnp.zeros_like},
         state=DAdaptAdamWState,
         hypers={
             "learning_rate": learning_rate,
@@ -148,10 +148,6 @@ def dadapt_adamw(
     )
 
 
-def _dadapt_slots(p: Array) -> Slots:
-    return (*zero_moments(p), jnp.zeros_like(p))
-
-
 def _dadapt_step(h: Numbers, t: Array) -> Mapping[str, Any]:
     root = h.b2**0.5
     rest = (1 - h.b2) / (1 + root)  # 1 - root, without the cancellation
@@ -159,22 +155,22 @@ def _dadapt_step(h: Numbers, t: Array) -> Mapping[str, Any]:
     return {"step": step, "root": root, "rest": rest, "to_sum": rest * step}
 
 
-def _dadapt_sums(g: Array, slots: Slots, p: Array, h: Numbers) -> Mapping[str, Array]:
-    gain, _, s = _dadapt_moments(g, slots, h)
-    return sums_of(product=gain, size=jnp.abs(s))
+def _dadapt_sums(g: Array, s: DAdaptAdamWState, p: Array, h: Numbers) -> Mapping[str, Array]:
+    gain, _, grad_sum = _dadapt_moments(g, s, h)
+    return sums_of(product=gain, size=jnp.abs(grad_sum))
 
 
-def _dadapt_moments(g: Array, slots: Slots, h: Numbers) -> tuple[Array, Array, Array]:
+def _dadapt_moments(g: Array, s: DAdaptAdamWState, h: Numbers) -> tuple[Array, Array, Array]:
     """The products with the old moments, and the new ones, which overwrite them afterwards.
 
     Measured and moved by the same expressions, which are calculated once.
     """
-    _, nu, s = slots
-    gain = products(g, s / (sqrt(nu) + unshared(jnp.asarray(h.eps, nu.dtype), g)))
+    nu = s.exp_avg_sq
+    gain = products(g, s.grad_sum / (sqrt(nu) + unshared(jnp.asarray(h.eps, nu.dtype), g)))
     then = jnp.where(once_known(jnp.sum(gain)), 1.0, 0.0)
     nu = h.b2 * nu + ((1 - h.b2) * then) * abs_sq(g)
-    s = h.root * s + (h.to_sum * then) * g
-    return gain, nu, s
+    grad_sum = h.root * s.grad_sum + (h.to_sum * then) * g
+    return gain, nu, grad_sum
 
 
 def _dadapt_estimate(h: Numbers, sums: Sums) -> Decided:
@@ -183,11 +179,12 @@ def _dadapt_estimate(h: Numbers, sums: Sums) -> Decided:
     return {}, {"estim_lr": estimate, "numerator_weighted": numerator}
 
 
-def _dadapt(g: Array, slots: Slots, p: Array, h: Numbers) -> tuple[Array, Slots]:
-    _, nu, s = _dadapt_moments(g, slots, h)
-    mu = average(slots[0], h.step * g, h.b1)
+def _dadapt(g: Array, s: DAdaptAdamWState, p: Array, h: Numbers) -> tuple[Array, DAdaptAdamWState]:
+    _, nu, grad_sum = _dadapt_moments(g, s, h)
+    mu = average(s.exp_avg, h.step * g, h.b1)
     u = -mu / (sqrt(nu) + h.eps)
-    return (u if _no_decay(h) else u - h.step * h.weight_decay * p), (mu, nu, s)
+    u = u if _no_decay(h) else u - h.step * h.weight_decay * p
+    return u, s._replace(exp_avg=mu, exp_avg_sq=nu, grad_sum=grad_sum)
 
 
 # ---------------------------------------------------------------- Prodigy
@@ -277,7 +274,7 @@ def prodigy(
     first = hyper.constant("estim_lr0", estim_lr0, "(0, inf)")
     return leafwise(
         _prodigy,
-        init=_prodigy_slots,
+        init=_prodigy_start,
         state=ProdigyState,
         hypers={
             "learning_rate": learning_rate,
@@ -298,8 +295,13 @@ def prodigy(
     )
 
 
-def _prodigy_slots(p: Array) -> Slots:
-    return (*zero_moments(p), jnp.zeros_like(p), p)
+def _prodigy_start(p: Array) -> Mapping[str, Array]:
+    return {
+        "exp_avg": zeros(p),
+        "exp_avg_sq": real_zeros(p),
+        "grad_sum": jnp.zeros_like(p),
+        "params0": p,
+    }
 
 
 def _prodigy_step(h: Numbers, t: Array) -> Mapping[str, Any]:
@@ -313,9 +315,10 @@ def _prodigy_step(h: Numbers, t: Array) -> Mapping[str, Any]:
     }
 
 
-def _prodigy_sums(g: Array, slots: Slots, p: Array, h: Numbers) -> Mapping[str, Array]:
-    _, _, s, p0 = slots
-    return sums_of(product=products(g, p0 - p), size=jnp.abs(h.decay * s + h.to_sum * g))
+def _prodigy_sums(g: Array, s: ProdigyState, p: Array, h: Numbers) -> Mapping[str, Array]:
+    return sums_of(
+        product=products(g, s.params0 - p), size=jnp.abs(h.decay * s.grad_sum + h.to_sum * g)
+    )
 
 
 def _prodigy_estimate(h: Numbers, sums: Sums) -> Decided:
@@ -326,11 +329,11 @@ def _prodigy_estimate(h: Numbers, sums: Sums) -> Decided:
     return {"small": estimate * h.eps}, new
 
 
-def _prodigy(g: Array, slots: Slots, p: Array, h: Numbers) -> tuple[Array, Slots]:
-    mu, nu, s, p0 = slots
+def _prodigy(g: Array, s: ProdigyState, p: Array, h: Numbers) -> tuple[Array, ProdigyState]:
     scaled = h.estim_lr * g
-    mu = average(mu, scaled, h.b1)
-    nu = average(nu, abs_sq(scaled), h.b2)
-    s = h.decay * s + h.to_sum * g
+    mu = average(s.exp_avg, scaled, h.b1)
+    nu = average(s.exp_avg_sq, abs_sq(scaled), h.b2)
+    grad_sum = h.decay * s.grad_sum + h.to_sum * g
     u = -h.step * mu / (sqrt(nu) + h.small)
-    return (u if _no_decay(h) else u - h.step * h.weight_decay * p), (mu, nu, s, p0)
+    u = u if _no_decay(h) else u - h.step * h.weight_decay * p
+    return u, s._replace(exp_avg=mu, exp_avg_sq=nu, grad_sum=grad_sum)

@@ -1,0 +1,301 @@
+"""What the lift does with a rule: its state, its numbers, its calls at the leaves.
+
+`leafwise` and `matrixwise` make a `Rule`, which is a stage of a pass (see `passes`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from gradx import core
+from gradx.core import Params, State
+from gradx.core import trees as gtree
+from gradx.core.updates import safe_increment
+from gradx.lift import mapped
+from gradx.lift.passes import check_array, check_leaf, measured, widen
+from gradx.lift.stages import (
+    Call,
+    Decided,
+    Leaves,
+    Numbers,
+    PerLeaf,
+    Results,
+    Rows,
+    Sums,
+    Update,
+    is_array,
+    leaf_state,
+)
+from gradx.lift.states import check_state, check_wrapping, closed, opened
+from gradx.lowering.siblings import siblings
+from gradx.numbers import hyper, sources
+from gradx.numbers.live import HyperparamsState
+from gradx.numbers.namespace import Static, ask, joined_names, split
+from gradx.numbers.sources import Array
+
+# (leaves, extra) -> what is known of each leaf, or None for a leaf that the rule leaves alone.
+Facts = Callable[[gtree.Flat, Mapping[str, Any] | None], Sequence[Mapping[str, Any] | None]]
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Rule:
+    """A rule for one array, and what the lift has to know about it (see `leafwise`)."""
+
+    update: Update
+    first: Callable[..., Mapping[str, Any]] | Mapping[str, Callable[..., Any]] | None = None
+    state: Any = optax.EmptyState
+    hypers: hyper.Hypers
+    facts: Facts | None = None
+    per_step: Callable[[Numbers, Array], Mapping[str, Any]] | None = None
+    measure: PerLeaf | None = None
+    per_tree: Callable[[Numbers, Sums], Decided] | None = None
+    per_leaf: PerLeaf | None = None
+    measure_init: Callable[[Array], Mapping[str, Any]] | None = None
+    scalars: Mapping[str, Any] = field(default_factory=dict)
+    several: Mapping[str, Any] = field(default_factory=dict)
+    count: tuple[str, ...] = ("count",)
+    whole_tree: Collection[str] | None = None
+    flags: Mapping[str, Any] = field(default_factory=dict)
+    axes: mapped.Axes = ()
+    needs_params: bool = False
+    any_kind: bool = False  # it takes integers and bools as well, and leaves what is no number
+    where: str
+
+    @property
+    def kind(self) -> Any:
+        """The class of the state, without what live values add to it."""
+        return self.state
+
+    @property
+    def counts(self) -> list[str]:
+        """The fields that count the updates."""
+        return [f for f in self.state._fields if f in self.count]
+
+    @property
+    def sees_tree(self) -> bool:
+        return self.measure is not None
+
+    @property
+    def fields(self) -> list[str]:
+        """The fields that are trees like the parameters; the others are single numbers."""
+        return [f for f in self.state._fields if f not in {*self.count, *self.scalars}]
+
+    def init(self, params: Params) -> State:
+        flat = gtree.flatten(params)
+        for i, p in enumerate(flat.values):
+            if is_array(p) and not self.any_kind:
+                check_array(p, flat, i, self.where, "parameter")
+        if jax.tree.leaves(params):
+            self.hypers.check_paths(gtree.array_paths(flat))
+        sums: list[Any] = [None] * len(flat.values)
+        if self.measure_init is not None:
+            parts = [self.measure_init(widen(p)) if is_array(p) else None for p in flat.values]
+            sums = mapped.total_at_init(parts, flat, self.axes, self.where)
+        made = self._first_states(flat, sums)
+        pairs = list(zip(flat.values, made, strict=True))
+        trees = {
+            name: closed(
+                self.several.get(name),
+                flat,
+                [p if own is None else own[name] for p, own in pairs],
+            )
+            for name in self.fields
+        }
+        zero = jnp.zeros((), jnp.int32)
+        state = self.state(
+            **trees,
+            **self._first_scalars(flat, sums),
+            **{f: jnp.copy(zero) for f in self.counts},
+        )
+        return self.wrapped(state, zero, self.hypers.initial())
+
+    @property
+    def counted(self) -> bool:
+        """Whether there is a count beside the rule's own state, which has none for a schedule."""
+        return self.hypers.scheduled and not self.counts
+
+    def wrapped(self, state: State, count: Any, values: Mapping[str, Array]) -> State:
+        """The rule's own state with the live values and the count that it needs beside it."""
+        if not self.counted and not self.hypers.tunables:
+            return state
+        live = {name: values[name] for name in self.hypers.tunables}
+        return HyperparamsState(count if self.counted else None, live, state)
+
+    def _first_states(
+        self, flat: gtree.Flat, sums: Sequence[Any]
+    ) -> list[Mapping[str, Any] | None]:
+        if self.facts is not None:
+            sums = list(self.facts(gtree.flatten(flat.tree), None))
+        pairs = zip(flat.values, sums, strict=True)
+        return [self._own_state(p, own) if is_array(p) else None for p, own in pairs]
+
+    def _own_state(self, p: Any, sums: Mapping[str, Any] | None = None) -> Mapping[str, Any]:
+        """The arrays of one leaf, in buffers of their own: donating the state must not free `p`."""
+        wide = widen(p)
+        given = (wide,) if sums is None else (wide, sums)
+        first = self.begun(self.fields, *given)
+        return jax.tree.map(lambda x: jnp.array(x) if x is wide or x is p else x, first)
+
+    def begun(self, fields: Sequence[str], *given: Any) -> dict[str, Any]:
+        """What `init` makes, by the names of these fields."""
+        if isinstance(self.first, Mapping):
+            made: Any = {name: one(*given) for name, one in self.first.items()}
+        else:
+            made = {} if self.first is None else self.first(*given)
+        if not isinstance(made, Mapping) or set(made) != set(fields):
+            found = sorted(made) if isinstance(made, Mapping) else core.show(made)
+            raise ValueError(
+                f"{self.where}: init must give the arrays of one leaf by the names of the fields "
+                f"{list(fields)} of {self.state.__name__}, as a function p -> {{name: array}} or a "
+                f"function for each name, and gives {found}."
+            )
+        return dict(made)
+
+    def _first_scalars(self, flat: gtree.Flat, sums: Sequence[Any]) -> dict[str, Array]:
+        """The numbers of the state; those with a fraction in the widest dtype that `init` saw."""
+        arrays = [widen(p) for p in flat.values if is_array(p)]
+        wide = gtree.wide(*(p.real.dtype for p in arrays))
+        parts = [part for part in sums if part is not None]
+        of_all = mapped.sum_over(parts, [None] * len(parts)) if parts else {}
+        first = {
+            name: jnp.asarray(value(of_all) if callable(value) else value)
+            for name, value in self.scalars.items()
+        }
+        return {
+            name: jnp.array(x, wide if jnp.issubdtype(x.dtype, jnp.floating) else x.dtype)
+            for name, x in first.items()
+        }
+
+    def begin(
+        self, leaves: Leaves, state: State, extra: Mapping[str, Any], rows: Rows
+    ) -> Callable[[Results], State]:
+        if self.needs_params and leaves.params is None:
+            raise ValueError(
+                f"{self.where}: needs the parameters: call update(updates, state, params)."
+            )
+        outer = state if isinstance(state, HyperparamsState) else None
+        inner = state if outer is None else outer.inner_state
+        check_state(inner, self.state, self.where)
+        check_wrapping(state, self.hypers.tunables, self.counted, self.where)
+        columns = {
+            f: opened(f, self.several.get(f), leaves.flat, getattr(inner, f), self.where)
+            for f in self.fields
+        }
+        counts = [getattr(inner, f) for f in self.counts]
+        done = counts or [None if outer is None else outer.count]
+        live = {} if outer is None else outer.hyperparams
+        step = sources.Step(done[-1], live, extra, self.where)
+        known: Sequence[Any] = [{}] * len(leaves.updates)
+        if self.facts is not None:
+            known = leaves.aligned(self.facts(gtree.flatten(leaves.tree), extra))
+        takes = gtree.is_number if self.any_kind else is_array
+        active = [i for i, u in enumerate(leaves.updates) if takes(u) and known[i] is not None]
+        group_of, groups = self.hypers.groups(leaves.flat, active)
+        old_scalars = {name: getattr(inner, name) for name in self.scalars}
+        numbers = [self._numbers(group, step, done[0], old_scalars) for group in groups]
+        programs = [split(h, self.where) for h in numbers]
+        spans = leaves.spans(self.axes, self.where)
+
+        def call(i: int, static: Static, traced: dict[str, Array]) -> Call:
+            further, arrays = split(known[i], self.where)
+            if known[i]:
+                joined_names({n: None for n, *_ in static} | traced, known[i], "facts", self.where)
+            return Call(
+                self.update,
+                (*static, *further, ("span", spans[i], str(spans[i]))),
+                {**traced, **arrays} if arrays else traced,  # one group's numbers are one object
+                leaf_state(self.state, {name: column[i] for name, column in columns.items()}),
+                self.needs_params,
+                leaves.gate,
+                self.per_leaf,
+                any_kind=self.any_kind,
+            )
+
+        calls = {i: call(i, *programs[group_of[i]]) for i in active}
+        new_scalars = dict(old_scalars)
+        if self.per_tree is not None and (active or self.measure is None):
+            by_path = self.hypers.varies_by_path
+            shared = self._shared(step, old_scalars) if by_path else numbers[0]
+            decided, changed = ask(self.per_tree, shared, self._sums(leaves, calls, spans))
+            further = [joined_names(h, decided, "per_tree", self.where) for h in numbers]
+            programs = [split(h, self.where) for h in further]
+            calls = {i: call(i, *programs[group_of[i]]) for i in active}
+            new_scalars |= {
+                name: jnp.asarray(x, old_scalars[name].dtype) for name, x in changed.items()
+            }
+
+        mine: dict[int, int] = {}  # leaf -> place of this rule in the leaf's row
+        for i in active:
+            mine[i] = len(rows[i])
+            rows[i].append(calls[i])
+
+        def gated(new: Array, old: Array) -> Array:
+            return new if leaves.gate is None else jnp.where(leaves.gate, new, old)
+
+        def finish(results: Results) -> State:
+            trees = {
+                name: closed(
+                    self.several.get(name),
+                    leaves.flat,
+                    [
+                        getattr(results[i][mine[i]], name) if i in mine else old
+                        for i, old in enumerate(column)
+                    ],
+                )
+                for name, column in columns.items()
+            }
+
+            def further(n: Array) -> Array:
+                return gated(safe_increment(n), n)
+
+            single = {name: gated(x, old_scalars[name]) for name, x in new_scalars.items()}
+            counted = dict(zip(self.counts, map(further, counts), strict=True))
+            new = type(inner)(**trees, **single, **counted) if self.state._fields else inner
+            if outer is None:
+                return new
+            new_count = None if outer.count is None else further(outer.count)
+            return HyperparamsState(new_count, outer.hyperparams, new)
+
+        return finish
+
+    def _numbers(
+        self,
+        group: Mapping[str, sources.Source],
+        step: sources.Step,
+        count: Array | None,
+        scalars: Mapping[str, Array],
+    ) -> dict[str, Any]:
+        """What a group of leaves is given as `h`, but for what takes the whole tree."""
+        h = {**self.flags, **scalars, **hyper.resolve(group, step)}
+        if self.per_step is not None:
+            t: Any = None if count is None else safe_increment(count)
+            h = joined_names(h, ask(self.per_step, h, t), "per_step", self.where)
+        return h
+
+    def _shared(self, step: sources.Step, scalars: Mapping[str, Array]) -> dict[str, Any]:
+        """What `per_tree` is given where numbers that it does not read go by path."""
+        whole = {name: self.hypers.sources[name] for name in self.whole_tree or ()}
+        return {**self.flags, **scalars, **hyper.resolve(whole, step)}
+
+    def _sums(
+        self, leaves: Leaves, calls: Mapping[int, Call], spans: Sequence[mapped.Span | None]
+    ) -> Sums:
+        """What `measure` gives, added up over the leaves (and the devices that share them)."""
+        if self.measure is None:
+            return {}
+        parts = []
+        updates = [leaves.updates[i] for i in calls]
+        updates = updates if self.fields else siblings(updates)  # else the rule's pass sums, too
+        for (i, call), g in zip(calls.items(), updates, strict=True):
+            check_array(g, leaves.flat, i, self.where, "update")
+            p = leaves.params[i] if self.needs_params and leaves.params is not None else None
+            check_leaf(leaves.flat, i, self.where, g, p, [call])
+            parts.append(measured(self.measure, call.static, g, p, call.traced, call.state))
+        sums: Sums = mapped.sum_over(parts, [spans[i] for i in calls])
+        return sums

@@ -1,0 +1,227 @@
+"""Stages one after the other, and what is no stage made one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from gradx import core
+from gradx.core import Params, State, Transform
+from gradx.core import trees as gtree
+from gradx.lift.passes import give, run_leaves, staged, widen
+from gradx.lift.rule import Rule
+from gradx.lift.stages import Leaves, Made, Results, Rows, Stage, structure
+from gradx.lift.states import check_state, check_wrapping
+from gradx.lowering.conditional import choose, either
+from gradx.numbers.live import HyperparamsState, own_state
+
+BEGINNING: Any = object()  # in place of an old state, where there is none yet
+
+Pack = Callable[[Sequence[State], State], State]  # the parts' states, and the old state of all
+
+
+@dataclass(frozen=True, eq=False)
+class InSequence:
+    """Stages one after the other at each leaf, in as few passes as they need.
+
+    Attributes:
+      stages: the parts.
+      pack, unpack: make the state out of the parts' states, and open it.
+      where: who asks, for errors.
+      wide: updates are in float32 or wider from the first stage to the last, also between passes.
+      kind: the class of the state, if the parts are rules whose states are joined in it.
+      check: raises for parameters that it cannot work with.
+    """
+
+    stages: Sequence[Stage]
+    pack: Pack
+    unpack: Callable[[State], Sequence[State]]
+    where: str
+    wide: bool = False
+    kind: Any = None
+    check: Callable[[Params], None] | None = None
+    sees_tree: bool = field(init=False)
+    by_leaf: bool = field(init=False)
+
+    def __post_init__(self) -> None:
+        # Once: asked for later, a chain that grew in a loop would ask all chains that are in it.
+        sees = any(stage.sees_tree for stage in self.stages)
+        object.__setattr__(self, "sees_tree", sees or (self.wide and len(self.stages) > 1))
+        object.__setattr__(self, "by_leaf", all(map(works_by_leaf, self.stages)))
+
+    def init(self, params: Params) -> State:
+        if self.check is not None:
+            self.check(params)
+        return self.pack([stage.init(params) for stage in self.stages], BEGINNING)
+
+    def begin(
+        self, leaves: Leaves, state: State, extra: Mapping[str, Any], rows: Rows
+    ) -> Callable[[Results], State]:
+        states = list(self.unpack(state))
+        if self.wide:
+            wide = [widen(u) if gtree.is_inexact(u) else u for u in leaves.updates]
+            leaves = replace(leaves, updates=wide)
+        # The last one that must see finished updates begins the pass that others may share.
+        seeing = [i for i, stage in enumerate(self.stages) if i and stage.sees_tree]
+        done: list[State] = []
+        for begin, end in zip([0, *seeing], seeing, strict=False):
+            one_pass = partial(_begin, self.stages[begin:end], states[begin:end], extra)
+            updates, new = run_leaves(one_pass, self.where, leaves)
+            done += new
+            leaves = replace(leaves, updates=updates)
+        if seeing:
+            for row, u in zip(rows, leaves.updates, strict=True):
+                if not isinstance(u, optax.MaskedNode):
+                    give(row, Made(u, narrow=self.wide))
+        last = seeing[-1] if seeing else 0
+        pairs = zip(self.stages[last:], states[last:], strict=True)
+        ends = [stage.begin(leaves, part, extra, rows) for stage, part in pairs]
+        return lambda results: self.pack([*done, *(end(results) for end in ends)], state)
+
+
+def _begin(
+    stages: Sequence[Stage],
+    states: Sequence[State],
+    extra: Mapping[str, Any],
+    leaves: Leaves,
+    rows: Rows,
+) -> Callable[[Results], list[State]]:
+    """The stages of one pass."""
+    pairs = zip(stages, states, strict=True)
+    ends = [stage.begin(leaves, state, extra, rows) for stage, state in pairs]
+    return lambda results: [end(results) for end in ends]
+
+
+# ---------------------------------------------------------------- what is no stage
+
+
+@dataclass(frozen=True, eq=False)
+class Opaque:
+    """A transformation that works on whole trees: a pass begins with what it makes."""
+
+    tx: optax.GradientTransformation
+    where: str
+    sees_tree = True
+
+    def init(self, params: Params) -> State:
+        return self.tx.init(params)
+
+    def begin(
+        self, leaves: Leaves, state: State, extra: Mapping[str, Any], rows: Rows
+    ) -> Callable[[Results], State]:
+        updates, params = leaves.tree, leaves.visible_params
+        if leaves.gate is None:
+            made, new = core.with_extra_args(self.tx).update(updates, state, params, **extra)
+        else:
+            made, new = self._gated(leaves.gate, leaves, updates, state, params, extra)
+        found = gtree.flatten_like(leaves.flat, made, "the inner updates", self.where)
+        for row, u, old in zip(rows, found, leaves.updates, strict=True):
+            if not isinstance(old, optax.MaskedNode):
+                give(row, Made(u, gated=leaves.gate is not None))
+        return lambda _: new
+
+    def _gated(
+        self,
+        gate: Any,
+        leaves: Leaves,
+        updates: Any,
+        state: State,
+        params: Params | None,
+        extra: Mapping[str, Any],
+    ) -> tuple[Any, State]:
+        """Under a real conditional, as it may be expensive; what is rejected is as `leaves` say."""
+
+        def accept() -> tuple[list[Any], State]:
+            wrapped = core.with_extra_args(self.tx)
+            made, new = wrapped.update(updates, state, params, **extra)
+            if structure(made) != structure(updates):
+                raise ValueError(
+                    f"{self.where}: the inner transformation {core.show(self.tx)} must give a tree "
+                    f"like that of the updates, not one of its own ({type(made).__name__})."
+                )
+            pairs = zip(jax.tree.leaves(made), jax.tree.leaves(updates), strict=True)
+            # The two branches must agree in dtypes, and the next step with this one.
+            numbers = [_like(new, old) for new, old in pairs if gtree.is_number(old)]
+            return numbers, jax.tree.map(_like, new, state)
+
+        def reject() -> tuple[list[Any], State]:
+            return (given if leaves.passes else [_zero(x) for x in given]), state
+
+        # What is no number (a random key, a `float0` gradient) is nobody's to change.
+        given, with_numbers = gtree.picked(updates, gtree.is_number)
+        if leaves.conditional:
+            outcome = either(gate, accept, reject, (given, state, params, dict(extra)))
+        else:
+            outcome = jax.tree.map(lambda new, old: choose(gate, new, old), accept(), reject())
+        numbers, new_state = outcome
+        return with_numbers(numbers), new_state
+
+
+def _like(new: Any, old: Any) -> Any:
+    return jnp.asarray(new, jnp.result_type(old))
+
+
+def _zero(x: Any) -> Any:
+    return jnp.where(jnp.zeros_like(x, bool), x, 0)  # keeps the sharding, as zeros_like(x) may not
+
+
+def stage_of(tx: optax.GradientTransformation, where: str | None = None) -> Stage:
+    """The transformation as a stage; one that works on whole trees is that by itself."""
+    stage = getattr(tx, "stage", None)
+    return Opaque(tx, core.where() if where is None else where) if stage is None else stage
+
+
+def works_by_leaf(stage: Stage) -> bool:
+    """Whether it is made of rules alone, with nothing in it that works on whole trees."""
+    inner = getattr(stage, "inner", None)
+    by_leaf = getattr(stage, "by_leaf", not isinstance(stage, Opaque))
+    return by_leaf and (inner is None or works_by_leaf(inner))
+
+
+# ---------------------------------------------------------------- rules with one state
+
+
+def joined(kind: Any, *parts: Transform) -> Transform:
+    """Lifted rules one after the other, with one state: the named tuple `kind` of all fields."""
+    where = core.where()
+    rules: list[Rule] = [part.stage for part in parts]
+    live = {name for rule in rules for name in rule.hypers.tunables}
+
+    def unpack(state: State) -> list[State]:
+        own = own_state(state)
+        check_state(own, kind, where)
+        check_wrapping(state, live, any(rule.counted for rule in rules), where)
+        count, values = getattr(state, "count", None), getattr(state, "hyperparams", {})
+        return [
+            rule.wrapped(
+                rule.state(*(getattr(own, name) for name in rule.state._fields)),
+                count if isinstance(state, HyperparamsState) else None,
+                values if isinstance(state, HyperparamsState) else {},
+            )
+            for rule in rules
+        ]
+
+    def pack(states: Sequence[State], old: State) -> State:
+        fields = {k: v for state in states for k, v in own_state(state)._asdict().items()}
+        own = (kind if old is BEGINNING else type(own_state(old)))(**fields)
+        wrapped = [state for state in states if isinstance(state, HyperparamsState)]
+        if not wrapped:
+            return own
+        counts = [state.count for state in wrapped if state.count is not None]
+        numbers = {k: v for state in wrapped for k, v in state.hyperparams.items()}
+        return HyperparamsState(counts[0] if counts else None, numbers, own)
+
+    return staged(InSequence(rules, pack, unpack, where, wide=True, kind=kind), where)
+
+
+def rules_of(stage: Any) -> Sequence[Rule]:
+    """The lifted rules that a stage consists of; none if it is another kind of stage."""
+    if isinstance(stage, InSequence) and stage.kind is not None:
+        return [rule for rule in stage.stages if isinstance(rule, Rule)]
+    return [stage] * isinstance(stage, Rule)
