@@ -132,6 +132,8 @@ class Rule:
     ) -> list[Mapping[str, Any] | None]:
         if self.facts is not None:
             sums = list(self.facts(gtree.flatten(flat.tree), None))
+        if self.first is None and not self.fields:
+            return [None] * len(flat.values)
         pairs = zip(flat.values, sums, strict=True)
         return [self._own_state(p, own) if is_array(p) else None for p, own in pairs]
 
@@ -159,6 +161,8 @@ class Rule:
 
     def _first_scalars(self, flat: gtree.Flat, sums: Sequence[Any]) -> dict[str, Array]:
         """The numbers of the state; those with a fraction in the widest dtype that `init` saw."""
+        if not self.scalars:
+            return {}
         arrays = [widen(p) for p in flat.values if is_array(p)]
         wide = gtree.wide(*(p.real.dtype for p in arrays))
         parts = [part for part in sums if part is not None]
