@@ -325,3 +325,100 @@ def test_the_state_of_another_tree_is_refused_by_path() -> None:
     g = tree(1, jnp.float32)
     with pytest.raises(ValueError, match=r"the state's mu.* Only in the gradients: 'bias'"):
         tx.update(g, tx.init({"kernel": g["kernel"]}), g)
+
+
+# ---------------------------------------------------------------- behind what works on whole trees
+
+
+def each(f: Any) -> Any:
+    """A transformation of whole trees, which is a stage that begins a pass."""
+    return gradx.stateless(lambda u, p: jax.tree.map(f, u))
+
+
+BF16 = {"w": jnp.ones((2, 2), jnp.bfloat16)}
+
+
+def test_a_rule_is_told_of_the_leaves_that_it_is_given() -> None:
+    """Not of those before a part that sums over examples."""
+    mean = gradx.experimental.aggregating.average_per_element_updates()
+    params = {"w": jnp.ones((1, 4))}
+    tx = gradx.chain(mean, gradx.scale_by_shape(convention="spectral"))
+    updates, _ = tx.update({"w": jnp.ones((3, 1, 4))}, tx.init(params), params)
+    np.testing.assert_allclose(updates["w"], np.full((1, 4), 2.0))
+    decay = gradx.add_decayed_weights(0.1, mask=gradx.weights_only)
+    tx = gradx.chain(each(lambda x: x.sum(0)), decay)
+    gain = {"gain": jnp.ones(3)}
+    assert_same(
+        tx.update({"gain": jnp.zeros((2, 3))}, tx.init(gain), gain)[0], {"gain": jnp.zeros(3)}
+    )
+
+
+def test_gradients_may_be_filled_in_and_taken_away() -> None:
+    params = {"a": jnp.ones(2), "b": jnp.ones(2)}
+    fill = gradx.stateless(
+        lambda u, p: jax.tree.map(
+            lambda g, x: jnp.zeros_like(x) if g is None else g, u, p, is_leaf=lambda x: x is None
+        )
+    )
+    tx = gradx.chain(fill, gradx.add_decayed_weights(0.5))
+    updates, _ = tx.update({"a": jnp.ones(2), "b": None}, tx.init(params), params)
+    np.testing.assert_array_equal(updates["b"], [0.5, 0.5])
+    tx = gradx.chain(gradx.stateless(lambda u, p: {"a": u["a"], "b": None}), gradx.sgd(0.5))
+    updates, _ = tx.update(params, tx.init(params), params)
+    assert updates["b"] is None
+    np.testing.assert_array_equal(updates["a"], [-0.5, -0.5])
+
+
+def test_an_integer_stays_one_through_several_passes() -> None:
+    mask = {"n": False, "w": True}
+    scaled = gradx.masked(gradx.scale(1.0), mask)
+    tx = gradx.chain(scaled, gradx.masked(gradx.clip_by_global_norm(1.0), mask))
+    g = {"n": jnp.asarray(2**24 + 1), "w": jnp.ones(2)}
+    made = tx.update(g, tx.init(g), g)[0]["n"]
+    assert (made.dtype, int(made)) == (jnp.int32, 2**24 + 1)
+    tx = gradx.chain(each(lambda x: 1), gradx.scale(-0.5))
+    made = tx.update(jnp.float32(2), tx.init(jnp.float32(2)))[0]
+    assert (made.dtype, float(made)) == (jnp.float32, -0.5)
+
+
+@pytest.mark.parametrize("given", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("rule", [gradx.scale_by_muon, lambda: gradx.scale(2.0)])
+def test_a_rule_gives_back_the_dtype_that_it_was_given(rule: Any, given: Any) -> None:
+    tx = gradx.chain(each(lambda x: x.astype(given)), rule())
+    for g in (BF16, {"w": BF16["w"].astype(jnp.float32)}):
+        assert tx.update(g, tx.init(g))[0]["w"].dtype == given
+
+
+def test_groups_wait_for_nobody() -> None:
+    """A group that needs no norm is not rounded between, in whichever order they stand."""
+    rates, norms = gradx.scale(1 / 3), gradx.clip_by_global_norm(9.0)
+    g = {"w": jnp.bfloat16(1), "v": jnp.bfloat16(1)}
+    for groups in ({"a": rates, "b": norms}, {"b": norms, "a": rates}):
+        split = gradx.partition(groups, gradx.by_path({"w": "a"}, default="b"))
+        tx = gradx.chain(split, gradx.scale(7.0))
+        assert float(tx.update(g, tx.init(g))[0]["w"]) == float(jnp.bfloat16(7 / 3))
+
+
+def test_under_a_gate_a_chain_is_rounded_at_its_end() -> None:
+    third = each(lambda x: x.astype(jnp.float32) / 3)
+    tx = gradx.apply_if_finite(gradx.chain(third, gradx.scale(7.0)), 3)
+    made = tx.update(jnp.bfloat16(1), tx.init(jnp.bfloat16(1)))[0]
+    assert (made.dtype, float(made)) == (jnp.bfloat16, float(jnp.bfloat16(7 / 3)))
+
+
+def test_mechanize_gives_back_the_gradients_dtype() -> None:
+    tx = gradx.mechanize(each(lambda x: -x.astype(jnp.float32)))
+    assert tx.update(BF16, tx.init(BF16), BF16)[0]["w"].dtype == jnp.bfloat16
+
+
+def test_schedule_free_around_optax_says_what_is_missing() -> None:
+    g = {"w": jnp.ones(2)}
+    tx = gradx.schedule_free(optax.adamw(0.1), 0.1)
+    with pytest.raises(ValueError, match=r"schedule_free.*needs the parameters"):
+        tx.update(g, tx.init(g))
+
+
+def test_a_part_that_gives_another_tree_is_named() -> None:
+    tx = gradx.chain(gradx.scale(2.0), gradx.stateless(lambda u, p: list(u.values())))
+    with pytest.raises(ValueError, match=r"chain: .*the updates of stateless"):
+        tx.update({"w": jnp.ones(2)}, tx.init(None))

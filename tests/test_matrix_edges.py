@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from cases import first_of
 from jax.sharding import AxisType, NamedSharding
@@ -166,6 +167,18 @@ def test_a_matrix_without_a_gradient_keeps_its_state(with_params: bool) -> None:
     mu = after.inner_states["muon"].inner_state[0].mu
     same(mu["mlp"], state.inner_states["muon"].inner_state[0].mu["mlp"])
     assert not np.array_equal(mu["up"], state.inner_states["muon"].inner_state[0].mu["up"])
+
+
+def test_a_matrix_without_a_gradient_beside_an_optimizer_of_optax() -> None:
+    params = {"mlp": jnp.ones((3, 3)), "bias": jnp.ones(3)}
+    tx = gradx.muon(0.1, fallback=optax.adam(1e-3))
+    missing = {**params, "mlp": None}
+    _, state = tx.update(missing, tx.init(params), params)
+    assert tx.update(params, state, params)[0]["mlp"].shape == (3, 3)
+    with pytest.raises(
+        ValueError, match=r"at 'mlp' there is no gradient.*update.updates, state, p"
+    ):
+        tx.update(missing, state)
 
 
 def rule(g: Any, s: Any, p: Any, h: Any) -> Any:

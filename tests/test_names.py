@@ -30,7 +30,6 @@ AT_CONSTRUCTION: dict[str, tuple[dict[str, Any], str]] = {
     "both": ({"flags": {"b": 1}, "scalars": {"b": 0}}, r"'b' is .* flags and in scalars"),
     "before": ({"hypers": {"before": 0.1}}, "'before' is .* the lift gives and in hypers"),
     "gate": ({"flags": {"gate": True}}, "'gate' is .* the lift gives and in flags"),
-    "made": ({"hypers": {"made": 0.1}}, "'made' is .* the lift gives and in hypers"),
     "ranges": ({"hypers": {"b": 0.1}, "ranges": {"b3": "[0, 1)"}}, r"ranges has \['b3'\]"),
 }
 

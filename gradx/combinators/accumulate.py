@@ -149,8 +149,8 @@ class MultiSteps(Transform):
 
     Between updates the inner state stays as it is, bit for bit. An inner transformation that works
     leaf by leaf (Adam, say, or a chain that begins with a clip by global norm) is gated: its loops
-    do nothing in the other calls, and need no memory. Any other one (Optax's, a matrix rule) is run
-    under a real conditional, so that it is paid for once in k calls.
+    do nothing in the other calls, and need no memory. A part that works on whole trees (Optax's) or
+    on matrices runs under a real conditional, so that it is paid for once in k calls.
 
     Args:
       opt: the inner transformation.

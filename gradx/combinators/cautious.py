@@ -17,7 +17,7 @@ from gradx.core import trees as gtree
 from gradx.lift.leafwise import leafwise
 from gradx.lift.passes import staged
 from gradx.lift.sequence import stage_of
-from gradx.lift.stages import NO_STATE, Call, LeafState, Leaves, Numbers, Results, Rows, Stage
+from gradx.lift.stages import NO_STATE, Call, LeafState, Leaves, Made, Numbers, Results, Rows, Stage
 from gradx.numbers import hyper
 from gradx.numbers.sources import Array, Hyper, is_real
 
@@ -50,11 +50,11 @@ class _Cautious:
         flags = (("ascends", self.ascends, str(self.ascends)),)
         for row, start, u in zip(rows, starts, leaves.updates, strict=True):
             if gtree.is_inexact(u):
-                # What the inner one begins with is finished, or the update before its first call.
-                numbers = {"min_share": self.min_share}
-                if self.sees_tree:
-                    numbers["before"] = u
-                since = None if self.sees_tree else start
+                # What the inner one was given is in the row, if nothing was put there since.
+                made = self.sees_tree and row and isinstance(row[0], Made)
+                before = {"before": gtree.as_number(u)} if made else {}
+                numbers = {"min_share": self.min_share, **before}
+                since = None if made else start
                 call = Call(_agreeing, flags, numbers, NO_STATE, False, None, _rescaling, since)
                 row.append(call)
         return end

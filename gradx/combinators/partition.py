@@ -227,7 +227,9 @@ def partition(
         _Masked(stage_of(tx), mask_of(label), where, mask_compatible_extra_args)
         for label, tx in transforms.items()
     ]
-    return staged(InSequence(groups, pack, unpack, where, check=check), where, described)
+    return staged(
+        InSequence(groups, pack, unpack, where, check=check, side_by_side=True), where, described
+    )
 
 
 def _check_labels(transforms: Any, optional: bool | Collection[Hashable], where: str) -> None:

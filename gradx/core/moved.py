@@ -132,6 +132,14 @@ MOVED = {
     "wrap.views": "combinators.views",
 }
 
+# What was in one module, and is in several now.
+_AND = {
+    "joined": ["lift.rule"],
+    "leafwise": ["lift.rule"],
+    "moments": ["lift.averages"],
+    "stage": ["lift.stages"],
+}
+
 _FOLDERS = {name.partition(".")[0] for name in MOVED if "." in name}
 
 
@@ -150,16 +158,18 @@ class Moved(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         name = module.__name__.partition(".")[2]
 
         def get(asked: str) -> Any:
-            if name in MOVED and not asked.startswith("__"):
-                home = importlib.import_module(f"gradx.{MOVED[name]}")
-                for place in (home, sys.modules["gradx"]):
-                    if hasattr(place, asked):
-                        return getattr(place, asked)
-            kind = AttributeError if asked.startswith("__") else ImportError
-            raise kind(
+            homes = [MOVED[name], *_AND.get(name, ())] if name in MOVED else []
+            public = sys.modules["gradx"]
+            for home in [] if asked.startswith("__") else homes:
+                found = importlib.import_module(f"gradx.{home}")
+                if hasattr(found, asked):
+                    return getattr(found, asked)
+            if homes and asked in dir(public):
+                return getattr(public, asked)
+            raise AttributeError(
                 f"gradx.{name} was an internal module and has moved"
-                f"{f' to gradx.{MOVED[name]}' if name in MOVED else ''}; it has no {asked!r}. "
-                f"Take public names from gradx itself: from gradx import {asked}."
+                f"{f' to gradx.{homes[0]}' if homes else ''}; there is no {asked!r} any more. "
+                f"docs/new_rule.md shows how rules are written now."
             )
 
         vars(module)["__getattr__"] = get

@@ -71,11 +71,10 @@ def leafwise(
       ranges: name to range, such as ``"[0, 1)"``, where `hyper.RANGES` has none or another one for
         the name.
       flags: hashable options for `update` that are no numbers: bools, strings, axes.
-      facts: `(leaves, extra) -> [{name: value}, …]`, what is known of each leaf before the run,
-        from ``leaves.paths`` and the shapes of ``leaves.values``: further numbers and flags in
-        `h`. None instead leaves a leaf alone. `extra` are the extra arguments of `update`, and None
-        in `init`, where the function may check the parameters, and `init` is given what it knows,
-        `(p, facts)`.
+      facts: `(leaves, extra) -> [{name: value} or None, …]`, what is known of each leaf before the
+        run, from ``leaves.paths`` and the shapes of ``leaves.values``. A dictionary adds names to
+        `h`. None leaves the leaf alone. `init` gets the same dictionary as its second argument.
+        `extra` are the extra arguments of `update`, and None in `init`.
       per_step: `(h, t) -> numbers`, for what depends on the step but not on the leaf, such as a
         bias correction. `t` is 1 in the first update; it is `None` if nothing counts.
       measure: `(g, s, p, h) -> sums`, numbers of one leaf (its squared norm, say), which are
@@ -131,6 +130,8 @@ def leafwise(
     where = core.where()
     check_names(where, ranges, hypers=hypers, flags=flags, scalars=scalars)
     check_old_form(where, update, measure, per_leaf)
+    if facts is not None and measure_init is not None:
+        raise ValueError(f"{where}: init is given facts or what measure_init measures; give one.")
     numbers = hyper.Hypers(hypers or {}, where, ranges)
     if per_tree is not None:
         numbers.check_whole_tree(whole_tree)

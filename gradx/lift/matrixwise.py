@@ -111,7 +111,7 @@ class MatrixRule(Rule):
         calls = {i: call for i, row in enumerate(own) for call in row if isinstance(call, Call)}
         made = self._made(leaves, calls, seen, self.step_of(state))
         for i, (u, _) in made.items():
-            give(rows[i], Made(u, narrow=True))
+            give(rows[i], Made(u, dtype=jnp.result_type(leaves.updates[i])))
         new = finish([(made[i][1],) if i in made else () for i in range(len(own))])
         return lambda results: new
 
@@ -158,7 +158,11 @@ class MatrixRule(Rule):
             ]
 
         given = (leaves.updates, leaves.params, [call.state for call in calls.values()])
-        done = work() if leaves.gate is None else rarely(leaves.gate, work, keep, given)
+        done = (
+            work()
+            if leaves.gate is None or not leaves.conditional
+            else rarely(leaves.gate, work, keep, given)
+        )
         pairs = zip(in_turn, done, strict=True)
         return {i: one for members, made in pairs for i, one in zip(members, made, strict=True)}
 

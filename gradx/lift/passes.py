@@ -37,8 +37,6 @@ from gradx.numbers.sources import Array
 
 T = TypeVar("T")
 
-# ---------------------------------------------------------------- one pass over the leaves
-
 
 def staged(stage: Stage, where: str, parts: Any = None) -> Transform:
     """The transformation that runs a stage."""
@@ -64,20 +62,19 @@ def run(
     """Collects what is to be done at each leaf, does it in one call a leaf, rebuilds the trees.
 
     If there is a gate and it is closed, the updates are zero and the state stays as it is. `how`
-    are further fields of `Leaves`.
+    set other fields of `Leaves`.
     """
     flat = gtree.flatten(updates)
-    given = [gtree.as_number(u) for u in flat.values]
     flat_params = None
     if params is not None:
         found = gtree.flatten_like(flat, params, "the parameters", where)
         flat_params = [gtree.as_number(p) for p in found]
-    leaves = Leaves(flat, given, flat_params, gate, **how)
+    leaves = Leaves(flat, flat.values, flat_params, gate, **how)
 
     def begin(leaves: Leaves, rows: Rows) -> Callable[[Results], State]:
         return stage.begin(leaves, state, extra, rows)
 
-    new, new_state = run_leaves(begin, where, leaves, flat.values)
+    new, new_state = run_leaves(begin, where, leaves)
     return flat.unflatten(new), new_state
 
 
@@ -85,50 +82,51 @@ def run_leaves(
     begin: Callable[[Leaves, Rows], Callable[[Results], T]],
     where: str,
     leaves: Leaves,
-    raw: Sequence[Any] | None = None,
+    *,
+    last: bool = True,
 ) -> tuple[list[Any], T]:
     """One pass over the leaves: their new updates, and what `begin` makes of the results.
 
-    `raw` are the updates as they came, if that is not what the leaves have: Python's numbers.
+    With a closed gate the updates of the last pass are zero. Those of earlier ones mean nothing.
     """
     rows: Rows = [[] for _ in leaves.updates]
-    raw = leaves.updates if raw is None else raw
     finish = begin(leaves, rows)
-    if leaves.gate is not None and not leaves.passes:
+    if leaves.gate is not None and last and not leaves.passes:
         gate = {"gate": leaves.gate}
-        for row, u in zip(rows, leaves.updates, strict=True):
+        for row, u in zip(rows, leaves.after(rows).updates, strict=True):
             if gtree.is_number(u) and not (len(row) == 1 and getattr(row[0], "gated", False)):
                 row.append(Call(_or_zero, (), gate, NO_STATE, False, any_kind=True))
-    new, results = list(raw), [()] * len(rows)
+    new, results = list(leaves.updates), [()] * len(rows)
     heads = _heads(rows, leaves.updates)
     for i, row in enumerate(rows):
         if row:
-            new[i], results[i] = _run_row(row, heads[i], raw[i], leaves, i, where)
+            new[i], results[i] = _run_row(row, heads[i], leaves, i, where)
     return new, finish(results)
 
 
 def give(row: Row, made: Made) -> None:
-    """Puts an update at the head of a row, in which nothing has been called yet."""
+    """Puts an update at the head of a row, in which nothing has been called yet.
+
+    What the end of the row rounds to is what the first one said.
+    """
     if any(isinstance(one, Call) for one in row):
         raise AssertionError("a stage that needs finished updates must begin a pass")
-    row[:] = [made]
+    before = row[0].dtype if row and isinstance(row[0], Made) else None
+    row[:] = [made if before is None else made._replace(dtype=before)]
 
 
 def _run_row(
-    row: Row, head: Any, raw: Any, leaves: Leaves, i: int, where: str
+    row: Row, head: Any, leaves: Leaves, i: int, where: str
 ) -> tuple[Any, tuple[LeafState, ...]]:
-    """What the calls of a row make of one leaf, and their new states; of its head there is none."""
+    """What the calls of a row make of one leaf, and their new states. A head has no state."""
     made = row[0] if isinstance(row[0], Made) else None
     calls = [call for call in row if isinstance(call, Call)]
-    before, flat = leaves.updates[i], leaves.flat
-    narrow = made is not None and made.narrow and gtree.is_inexact(before)
-    kind = jax.dtypes.canonicalize_dtype(before.dtype) if narrow else None
+    kind = None if made is None else made.dtype
     if not calls:
-        return (head if kind is None else head.astype(kind)), ((),)
-    g, p = head, None if leaves.params is None else leaves.params[i]
-    if all(call.any_kind for call in calls):
-        g = raw if made is None else head  # which nobody optimizes, so that an integer stays one
-    else:
+        return (head if kind is None else jnp.asarray(head, kind)), ((),)
+    g, p, flat = head, None if leaves.params is None else leaves.params[i], leaves.flat
+    if not all(call.any_kind for call in calls):  # else nobody optimizes it: an integer stays one
+        g = gtree.as_number(g)
         check_array(g, flat, i, where, "update")
     check_leaf(flat, i, where, g, p, calls)
     program = tuple((c.rule, c.static, c.needs_params, c.per_leaf, c.since) for c in calls)
@@ -162,6 +160,7 @@ def _heads(rows: Rows, updates: Sequence[Any]) -> list[Any]:
     ]
     calls = [[call for call in row if isinstance(call, Call)] for row in rows]
     places = [i for i, row in enumerate(calls) if row and not _sums_new_state(row)]
+    places = [i for i in places if isinstance(heads[i], jax.Array)]
     found = dict(zip(places, siblings([heads[i] for i in places]), strict=True))
     return [found.get(i, u) for i, u in enumerate(heads)]
 

@@ -64,7 +64,7 @@ class Rule:
     flags: Mapping[str, Any] = field(default_factory=dict)
     axes: mapped.Axes = ()
     needs_params: bool = False
-    any_kind: bool = False  # it takes integers and bools as well, and leaves what is no number
+    any_kind: bool = False  # it acts on integers and bools, too, and skips what is no number
     where: str
 
     @property
@@ -88,8 +88,9 @@ class Rule:
 
     def init(self, params: Params) -> State:
         flat = gtree.flatten(params)
+        known = self._known(flat, None)
         for i, p in enumerate(flat.values):
-            if is_array(p) and not self.any_kind:
+            if is_array(p) and known[i] is not None and not self.any_kind:
                 check_array(p, flat, i, self.where, "parameter")
         if jax.tree.leaves(params):
             self.hypers.check_paths(gtree.array_paths(flat))
@@ -97,8 +98,9 @@ class Rule:
         if self.measure_init is not None:
             parts = [self.measure_init(widen(p)) if is_array(p) else None for p in flat.values]
             sums = mapped.total_at_init(parts, flat, self.axes, self.where)
-        made = self._first_states(flat, sums)
-        pairs = list(zip(flat.values, made, strict=True))
+        made = self._first_states(flat, known if self.facts is not None else sums)
+        rest = [None if is_array(p) else p for p in flat.values]
+        pairs = list(zip(rest, made, strict=True))
         trees = {
             name: closed(
                 self.several.get(name),
@@ -128,14 +130,29 @@ class Rule:
         return HyperparamsState(count if self.counted else None, live, state)
 
     def _first_states(
-        self, flat: gtree.Flat, sums: Sequence[Any]
+        self, flat: gtree.Flat, further: Sequence[Any]
     ) -> list[Mapping[str, Any] | None]:
-        if self.facts is not None:
-            sums = list(self.facts(gtree.flatten(flat.tree), None))
+        """`further` is what `init` is given beside a leaf: facts, or what was measured, or None."""
         if self.first is None and not self.fields:
             return [None] * len(flat.values)
-        pairs = zip(flat.values, sums, strict=True)
-        return [self._own_state(p, own) if is_array(p) else None for p, own in pairs]
+        pairs = zip(flat.values, further, strict=True)
+        takes = self.facts is None
+        return [
+            self._own_state(p, x) if is_array(p) and (takes or x is not None) else None
+            for p, x in pairs
+        ]
+
+    def _known(self, flat: gtree.Flat, extra: Mapping[str, Any] | None) -> Sequence[Any]:
+        """What `facts` say of each leaf."""
+        if self.facts is None:
+            return [{}] * len(flat.values)
+        known = self.facts(flat, extra)
+        if len(known) != len(flat.values):
+            raise ValueError(
+                f"{self.where}: facts must say something of each of the {len(flat.values)} leaves, "
+                f"or None, and gives {len(known)} answers."
+            )
+        return known
 
     def _own_state(self, p: Any, sums: Mapping[str, Any] | None = None) -> Mapping[str, Any]:
         """The arrays of one leaf, in buffers of their own: donating the state must not free `p`."""
@@ -195,9 +212,7 @@ class Rule:
         done = counts or [None if outer is None else outer.count]
         live = {} if outer is None else outer.hyperparams
         step = sources.Step(done[-1], live, extra, self.where)
-        known: Sequence[Any] = [{}] * len(leaves.updates)
-        if self.facts is not None:
-            known = leaves.aligned(self.facts(gtree.flatten(leaves.tree), extra))
+        known: Sequence[Any] = leaves.aligned(self._known(gtree.flatten(leaves.tree), extra))
         takes = gtree.is_number if self.any_kind else is_array
         active = [i for i, u in enumerate(leaves.updates) if takes(u) and known[i] is not None]
         group_of, groups = self.hypers.groups(leaves.flat, active)

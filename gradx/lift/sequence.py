@@ -36,7 +36,9 @@ class InSequence:
       where: who asks, for errors.
       wide: updates are in float32 or wider from the first stage to the last, also between passes.
       kind: the class of the state, if the parts are rules whose states are joined in it.
-      check: raises for parameters that it cannot work with.
+      check: called by `init` with the parameters; raises for wrong ones.
+      needs_params: whether `update` must be given the parameters.
+      side_by_side: each has leaves of its own, so that none waits for another.
     """
 
     stages: Sequence[Stage]
@@ -46,6 +48,8 @@ class InSequence:
     wide: bool = False
     kind: Any = None
     check: Callable[[Params], None] | None = None
+    needs_params: bool = False
+    side_by_side: bool = False
     sees_tree: bool = field(init=False)
     by_leaf: bool = field(init=False)
 
@@ -63,25 +67,31 @@ class InSequence:
     def begin(
         self, leaves: Leaves, state: State, extra: Mapping[str, Any], rows: Rows
     ) -> Callable[[Results], State]:
+        if self.needs_params and leaves.params is None:
+            raise ValueError(
+                f"{self.where}: needs the parameters: call update(updates, state, params)."
+            )
         states = list(self.unpack(state))
         if self.wide:
-            wide = [widen(u) if gtree.is_inexact(u) else u for u in leaves.updates]
-            leaves = replace(leaves, updates=wide)
+            for row, u in zip(rows, leaves.updates, strict=True):
+                if gtree.is_inexact(u):
+                    give(row, Made(widen(u), dtype=jnp.result_type(u)))
+            leaves = leaves.after(rows)
         # The last one that must see finished updates begins the pass that others may share.
         seeing = [i for i, stage in enumerate(self.stages) if i and stage.sees_tree]
+        seeing = [] if self.side_by_side else seeing
         done: list[State] = []
         for begin, end in zip([0, *seeing], seeing, strict=False):
-            one_pass = partial(_begin, self.stages[begin:end], states[begin:end], extra)
-            updates, new = run_leaves(one_pass, self.where, leaves)
+            one_pass = partial(_one_pass, self.stages[begin:end], states[begin:end], extra)
+            updates, new = run_leaves(one_pass, self.where, leaves, last=False)
             done += new
             leaves = replace(leaves, updates=updates)
         if seeing:
             for row, u in zip(rows, leaves.updates, strict=True):
                 if not isinstance(u, optax.MaskedNode):
-                    give(row, Made(u, narrow=self.wide))
+                    give(row, Made(u))
         last = seeing[-1] if seeing else 0
-        pairs = zip(self.stages[last:], states[last:], strict=True)
-        ends = [stage.begin(leaves, part, extra, rows) for stage, part in pairs]
+        ends = _begin(self.stages[last:], states[last:], extra, leaves, rows)
         return lambda results: self.pack([*done, *(end(results) for end in ends)], state)
 
 
@@ -91,10 +101,17 @@ def _begin(
     extra: Mapping[str, Any],
     leaves: Leaves,
     rows: Rows,
-) -> Callable[[Results], list[State]]:
-    """The stages of one pass."""
-    pairs = zip(stages, states, strict=True)
-    ends = [stage.begin(leaves, state, extra, rows) for stage, state in pairs]
+) -> list[Callable[[Results], State]]:
+    """The stages of one pass; what the first one makes of whole trees is what the next ones see."""
+    ends = []
+    for stage, state in zip(stages, states, strict=True):
+        ends.append(stage.begin(leaves, state, extra, rows))
+        leaves = leaves.after(rows)
+    return ends
+
+
+def _one_pass(*given: Any) -> Callable[[Results], list[State]]:
+    ends = _begin(*given)
     return lambda results: [end(results) for end in ends]
 
 
@@ -103,7 +120,7 @@ def _begin(
 
 @dataclass(frozen=True, eq=False)
 class Opaque:
-    """A transformation that works on whole trees: a pass begins with what it makes."""
+    """A transformation that works on whole trees. Its result begins a pass."""
 
     tx: optax.GradientTransformation
     where: str
@@ -120,10 +137,14 @@ class Opaque:
             made, new = core.with_extra_args(self.tx).update(updates, state, params, **extra)
         else:
             made, new = self._gated(leaves.gate, leaves, updates, state, params, extra)
-        found = gtree.flatten_like(leaves.flat, made, "the inner updates", self.where)
+        what = f"the updates of {core.show(self.tx)}"
+        found = gtree.flatten_like(leaves.flat, made, what, self.where)
         for row, u, old in zip(rows, found, leaves.updates, strict=True):
-            if not isinstance(old, optax.MaskedNode):
-                give(row, Made(u, gated=leaves.gate is not None))
+            if isinstance(old, optax.MaskedNode):
+                continue
+            gated = leaves.gate is not None
+            rounded = jnp.result_type(old) if gated and gtree.is_inexact(old) else None
+            give(row, Made(u, rounded, gated))
         return lambda _: new
 
     def _gated(
@@ -135,7 +156,10 @@ class Opaque:
         params: Params | None,
         extra: Mapping[str, Any],
     ) -> tuple[Any, State]:
-        """Under a real conditional, as it may be expensive; what is rejected is as `leaves` say."""
+        """Under a real conditional, as it may be expensive.
+
+        If the gate is closed, `leaves.passes` says whether the updates pass or become zero.
+        """
 
         def accept() -> tuple[list[Any], State]:
             wrapped = core.with_extra_args(self.tx)
@@ -146,12 +170,14 @@ class Opaque:
                     f"like that of the updates, not one of its own ({type(made).__name__})."
                 )
             pairs = zip(jax.tree.leaves(made), jax.tree.leaves(updates), strict=True)
-            # The two branches must agree in dtypes, and the next step with this one.
-            numbers = [_like(new, old) for new, old in pairs if gtree.is_number(old)]
-            return numbers, jax.tree.map(_like, new, state)
+            numbers = [jnp.asarray(new) for new, old in pairs if gtree.is_number(old)]
+            return numbers, jax.tree.map(_like, new, state)  # as the next step expects it
 
         def reject() -> tuple[list[Any], State]:
-            return (given if leaves.passes else [_zero(x) for x in given]), state
+            # The two branches must agree in dtypes; what follows in the chain rounds them.
+            made, _ = jax.eval_shape(accept)
+            pairs = zip(map(jnp.asarray, given), made, strict=True)
+            return [_rejected(old, x, leaves.passes) for old, x in pairs], state
 
         # What is no number (a random key, a `float0` gradient) is nobody's to change.
         given, with_numbers = gtree.picked(updates, gtree.is_number)
@@ -167,18 +193,25 @@ def _like(new: Any, old: Any) -> Any:
     return jnp.asarray(new, jnp.result_type(old))
 
 
+def _rejected(old: Any, made: Any, passes: bool) -> Any:
+    """What comes out instead of an update of this shape and dtype."""
+    if old.shape != made.shape:  # from the gradients of single examples, of which none can pass
+        return jnp.zeros(made.shape, made.dtype)
+    return (old if passes else _zero(old)).astype(made.dtype)
+
+
 def _zero(x: Any) -> Any:
     return jnp.where(jnp.zeros_like(x, bool), x, 0)  # keeps the sharding, as zeros_like(x) may not
 
 
 def stage_of(tx: optax.GradientTransformation, where: str | None = None) -> Stage:
-    """The transformation as a stage; one that works on whole trees is that by itself."""
+    """The transformation as a stage. What is none by itself becomes an `Opaque` stage."""
     stage = getattr(tx, "stage", None)
     return Opaque(tx, core.where() if where is None else where) if stage is None else stage
 
 
 def works_by_leaf(stage: Stage) -> bool:
-    """Whether it is made of rules alone, with nothing in it that works on whole trees."""
+    """Whether it contains no `Opaque` stage."""
     inner = getattr(stage, "inner", None)
     by_leaf = getattr(stage, "by_leaf", not isinstance(stage, Opaque))
     return by_leaf and (inner is None or works_by_leaf(inner))

@@ -42,7 +42,7 @@ class Call(NamedTuple):
     needs_params: bool
     gate: Array | None = None  # False: the state stays as it is, and the update means nothing
     per_leaf: PerLeaf | None = None
-    since: int | None = None  # of the calls in the row: `h.before` is the update before that one
+    since: int | None = None  # the index of a call: `h.before` is the update that it was given
     any_kind: bool = False  # it works on integers and bools as well
 
 
@@ -50,13 +50,13 @@ class Made(NamedTuple):
     """At the head of a row: the update that the calls after it begin with.
 
     Attributes:
-      update: whatever it is.
-      narrow: it is in float32 or wider, and at the end of the row in the gradient's dtype again.
-      gated: with a closed gate it is what is to come out.
+      update: an array, or any leaf that nobody optimizes.
+      dtype: what the end of the row rounds to; None for the dtype of `update`.
+      gated: the update already obeys the gate.
     """
 
     update: Any
-    narrow: bool = False
+    dtype: Any = None
     gated: bool = False
 
 
@@ -73,7 +73,7 @@ class Leaves:
     updates: list[Any]  # None or MaskedNode: not for this stage
     params: list[Any] | None
     gate: Array | None = None  # for the calls and for all else that the state is made of
-    conditional: bool = True  # what may not be gated in place may be under a real conditional
+    conditional: bool = True  # what cannot be gated in place may run under `lax.cond`
     passes: bool = False  # with a closed gate updates pass as they are, instead of becoming zero
 
     @functools.cached_property
@@ -89,6 +89,18 @@ class Leaves:
         pairs = zip(self.updates, self.params, strict=True)
         return self.flat.unflatten([u if isinstance(u, optax.MaskedNode) else p for u, p in pairs])
 
+    def after(self, rows: Rows) -> Leaves:
+        """With the updates that have been made already, for the stages that come next."""
+        if not any(row and isinstance(row[0], Made) for row in rows):
+            return self
+        made = [
+            row[0].update
+            if row and isinstance(row[0], Made) and not isinstance(u, optax.MaskedNode)
+            else u
+            for row, u in zip(rows, self.updates, strict=True)
+        ]
+        return replace(self, updates=made)
+
     def aligned(self, found: Iterable[T]) -> list[T | None]:
         """What was found at each leaf of `tree`, and None for the leaves that are left out."""
         rest = iter(found)
@@ -99,7 +111,8 @@ class Leaves:
         if not axes:
             return [None] * len(self.updates)
         params = None if self.params is None else gtree.flatten(self.visible_params).values
-        return self.aligned(mapped.spans(axes, gtree.flatten(self.tree), params, where))
+        numbers = self.flat.unflatten([gtree.as_number(u) for u in self.updates])
+        return self.aligned(mapped.spans(axes, gtree.flatten(numbers), params, where))
 
     def only(self, flags: Sequence[bool]) -> Leaves:
         """With one flag for each leaf of `tree`: hides those that have False."""
@@ -128,7 +141,9 @@ class Stage(Protocol):
     def begin(
         self, leaves: Leaves, state: State, extra: Mapping[str, Any], rows: Rows
     ) -> Callable[[Results], State]:
-        """Adds a call to the row of each leaf it acts on; returns what makes the new state.
+        """Adds to the row of each leaf it acts on; returns what makes the new state.
+
+        It adds a `Call`, or if it sees the tree the update that it has `Made`.
 
         With a closed `leaves.gate` that state must be the old one; the calls see to their leaves'.
         """

@@ -18,7 +18,7 @@ from gradx.numbers.sources import Array
 
 Static: TypeAlias = tuple[tuple[str, Any, str], ...]
 
-RESERVED = ("before", "gate", "made", "span")  # what the lift itself hands to calls
+RESERVED = ("before", "gate", "span")  # what the lift itself hands to calls
 
 
 class _Names(SimpleNamespace):

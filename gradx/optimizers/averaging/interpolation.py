@@ -149,7 +149,9 @@ def with_averaging(base: Contract, rule: Transform) -> Transform:
         return [Part("base_optimizer", base, params, inner), Part("", rule, params, own)]
 
     stages = [stage_of(base), stage_of(rule)]
-    stage = InSequence(stages, _closed, lambda state: _opened(state, where), where)
+    stage = InSequence(
+        stages, _closed, lambda state: _opened(state, where), where, needs_params=True
+    )
     return staged(stage, where, described)
 
 

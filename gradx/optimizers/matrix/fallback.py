@@ -14,6 +14,7 @@ from gradx.core import Params, Part, State, Transform, Updates
 from gradx.core import trees as gtree
 from gradx.lift.matrices import check_paths, matrices
 from gradx.lift.matrix_names import matrices_by_name, reasons
+from gradx.lift.sequence import stage_of, works_by_leaf
 from gradx.numbers.sources import Hyper, beside
 from gradx.optimizers.first_order.adam import scale_by_adam
 from gradx.pieces.scaling import descend
@@ -85,8 +86,18 @@ def with_fallback(
     def update(
         updates: Updates, state: State, params: Params | None = None, **extra: Any
     ) -> tuple[Updates, State]:
-        with beside(gtree.flatten(updates).paths):
-            return split.update(updates, state, params, **extra)
+        flat, made = gtree.flatten(updates), split
+        lost = [path for path, g in zip(flat.paths, flat.values, strict=True) if g is None]
+        if lost and params is not None:  # without a gradient there is no shape, either
+            with core.inside(where):
+                made = partition(groups, labels(params), optional=True)
+        elif lost and not all(works_by_leaf(stage_of(tx)) for tx in groups.values()):
+            raise ValueError(
+                f"{where}: at {lost[0]!r} there is no gradient. If there is a parameter, its shape "
+                f"is needed: call update(updates, state, params)."
+            )
+        with beside(flat.paths):
+            return made.update(updates, state, params, **extra)
 
     return wide_throughout(Transform(init, update, parts=described))
 

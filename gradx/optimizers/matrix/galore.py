@@ -278,7 +278,7 @@ class _GaLore:
                 seen[i], projectors[i] = _project(m, g, projectors[i], renew)
             elif g is not None:
                 seen[i] = widen(g)
-        made, kept = self._base(flat.unflatten(seen), state.base_optimizer_state, gate, extra)
+        made, kept = self._base(leaves, flat.unflatten(seen), state.base_optimizer_state, extra)
         made = gtree.flatten_like(flat, made, "the base optimizer's updates", self.where)
         active = [i for i, u in enumerate(leaves.updates) if not isinstance(u, MaskedNode)]
         known = isinstance(self.scale, float)  # and not handed in by inject_hyperparams, say
@@ -296,11 +296,13 @@ class _GaLore:
         return lambda results: new
 
     def _base(
-        self, seen: Updates, state: State, gate: Array | None, extra: Mapping[str, Any]
+        self, leaves: Leaves, seen: Updates, state: State, extra: Mapping[str, Any]
     ) -> tuple[Updates, State]:
+        gate, conditional = leaves.gate, None if leaves.conditional else False
         try:
             if gate is not None:
-                return gated_update(self.base, self.where, gate, seen, state, None, extra)
+                given = seen, state, None, extra
+                return gated_update(self.base, self.where, gate, *given, conditional=conditional)
             return core.with_extra_args(self.base).update(seen, state, None, **extra)
         except Exception as error:
             error.add_note(

@@ -70,7 +70,7 @@ def _facts(
                 f"by_path({{'wq|wk': HeadAxis(-2)}}, default=None). The leaves are "
                 f"{gtree.listed(paths, 20)}."
             )
-        return [None] * len(seen)
+        return [{}] * len(seen)
     logits = _by_block(extra.get("max_logits"), where) if any(seen) else {}
 
     def known(path: str, x: Any, heads: _Heads) -> Mapping[str, Any]:

@@ -137,7 +137,7 @@ class _Memory:
         for i in active:
             check_array(leaves.updates[i], flat, i, self.where, "update")
             check_shape(flat, i, leaves.params[i], self.where, "parameter")
-        given = (leaves.updates, leaves.params, *columns)
+        given = (list(map(gtree.as_number, leaves.updates)), leaves.params, *columns)
         direction, new, weights = _step(
             *([column[i] for i in active] for column in given),
             state.weights_memory,

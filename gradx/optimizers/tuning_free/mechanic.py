@@ -13,12 +13,13 @@ from gradx import core
 from gradx.combinators.chain import Contract
 from gradx.combinators.predicated import check_inner
 from gradx.core import Count, Params, Part, State, Transform
+from gradx.core import trees as gtree
 from gradx.core.roots import sqrt
 from gradx.core.trees import abs_sq, dot
 from gradx.lift.leafwise import leafwise
 from gradx.lift.passes import staged
 from gradx.lift.sequence import stage_of
-from gradx.lift.stages import Decided, Leaves, Numbers, Results, Rows, Stage, Sums
+from gradx.lift.stages import Decided, Leaves, Made, Numbers, Results, Rows, Stage, Sums
 from gradx.lift.states import check_state
 from gradx.lowering.order import once_known
 from gradx.lowering.reading import unshared
@@ -206,21 +207,24 @@ def _move(u: Array, s: _Tuner, p: Array, h: Numbers) -> tuple[Array, _Tuner]:
 class _Mechanic:
     """The base optimizer and then the tuner, which measures the gradients that both are given."""
 
-    base: Stage
+    inner: Stage
     tuner: Stage
     where: str
     sees_tree = True
 
     def init(self, params: Params) -> State:
-        return _join(MechanicState, self.base.init(params), self.tuner.init(params))
+        return _join(MechanicState, self.inner.init(params), self.tuner.init(params))
 
     def begin(
         self, leaves: Leaves, state: State, extra: Mapping[str, Any], rows: Rows
     ) -> Callable[[Results], State]:
         kind, base_state, tuner_state = _split(state, self.where)
-        end_base = self.base.begin(leaves, base_state, extra, rows)
+        end_inner = self.inner.begin(leaves, base_state, extra, rows)
+        for row, u in zip(rows, leaves.updates, strict=True):
+            if row and isinstance(row[0], Made) and gtree.is_inexact(u):
+                row[0] = row[0]._replace(dtype=jnp.result_type(u))
         end = self.tuner.begin(leaves, tuner_state, extra, rows)
-        return lambda results: _join(kind, end_base(results), end(results))
+        return lambda results: _join(kind, end_inner(results), end(results))
 
 
 def _split(state: State, where: str) -> tuple[Any, State, State]:
