@@ -26,18 +26,17 @@ class Case:
       factory: its name, in gradx, in Optax and among the references.
       kwargs: its arguments. A row among them is a transformation, made in the same library.
       note: tells rows of the same factory apart.
-      descends: it is an optimizer: its updates go downhill.
-      converges: and with these numbers it reaches the minimum of the shared problems.
-      constant_rate: its learning rate is where something begins, and cannot follow a schedule.
+      descends: it is an optimizer. Its updates go downhill, and reach the minimum of the shared
+        problems with these numbers.
+      constant_rate: its learning rate is only a starting value, and cannot follow a schedule.
       in_optax: Optax has it, under the same name and with the same arguments.
       scalars_in_optax: where Optax takes leaves of rank 0, too.
       narrow_in_optax: Optax calculates a part in float32, also where all else is float64.
       complex: it accepts complex parameters.
-      whole_tree: it takes its number for the whole tree, so not by path.
+      whole_tree: its numbers hold for the whole tree, and cannot go by path.
       ranges: of the numbers for which it has another range than the field's names have.
       renamed: names of arguments to the names that its parts have for them.
-      copies: the live values that there are beside its numbers, where two parts are given the same
-        number.
+      copies: how many further live values there are because two parts share a number.
       needs_params: `update` has to be given the parameters.
       keeps_params: its state has copies of the parameters, in their dtypes.
       extra: what `update` is given beside gradients, state and parameters.
@@ -50,7 +49,6 @@ class Case:
     kwargs: Mapping[str, Any] = field(default_factory=dict)
     note: str = ""
     descends: bool = True
-    converges: bool = True
     constant_rate: bool = False
     in_optax: bool = True
     scalars_in_optax: bool = True
@@ -1318,9 +1316,7 @@ WRAPPERS = [
     row("scale_by_lbfgs", memory_size=3, **BAD_MEMORY),
 ]
 
-CASES = OPTIMIZERS + [
-    Case(**{**vars(case), "descends": False, "converges": False}) for case in PIECES + WRAPPERS
-]
+CASES = OPTIMIZERS + [Case(**{**vars(case), "descends": False}) for case in PIECES + WRAPPERS]
 
 
 def each(rows: Iterable[Case]) -> Any:

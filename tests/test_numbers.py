@@ -785,3 +785,11 @@ def test_the_state_of_another_injection_is_refused() -> None:
     tx = gradx.inject_hyperparams(gradx.scale_by_adam, static_args=("b2",))(0.9)
     with pytest.raises(ValueError, match="the state is not one of"):
         gradx.set_hyperparams(state, tx=tx, b1=0.5)
+
+
+def test_numbers_in_a_list_become_live_like_those_in_a_tuple() -> None:
+    names = [
+        set(gradx.hyperparams(gradx.tunable(gradx.prodigy(betas=betas)).init(jnp.ones(2))))
+        for betas in ((0.8, 0.99), [0.8, 0.99])
+    ]
+    assert {"b1", "b2"} < names[0] == names[1]

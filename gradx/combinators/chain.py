@@ -1,6 +1,6 @@
 """Transformations in sequence.
 
-A sequence of stages is a stage again (see `leafwise`), so that a whole chain, with its masks and
+A sequence of stages is a stage again (see `gradx.lift.stages`), so that a whole chain, with its masks and
 groups, runs in one pass over the leaves wherever nothing has to see the whole tree in between.
 """
 

@@ -1,7 +1,7 @@
 """Transformations by parameter: on some leaves only, or another one for each group of leaves.
 
 Which leaves is said by a tree of marks or a prefix of it, by a function that makes one, or by
-`by_path`. Groups of stages are a stage again (see `leafwise`).
+`by_path`. Groups of stages are a stage again (see `gradx.lift.stages`).
 """
 
 from __future__ import annotations

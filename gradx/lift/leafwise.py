@@ -7,7 +7,7 @@ The maths of an optimizer is written once, on one array::
         return velocity, s._replace(velocity=velocity)
 
 `leafwise` knows the rest: trees, `None` and masked leaves, paths, half precision, live and
-scheduled numbers, and the Optax-shaped state (see `passes`, which runs rules).
+scheduled numbers, and the Optax-shaped state (`rule` turns it into calls, and `passes` runs them).
 """
 
 from __future__ import annotations
@@ -61,9 +61,9 @@ def leafwise(
         stored in; `p` is `None` unless `needs_params`. `h` has every hyperparameter, flag and
         per-step number as an attribute. Returns the update and ``s._replace(…)``. Write it as a
         function of the module, not a closure, so that equal programs share a trace.
-      init: `p -> {name: array}`, what the state of one leaf begins with, or a function for each
-        name, ``{"mu": jnp.zeros_like}``. In place of an array there may be a tuple of them, where
-        their number depends on the leaf.
+      init: what the state of one leaf begins with: `p -> {name: array}`, or a function for each
+        name, ``{"mu": jnp.zeros_like}``. In place of an array there may be a tuple of them, if
+        their number differs from leaf to leaf; if it does not, see `several`.
       state: the named tuple of the public state. The field `count` is kept by the lift (int32, the
         updates done so far), those in `scalars` are single numbers that `per_tree` changes; every
         other field becomes a tree like the parameters.
@@ -89,9 +89,9 @@ def leafwise(
       scalars: the fields of `state` that are one number for the tree, with what each begins at: a
         number, or a function of the sums of `measure_init` over all leaves. `h` has their old
         values.
-      count: the name of the field that counts the updates. Of several, `t` goes by the first and
-        schedules by the last; they differ only if a state is made so.
-      whole_tree: the hypers that `per_tree` reads, which cannot go by path; by default all.
+      count: the name of the field that counts the updates. Optax's states may have several, which
+        are equal: `t` is made from the first, and schedules read the last.
+      whole_tree: the hypers that `per_tree` reads, by default all. These may not be by path.
       several: the fields that are a named tuple of arrays at each leaf, with its class. Such a
         field is a named tuple of trees, which every container of states knows, where a tree of
         tuples would be taken for a deeper tree.

@@ -1,4 +1,4 @@
-"""Stages one after the other, and what is no stage made one."""
+"""Stages one after the other, and a stage around what has none."""
 
 from __future__ import annotations
 

@@ -154,7 +154,7 @@ def _live_number(value: Any) -> Any:
             )
         case sources.Scaled():
             return sources.scaled(*(_live_number(f) for f in value.factors))
-        case tuple():
+        case list() | tuple():
             return tuple(map(_live_number, value))
         case dict():  # that of `**numbers`
             return {name: _live_number(v) for name, v in value.items()}

@@ -166,7 +166,7 @@ def adamw(
         `learning_rate=scaled(peak, shape)`), as in the paper; or ``"independent"``, nothing.
 
     Raises:
-      ValueError: `update` is called without the parameters.
+      ValueError: `update` is called without the parameters, and there is weight decay.
 
     Example:
       >>> import gradx, jax.numpy as jnp
@@ -256,7 +256,7 @@ def nadamw(
       decay: what \(\lambda\) is multiplied by (see `adamw`).
 
     Raises:
-      ValueError: `update` is called without the parameters.
+      ValueError: `update` is called without the parameters, and there is weight decay.
 
     Example:
       >>> import gradx, jax.numpy as jnp
