@@ -1,7 +1,7 @@
 """Transformations in sequence.
 
-A sequence of stages is a stage again (see `gradx.lift.stages`), so that a whole chain, with its masks and
-groups, runs in one pass over the leaves wherever nothing has to see the whole tree in between.
+A sequence of stages is a stage again (see `gradx.lift.stages`), so that a whole chain, with its
+masks and groups, runs in one pass over the leaves wherever nothing has to see the whole tree.
 """
 
 from __future__ import annotations
