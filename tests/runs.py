@@ -15,6 +15,7 @@ from problems import STEPS, gradients, moved, params, trajectory
 
 import gradx
 from gradx.core import calls
+from gradx.lift.sequence import rules_of
 from gradx.numbers import sources
 
 NARROW_STEPS = 5
@@ -108,8 +109,7 @@ def given_numbers(case: Case, takes: Any) -> list[tuple[str, Any]]:
 def sources_of(tx: Any, p: Any) -> list[tuple[str, Any]]:
     """Every source in the rules of a transformation, whatever its factory's signature says."""
     if tx.parts is None:
-        rules = getattr(tx.stage, "rules", [tx.stage])
-        hypers = [rule.hypers for rule in rules if hasattr(rule, "hypers")]
+        hypers = [rule.hypers for rule in rules_of(tx.stage)]
         return [source for numbers in hypers for source in numbers.sources.items()]
     parts = tx.parts(p, jax.eval_shape(tx.init, p))
     return [source for part in parts for source in sources_of(part.transform, part.params)]
