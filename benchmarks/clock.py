@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TypedDict
 
 import numpy as np
@@ -39,6 +39,18 @@ def rotation(names: Sequence[str], repeats: int) -> Iterator[tuple[int, str]]:
         first = repeat % len(names)
         for name in names[first:] + names[:first]:
             yield repeat, name
+
+
+def interleaved(
+    programs: Mapping[str, Callable[[int], object]], repeats: int, pause: float
+) -> dict[str, list[float]]:
+    """Seconds of each run; in each repeat every program runs once, after a rest."""
+    times: dict[str, list[float]] = {name: [] for name in programs}
+    for repeat, name in rotation(list(programs), repeats):
+        time.sleep(pause)
+        forget_freed_memory()
+        times[name].append(seconds(programs[name], repeat))
+    return times
 
 
 def forget_freed_memory() -> None:

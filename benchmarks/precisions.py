@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import time
 from typing import Any
 
 import gradx
 from benchmarks import cases, markdown
-from benchmarks.clock import forget_freed_memory, paired, rotation, seconds, spread
+from benchmarks.clock import interleaved, paired, spread
 from benchmarks.runners import JaxRunner, Work, step_of
 from benchmarks.settings import Settings
 
@@ -20,17 +19,14 @@ def measure(settings: Settings) -> dict[str, Any]:
     runners = {_name(given): _runner(given, work, settings) for given in PRECISIONS}
     for runner in runners.values():
         runner.run(0)
-    times: dict[str, list[float]] = {name: [] for name in runners}
-    for repeat, name in rotation(list(runners), settings.repeats):
-        time.sleep(settings.pause)
-        forget_freed_memory()
-        times[name].append(seconds(runners[name].run, repeat) / runners[name].calls)
+    programs = {name: runner.run for name, runner in runners.items()}
+    times = interleaved(programs, settings.repeats, settings.pause)
     rows = [
         {
             "name": name,
             "group": "precisions",
             "gflop": (runner.facts()["flops"] or float("nan")) / 1e9,
-            "ms": spread([1e3 * t for t in times[name]]),
+            "ms": spread([1e3 * t / runner.calls for t in times[name]]),
             "of_first": paired(times[name], times[_name(None)]),
         }
         for name, runner in runners.items()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -11,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks import cases, family, markdown
-from benchmarks.clock import forget_freed_memory, paired, rotation, seconds, spread
+from benchmarks.clock import interleaved, paired, spread
 from benchmarks.runners import Work, of_gradx
 from benchmarks.settings import Settings
 
@@ -35,11 +34,7 @@ def measure(settings: Settings) -> dict[str, Any]:
     operations[family.BASELINE] = muon.facts()["flops"] or float("nan")
     for program in programs.values():
         program(0)
-    times: dict[str, list[float]] = {name: [] for name in programs}
-    for repeat, name in rotation(list(programs), settings.repeats):
-        time.sleep(settings.pause)
-        forget_freed_memory()
-        times[name].append(seconds(programs[name], repeat))
+    times = interleaved(programs, settings.repeats, settings.pause)
     muon.free()
     work.free()
     rows = [

@@ -13,7 +13,7 @@ import optax
 
 import gradx
 from benchmarks import cases, family, markdown, yardstick
-from benchmarks.clock import forget_freed_memory, paired, rotation, seconds, spread
+from benchmarks.clock import interleaved, paired, spread
 from benchmarks.runners import Runner, Work, check, competitors
 from benchmarks.settings import Settings
 
@@ -49,14 +49,12 @@ def _row(case: cases.Case, runners: dict[str, Runner], settings: Settings) -> di
     for runner in runners.values():
         for i in range(settings.warmup):
             runner.run(i)
-    times: dict[str, list[float]] = {name: [] for name in runners}
     gc.collect()
     gc.disable()
-    for repeat, name in rotation(list(runners), settings.repeats):
-        time.sleep(settings.pause)
-        forget_freed_memory()
-        times[name].append(seconds(runners[name].run, repeat) / runners[name].calls)
+    programs = {name: runner.run for name, runner in runners.items()}
+    taken = interleaved(programs, settings.repeats, settings.pause)
     gc.enable()
+    times = {name: [t / runners[name].calls for t in of] for name, of in taken.items()}
     facts = {name: runner.facts() for name, runner in runners.items()}
     # How often the step's least traffic would fit into its time at the axpy's rate.
     least = (facts["gradx"]["least"] or 0.0) / yardstick.AXPY

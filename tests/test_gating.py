@@ -398,3 +398,17 @@ def test_a_gradient_of_another_shape_is_refused_by_path() -> None:
     tx = gradx.MultiSteps(gradx.sgd(0.1), 2)
     with pytest.raises(ValueError, match=r"MultiSteps: at 'w' the update has shape \(3,\)"):
         tx.update({"w": jnp.ones(3)}, tx.init({"w": jnp.ones(2)}))
+
+
+def test_a_part_on_whole_trees_is_traced_once_under_a_gate() -> None:
+    traced = []
+
+    def doubled(u: Any, p: Any) -> Any:
+        traced.append(u)
+        return jax.tree.map(lambda x: 2 * x, u)
+
+    tx = gradx.apply_if_finite(gradx.chain(gradx.stateless(doubled), gradx.scale(0.5)), 3)
+    state = tx.init(jnp.ones(3))
+    traced.clear()
+    jax.jit(tx.update).lower(jnp.ones(3), state)
+    assert len(traced) == 1

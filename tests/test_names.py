@@ -286,3 +286,12 @@ def test_a_fact_hides_no_number() -> None:
     state = tx.init({"w": jnp.ones(2)})
     with pytest.raises(ValueError, match=r"h\.rows would be two things"):
         tx.update({"w": jnp.ones(2)}, state)
+
+
+def test_facts_that_do_not_fit_are_refused() -> None:
+    params = {"a": jnp.ones(2), "b": jnp.ones(2)}
+    short = gradx.leafwise(lambda g, s, p, h: (g, s), facts=lambda leaves, extra: [{}])
+    with pytest.raises(ValueError, match="each of the 2 leaves, or None, and gives 1 answers"):
+        short.init(params)
+    with pytest.raises(ValueError, match="facts or what measure_init measures; give one"):
+        gradx.leafwise(by_rows, facts=known, measure_init=lambda p: {"n": 1.0})

@@ -39,7 +39,7 @@ class Chip:
       platform, topology: what `jax.experimental.topologies` calls it; None is the machine itself.
       mesh: the same for many of them.
       thin: whether rows that decompose matrices have them of width 128. The compiler of TPUs writes
-        a decomposition out for each size: 57 s for the eigenvectors of 512×512, 292 s of 1024×1024.
+        a decomposition out for each size, which takes minutes for a large one.
     """
 
     name: str

@@ -176,7 +176,10 @@ class Moved(importlib.abc.MetaPathFinder, importlib.abc.Loader):
 
 
 class Face(ModuleType):
-    """The module `gradx`, in which no module takes the name of a function: there was a `scale`."""
+    """The module `gradx`. A module that is imported never replaces a function of its name.
+
+    `gradx.scale` is a function. There was a module of that name, which old pickles import.
+    """
 
     def __setattr__(self, name: str, value: Any) -> None:
         if not (isinstance(value, ModuleType) and callable(vars(self).get(name))):

@@ -62,7 +62,7 @@ def run(
     """Collects what is to be done at each leaf, does it in one call a leaf, rebuilds the trees.
 
     If there is a gate and it is closed, the updates are zero and the state stays as it is. `how`
-    set other fields of `Leaves`.
+    sets other fields of `Leaves`.
     """
     flat = gtree.flatten(updates)
     flat_params = None

@@ -106,7 +106,8 @@ def _begin(
     ends = []
     for stage, state in zip(stages, states, strict=True):
         ends.append(stage.begin(leaves, state, extra, rows))
-        leaves = leaves.after(rows)
+        if stage.sees_tree:
+            leaves = leaves.after(rows)
     return ends
 
 
@@ -161,6 +162,8 @@ class Opaque:
         If the gate is closed, `leaves.passes` says whether the updates pass or become zero.
         """
 
+        shapes: list[Any] = []  # of the numbers, as soon as `accept` has been traced
+
         def accept() -> tuple[list[Any], State]:
             wrapped = core.with_extra_args(self.tx)
             made, new = wrapped.update(updates, state, params, **extra)
@@ -171,12 +174,14 @@ class Opaque:
                 )
             pairs = zip(jax.tree.leaves(made), jax.tree.leaves(updates), strict=True)
             numbers = [jnp.asarray(new) for new, old in pairs if gtree.is_number(old)]
+            shapes[:] = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in numbers]
             return numbers, jax.tree.map(_like, new, state)  # as the next step expects it
 
         def reject() -> tuple[list[Any], State]:
             # The two branches must agree in dtypes; what follows in the chain rounds them.
-            made, _ = jax.eval_shape(accept)
-            pairs = zip(map(jnp.asarray, given), made, strict=True)
+            if not shapes:
+                jax.eval_shape(accept)
+            pairs = zip(map(jnp.asarray, given), shapes, strict=True)
             return [_rejected(old, x, leaves.passes) for old, x in pairs], state
 
         # What is no number (a random key, a `float0` gradient) is nobody's to change.

@@ -158,7 +158,7 @@ def is_array(x: Any) -> bool:
 
 
 def leaf_state(kind: Any, arrays: Mapping[str, Any]) -> LeafState:
-    """The state of one leaf: the fields that are no arrays of leaves have nothing in them."""
+    """The state of one leaf, with these arrays. Other fields, such as a count, are ()."""
     return kind(**{**dict.fromkeys(kind._fields, ()), **arrays})
 
 
@@ -191,4 +191,5 @@ def check_form(rule: Any, new: LeafState, old: LeafState) -> None:
 
 
 def structure(tree: Any) -> Any:
+    """`jax.tree.structure`, typed so that two of them can be compared."""
     return jax.tree.structure(tree)

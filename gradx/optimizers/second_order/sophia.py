@@ -238,7 +238,9 @@ class _Sophia:
         def keep() -> tuple[State, Updates]:
             return inner.hessian_fn_state, inner.nu
 
-        kept, nu = rarely(renew(), estimate, keep, (leaves.updates, state, params))
+        # Devices may disagree about a gate, and the estimate may talk between them.
+        due = renew() if leaves.conditional else inner.count % self.interval == 0
+        kept, nu = rarely(due, estimate, keep, (leaves.updates, state, params))
 
         def finished(results: Results) -> State:
             made = finish(results)
