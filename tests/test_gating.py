@@ -412,3 +412,28 @@ def test_a_part_on_whole_trees_is_traced_once_under_a_gate() -> None:
     traced.clear()
     jax.jit(tx.update).lower(jnp.ones(3), state)
     assert len(traced) == 1
+
+
+@pytest.mark.parametrize(
+    "tx",
+    [
+        gradx.adam(0.1),
+        gradx.chain(gradx.clip_by_global_norm(1.0), optax.scale_by_adam(), gradx.scale(-0.1)),
+        gradx.chain(gradx.scale_by_muon(), gradx.scale(-0.1)),
+        gradx.chain(gradx.scale_by_shampoo(), gradx.scale(-0.1)),
+        gradx.galore(0.1, rank=2),
+    ],
+    ids=["adam", "of Optax", "muon", "shampoo", "galore"],
+)
+def test_without_a_conditional_a_closed_gate_leaves_the_state_too(tx: Any) -> None:
+    wrapped = gradx.MultiSteps(tx, 2, conditional=False)
+    p = {"w": jnp.ones((3, 4))}
+    g = {"w": jnp.arange(12.0).reshape(3, 4)}
+    update = jax.jit(wrapped.update)
+    updates, closed = update(g, wrapped.init(p), p)
+    assert_same(closed.inner_opt_state, wrapped.init(p).inner_opt_state)
+    assert_same(updates, {"w": jnp.zeros((3, 4))})
+    updates, opened = update(g, closed, p)
+    alone, state = tx.update(g, tx.init(p), p)
+    assert_close(updates, alone, rtol=1e-5)
+    assert_close(opened.inner_opt_state, state, rtol=1e-5)

@@ -218,22 +218,23 @@ def _each(one: Callable[..., Any], chunk: int | None, stacks: Any) -> Any:
 
 
 def _in_chunks(one: Callable[..., Any], chunk: int, *stacks: Any) -> Any:
-    made: Any = None
     count = jax.tree.leaves(stacks)[0].shape[0]
     if count == 1:
         made = one(*jax.tree.map(lambda x: x[0], stacks))
         return jax.tree.map(lambda x: x[None], made)
+    shapes: Any = None  # of what is made of one
 
     def not_empty(xs: Any) -> list[Array]:
-        nonlocal made
+        nonlocal shapes
         made = one(*xs)
+        shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), made)
         return [x for x in jax.tree.leaves(made) if x.size]
 
     size = None if chunk == 1 else chunk  # a stack of one is no matrix to a compiler
     # `map` does not put chunks of empty arrays together again.
     found = iter(jax.lax.map(not_empty, stacks, batch_size=size))
     return jax.tree.map(
-        lambda x: next(found) if x.size else jnp.zeros((count, *x.shape), x.dtype), made
+        lambda x: next(found) if x.size else jnp.zeros((count, *x.shape), x.dtype), shapes
     )
 
 

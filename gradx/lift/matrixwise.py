@@ -47,7 +47,7 @@ from gradx.lift.stages import (
     Update,
     check_old_form,
 )
-from gradx.lowering.conditional import if_open, rarely
+from gradx.lowering.conditional import choose_tree, if_open, rarely
 from gradx.lowering.varying import varies_over
 from gradx.numbers import hyper
 from gradx.numbers.counting import steps
@@ -139,6 +139,9 @@ class MatrixRule(Rule):
         # with the largest bases come first, which cost most, so that they are in different steps.
         in_turn = sorted(groups.values(), key=largest_part, reverse=True)
 
+        # Under the conditional the gate is open, or under `vmap` perhaps another one's.
+        kept = if_open if leaves.conditional else choose_tree
+
         def work() -> list[list[tuple[Array, LeafState]]]:
             done: list[list[tuple[Array, LeafState]]] = []
             turn = 0
@@ -146,7 +149,7 @@ class MatrixRule(Rule):
                 made = self._group(leaves, calls, seen, members, t, turn)
                 if leaves.gate is not None:
                     pairs = zip(members, made, strict=True)
-                    made = [(u, if_open(leaves.gate, s, calls[i].state)) for i, (u, s) in pairs]
+                    made = [(u, kept(leaves.gate, s, calls[i].state)) for i, (u, s) in pairs]
                 done.append(made)
                 if self.how.staggered:
                     turn += sum(m.shape[0] for m in (seen[i] for i in members) if m is not None)

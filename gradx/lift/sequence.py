@@ -18,7 +18,7 @@ from gradx.lift.passes import give, run_leaves, staged, widen
 from gradx.lift.rule import Rule
 from gradx.lift.stages import Leaves, Made, Results, Rows, Stage, structure
 from gradx.lift.states import check_state, check_wrapping
-from gradx.lowering.conditional import choose, either
+from gradx.lowering.conditional import choose_tree, either
 from gradx.numbers.live import HyperparamsState, own_state
 
 BEGINNING: Any = object()  # in place of an old state, where there is none yet
@@ -189,7 +189,7 @@ class Opaque:
         if leaves.conditional:
             outcome = either(gate, accept, reject, (given, state, params, dict(extra)))
         else:
-            outcome = jax.tree.map(lambda new, old: choose(gate, new, old), accept(), reject())
+            outcome = choose_tree(gate, accept(), reject())
         numbers, new_state = outcome
         return with_numbers(numbers), new_state
 

@@ -45,7 +45,7 @@ def if_open(gate: Array, new: Any, old: Any) -> Any:
 @if_open.defjvp
 def _(primals: Any, tangents: Any) -> Any:
     gate, *primals = primals
-    return jax.jvp(functools.partial(_chosen, gate), primals, tangents[1:])
+    return jax.jvp(functools.partial(choose_tree, gate), primals, tangents[1:])
 
 
 @jax.custom_batching.custom_vmap
@@ -58,11 +58,12 @@ def _(size: int, batched: Any, gate: Array, new: Any, old: Any) -> tuple[Any, An
     if not batched[0]:
         return _if_open(gate, new, old), batched[1]
     axes = [jax.tree.map(lambda b: 0 if b else None, b) for b in batched]
-    made = jax.vmap(_chosen, in_axes=tuple(axes), axis_size=size)(gate, new, old)
+    made = jax.vmap(choose_tree, in_axes=tuple(axes), axis_size=size)(gate, new, old)
     return made, jax.tree.map(lambda _: True, made)
 
 
-def _chosen(gate: Array, new: Any, old: Any) -> Any:
+def choose_tree(gate: Array, new: Any, old: Any) -> Any:
+    """`choose` for each array of a tree."""
     return jax.tree.map(functools.partial(choose, gate), new, old)
 
 
