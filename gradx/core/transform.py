@@ -168,7 +168,7 @@ class Transform(Described, optax.GradientTransformationExtraArgs):
       update: `(updates, state, params=None, **extra_args) -> (updates, state)`.
       spec: the factory and arguments it was made from, if known.
       stage: the same transformation as work on single leaves, if it is that; combinators fuse
-        neighbouring stages into one pass over the tree (see `gradx.leafwise`).
+        neighbouring stages into one pass over the tree (see `gradx.lift.stages`).
       parts: `(params, state) -> parts`, the transformations it is made of, for `describe` and
         `set_hyperparams`, which knows no parameters and gives a tree without leaves.
       remake: `numbers -> transformation`, where the state holds the numbers, as with
