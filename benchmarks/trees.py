@@ -34,6 +34,7 @@ def thousand(quick: bool) -> Shapes:
     """1,000 small leaves of ten shapes, for what is paid per leaf and not per element."""
     shapes = [(8,), (16,), (32,), (64,), (8, 8), (8, 16), (16, 16), (16, 32), (32, 32), (4, 8, 8)]
     layer = {f"leaf_{i}": shape for i, shape in enumerate(shapes)}
+    layer |= {"query": layer.pop("leaf_6"), "key": layer.pop("leaf_8")}  # which qk_clip looks for
     return {f"layer_{i:02d}": dict(layer) for i in range(5 if quick else 100)}
 
 

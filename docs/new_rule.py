@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple, TypeAlias
 
 from gradx import core
 from gradx.combinators.chain import chain
 from gradx.core import Count, Transform, Updates
+from gradx.core.meaning import Number
 from gradx.core.roots import sqrt
 from gradx.core.trees import finite_sq
 from gradx.lift.averages import average, real_zeros, weight_so_far, zeros
@@ -21,6 +22,10 @@ from gradx.numbers.sources import Array, Hyper
 from gradx.pieces.weight_decay import DecayKind, scale_and_decay
 
 __all__ = ["ScaleByQHAdamState", "qhadam", "scale_by_qhadam"]
+
+_SHARE = r"how much of the {} moment is \({}\)"
+ShareMu: TypeAlias = Annotated[Hyper, Number("[0, 1]", "s_1", _SHARE.format("first", r"\mu"))]
+ShareNu: TypeAlias = Annotated[Hyper, Number("[0, 1]", "s_2", _SHARE.format("second", r"\nu"))]
 
 
 class ScaleByQHAdamState(NamedTuple):
@@ -42,8 +47,8 @@ def scale_by_qhadam(
     b1: Hyper = 0.995,
     b2: Hyper = 0.999,
     eps: Hyper = 1e-8,
-    share_mu: Hyper = 0.7,
-    share_nu: Hyper = 1.0,
+    share_mu: ShareMu = 0.7,
+    share_nu: ShareNu = 1.0,
     mu_dtype: Any = None,
 ) -> Transform:
     r"""Rescales the updates by QHAdam's rule, Adam with the newest gradient mixed into its moments.
@@ -56,12 +61,7 @@ def scale_by_qhadam(
                   {\sqrt{(1 - s_2) |g|^2 + s_2 \hat\nu} + \epsilon}
 
     Args:
-      b1: \(\beta_1\) in [0, 1).
-      b2: \(\beta_2\) in [0, 1).
-      eps: \(\epsilon\) in [0, inf). With 0 an element that has had no gradient yet gives NaN.
-      share_mu: \(s_1\) in [0, 1], the paper's \(\nu_1\): how much of the first moment is \(\mu\).
-      share_nu: \(s_2\) in [0, 1], the paper's \(\nu_2\): how much of the second moment is \(\nu\).
-      mu_dtype: the dtype to keep \(\mu\) in; by default the parameter's, at least float32.
+      eps: With 0 an element that has had no gradient yet gives NaN.
 
     Example:
       >>> import jax.numpy as jnp
@@ -80,7 +80,6 @@ def scale_by_qhadam(
         init={"mu": partial(zeros, dtype=mu_dtype), "nu": real_zeros},
         state=ScaleByQHAdamState,
         hypers={"b1": b1, "b2": b2, "eps": eps, "share_mu": share_mu, "share_nu": share_nu},
-        ranges={"share_mu": "[0, 1]", "share_nu": "[0, 1]"},
         per_step=_factors,
     )
 
@@ -108,8 +107,8 @@ def qhadam(
     b1: Hyper = 0.995,
     b2: Hyper = 0.999,
     eps: Hyper = 1e-8,
-    share_mu: Hyper = 0.7,
-    share_nu: Hyper = 1.0,
+    share_mu: ShareMu = 0.7,
+    share_nu: ShareNu = 1.0,
     mu_dtype: Any = None,
     weight_decay: Hyper = 0.0,
     mask: Any = None,
@@ -122,18 +121,6 @@ def qhadam(
               {\sqrt{(1 - s_2) |g|^2 + s_2 \hat\nu} + \epsilon} + \lambda \theta\right)
 
     with the moments of `scale_by_qhadam`.
-
-    Args:
-      learning_rate: \(\eta\) in [0, inf).
-      b1: \(\beta_1\) in [0, 1).
-      b2: \(\beta_2\) in [0, 1).
-      eps: \(\epsilon\) in [0, inf).
-      share_mu: \(s_1\) in [0, 1].
-      share_nu: \(s_2\) in [0, 1].
-      mu_dtype: the dtype to keep the first moment in.
-      weight_decay: \(\lambda\) in [0, inf).
-      mask: which leaves decay (see `gradx.add_decayed_weights`).
-      decay: what \(\lambda\) is multiplied by (see `gradx.adamw`).
 
     Raises:
       ValueError: `update` is called without the parameters, and there is weight decay.

@@ -38,6 +38,7 @@ from gradx.line_search.backtracking import *
 from gradx.line_search.objective import *
 from gradx.line_search.zoom import *
 from gradx.numbers.live import *
+from gradx.numbers.paths import *
 from gradx.numbers.sources import *
 from gradx.optimizers.averaging.interpolation import *
 from gradx.optimizers.averaging.schedule_free import *

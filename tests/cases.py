@@ -15,7 +15,8 @@ import optax
 import pytest
 
 import gradx
-from gradx.numbers import hyper
+from gradx.core import ranges
+from gradx.core.vocabulary import RANGES
 
 
 @dataclass(frozen=True, eq=False)
@@ -132,7 +133,7 @@ SCHEDULE_FREE = {"b1": "(0, 1]", "weight_lr_power": "[0, inf)"}
 AVERAGED = {"_needs_params": True, "_whole_tree": True, "_ranges": SCHEDULE_FREE}
 
 PRODIGY = {"beta3": "[0, 1)", "estim_lr_coef": "(0, inf)"}
-POLYAK = {"max_learning_rate": "(0, inf]", "f_min": hyper.ANY, "scaling": "[0, inf)"}
+POLYAK = {"max_learning_rate": "(0, inf]", "f_min": ranges.ANY, "scaling": "[0, inf)"}
 PLATEAU = {
     "factor": "(0, 1)",
     "rtol": "[0, 1)",
@@ -173,7 +174,7 @@ BAD_MEMORY = {
 QUASI_NEWTON = {"linesearch": None, **BAD_MEMORY}
 
 OF_ADAM = {f"adam_{x}": x for x in ("learning_rate", "b1", "b2", "eps", "eps_root", "weight_decay")}
-BY_ADAM = {name: hyper.RANGES[of_adam] for name, of_adam in OF_ADAM.items()}
+BY_ADAM = {name: RANGES[of_adam] for name, of_adam in OF_ADAM.items()}
 MUON = {
     "_ranges": {"beta": "[0, 1)", **BY_ADAM},
     "_renamed": OF_ADAM,
@@ -327,7 +328,7 @@ OPTIMIZERS = [
         optimism=0.02,
         _in_optax=False,  # it is there, and warns
         _ranges={"optimism": "[0, inf)"},
-        _renamed={"optimism": "beta"},
+        _renamed={"optimism": "beta", "learning_rate": "alpha"},
         _temporaries=2,
     ),
     row(
@@ -1011,7 +1012,7 @@ OPTIMIZERS = [
 ]
 
 PIECES = [
-    row("scale", step_size=-0.5, _ranges={"step_size": hyper.ANY}),
+    row("scale", step_size=-0.5, _ranges={"step_size": ranges.ANY}),
     row("scale_by_learning_rate", learning_rate=0.1),
     row("scale_by_adam", b2=0.95),
     row("scale_by_amsgrad"),
@@ -1041,7 +1042,7 @@ PIECES = [
         global_scale=-1.0,
         _in_optax=False,  # which gives a scalar another shape
         _needs_params=True,
-        _ranges={"global_scale": hyper.ANY},
+        _ranges={"global_scale": ranges.ANY},
         _bad={"reps_rel": 0.0, "param_dtype": int},
     ),
     row(
@@ -1104,7 +1105,7 @@ PIECES = [
         "add_decayed_weights",
         weight_decay=0.1,
         _needs_params=True,
-        _ranges={"weight_decay": hyper.ANY},
+        _ranges={"weight_decay": ranges.ANY},
     ),
     row("clip", max_delta=0.5, _complex=False),
     row("clip_by_global_norm", max_norm=1.0, _whole_tree=True),
@@ -1116,7 +1117,7 @@ PIECES = [
         scale_factor=-0.5,
         eps=1e-2,
         _whole_tree=True,
-        _ranges={"scale_factor": hyper.ANY},
+        _ranges={"scale_factor": ranges.ANY},
     ),
     row("scale_by_param_block_norm", _needs_params=True, _ranges={"min_scale": "[0, inf)"}),
     row(

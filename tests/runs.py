@@ -14,7 +14,7 @@ from cases import Case
 from problems import STEPS, gradients, moved, params, trajectory
 
 import gradx
-from gradx.core import calls
+from gradx.core import annotations
 from gradx.lift.sequence import rules_of
 from gradx.numbers import sources
 
@@ -98,7 +98,7 @@ def numbers_of(case: Case) -> dict[str, float]:
 
 
 def given_numbers(case: Case, takes: Any) -> list[tuple[str, Any]]:
-    parameters = calls.signature(getattr(gradx, case.factory)).parameters
+    parameters = annotations.signature(getattr(gradx, case.factory)).parameters
     return [
         (name, case.kwargs.get(name, parameter.default))
         for name, parameter in parameters.items()

@@ -17,7 +17,7 @@ from cases import CASES
 
 import gradx
 from gradx import core
-from gradx.core import calls
+from gradx.core import annotations
 
 PARAMS = {"bias": jnp.ones(2), "kernel": jnp.ones((2, 2))}
 ONE = {"kernel": jnp.ones((2, 2))}
@@ -294,7 +294,7 @@ def test_options_are_known_before_the_run() -> None:
     """Every bool, word and whole number of every row, traced."""
     asked = 0
     for spec in {case.make().spec.factory: case.make().spec for case in CASES}.values():
-        for name in calls._known_before(spec.factory):
+        for name in annotations.known_before(spec.factory):
 
             def make(traced: Any, spec: core.Spec = spec, name: str = name) -> Any:
                 return spec.call({**dict(spec.arguments), name: traced}) and traced

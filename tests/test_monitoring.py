@@ -159,7 +159,7 @@ def test_bad_measures_are_refused() -> None:
         gradx.monitor(is_large)
     with pytest.raises(ValueError, match="measure_with_ema: measure must be a function"):
         gradx.measure_with_ema(gradx.ema(0.9), 0.9)
-    with pytest.raises(ValueError, match=r"measure_with_ema > ema: decay must be in \[0, 1\)"):
+    with pytest.raises(ValueError, match=r"measure_with_ema: decay must be in \[0, 1\)"):
         gradx.measure_with_ema(is_large, 1.0)
 
 

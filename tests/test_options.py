@@ -23,7 +23,8 @@ from problems import assert_close, assert_same
 
 import gradx
 from gradx import core
-from gradx.core import calls
+from gradx.core import annotations
+from gradx.core.kept import kept as kept_of
 
 PARAMS = {"bias": jnp.ones(2), "kernel": jnp.ones((2, 2))}
 
@@ -87,7 +88,7 @@ def options() -> list[tuple[str, str]]:
     found = []
     for name in OWN:
         if inspect.isfunction(made := getattr(gradx, name)) or name in core.REGISTRY:
-            found += [(name, option) for option in calls._options(made)]
+            found += [(name, option) for option in annotations.options(made)]
     return [*found, ("HeadAxis", "side_by_side")]
 
 
@@ -121,8 +122,8 @@ def test_no_option_escapes_the_law_above() -> None:
         made = getattr(gradx, name)
         if not inspect.isfunction(made) and name not in core.REGISTRY:
             continue
-        for argument, parameter in calls.signature(made).parameters.items():
-            kinds = calls.members(parameter.annotation)
+        for argument, parameter in annotations.signature(made).parameters.items():
+            kinds = annotations.members(parameter.annotation)
             is_option = bool in kinds or any(typing.get_origin(k) is Literal for k in kinds)
             if isinstance(parameter.default, bool):
                 assert is_option or Any in kinds, (name, argument)
@@ -280,7 +281,7 @@ def containers() -> list[Any]:
 
 @pytest.mark.parametrize("given", containers(), ids=lambda given: type(given).__name__)
 def test_containers_keep_their_type_and_order(given: Any) -> None:
-    kept = calls.kept(given)
+    kept = kept_of(given)
     assert kept is not given
     assert type(kept) is type(given)
     assert str(kept) == str(given)
@@ -292,7 +293,7 @@ def test_containers_keep_their_type_and_order(given: Any) -> None:
 def test_what_does_not_change_is_not_copied() -> None:
     partial = jax.tree_util.Partial(halving)
     for value in (halving, partial, "a", 0.1, None, (1, "a"), optax.sgd(0.1), object(), int):
-        assert calls.kept(value) is value
+        assert kept_of(value) is value
     assert gradx.sgd(partial) == gradx.sgd(partial)
 
 
@@ -312,7 +313,7 @@ def test_arrays_may_be_deleted_when_it_is_made(case: cases.Case) -> None:
     """And so may a state, since it has nothing of what it is made from."""
     arrays: list[jax.Array] = []
     numbers = {name: with_arrays(v, arrays) for name, v in cases.made(case.kwargs, gradx).items()}
-    for name, parameter in calls.signature(getattr(gradx, case.factory)).parameters.items():
+    for name, parameter in annotations.signature(getattr(gradx, case.factory)).parameters.items():
         if gradx.numbers.sources.takes_number(parameter.annotation) and name not in numbers:
             numbers[name] = with_arrays(parameter.default, arrays)
     tx = getattr(gradx, case.factory)(**numbers)

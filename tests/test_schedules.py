@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gradx import core
-from gradx.numbers import hyper, sources
+from gradx.numbers import hyper, paths, sources
 from gradx.schedules import curves, piecewise, sequences
 
 LAST = 2**31 - 1
@@ -576,7 +576,7 @@ BAD: list[tuple[str, tuple[Any, ...], dict[str, Any], str]] = [
     ("join_schedules", ([abs, abs], [1, 2]), {}, "boundaries must be one fewer"),
     ("join_schedules", ([abs, abs], []), {}, "boundaries must be one fewer"),
     ("join_schedules", ([abs, 0.1], [1]), {}, r"schedules\[1\] must be a function .*got 0.1"),
-    ("join_schedules", ([sources.by_path({"a": 1.0})], []), {}, r"schedules\[0\] must be"),
+    ("join_schedules", ([paths.by_path({"a": 1.0})], []), {}, r"schedules\[0\] must be"),
     ("join_schedules", ([abs, abs, abs], [5, 2]), {}, r"boundaries must not descend, got \[5, 2\]"),
     ("join_schedules", ([abs, abs], 5), {}, "boundaries must be a list"),
     ("join_schedules", (abs, []), {}, "schedules must be a list"),

@@ -18,15 +18,16 @@ from gradx.combinators.predicated import (
     gated_update,
     parts_of,
 )
-from gradx.core import Params, State, Transform, Updates
+from gradx.core import Params, State, Transform, Updates, ranges
 from gradx.core import trees as gtree
+from gradx.core.ranges import as_float
 from gradx.core.updates import safe_increment
 from gradx.lift.averages import storage
 from gradx.lift.passes import widen
 from gradx.lift.states import check_state
 from gradx.numbers import hyper
 from gradx.numbers.counting import steps
-from gradx.numbers.sources import Array, FromCall, Step, as_float
+from gradx.numbers.sources import Array, FromCall, Step
 
 __all__ = [
     "MultiSteps",
@@ -307,7 +308,7 @@ class _Accumulation:
         step = Step(state.gradient_step, {}, extra, self.where)
         weight: Any = hyper.resolve(self.weights.sources, step).get("weight", 1.0)
         if not isinstance(weight, jax.core.Tracer):
-            hyper.check_number(float(weight), WEIGHT["weight"], "weight", self.where)
+            ranges.check_number(float(weight), WEIGHT["weight"], "weight", self.where)
 
         k = self.every_k(state.gradient_step) if callable(self.every_k) else self.every_k
         first = state.mini_step == 0

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
 
 import jax.numpy as jnp
 
@@ -13,13 +12,14 @@ from gradx.combinators.chain import Contract, identity
 from gradx.combinators.partition import masked
 from gradx.combinators.predicated import check_inner
 from gradx.core import Params, Part, State, Transform
-from gradx.core import trees as gtree
+from gradx.core.meaning import Number
+from gradx.core.ranges import is_real
+from gradx.lift.around import Around
 from gradx.lift.leafwise import leafwise
 from gradx.lift.passes import staged
 from gradx.lift.sequence import stage_of
-from gradx.lift.stages import NO_STATE, Call, LeafState, Leaves, Made, Numbers, Results, Rows, Stage
-from gradx.numbers import hyper
-from gradx.numbers.sources import Array, Hyper, is_real
+from gradx.lift.stages import NO_STATE, Call, LeafState, Numbers
+from gradx.numbers.sources import Array, Hyper
 
 __all__ = ["add_cautious_decay", "cautious"]
 
@@ -29,40 +29,12 @@ Direction = Literal["descent", "ascent"]
 # ---------------------------------------------------------------- the update
 
 
-@dataclass(frozen=True, eq=False)
-class _Cautious:
-    inner: Stage
-    ascends: bool
-    min_share: Any
-
-    @property
-    def sees_tree(self) -> bool:
-        return self.inner.sees_tree
-
-    def init(self, params: Params) -> State:
-        return self.inner.init(params)
-
-    def begin(
-        self, leaves: Leaves, state: State, extra: Mapping[str, Any], rows: Rows
-    ) -> Callable[[Results], State]:
-        starts = [sum(isinstance(one, Call) for one in row) for row in rows]
-        end = self.inner.begin(leaves, state, extra, rows)
-        flags = (("ascends", self.ascends, str(self.ascends)),)
-        for row, start, u in zip(rows, starts, leaves.updates, strict=True):
-            if gtree.is_inexact(u):
-                # What the inner one was given is in the row, if nothing was put there since.
-                made = self.sees_tree and row and isinstance(row[0], Made)
-                before = {"before": gtree.as_number(u)} if made else {}
-                numbers = {"min_share": self.min_share, **before}
-                since = None if made else start
-                call = Call(_agreeing, flags, numbers, NO_STATE, False, None, _rescaling, since)
-                row.append(call)
-        return end
-
-
 @core.recorded
 def cautious(
-    inner: Contract, *, direction: Direction = "descent", min_share: float = 1e-3
+    inner: Contract,
+    *,
+    direction: Direction = "descent",
+    min_share: Annotated[float, Number("(0, 1]", r"\epsilon")] = 1e-3,
 ) -> Transform:
     r"""Keeps of an update the elements that go down the gradient of this very step.
 
@@ -76,7 +48,7 @@ def cautious(
       direction: ``"descent"`` if the updates of `inner` are steps, to be added to the parameters;
         ``"ascent"`` if something after this turns them, as for ``cautious(scale_by_adam(),
         direction="ascent")``. Then the elements stay where \(T(g)_i\, g_i > 0\).
-      min_share: \(\epsilon\) in (0, 1]; 1 does not rescale.
+      min_share: the least share that the updates are divided by; 1 does not rescale.
 
     Raises:
       ValueError: `inner` is no transformation; a number out of range; an unknown direction.
@@ -102,12 +74,15 @@ def cautious(
     """
     where = core.where()
     check_inner(inner, where)
-    least, ascends = hyper.constant("min_share", min_share, "(0, 1]"), direction == "ascent"
+    flags = (("ascends", direction == "ascent", direction),)
+    numbers: dict[str, Any] = {"min_share": min_share}
+    judge = Call(_agreeing, flags, numbers, NO_STATE, False, per_leaf=_rescaling)
 
     def described(params: Params, state: State) -> list[Part]:
         return [Part("", inner, params, state)]
 
-    return staged(_Cautious(stage_of(inner), ascends, least), where, described)
+    stage = stage_of(inner)
+    return staged(Around(stage, stage.init, judge=judge), where, described)
 
 
 def _along(u: Array, g: Array, ascends: bool) -> Array:
@@ -160,11 +135,10 @@ def add_cautious_decay(
     makes smaller anyway, and leaves those alone that the loss wants larger.
 
     Args:
-      weight_decay: \(\lambda\) in [0, inf).
       mask: where to decay (see `add_decayed_weights`).
       flip_sign: for a place where the updates are steps already, as at the end of any optimizer:
-        \(u - \lambda\, m \odot \theta\) with \(m_i = 1\) where \(u_i \theta_i \le 0\). The decay
-        is then not multiplied by a learning rate; ``scaled(schedule, 0.1)`` is.
+        \(u - \lambda\, m \odot \theta\) with \(m_i = 1\) where \(u_i \theta_i \le 0\). The decay is
+        then not multiplied by a learning rate; ``scaled(schedule, 0.1)`` is.
 
     Raises:
       ValueError: `update` is called without the parameters, unless \(\lambda\) is the constant 0.

@@ -20,16 +20,17 @@ import numpy as np
 
 from gradx import core
 from gradx.contract import GradientTransformation, Schedule, StatefulSchedule
-from gradx.core import Count, Params, Part, State, Transform, Updates
+from gradx.core import Count, Params, Part, State, Transform, Updates, ranges
 from gradx.core import trees as gtree
+from gradx.core.annotations import signature as signature_of
 from gradx.core.binding import fit
-from gradx.core.calls import by_new_names, checked, kept, warn
-from gradx.core.calls import signature as signature_of
+from gradx.core.calls import by_new_names, checked, warn
+from gradx.core.kept import kept
 from gradx.core.suggestions import hint
 from gradx.core.updates import safe_increment
 from gradx.lift.averages import storage
 from gradx.lift.states import check_keys, check_state, wrong_state
-from gradx.numbers import arguments, hyper, live
+from gradx.numbers import arguments, live
 from gradx.numbers.live import InjectStatefulHyperparamsState
 from gradx.numbers.sources import Array
 
@@ -132,7 +133,7 @@ class _Injection:
         if self.schedules and not all(isinstance(x, jax.core.Tracer) for x in values.values()):
             begin = {name: schedule.init() for name, schedule in self.schedules.items()}
             self.make({**values, **self._scheduled(begin, extra, wide)})
-        with hyper.of_the_run() if self.schedules else contextlib.nullcontext():
+        with ranges.of_the_run() if self.schedules else contextlib.nullcontext():
             return self.make(values)
 
     def _scheduled(
@@ -296,8 +297,8 @@ def inject_hyperparams(
     Args:
       inner_factory: a function that returns a transformation: gradx's, Optax's or yours.
       static_args: arguments to leave as they are, by name: numbers that the factory must know
-        before the run, and functions that are no schedules. What the annotations of the factory
-        say is known without it (see below).
+        before the run, and functions that are no schedules. What the annotations of the factory say
+        is known without it (see below).
       hyperparam_dtype: the floating-point dtype of the numbers; by default that of the widest
         parameter, but no narrower than float32. A number that is given as a JAX array keeps its
         own.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple, Self
+from typing import Annotated, Any, NamedTuple, Self
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +12,7 @@ from gradx.combinators.chain import Contract
 from gradx.combinators.predicated import afresh, check_inner
 from gradx.core import Params, Part, State, Transform, Updates
 from gradx.core import trees as gtree
+from gradx.core.meaning import Number
 from gradx.lift.passes import widen
 from gradx.lift.states import check_state
 from gradx.numbers.counting import steps
@@ -58,7 +59,7 @@ def _copy(x: Any) -> Any:
 def lookahead(
     fast_optimizer: Contract,
     sync_period: int,
-    slow_step_size: float,
+    slow_step_size: Annotated[float, Number("[0, inf)", r"\alpha")],
     reset_state: bool = False,
 ) -> Transform:
     r"""Lets slow parameters follow those of a fast optimizer, which begins anew from them.
@@ -75,8 +76,8 @@ def lookahead(
     Args:
       fast_optimizer: \(T\), gradx's or Optax's. It sees the fast parameters.
       sync_period: \(k \ge 1\), in steps.
-      slow_step_size: \(\alpha\) in [0, inf), commonly below 1. With 0 the slow parameters stay, and
-        the fast ones return to them.
+      slow_step_size: how far the slow parameters move, commonly below 1. With 0 they stay, and the
+        fast ones return to them.
       reset_state: whether the fast optimizer forgets its state, its counts included, in every
         \(k\)-th step. Live values stay.
 

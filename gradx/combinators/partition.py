@@ -7,7 +7,6 @@ Which leaves is said by a tree of marks or a prefix of it, by a function that ma
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import jax
@@ -18,6 +17,7 @@ from gradx import core
 from gradx.combinators.chain import Contract
 from gradx.core import Params, Part, State, Transform
 from gradx.core import trees as gtree
+from gradx.lift.around import Around, Given
 from gradx.lift.masks import marks, mask_flags
 from gradx.lift.passes import staged
 from gradx.lift.rule import Rule
@@ -26,14 +26,13 @@ from gradx.lift.stages import (
     LeafState,
     Leaves,
     Numbers,
-    Results,
-    Rows,
     Stage,
     is_array,
 )
 from gradx.lift.states import check_state
 from gradx.numbers import hyper
-from gradx.numbers.sources import Array, check_optional
+from gradx.numbers.paths import check_optional
+from gradx.numbers.sources import Array
 
 __all__ = ["MaskedState", "PartitionState", "freeze", "masked", "partition", "set_to_zero"]
 
@@ -65,39 +64,30 @@ def hide(tree: Any, chosen: Sequence[bool]) -> Any:
     return flat.unflatten(kept)
 
 
-@dataclass(frozen=True, eq=False)
-class _Masked:
-    inner: Stage
-    mask: Any
-    where: str
-    extra_too: bool = False  # hides the same leaves in extra arguments
-
-    @property
-    def sees_tree(self) -> bool:
-        return self.inner.sees_tree
-
-    def init(self, params: Params) -> State:
-        return MaskedState(self.inner.init(_visible(params, self.mask, self.where)))
-
-    def begin(
-        self, leaves: Leaves, state: State, extra: Mapping[str, Any], rows: Rows
-    ) -> Callable[[Results], State]:
-        check_state(state, MaskedState, self.where)
-        # Of what it may see itself: a mask inside a mask is not asked about what that hides.
-        flags = mask_flags(self.mask, leaves.tree, self.where)
-        if self.extra_too:
-            same: Any = jax.tree.structure(leaves.tree)
-            extra = {
-                k: hide(v, flags) if jax.tree.structure(v) == same else v for k, v in extra.items()
-            }
-        end = self.inner.begin(leaves.only(flags), state.inner_state, extra, rows)
-        return lambda results: type(state)(end(results))
-
-
 def _visible(params: Params, mask: Any, where: str) -> Params:
     if not gtree.flatten(params).values:
         return params  # optax.tree_utils.tree_map_params asks with a placeholder without leaves
     return hide(params, mask_flags(mask, params, where))
+
+
+def _hidden(inner: Stage, mask: Any, where: str, extra_too: bool) -> Around:
+    """A stage that sees the leaves of the mask only, perhaps in extra arguments as well."""
+
+    def init(params: Params) -> State:
+        return MaskedState(inner.init(_visible(params, mask, where)))
+
+    def enter(leaves: Leaves, state: State, extra: Mapping[str, Any]) -> Given:
+        check_state(state, MaskedState, where)
+        # Of what it may see itself: a mask inside a mask is not asked about what that hides.
+        flags = mask_flags(mask, leaves.tree, where)
+        if extra_too:
+            same: Any = jax.tree.structure(leaves.tree)
+            extra = {
+                k: hide(v, flags) if jax.tree.structure(v) == same else v for k, v in extra.items()
+            }
+        return leaves.only(flags), state.inner_state, extra
+
+    return Around(inner, init, enter, leave=lambda new, old: type(old)(new))
 
 
 @core.recorded
@@ -135,7 +125,7 @@ def masked(inner: Contract, mask: Any, *, mask_compatible_extra_args: bool = Fal
     def described(params: Params, state: State) -> list[Part]:
         return [Part("", inner, _visible(params, mask, where), state.inner_state)]
 
-    stage = _Masked(stage_of(inner), mask, where, mask_compatible_extra_args)
+    stage = _hidden(stage_of(inner), mask, where, mask_compatible_extra_args)
     return staged(stage, where, described)
 
 
@@ -224,7 +214,7 @@ def partition(
         return kind(dict(zip(transforms, states, strict=True)))
 
     groups = [
-        _Masked(stage_of(tx), mask_of(label), where, mask_compatible_extra_args)
+        _hidden(stage_of(tx), mask_of(label), where, mask_compatible_extra_args)
         for label, tx in transforms.items()
     ]
     return staged(

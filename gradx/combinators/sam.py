@@ -65,8 +65,7 @@ def sam(
     that go uphill. Neither part's state changes in a call that is not its own.
 
     Args:
-      optimizer: \(T\), gradx's or Optax's; it sees the parameters \(\theta\), without
-        \(\epsilon\).
+      optimizer: \(T\), gradx's or Optax's; it sees the parameters \(\theta\), without \(\epsilon\).
       adv_optimizer: \(A\), gradx's or Optax's.
       sync_period: \(k \ge 1\), in calls; 1 leaves the adversary out.
       reset_state: whether the adversary begins anew after each step of the optimizer, its counts

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
+import optax
 
 from gradx.core.show import show
 from gradx.core.suggestions import nearest
@@ -127,7 +128,8 @@ def _meant(
     renamed = [name for name in _entry(RENAMED, word, "").split() if name in names]
     if renamed:
         return f": did you mean {renamed[0]}?"
-    makes_one = "Transform" in str(signature.return_annotation) and names
+    made = signature.return_annotation
+    makes_one = names and isinstance(made, type) and issubclass(made, optax.GradientTransformation)
     parts = value if isinstance(value, list | tuple) else ()
     words = {"f": who.split(" > ")[-1], "v": show(value)}
     words |= {f"v{i}": show(part) for i, part in enumerate(parts)}

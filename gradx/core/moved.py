@@ -137,6 +137,7 @@ _AND = {
     "joined": ["lift.rule"],
     "leafwise": ["lift.rule"],
     "moments": ["lift.averages"],
+    "sources": ["numbers.paths"],
     "stage": ["lift.stages"],
 }
 

@@ -23,10 +23,12 @@ import optax
 from gradx.contract import OptState, with_extra_args_support
 from gradx.contract import Params as Params
 from gradx.contract import Updates as Updates
+from gradx.core.annotations import evaluated
 from gradx.core.binding import fit
 from gradx.core.calls import by_new_names, checked, take
 from gradx.core.calls import inside as inside
 from gradx.core.calls import where as where
+from gradx.core.docstrings import shown_signature, with_arguments
 from gradx.core.initial import begun
 from gradx.core.show import foreign_name
 from gradx.core.show import show as show
@@ -70,22 +72,22 @@ def recorded(factory: Callable[P, T]) -> Callable[P, T]:
       >>> halved(0.1)
       halved(0.1)
     """
-    signature = inspect.signature(factory)
+    signature = evaluated(factory)
+    factory.__doc__ = with_arguments(factory, signature)
 
     @functools.wraps(factory)
     def make(*args: P.args, **kwargs: P.kwargs) -> T:
         given_names: Any = by_new_names(factory, kwargs)
-        with inside(factory.__name__):
+        with inside(factory.__name__, factory):
             bound = fit(signature, where(), args, given_names)
-            if take(factory, bound):
-                made: Any = factory(*bound.args, **bound.kwargs)
-            else:
-                made = factory(*args, **given_names)
+            taken = take(factory, bound)
+            made: Any = factory(*taken.args, **taken.kwargs)
         if isinstance(made, optax.GradientTransformation) and not isinstance(made, Transform):
             made = Transform(*with_extra_args(made))  # a factory around Optax's
         described: T = made.with_spec(Spec(make, given(bound)))
         return described
 
+    make.__dict__["__signature__"] = shown_signature(factory)
     if "<" not in make.__qualname__:  # what is local to a function cannot be found by name
         REGISTRY[registered_name(make)] = make
     return make
@@ -93,13 +95,14 @@ def recorded(factory: Callable[P, T]) -> Callable[P, T]:
 
 def recorded_class(cls: type[T]) -> type[T]:
     """`recorded` for a class of transformations, whose `__new__` is the factory."""
-    signature, new = inspect.signature(cls), cls.__new__
+    signature, new = evaluated(cls), cls.__new__
+    cls.__doc__ = with_arguments(cls, signature)
 
     def make(cls_: type[T], *args: Any, **kwargs: Any) -> T:
-        with inside(cls.__name__):
+        with inside(cls.__name__, cls):
             bound = fit(signature, where(), args, kwargs)
-            take(cls, bound)
-            made: Any = new(cls_, *bound.args, **bound.kwargs)
+            taken = take(cls, bound)
+            made: Any = new(cls_, *taken.args, **taken.kwargs)
         made.spec = Spec(cls, given(bound))
         return made
 

@@ -17,12 +17,11 @@ from optax.tree_utils import tree_get
 
 from gradx import core
 from gradx.combinators.chain import Contract, chain, identity
-from gradx.core import Count, Params, State, Transform, Updates
+from gradx.core import Count, Params, State, Transform, Updates, ranges
 from gradx.core import trees as gtree
 from gradx.core.updates import safe_increment
 from gradx.experimental.means import Aggregator, as_axes, as_given, mean, process
 from gradx.lift.states import check_state
-from gradx.numbers import hyper
 from gradx.numbers.counting import steps
 from gradx.numbers.sources import Array
 
@@ -190,7 +189,7 @@ def track_per_element_mean_and_variance_with_ema(ema_decay: float | Array = 0.9)
     """
     where = core.where()
     if isinstance(ema_decay, int | float):
-        hyper.check_number(ema_decay, "[0, 1)", "ema_decay", where)
+        ranges.check_number(ema_decay, "[0, 1)", "ema_decay", where)
 
     def init(params: Params) -> State:
         decay = jnp.asarray(ema_decay, jnp.float32)
@@ -269,7 +268,7 @@ def add_mean_variance_to_opt(
 
     Args:
       opt: \(T\), given the mean over the examples.
-      ema_decay: how much of the averages is kept in each step, in [0, 1).
+      ema_decay: how much of the averages is kept each step, in [0, 1).
       per_elt_axis: the axis over the examples, or several.
       accumulation_steps: a whole number in [1, inf): how many calls make one step.
 

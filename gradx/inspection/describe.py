@@ -21,7 +21,8 @@ from gradx.core import trees as gtree
 from gradx.core.calls import checked
 from gradx.core.table import table
 from gradx.lift.sequence import rules_of
-from gradx.numbers.sources import ByPath, Source
+from gradx.numbers.paths import ByPath
+from gradx.numbers.sources import Source
 
 __all__ = ["Description", "describe", "state_bytes"]
 

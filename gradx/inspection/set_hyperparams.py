@@ -13,11 +13,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from gradx import core
-from gradx.core import Params, State, Transform
+from gradx.core import Params, State, Transform, ranges
 from gradx.core.suggestions import hint
 from gradx.lift.sequence import rules_of
 from gradx.lift.states import check_keys, check_state
-from gradx.numbers import hyper, sources
 from gradx.numbers.live import (
     INNER,
     InjectStatefulHyperparamsState,
@@ -138,7 +137,7 @@ def _unknown(name: str, names: list[str]) -> str:
 
 def _converted(name: str, value: Any, old: Array) -> Array:
     is_array = isinstance(value, np.ndarray | jax.Array) and value.size > 0
-    if not sources.is_real(value.ravel()[0] if is_array else value):
+    if not ranges.is_real(value.ravel()[0] if is_array else value):
         raise ValueError(f"{WHO}: {name} must be a real number, got {core.show(value)}.")
     if jnp.shape(value) not in ((), old.shape):
         raise ValueError(
@@ -238,7 +237,7 @@ def _path(value: Any) -> Path:
 
 
 def _in_range(interval: str, where: str, name: str, number: float) -> None:
-    hyper.check_number(number, interval, name, f"{WHO}: {where}")
+    ranges.check_number(number, interval, name, f"{WHO}: {where}")
 
 
 def _remade(

@@ -10,11 +10,12 @@ from typing import Any
 import jax.numpy as jnp
 
 from gradx import core
+from gradx.core.ranges import as_float
 from gradx.core.roots import sqrt
 from gradx.core.trees import wide
 from gradx.core.updates import safe_increment
 from gradx.lift.stages import Numbers
-from gradx.numbers.sources import Array, as_float
+from gradx.numbers.sources import Array
 
 
 def average(old: Array, new: Array, decay: float | Array) -> Array:

@@ -19,7 +19,8 @@ import optax
 
 from gradx import core
 from gradx.core import Transform
-from gradx.core.calls import checked, kept
+from gradx.core.calls import checked
+from gradx.core.kept import kept
 from gradx.lift import mapped
 from gradx.lift.passes import staged
 from gradx.lift.rule import Facts, Rule

@@ -9,7 +9,7 @@ import numpy as np
 
 from gradx import core
 from gradx.core import trees as gtree
-from gradx.numbers.sources import ByPath
+from gradx.numbers.paths import ByPath
 
 
 def marks(choice: Any, tree: Any, what: str) -> list[Any]:

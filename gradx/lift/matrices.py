@@ -11,7 +11,8 @@ import numpy as np
 
 from gradx import core
 from gradx.core import trees as gtree
-from gradx.numbers.sources import Array, ByPath
+from gradx.numbers.paths import ByPath
+from gradx.numbers.sources import Array
 
 __all__ = ["MatrixAxes"]
 

@@ -20,7 +20,8 @@ import optax
 from gradx import core
 from gradx.core import State, Transform
 from gradx.core import trees as gtree
-from gradx.core.calls import checked, kept
+from gradx.core.calls import checked
+from gradx.core.kept import kept
 from gradx.lift.batching import How, together
 from gradx.lift.matrices import Matrix, check_paths, only_matrices
 from gradx.lift.passes import check_array, check_leaf, give, staged, widen

@@ -34,17 +34,21 @@ class InSequence:
       stages: the parts.
       pack, unpack: make the state out of the parts' states, and open it.
       where: who asks, for errors.
-      wide: updates are in float32 or wider from the first stage to the last, also between passes.
+      rounds: the updates end in the dtype that they began with, whatever a part makes of them.
+      wide: the same, and they are in float32 or wider from the first stage to the last, also
+        between passes.
       kind: the class of the state, if the parts are rules whose states are joined in it.
       check: called by `init` with the parameters; raises for wrong ones.
       needs_params: whether `update` must be given the parameters.
-      side_by_side: each has leaves of its own, so that none waits for another.
+      side_by_side: each is given the updates that the first one is given, not what that made of
+        them, so that none waits for another.
     """
 
     stages: Sequence[Stage]
     pack: Pack
     unpack: Callable[[State], Sequence[State]]
     where: str
+    rounds: bool = False
     wide: bool = False
     kind: Any = None
     check: Callable[[Params], None] | None = None
@@ -72,10 +76,10 @@ class InSequence:
                 f"{self.where}: needs the parameters: call update(updates, state, params)."
             )
         states = list(self.unpack(state))
-        if self.wide:
+        if self.wide or self.rounds:
             for row, u in zip(rows, leaves.updates, strict=True):
                 if gtree.is_inexact(u):
-                    give(row, Made(widen(u), dtype=jnp.result_type(u)))
+                    give(row, Made(widen(u) if self.wide else u, dtype=jnp.result_type(u)))
             leaves = leaves.after(rows)
         # The last one that must see finished updates begins the pass that others may share.
         seeing = [i for i, stage in enumerate(self.stages) if i and stage.sees_tree]
@@ -91,7 +95,8 @@ class InSequence:
                 if not isinstance(u, optax.MaskedNode):
                     give(row, Made(u))
         last = seeing[-1] if seeing else 0
-        ends = _begin(self.stages[last:], states[last:], extra, leaves, rows)
+        follow = not self.side_by_side
+        ends = _begin(self.stages[last:], states[last:], extra, leaves, rows, follow)
         return lambda results: self.pack([*done, *(end(results) for end in ends)], state)
 
 
@@ -101,12 +106,16 @@ def _begin(
     extra: Mapping[str, Any],
     leaves: Leaves,
     rows: Rows,
+    follow: bool = True,
 ) -> list[Callable[[Results], State]]:
-    """The stages of one pass; what the first one makes of whole trees is what the next ones see."""
+    """The stages of one pass.
+
+    If they follow each other, what the first one makes of whole trees is what the next ones see.
+    """
     ends = []
     for stage, state in zip(stages, states, strict=True):
         ends.append(stage.begin(leaves, state, extra, rows))
-        if stage.sees_tree:
+        if follow and stage.sees_tree:
             leaves = leaves.after(rows)
     return ends
 

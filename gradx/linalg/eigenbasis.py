@@ -60,11 +60,8 @@ def out_of(x: Array, rows: Array, columns: Array) -> Array:
     return times(x, adjoint(columns)) if columns.size else x
 
 
-CUT = {"rtol": "[0, 1)"}
-
-
 def cut(rtol: Hyper | None) -> dict[str, Hyper]:
-    """The user's number for `least_share`, if there is one; its range is in `CUT`."""
+    """The user's number for `least_share`, if there is one."""
     return {} if rtol is None else {"rtol": rtol}
 
 

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from gradx import core
 from gradx.core import Count, Params, State, Transform, Updates
+from gradx.core.meaning import Number
 from gradx.core.updates import safe_increment
 from gradx.lift.passes import widen
 from gradx.lift.states import check_state
 from gradx.line_search.objective import check_params, like, line_search, real_dtype
-from gradx.numbers import hyper
 from gradx.numbers.counting import steps
 from gradx.numbers.sources import Array
 
@@ -68,12 +68,12 @@ class _Search(NamedTuple):
 @core.recorded
 def scale_by_backtracking_linesearch(
     max_backtracking_steps: int,
-    slope_rtol: float = 1e-4,
-    decrease_factor: float = 0.8,
-    increase_factor: float = 1.5,
-    max_learning_rate: float = 1.0,
-    atol: float = 0.0,
-    rtol: float = 0.0,
+    slope_rtol: Annotated[float, Number("[0, 1)", "c")] = 1e-4,
+    decrease_factor: Annotated[float, Number("(0, 1)")] = 0.8,
+    increase_factor: Annotated[float, Number("[1, inf]")] = 1.5,
+    max_learning_rate: Annotated[float, Number("(0, inf]")] = 1.0,
+    atol: Annotated[float, Number("[0, inf)", r"\epsilon")] = 0.0,
+    rtol: Annotated[float, Number("[0, inf)", r"\delta")] = 0.0,
     store_grad: bool = False,
     verbose: bool = False,
 ) -> Transform:
@@ -90,13 +90,13 @@ def scale_by_backtracking_linesearch(
 
     Args:
       max_backtracking_steps: how often the step may be shortened, 0 or more.
-      slope_rtol: \(c\) in [0, 1).
-      decrease_factor: in (0, 1), by what the step is shortened.
-      increase_factor: in [1, inf]; the first step of a search is the last step size times this, but
-        at most `max_learning_rate`; with inf it is always that.
-      max_learning_rate: the largest step size, in (0, inf].
-      atol: \(\epsilon\) in [0, inf).
-      rtol: \(\delta\) in [0, inf).
+      slope_rtol: the share of the expected decrease that is enough.
+      decrease_factor: what a step that is too long is multiplied by.
+      increase_factor: what the last step size is multiplied by to begin the next search, at most to
+        `max_learning_rate`. With inf every search begins there.
+      max_learning_rate: the largest step size.
+      atol: an absolute tolerance of the decrease.
+      rtol: a tolerance of the decrease, relative to the loss.
       store_grad: calculate and keep the gradient where the search ends, for
         `value_and_grad_from_state`. The same objective has to be minimised in the next step.
       verbose: print a search that fails.
@@ -128,13 +128,7 @@ def scale_by_backtracking_linesearch(
     """
     where = core.where()
     most = steps("max_backtracking_steps", max_backtracking_steps, 0)
-    c = hyper.constant("slope_rtol", slope_rtol, "[0, 1)")
-    shorter = hyper.constant("decrease_factor", decrease_factor, "(0, 1)")
-    longer = hyper.constant("increase_factor", increase_factor, "[1, inf]")
-    largest = hyper.constant("max_learning_rate", max_learning_rate, "(0, inf]")
-    absolute = hyper.constant("atol", atol, "[0, inf)")
-    relative = hyper.constant("rtol", rtol, "[0, inf)")
-    if _is_infinite(longer) and _is_infinite(largest):
+    if _is_infinite(increase_factor) and _is_infinite(max_learning_rate):
         raise ValueError(
             f"{where}: with increase_factor=inf every search begins at max_learning_rate, which "
             f"must be finite then."
@@ -167,19 +161,21 @@ def scale_by_backtracking_linesearch(
         start = line.start
 
         def error_at(step: Array, value: Array) -> Array:
-            error = value - (1 + relative) * start.value - step * c * start.slope
+            error = value - (1 + rtol) * start.value - step * slope_rtol * start.slope
             return jnp.where(jnp.isnan(error), jnp.inf, jnp.maximum(error, 0.0))
 
         def goes_on(now: _Search) -> Array:
-            return ~(now.error <= absolute) & (now.count <= most)
+            return ~(now.error <= atol) & (now.count <= most)
 
         def body(now: _Search) -> _Search:
-            step = jnp.where(now.count > 0, shorter * now.step, now.step).astype(now.step.dtype)
+            step = jnp.where(now.count > 0, decrease_factor * now.step, now.step).astype(
+                now.step.dtype
+            )
             if store_grad:
                 # The pass back, for the gradient, is run where the search ends only.
                 new_value, back = jax.vjp(line.objective, line.at(step))
                 error = error_at(step, new_value).astype(now.error.dtype)
-                ends = (error <= absolute) | (now.count == most)
+                ends = (error <= atol) | (now.count == most)
                 grads = jax.lax.cond(
                     ends & ~jnp.isinf(error),
                     lambda: back(jnp.ones_like(new_value))[0],
@@ -192,7 +188,9 @@ def scale_by_backtracking_linesearch(
 
         kept = jnp.asarray(state.learning_rate, line.dtype)
         # 0 is what a search that failed leaves behind; from there no step would ever grow.
-        guess = jnp.where(kept > 0, jnp.minimum(longer * kept, largest), largest)
+        guess = jnp.where(
+            kept > 0, jnp.minimum(increase_factor * kept, max_learning_rate), max_learning_rate
+        )
         end = jax.lax.while_loop(
             goes_on,
             body,
@@ -207,7 +205,7 @@ def scale_by_backtracking_linesearch(
         nowhere = jnp.isinf(end.error)  # no step had a finite value: stay
         step = jnp.where(nowhere, 0.0, end.step)
         if verbose:
-            jax.debug.callback(_report, end.error > absolute, end[:4], start, where=where)
+            jax.debug.callback(_report, end.error > atol, end[:4], start, where=where)
 
         info = state.info._replace(
             num_linesearch_steps=like(end.count, state.info.num_linesearch_steps),

@@ -17,12 +17,11 @@ import jax.numpy as jnp
 import optax
 
 from gradx import core
-from gradx.core import Params, State, Updates
+from gradx.core import Params, State, Updates, ranges
 from gradx.core import trees as gtree
 from gradx.core.calls import checked
 from gradx.core.suggestions import FoundSeveral, MissingArgument, nearest
 from gradx.lift.passes import check_array, widen
-from gradx.numbers import sources
 from gradx.numbers.sources import Array
 
 __all__ = ["value_and_grad_from_state"]
@@ -219,7 +218,7 @@ def line_search(
         )
     if not callable(value_fn):
         raise ValueError(f"{where}: value_fn must be a function, got {core.show(value_fn)}.")
-    if not sources.is_real(value):
+    if not ranges.is_real(value):
         raise ValueError(f"{where}: value must be one real number, got {core.show(value)}.")
     if _hides(updates) or _hides(params):
         raise ValueError(
@@ -245,7 +244,7 @@ def line_search(
         for i, p in zip(active, moving, strict=True):
             leaves[i] = p
         made = value_fn(flat.unflatten(leaves), **data)
-        if not sources.is_real(made):
+        if not ranges.is_real(made):
             raise ValueError(
                 f"{where}: value_fn must return one real number, got {core.show(made)}."
             )

@@ -14,9 +14,10 @@ import jax
 import jax.numpy as jnp
 
 from gradx.core import Count
+from gradx.core.ranges import Scalar
 from gradx.core.updates import safe_increment
 from gradx.line_search.objective import Point
-from gradx.numbers.sources import Array, Number
+from gradx.numbers.sources import Array
 
 
 @dataclass(frozen=True)
@@ -24,13 +25,13 @@ class Conditions:
     """What a good step is, and how to look for it (see `gradx.scale_by_zoom_linesearch`)."""
 
     max_steps: int
-    max_step: Number | None
-    tol: Number
-    increase_factor: Number
-    slope_rtol: Number
-    curv_rtol: Number
-    approx_dec_rtol: Number | None
-    precision: Number
+    max_step: Scalar | None
+    tol: Scalar
+    increase_factor: Scalar
+    slope_rtol: Scalar
+    curv_rtol: Scalar
+    approx_dec_rtol: Scalar | None
+    precision: Scalar
 
     def decrease_error(self, at: Point, start: Point) -> Array:
         """By how much a step misses the sufficient decrease; 0 if it does not, inf for NaN."""

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from gradx import core
 from gradx.core import Params, State, Transform, Updates
+from gradx.core.meaning import Number
 from gradx.lift.passes import widen
 from gradx.lift.states import check_state
 from gradx.line_search import wolfe
 from gradx.line_search.objective import Line, Point, check_params, like, line_search, real_dtype
-from gradx.numbers import hyper
 from gradx.numbers.counting import steps
 from gradx.numbers.sources import Array
 
@@ -54,13 +54,13 @@ class ScaleByZoomLinesearchState(NamedTuple):
 @core.recorded
 def scale_by_zoom_linesearch(
     max_linesearch_steps: int,
-    max_learning_rate: float | None = None,
-    tol: float = 0.0,
-    increase_factor: float = 2.0,
-    slope_rtol: float = 1e-4,
-    curv_rtol: float = 0.9,
-    approx_dec_rtol: float | None = 1e-6,
-    stepsize_precision: float = 1e-5,
+    max_learning_rate: Annotated[float | None, Number("(0, inf]")] = None,
+    tol: Annotated[float, Number("[0, inf)")] = 0.0,
+    increase_factor: Annotated[float, Number("(1, inf)")] = 2.0,
+    slope_rtol: Annotated[float, Number("[0, 1)", "c_1")] = 1e-4,
+    curv_rtol: Annotated[float, Number("[0, inf]", "c_2")] = 0.9,
+    approx_dec_rtol: Annotated[float | None, Number("[0, inf)", "c_3")] = 1e-6,
+    stepsize_precision: Annotated[float, Number("[0, inf)")] = 1e-5,
     initial_guess_strategy: Literal["one", "keep"] = "keep",
     verbose: bool = False,
 ) -> Transform:
@@ -79,17 +79,17 @@ def scale_by_zoom_linesearch(
 
     Args:
       max_linesearch_steps: the most steps to try, 1 or more.
-      max_learning_rate: the largest step size, in (0, inf]; none by default.
-      tol: by how much the conditions may be missed, in [0, inf).
-      increase_factor: in (1, inf), by what the step grows until an interval is found.
-      slope_rtol: \(c_1\) in [0, 1).
-      curv_rtol: \(c_2\) in [0, inf]; with inf the decrease alone is asked for.
-      approx_dec_rtol: \(c_3\) in [0, inf), for Hager and Zhang's condition on the slope,
-        \(\langle u, \nabla f(\theta + \eta u) \rangle \le (2 c_1 - 1) \langle u, \nabla f(\theta)
-        \rangle\), which does instead of the decrease if \(f(\theta + \eta u) \le f(\theta) + c_3
-        |f(\theta)|\): close to a minimum, where values differ by rounding only. `None`: never.
-      stepsize_precision: in [0, inf); if the interval is shorter than this, the search ends with
-        the best step that has a sufficient decrease.
+      max_learning_rate: the largest step size; none by default.
+      tol: by how much the conditions may be missed.
+      increase_factor: what the step is multiplied by until an interval is found.
+      slope_rtol: the share of the expected decrease that is enough.
+      curv_rtol: the share of the first slope that may be left. With inf only the decrease counts.
+      approx_dec_rtol: the tolerance of Hager and Zhang's condition on the slope, \(\langle u,
+        \nabla f(\theta + \eta u) \rangle \le (2 c_1 - 1) \langle u, \nabla f(\theta) \rangle\). It
+        replaces the decrease if \(f(\theta + \eta u) \le f(\theta) + c_3 |f(\theta)|\): close to a
+        minimum, where values differ by rounding only. `None`: never.
+      stepsize_precision: the length of the interval at which the search ends, with the best step
+        that has a sufficient decrease.
       initial_guess_strategy: the step to try first: ``"one"``, which is right for quasi-Newton
         methods, or ``"keep"``, what the last search found, which is right for gradient descent.
       verbose: print why, where a search fails.
@@ -121,13 +121,13 @@ def scale_by_zoom_linesearch(
     where = core.where()
     conditions = wolfe.Conditions(
         max_steps=steps("max_linesearch_steps", max_linesearch_steps, 1),
-        max_step=_or_none("max_learning_rate", max_learning_rate, "(0, inf]"),
-        tol=hyper.constant("tol", tol, "[0, inf)"),
-        increase_factor=hyper.constant("increase_factor", increase_factor, "(1, inf)"),
-        slope_rtol=hyper.constant("slope_rtol", slope_rtol, "[0, 1)"),
-        curv_rtol=hyper.constant("curv_rtol", curv_rtol, "[0, inf]"),
-        approx_dec_rtol=_or_none("approx_dec_rtol", approx_dec_rtol, "[0, inf)"),
-        precision=hyper.constant("stepsize_precision", stepsize_precision, "[0, inf)"),
+        max_step=max_learning_rate,
+        tol=tol,
+        increase_factor=increase_factor,
+        slope_rtol=slope_rtol,
+        curv_rtol=curv_rtol,
+        approx_dec_rtol=approx_dec_rtol,
+        precision=stepsize_precision,
     )
 
     def init(params: Params) -> ScaleByZoomLinesearchState:
@@ -181,10 +181,6 @@ def scale_by_zoom_linesearch(
         return line.scaled(found.step), new_state
 
     return Transform(init, update)
-
-
-def _or_none(name: str, value: Any, interval: str) -> Any:
-    return None if value is None else hyper.constant(name, value, interval)
 
 
 def _search(

@@ -13,9 +13,10 @@ import jax
 import numpy as np
 
 from gradx.contract import StatefulSchedule
-from gradx.core.calls import is_bool, members
+from gradx.core.annotations import is_bool, members, metadata
+from gradx.core.meaning import Number
 from gradx.core.show import is_dtype
-from gradx.numbers.sources import Fixed, Source
+from gradx.numbers.sources import Source
 
 
 @dataclass(frozen=True)
@@ -25,12 +26,13 @@ class Argument:
     value: Any
     default: Any
     kinds: tuple[Any, ...]  # the members of the annotation; () if there is none
+    fixed: bool  # whether it decides over shapes
     typed: bool  # whether every number of its factory is annotated as `Hyper`
 
     @property
     def role(self) -> Literal["number", "schedule", "option"]:
         value = self.value
-        if isinstance(value, bool | Source) or is_dtype(value) or Fixed in self.kinds:
+        if isinstance(value, bool | Source) or is_dtype(value) or self.fixed:
             return "option"
         if is_bool(value):
             return "option"
@@ -74,7 +76,9 @@ def by_name(bound: inspect.BoundArguments, typed: bool) -> dict[str, Argument]:
     found: dict[str, Argument] = {}
     for name, value in bound.arguments.items():
         parameter = bound.signature.parameters[name]
-        about = parameter.default, members(parameter.annotation), typed
+        said = metadata(parameter.annotation)
+        fixed = any(isinstance(m, Number) and m.fixed for m in said)
+        about = parameter.default, members(parameter.annotation), fixed, typed
         if parameter.kind is inspect.Parameter.VAR_KEYWORD:
             found |= {n: Argument(v, *about) for n, v in value.items()}
         elif parameter.kind is not inspect.Parameter.VAR_POSITIONAL:

@@ -9,15 +9,18 @@ import jax.numpy as jnp
 import numpy as np
 
 from gradx import core
-from gradx.core.calls import check_known, warn
+from gradx.core import ranges
+from gradx.core.annotations import check_known
+from gradx.core.calls import warn
+from gradx.core.ranges import Scalar, as_float, is_real
 from gradx.lowering.exact import share_of
 from gradx.numbers import hyper
-from gradx.numbers.sources import Array, Number, as_float, is_real
+from gradx.numbers.sources import Array
 
 # ---------------------------------------------------------------- when it is made
 
 
-def power_of(name: str, value: Any) -> Number:
+def power_of(name: str, value: Any) -> Scalar:
     """A power of at least 0; an int stays one, because whole powers are products."""
     checked = hyper.constant(name, value, "[0, inf)")
     return value if isinstance(value, int) else checked
@@ -36,7 +39,7 @@ def steps(name: str, value: Any, low: int) -> int:
             f"{core.where()}: {name} must be a whole number of steps, got {core.show(value)}; "
             f"round(…) makes one of a share of the run."
         )
-    hyper.check_number(int(value), f"[{low}, inf)", name, core.where())
+    ranges.check_number(int(value), f"[{low}, inf)", name, core.where())
     return int(value)
 
 
@@ -46,7 +49,7 @@ Length = int | float  # of a part of a schedule, in steps
 def duration(name: str, value: Any, low: float = -math.inf) -> Length:
     """A number of steps of a schedule, perhaps a share of the run that is no whole number."""
     static(name, value)
-    number = float(hyper.constant(name, value, hyper.ANY))
+    number = float(hyper.constant(name, value, ranges.ANY))
     if number < low:
         raise ValueError(f"{core.where()}: {name} must be in [{low}, inf), got {core.show(value)}.")
     return int(number) if number.is_integer() else number

@@ -8,9 +8,10 @@ from typing import Any, NamedTuple
 import jax
 
 from gradx import core
+from gradx.core import ranges
 from gradx.core import trees as gtree
-from gradx.core.calls import signature
-from gradx.numbers import sources
+from gradx.core.annotations import signature
+from gradx.numbers import paths, sources
 from gradx.numbers.sources import Array
 
 __all__ = [
@@ -116,7 +117,7 @@ def tunable(value: Any, name: str | None = None) -> Any:
         if name is not None:
             raise ValueError("tunable: the numbers of a transformation keep their own names.")
         return _live_transform(value)
-    if not sources.is_real(value):
+    if not ranges.is_real(value):
         raise ValueError(
             f"tunable: value must be a number or a transformation of gradx, got "
             f"{core.show(value)}. To tune a schedule, scale it: scaled(schedule, tunable(1.0))."
@@ -145,11 +146,11 @@ def _live_transform(tx: core.Transform) -> core.Transform:
 
 def _live_number(value: Any) -> Any:
     match value:
-        case sources.ByPath():
+        case paths.ByPath():
             default = value.default
-            return sources.by_path(
+            return paths.by_path(
                 {pattern: _live_number(v) for pattern, v in value.rules.items()},
-                default if default is sources.REQUIRED else _live_number(default),
+                default if default is paths.REQUIRED else _live_number(default),
                 optional=value.optional,
             )
         case sources.Scaled():
@@ -158,7 +159,7 @@ def _live_number(value: Any) -> Any:
             return tuple(map(_live_number, value))
         case dict():  # that of `**numbers`
             return {name: _live_number(v) for name, v in value.items()}
-    return tunable(value) if sources.is_real(value) else value
+    return tunable(value) if ranges.is_real(value) else value
 
 
 def _live_parts(value: Any) -> Any:

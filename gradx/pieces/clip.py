@@ -33,9 +33,6 @@ def clip(max_delta: Hyper) -> Transform:
 
     .. math:: u \leftarrow \min(\max(u, -c), c)
 
-    Args:
-      max_delta: \(c\) in (0, inf].
-
     Raises:
       ValueError: for a complex update, which has no order.
 
@@ -62,7 +59,6 @@ def clip_by_global_norm(max_norm: Hyper, *, axis_name: Any = None) -> Transform:
               \lVert u \rVert = \sqrt{\textstyle\sum_i |u_i|^2}
 
     Args:
-      max_norm: \(c\) in (0, inf].
       axis_name: the mapped axis over which the updates are sharded, inside `shard_map` or `pmap`,
         or several, or `sharded`, which says which leaves are where types do not; without it the
         norm there is that of the local shard. Under `jit` with sharded arrays it is not needed.
@@ -107,7 +103,6 @@ def clip_by_block_rms(threshold: Hyper, *, axis_name: Any = None) -> Transform:
     .. math:: u_i \leftarrow u_i / \max(1, \mathrm{RMS}(u_i) / c)
 
     Args:
-      threshold: \(c\) in (0, inf].
       axis_name: the mapped axis over which leaves are sharded, inside `shard_map` or `pmap`, or
         several, or `sharded`. Without it each device measures its own part of a leaf.
 
@@ -138,10 +133,9 @@ def adaptive_grad_clip(
               c\,\frac{\max(\lVert \theta_j \rVert, \epsilon)}{\lVert u_j \rVert}\right)
 
     Args:
-      clipping: \(c\) in (0, inf].
-      eps: \(\epsilon\) in [0, inf), so that parameters that begin at zero can move.
-      axis: the axes that make up a unit. By default the leaf's rank decides, kernels being
-        (…, in, out): all of a vector; axis 0 of rank 2 and 3; axes 0-2 of rank 4, 0-3 of rank 5.
+      eps: the least norm of a parameter, so that parameters that begin at zero can move.
+      axis: the axes that make up a unit. By default the leaf's rank decides, kernels being (…, in,
+        out): all of a vector; axis 0 of rank 2 and 3; axes 0-2 of rank 4, 0-3 of rank 5.
 
     Raises:
       ValueError: `update` is called without the parameters; a leaf of rank 6 or more, without

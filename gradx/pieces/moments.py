@@ -4,19 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 from gradx import core
 from gradx.core import Count, Transform, Updates
+from gradx.core.meaning import Number
 from gradx.lift.averages import average, storage, weight_so_far, zeros
 from gradx.lift.leafwise import leafwise
 from gradx.lift.stages import Numbers
 from gradx.numbers.sources import Array, Hyper
 
 __all__ = ["EmaState", "TraceState", "ema", "trace"]
-
-
-MOMENTUM = "[-1, 1]"  # of a sum, which nothing divides by what is left of 1
 
 
 class TraceState(NamedTuple):
@@ -30,7 +28,11 @@ class TraceState(NamedTuple):
 
 
 @core.recorded
-def trace(decay: Hyper, nesterov: bool = False, accumulator_dtype: Any = None) -> Transform:
+def trace(
+    decay: Annotated[Hyper, Number("[-1, 1]")],
+    nesterov: bool = False,
+    accumulator_dtype: Any = None,
+) -> Transform:
     r"""Momentum: adds up the updates, the old ones decayed.
 
     .. math::
@@ -38,8 +40,7 @@ def trace(decay: Hyper, nesterov: bool = False, accumulator_dtype: Any = None) -
         u &= m \quad\text{or, with nesterov,}\quad \beta m + g
 
     Args:
-      decay: how much of the sum is kept each step; \(\beta\) in [-1, 1], where 1 is a plain sum.
-      nesterov: look one step ahead.
+      decay: how much of the sum is kept each step. With 1 it is a plain sum.
       accumulator_dtype: the dtype to keep \(m\) in; by default the parameter's, at least float32.
 
     Example:
@@ -59,7 +60,6 @@ def trace(decay: Hyper, nesterov: bool = False, accumulator_dtype: Any = None) -
         init={"trace": partial(zeros, dtype=storage("accumulator_dtype", accumulator_dtype))},
         state=TraceState,
         hypers={"decay": decay},
-        ranges={"decay": MOMENTUM},
         flags={"nesterov": nesterov},
     )
 
@@ -90,7 +90,6 @@ def ema(decay: Hyper, debias: bool = True, accumulator_dtype: Any = None) -> Tra
         u &= m / (1 - \beta^t) \quad\text{or, without debias,}\quad m
 
     Args:
-      decay: \(\beta\) in [0, 1).
       debias: correct for the start at zero.
       accumulator_dtype: the dtype to keep \(m\) in; by default the parameter's, at least float32.
 

@@ -14,12 +14,9 @@ from gradx.core import Transform, Updates
 from gradx.lift.averages import average, storage, zeros
 from gradx.lift.leafwise import leafwise
 from gradx.lift.stages import Numbers, Update
-from gradx.numbers import hyper
 from gradx.numbers.sources import Array, Hyper
 
 __all__ = ["Averages"]
-
-SLOW = {"b3": "[0, 1)", "alpha": "[0, inf)"}  # the ranges of its numbers
 
 
 class Averages(NamedTuple):
@@ -60,7 +57,6 @@ def averaging(
     rule: Update,
     state: Any,
     number: Mapping[str, Hyper],
-    interval: str,
     b3: Hyper | None,
     alpha: Hyper | None,
     mu_dtype: Any,
@@ -75,7 +71,6 @@ def averaging(
         state=state,
         several={"mu": Averages} if slow else {},
         hypers={**number, **slow},
-        ranges={**dict.fromkeys(number, interval), **hyper.used(SLOW, slow)},
         per_step=per_step,
         flags=flags,
     )

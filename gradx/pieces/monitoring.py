@@ -128,7 +128,6 @@ def measure_with_ema(
     Args:
       measure: a function of the whole tree of updates; it is given the parameters in `init`. Bools
         and whole numbers become float32, so that the average of `norm > 1` is a rate.
-      decay: \(\beta\) in [0, 1).
       debias: correct for the start at zero.
       accumulator_dtype: the dtype to keep \(m\) in; by default the measurement's, at least float32.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any
 
 import jax.numpy as jnp
 import optax
@@ -12,6 +12,7 @@ from gradx import core
 from gradx.core import Transform
 from gradx.core import trees as gtree
 from gradx.core.calls import checked
+from gradx.core.meaning import Number
 from gradx.core.roots import sqrt
 from gradx.core.trees import abs_sq
 from gradx.lift import mapped
@@ -125,15 +126,17 @@ def _by_norm(h: Numbers, sums: Sums) -> Decided:
 
 @core.recorded
 def normalize_by_update_norm(
-    scale_factor: Hyper = 1.0, eps: Hyper = 1e-6, *, axis_name: Any = None
+    scale_factor: Annotated[Hyper, Number("(-inf, inf)", "c")] = 1.0,
+    eps: Hyper = 1e-6,
+    *,
+    axis_name: Any = None,
 ) -> Transform:
     r"""Gives all updates together one norm.
 
     .. math:: u \leftarrow \frac{c\,u}{\lVert u \rVert + \epsilon}
 
     Args:
-      scale_factor: \(c\), any finite number.
-      eps: \(\epsilon\) in [0, inf).
+      scale_factor: the norm that the updates get.
       axis_name: the mapped axis over which the updates are sharded, inside `shard_map` or `pmap`,
         or several, or `sharded`.
 
@@ -151,7 +154,6 @@ def normalize_by_update_norm(
         measure=squares,
         per_tree=_to_norm,
         hypers={"scale_factor": scale_factor, "eps": eps},
-        ranges={"scale_factor": "(-inf, inf)"},
         axis_name=axis_name,
     )
 
@@ -179,13 +181,15 @@ def _root(square: Array) -> Array:
 
 
 @core.recorded
-def scale_by_param_block_norm(min_scale: Hyper = 1e-3, *, axis_name: Any = None) -> Transform:
+def scale_by_param_block_norm(
+    min_scale: Annotated[Hyper, Number("[0, inf)", "c")] = 1e-3, *, axis_name: Any = None
+) -> Transform:
     r"""Multiplies each leaf's update by the norm of its parameter.
 
     .. math:: u_i \leftarrow u_i \max(\lVert \theta_i \rVert, c)
 
     Args:
-      min_scale: \(c\) in [0, inf), so that parameters that begin at zero can move.
+      min_scale: the least norm, so that parameters that begin at zero can move.
       axis_name: the mapped axis over which leaves are sharded, inside `shard_map` or `pmap`, or
         several, or `sharded`. Without it each device measures its own part of a leaf.
 
@@ -206,13 +210,15 @@ def scale_by_param_block_norm(min_scale: Hyper = 1e-3, *, axis_name: Any = None)
 
 
 @core.recorded
-def scale_by_param_block_rms(min_scale: Hyper = 1e-3, *, axis_name: Any = None) -> Transform:
+def scale_by_param_block_rms(
+    min_scale: Annotated[Hyper, Number("[0, inf)", "c")] = 1e-3, *, axis_name: Any = None
+) -> Transform:
     r"""Multiplies each leaf's update by the root of its parameter's mean square.
 
     .. math:: u_i \leftarrow u_i \max(\mathrm{RMS}(\theta_i), c)
 
     Args:
-      min_scale: \(c\) in [0, inf), so that parameters that begin at zero can move.
+      min_scale: the least root mean square, so that parameters that begin at zero can move.
       axis_name: the mapped axis over which leaves are sharded, inside `shard_map` or `pmap`, or
         several, or `sharded`. Without it each device measures its own part of a leaf.
 
@@ -236,7 +242,6 @@ def _by_param(size: Any, min_scale: Hyper, axis_name: Any) -> Transform:
         by_factor,
         per_leaf=size,
         hypers={"min_scale": min_scale},
-        ranges={"min_scale": "[0, inf)"},
         axis_name=axis_name,
         needs_params=True,
     )
@@ -255,8 +260,8 @@ def _param_rms(g: Any, s: LeafState, p: Any, h: Numbers) -> Mapping[str, Array]:
 
 @core.recorded
 def scale_by_trust_ratio(
-    min_norm: Hyper = 0.0,
-    trust_coefficient: Hyper = 1.0,
+    min_norm: Annotated[Hyper, Number("[0, inf)", "m")] = 0.0,
+    trust_coefficient: Annotated[Hyper, Number("(0, inf)", "c")] = 1.0,
     eps: Hyper = 0.0,
     *,
     axis_name: Any = None,
@@ -269,9 +274,8 @@ def scale_by_trust_ratio(
     Where one of the two (bounded) norms is 0, the update stays as it is.
 
     Args:
-      min_norm: \(m\) in [0, inf), the least that a norm counts as.
-      trust_coefficient: \(c\) in (0, inf).
-      eps: \(\epsilon\) in [0, inf).
+      min_norm: the least that a norm counts as.
+      trust_coefficient: the step of a layer relative to its norm.
       axis_name: the mapped axis over which leaves are sharded, inside `shard_map` or `pmap`, or
         several, or `sharded`. Without it each device measures its own part of a leaf.
 
@@ -292,7 +296,6 @@ def scale_by_trust_ratio(
         by_factor,
         per_leaf=_trust,
         hypers={"min_norm": min_norm, "trust_coefficient": trust_coefficient, "eps": eps},
-        ranges={"min_norm": "[0, inf)", "trust_coefficient": "(0, inf)"},
         axis_name=axis_name,
         needs_params=True,
     )

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
 
 from gradx import core
 from gradx.core import Count, Transform
+from gradx.core.meaning import Number
 from gradx.lift.leafwise import leafwise
 from gradx.lift.stages import Decided, LeafState, Numbers, Sums
 from gradx.numbers.counting import steps
@@ -39,13 +40,13 @@ class ReduceLROnPlateauState(NamedTuple):
 
 @core.recorded
 def reduce_on_plateau(
-    factor: Hyper = 0.1,
+    factor: Annotated[Hyper, Number("(0, 1)", r"\gamma")] = 0.1,
     patience: int = 10,
     rtol: Hyper = 1e-4,
-    atol: Hyper = 0.0,
+    atol: Annotated[Hyper, Number("[0, inf)", r"\alpha")] = 0.0,
     cooldown: int = 0,
     accumulation_size: int = 1,
-    min_scale: Hyper = 0.0,
+    min_scale: Annotated[Hyper, Number("[0, 1]", r"c_\mathrm{min}")] = 0.0,
 ) -> Transform:
     r"""Multiplies the updates by a scale that is reduced where a value stops falling.
 
@@ -57,13 +58,13 @@ def reduce_on_plateau(
     one on validation data. Put it after the optimizer, in one `chain` with it.
 
     Args:
-      factor: \(\gamma\) in (0, 1).
+      factor: what the scale is multiplied by at a plateau.
       patience: \(n\), a whole number of at least 1.
-      rtol: \(\rho\) in [0, 1).
-      atol: \(\alpha\) in [0, inf).
+      rtol: by how much a value must be better, relative to the best.
+      atol: by how much a value must be better.
       cooldown: for how many values after a reduction none counts as no better.
       accumulation_size: how many calls are averaged to one value; more than 1 for a noisy loss.
-      min_scale: \(c_\mathrm{min}\) in [0, 1].
+      min_scale: the smallest scale.
 
     Raises:
       ValueError: `rtol` and `atol` are both 0; `update` is called without `value`.
@@ -96,12 +97,6 @@ def reduce_on_plateau(
             "atol": atol,
             "min_scale": min_scale,
             "value": from_call("value"),
-        },
-        ranges={
-            "factor": "(0, 1)",
-            "rtol": "[0, 1)",
-            "atol": "[0, inf)",
-            "min_scale": "[0, 1]",
         },
         flags={
             "patience": steps("patience", patience, 1),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,13 +11,14 @@ from gradx import core
 from gradx.core import Count, Params, State, Transform, Updates
 from gradx.core import trees as gtree
 from gradx.core.calls import renamed, warn
+from gradx.core.meaning import Number
+from gradx.core.ranges import as_float
 from gradx.core.updates import safe_increment
 from gradx.lift.leafwise import leafwise
 from gradx.lift.passes import check_array, widen
 from gradx.lift.stages import LeafState, Numbers
 from gradx.lift.states import check_state
-from gradx.numbers import hyper
-from gradx.numbers.sources import Array, as_float
+from gradx.numbers.sources import Array
 
 __all__ = ["AddNoiseState", "ZeroNansState", "add_noise", "centralize", "zero_nans"]
 
@@ -99,15 +100,19 @@ class AddNoiseState(NamedTuple):
 
 @core.recorded
 @renamed(seed="key")
-def add_noise(eta: float, gamma: float, key: Array | int | None = None) -> Transform:
+def add_noise(
+    eta: Annotated[float, Number("[0, inf)", r"\eta")],
+    gamma: Annotated[float, Number("[0, inf)", r"\gamma")],
+    key: Array | int | None = None,
+) -> Transform:
     r"""Adds Gaussian noise whose variance falls with the step.
 
     .. math:: u \leftarrow u + \mathcal N(0, \sigma_t^2), \qquad
               \sigma_t^2 = \eta / t^\gamma, \qquad t = 1, 2, \ldots
 
     Args:
-      eta: \(\eta\) in [0, inf), the variance at the first update.
-      gamma: \(\gamma\) in [0, inf), how fast it falls.
+      eta: the variance at the first update.
+      gamma: how fast the variance falls.
       key: a random key, or the seed of one. Of a seed the state has the raw key, which is saved
         like any other array; a typed key (`jax.random.key`) stays typed. Without it that of seed 0,
         with a warning, since two runs that should differ would have the same noise.
@@ -127,8 +132,6 @@ def add_noise(eta: float, gamma: float, key: Array | int | None = None) -> Trans
     networks*, https://arxiv.org/abs/1511.06807.
     """
     where = core.where()
-    variance = hyper.constant("eta", eta, "[0, inf)")
-    exponent = hyper.constant("gamma", gamma, "[0, inf)")
     start = key_or_zero(key)
 
     def init(params: Params) -> AddNoiseState:
@@ -139,7 +142,7 @@ def add_noise(eta: float, gamma: float, key: Array | int | None = None) -> Trans
     ) -> tuple[Updates, AddNoiseState]:
         check_state(state, AddNoiseState, where)
         count = safe_increment(state.count)
-        deviation = jnp.sqrt(variance / as_float(count) ** exponent)
+        deviation = jnp.sqrt(eta / as_float(count) ** gamma)
         rng_key, now = jax.random.split(state.rng_key)
         flat = gtree.flatten(updates)
         for i, g in enumerate(flat.values):

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import optax
 
 from gradx import core
 from gradx.combinators.chain import identity
 from gradx.core import Count, Transform
+from gradx.core.meaning import Number
 from gradx.lift.leafwise import leafwise
 from gradx.lift.stages import LeafState, Numbers
 from gradx.numbers import sources
@@ -28,13 +29,13 @@ class ScaleByScheduleState(NamedTuple):
 
 
 @core.recorded
-def scale(step_size: Hyper) -> Transform:
+def scale(step_size: Annotated[Hyper, Number("(-inf, inf)", "c")]) -> Transform:
     r"""Multiplies the updates by a number.
 
     .. math:: u \leftarrow c\,u
 
     Args:
-      step_size: \(c\), any finite number or another source of one.
+      step_size: what the updates are multiplied by.
 
     Example:
       >>> import gradx, jax.numpy as jnp
@@ -54,8 +55,7 @@ def scale_by_learning_rate(
     .. math:: u \leftarrow -\eta\,u
 
     Args:
-      learning_rate: \(\eta\) in [0, inf), or another source of a number; `None` does not scale
-        (and does not turn).
+      learning_rate: With `None` it neither scales nor negates.
       flip_sign: whether to negate, which gradient descent wants.
 
     Example:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from itertools import pairwise
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple, TypeAlias
 
 import jax.numpy as jnp
 import optax
@@ -12,18 +12,23 @@ import optax
 from gradx import core
 from gradx.combinators.chain import identity
 from gradx.combinators.partition import masked
-from gradx.core import Count, Transform
+from gradx.core import Count, Transform, ranges
 from gradx.core import trees as gtree
+from gradx.core.meaning import Number, Option
+from gradx.core.vocabulary import RANGES
 from gradx.lift.leafwise import leafwise
 from gradx.lift.stages import LeafState, Numbers
-from gradx.numbers import hyper, sources
+from gradx.numbers import sources
 from gradx.numbers.sources import Array, Hyper
 from gradx.pieces.scaling import descend
 
 __all__ = ["WeightDecaySchedule", "add_decayed_weights", "weights_only"]
 
 
-DecayKind = Literal["learning_rate", "schedule", "independent"]
+DecayKind: TypeAlias = Annotated[
+    Literal["learning_rate", "schedule", "independent"],
+    Option(r"what \(\lambda\) is multiplied by (see `adamw`)"),
+]
 
 
 class WeightDecaySchedule(NamedTuple):
@@ -38,14 +43,16 @@ class WeightDecaySchedule(NamedTuple):
 
 @core.recorded
 def add_decayed_weights(
-    weight_decay: Hyper = 0.0, mask: Any = None, *, flip_sign: bool = False
+    weight_decay: Annotated[Hyper, Number("(-inf, inf)")] = 0.0,
+    mask: Any = None,
+    *,
+    flip_sign: bool = False,
 ) -> Transform:
     r"""Adds the parameters, scaled, to the updates.
 
     .. math:: u \leftarrow u + \lambda \theta
 
     Args:
-      weight_decay: \(\lambda\), any finite number or another source of one.
       mask: where to add it: a tree of bools or a prefix of it, a function that makes one, or
         `by_path`; `gradx.weights_only` leaves out biases and norms. By default everywhere.
       flip_sign: subtract instead, which shrinks the parameters where nothing negates the updates
@@ -64,14 +71,13 @@ def add_decayed_weights(
     Reference: Loshchilov and Hutter, *Decoupled Weight Decay Regularization*,
     https://arxiv.org/abs/1711.05101.
     """
-    if sources.is_zero(weight_decay):
+    if ranges.is_zero(weight_decay):
         made = identity()
     else:
         made = leafwise(
             _subtract if flip_sign else _add,
             state=WeightDecaySchedule if sources.is_scheduled(weight_decay) else optax.EmptyState,
             hypers={"weight_decay": weight_decay},
-            ranges={"weight_decay": hyper.ANY},
             needs_params=True,
         )
     return made if mask is None else masked(made, mask)
@@ -132,8 +138,10 @@ def scale_and_decay(
                                 \quad \eta_t = \eta s_t \\
         \text{independent:}    &\quad \theta \leftarrow \theta - \eta_t u - \lambda \theta
     """
+    # Here too, for factories outside gradx: `add_decayed_weights` takes any number.
+    where = core.where()
+    weight_decay = sources.within(weight_decay, RANGES["weight_decay"], "weight_decay", where)
     rate = descend(learning_rate)
-    weight_decay = hyper.checked("weight_decay", weight_decay)
     if decay == "learning_rate":
         return add_decayed_weights(weight_decay, mask), rate
     if decay == "schedule":

@@ -13,11 +13,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Annotated, Any
 
 import jax.numpy as jnp
 
 from gradx import core
+from gradx.core.meaning import Number
+from gradx.core.ranges import ANY, Scalar, as_float
 from gradx.numbers.counting import (
     Length,
     as_count,
@@ -29,8 +31,7 @@ from gradx.numbers.counting import (
     shares,
     since,
 )
-from gradx.numbers.hyper import constant
-from gradx.numbers.sources import Array, Number, Schedule, as_float
+from gradx.numbers.sources import Array, Schedule
 
 __all__ = [
     "ScheduleFn",
@@ -78,11 +79,11 @@ class ScheduleFn(core.Described):
 # ---------------------------------------------------------------- curves
 
 
-def level(value: Number) -> Schedule:
+def level(value: Scalar) -> Schedule:
     return lambda count: jnp.broadcast_to(as_float(value), jnp.shape(count))
 
 
-def level_for_ever(name: str, value: Number, told: str) -> Schedule:
+def level_for_ever(name: str, value: Scalar, told: str) -> Schedule:
     """What Optax makes of numbers of which no curve can be made; it says so in a log."""
     odd(f"{told}, so the schedule is constant at {name}")
     return level(value)
@@ -97,12 +98,12 @@ def between(init: Any, end: Any, left: Array, done: Array) -> Array:
     return jnp.where(left > done, init + (end - init) * done, end + (init - end) * left)
 
 
-def ramp(init: Number, end: Number, power: Number, length: Length, begin: Length = 0) -> Schedule:
+def ramp(init: Scalar, end: Scalar, power: Scalar, length: Length, begin: Length = 0) -> Schedule:
     """From `init` to `end` along a power of the share of the steps that is left."""
     return lambda count: between(init, end, *_to_power(*shares(count, length, begin), power))
 
 
-def cosine(init: Number, end: Number, length: Length, exponent: Number) -> Schedule:
+def cosine(init: Scalar, end: Scalar, length: Length, exponent: Scalar) -> Schedule:
     """From `init` to `end` along a power of half a cosine wave."""
     return lambda count: between(init, end, *_to_power(*wave(*shares(count, length)), exponent))
 
@@ -112,7 +113,7 @@ def wave(left: Array, done: Array) -> tuple[Array, Array]:
     return jnp.sin(jnp.pi / 2 * left) ** 2, jnp.sin(jnp.pi / 2 * done) ** 2
 
 
-def _to_power(left: Array, done: Array, power: Number) -> tuple[Array, Array]:
+def _to_power(left: Array, done: Array, power: Scalar) -> tuple[Array, Array]:
     """The weights `left**power` and 1 minus it, the second where it is the smaller one."""
     if isinstance(power, int | float) and power == 1:
         return left, done
@@ -121,7 +122,7 @@ def _to_power(left: Array, done: Array, power: Number) -> tuple[Array, Array]:
 
 
 def exponential(
-    init: Number, rate: Number, length: Length, begin: Length, staircase: bool, end: Number | None
+    init: Scalar, rate: Scalar, length: Length, begin: Length, staircase: bool, end: Scalar | None
 ) -> Schedule:
     """`init` times a power of the rate, bounded by `end`."""
 
@@ -143,12 +144,12 @@ def exponential(
     return value
 
 
-def _log(value: Number) -> Any:
+def _log(value: Scalar) -> Any:
     # Of 0.9999 float32 has lost half a thousandth of the logarithm.
     return math.log(value) if isinstance(value, float) else jnp.log(value)
 
 
-def half_life(init: Number, end: Number, length: Length, begin: Length) -> Schedule:
+def half_life(init: Scalar, end: Scalar, length: Length, begin: Length) -> Schedule:
     """From `init` to `end`, so that the half-life ln(1/2) / ln(value) makes a straight line."""
 
     def value(count: Any) -> Array:
@@ -162,7 +163,7 @@ def half_life(init: Number, end: Number, length: Length, begin: Length) -> Sched
 
 
 @core.recorded
-def constant_schedule(value: Number) -> ScheduleFn:
+def constant_schedule(value: Annotated[Scalar, Number(ANY, "c", "the value")]) -> ScheduleFn:
     r"""The same number for every count.
 
     .. math:: s(t) = c
@@ -177,20 +178,19 @@ def constant_schedule(value: Number) -> ScheduleFn:
 
     Returns an array of the count's shape, where Optax returns `value` itself.
     """
-    return ScheduleFn(level(constant("value", value)))
+    return ScheduleFn(level(value))
 
 
 @core.recorded
 def linear_schedule(
-    init_value: Number, end_value: Number, transition_steps: int, transition_begin: int = 0
+    init_value: Scalar, end_value: Scalar, transition_steps: int, transition_begin: int = 0
 ) -> ScheduleFn:
     r"""A straight line from one number to another.
 
     .. math:: s(t) = I + (E - I)\,\min\left(1, \frac{\max(0, t - B)}{T}\right)
 
     Args:
-      init_value: \(I\), any finite number.
-      end_value: \(E\), any finite number, reached at count \(B + T\) and kept.
+      end_value: the value from count \(B + T\) on.
       transition_steps: \(T\), steps, whole or not; for 0 or less the schedule is constant at
         `init_value`, with a warning.
       transition_begin: \(B\), steps at `init_value` before the line begins; 0 by default, and for
@@ -206,7 +206,6 @@ def linear_schedule(
 
 
 def _checked_ramp(init: Any, end: Any, power: Any, steps: Any, begin: Any) -> Schedule:
-    init, end = constant("init_value", init), constant("end_value", end)
     power = power_of("power", power)
     length, begin = duration("transition_steps", steps), beginning("transition_begin", begin)
     if length <= 0:
@@ -216,7 +215,10 @@ def _checked_ramp(init: Any, end: Any, power: Any, steps: Any, begin: Any) -> Sc
 
 @core.recorded
 def half_life_schedule(
-    init_value: Number, end_value: Number, transition_steps: int, transition_begin: int = 0
+    init_value: Annotated[Scalar, Number("(0, 1)")],
+    end_value: Annotated[Scalar, Number("(0, 1)")],
+    transition_steps: int,
+    transition_begin: int = 0,
 ) -> ScheduleFn:
     r"""The decay of an average whose half-life grows, or shrinks, along a straight line.
 
@@ -227,8 +229,7 @@ def half_life_schedule(
     from 0.9 to 0.9999 the half-life would be 14 steps, and here it is 3,469.
 
     Args:
-      init_value: \(I\) in (0, 1).
-      end_value: \(E\) in (0, 1), reached at count \(B + T\) and kept.
+      end_value: the value from count \(B + T\) on.
       transition_steps: \(T\) in [1, inf), steps.
       transition_begin: \(B\) in [0, inf), steps at `init_value` before the change begins; 0 by
         default.
@@ -244,8 +245,8 @@ def half_life_schedule(
     """
     return ScheduleFn(
         half_life(
-            constant("init_value", init_value, "(0, 1)"),
-            constant("end_value", end_value, "(0, 1)"),
+            init_value,
+            end_value,
             duration("transition_steps", transition_steps, 1),
             duration("transition_begin", transition_begin, 0),
         )
@@ -254,9 +255,9 @@ def half_life_schedule(
 
 @core.recorded
 def polynomial_schedule(
-    init_value: Number,
-    end_value: Number,
-    power: Number,
+    init_value: Scalar,
+    end_value: Scalar,
+    power: Scalar,
     transition_steps: int,
     transition_begin: int = 0,
 ) -> ScheduleFn:
@@ -265,8 +266,7 @@ def polynomial_schedule(
     .. math:: s(t) = E + (I - E)\left(1 - \min\left(1, \frac{\max(0, t - B)}{T}\right)\right)^p
 
     Args:
-      init_value: \(I\), any finite number.
-      end_value: \(E\), any finite number, reached at count \(B + T\) and kept.
+      end_value: the value from count \(B + T\) on.
       power: \(p\) in [0, inf); 1 is a straight line, above it the change slows down, and with 0 it
         never begins.
       transition_steps: \(T\), steps, whole or not; for 0 or less the schedule is constant at
@@ -287,7 +287,10 @@ def polynomial_schedule(
 
 @core.recorded
 def cosine_decay_schedule(
-    init_value: Number, decay_steps: int, alpha: Number = 0.0, exponent: Number = 1.0
+    init_value: Scalar,
+    decay_steps: int,
+    alpha: Annotated[Scalar, Number(ANY)] = 0.0,
+    exponent: Scalar = 1.0,
 ) -> ScheduleFn:
     r"""Half a cosine wave, from a number down to a share of it.
 
@@ -296,9 +299,8 @@ def cosine_decay_schedule(
         \left(\frac{1 + \cos(\pi \min(t, T) / T)}{2}\right)^p\right]
 
     Args:
-      init_value: \(I\), any finite number.
       decay_steps: \(T\) in [1, inf), steps, whole or not.
-      alpha: \(\alpha\), any finite number: the share of `init_value` at the end; 0 by default.
+      alpha: the share of `init_value` at the end.
       exponent: \(p\) in [0, inf); 1 by default, and 0 is constant at `init_value`.
 
     Example:
@@ -310,11 +312,10 @@ def cosine_decay_schedule(
     Loshchilov, Hutter, `SGDR: Stochastic Gradient Descent with Warm Restarts
     <https://arxiv.org/abs/1608.03983>`_, 2017, eq. 5.
     """
-    init = constant("init_value", init_value)
     return ScheduleFn(
         cosine(
-            init,
-            init * constant("alpha", alpha),
+            init_value,
+            init_value * alpha,
             duration("decay_steps", decay_steps, 1),
             power_of("exponent", exponent),
         )
@@ -323,23 +324,22 @@ def cosine_decay_schedule(
 
 @core.recorded
 def exponential_decay(
-    init_value: Number,
+    init_value: Scalar,
     transition_steps: int,
-    decay_rate: Number,
+    decay_rate: Annotated[Scalar, Number("[0, inf)", "r")],
     transition_begin: int = 0,
     staircase: bool = False,
-    end_value: Number | None = None,
+    end_value: Scalar | None = None,
 ) -> ScheduleFn:
     r"""A number times a power of the rate, which grows with the count.
 
     .. math:: s(t) = I\,r^{\max(0, t - B) / T}
 
     Args:
-      init_value: \(I\), any finite number.
       transition_steps: \(T\), the steps, whole or not, in which the value is multiplied by \(r\)
         once; for 0 or less the schedule is constant at `init_value`, with a warning.
-      decay_rate: \(r\) in [0, inf); the value decays below 1 and grows above; for 0 the schedule is
-        constant at `init_value`, with a warning.
+      decay_rate: the factor of so many steps. The value decays below 1 and grows above; for 0 the
+        schedule is constant at `init_value`, with a warning.
       transition_begin: \(B\), steps at `init_value` before that; 0 by default, and for less than 0,
         with a warning.
       staircase: whether the exponent is rounded down, so that the value changes every \(T\)
@@ -374,9 +374,7 @@ def checked_exponential(
     name: str, init: Any, length: Any, rate: Any, begin: Any, staircase: bool, end: Any
 ) -> Schedule:
     """The curve of `exponential_decay`; `name` is what its first number is called."""
-    init, rate = constant(name, init), constant("decay_rate", rate, "[0, inf)")
     length, begin = duration("transition_steps", length), beginning("transition_begin", begin)
-    end = None if end is None else constant("end_value", end)
     if length <= 0:
         return level_for_ever(name, init, f"transition_steps is {length}")
     if isinstance(rate, float) and rate == 0.0:

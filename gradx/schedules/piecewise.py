@@ -5,15 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from itertools import accumulate, pairwise
 from operator import mul
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import jax.numpy as jnp
 
 from gradx import core
+from gradx.core.meaning import Number
+from gradx.core.ranges import Scalar, as_float
 from gradx.lowering.exact import share_of
 from gradx.numbers.counting import Length, as_count, duration, elapsed, is_beyond, static
 from gradx.numbers.hyper import constant
-from gradx.numbers.sources import Array, Number, Schedule, as_float
+from gradx.numbers.sources import Array, Schedule
 from gradx.schedules.curves import ScheduleFn, between, wave
 
 __all__ = [
@@ -39,7 +41,7 @@ def phase(count: Array, starts: Sequence[Length]) -> Array:
     return jnp.sum(count[None] >= column, axis=0)
 
 
-def stairs(values: Sequence[Number], starts: Sequence[Length]) -> Schedule:
+def stairs(values: Sequence[Scalar], starts: Sequence[Length]) -> Schedule:
     """`values[k]` from `starts[k]` on; starts ascend, but for the first, which is 0."""
 
     def value(count: Any) -> Array:
@@ -48,7 +50,7 @@ def stairs(values: Sequence[Number], starts: Sequence[Length]) -> Schedule:
     return value
 
 
-def polyline(values: Sequence[Number], starts: Sequence[Length], kind: str) -> Schedule:
+def polyline(values: Sequence[Scalar], starts: Sequence[Length], kind: str) -> Schedule:
     """From `values[k]` at `starts[k]` to `values[k + 1]`, and so on; constant after the last."""
     lengths = [*(float(b - a) or 1.0 for a, b in pairwise(starts)), 1.0]
 
@@ -66,13 +68,13 @@ def polyline(values: Sequence[Number], starts: Sequence[Length], kind: str) -> S
     return value
 
 
-def _table(values: Sequence[Number]) -> Array:
+def _table(values: Sequence[Scalar]) -> Array:
     return jnp.array(values, jnp.result_type(float, *values))
 
 
 def _accumulated(
     init_value: Any, boundaries_and_scales: Mapping[int, float] | None
-) -> tuple[list[Number], list[Length]]:
+) -> tuple[list[Scalar], list[Length]]:
     """The values that the scales make of the first one, and the steps at which they are reached."""
     given = {} if boundaries_and_scales is None else boundaries_and_scales
     if not isinstance(given, Mapping):
@@ -87,7 +89,7 @@ def _accumulated(
         for boundary, scale in given.items()
     }
     starts = sorted(scales)
-    factors = [constant("init_value", init_value), *(scales[b] for b in starts)]
+    factors = [init_value, *(scales[b] for b in starts)]
     return list(accumulate(factors, mul)), [0, *starts]
 
 
@@ -102,14 +104,13 @@ def share(name: str, value: Any, low: float) -> float:
 
 @core.recorded
 def piecewise_constant_schedule(
-    init_value: Number, boundaries_and_scales: Mapping[int, float] | None = None
+    init_value: Scalar, boundaries_and_scales: Mapping[int, float] | None = None
 ) -> ScheduleFn:
     r"""Constant between boundaries, multiplied by a scale at each.
 
     .. math:: s(t) = I \prod_{i:\, b_i \le t} f_i
 
     Args:
-      init_value: \(I\), any finite number.
       boundaries_and_scales: \(b_i \to f_i\), steps, whole or not, to numbers in [0, inf), in
         any order; none by default. A boundary below 0 has been passed already.
 
@@ -125,7 +126,7 @@ def piecewise_constant_schedule(
 @core.recorded
 def piecewise_interpolate_schedule(
     interpolate_type: Literal["linear", "cosine"],
-    init_value: Number,
+    init_value: Scalar,
     boundaries_and_scales: Mapping[int, float] | None = None,
 ) -> ScheduleFn:
     r"""Lines or half cosine waves through the values of `piecewise_constant_schedule`.
@@ -139,7 +140,6 @@ def piecewise_interpolate_schedule(
 
     Args:
       interpolate_type: ``"linear"`` or ``"cosine"``.
-      init_value: \(I\), any finite number.
       boundaries_and_scales: \(b_i \to f_i\), steps, whole or not, to numbers in [0, inf), in
         any order; none by default. A boundary below 0 has been passed already. The scales
         multiply: {10: 0.5, 20: 0.5} ends at a quarter.
@@ -157,11 +157,11 @@ def piecewise_interpolate_schedule(
 @core.recorded
 def linear_onecycle_schedule(
     transition_steps: int,
-    peak_value: Number,
+    peak_value: Scalar,
     pct_start: float = 0.3,
     pct_final: float = 0.85,
-    div_factor: float = 25.0,
-    final_div_factor: float = 1e4,
+    div_factor: Annotated[Scalar, Number("(0, inf)", "d")] = 25.0,
+    final_div_factor: Annotated[Scalar, Number("(0, inf)", "d_f")] = 1e4,
 ) -> ScheduleFn:
     r"""Up to a peak, back down, and to almost nothing, along straight lines.
 
@@ -171,12 +171,11 @@ def linear_onecycle_schedule(
 
     Args:
       transition_steps: \(T\) in [1, inf), steps, whole or not.
-      peak_value: \(P\), any finite number.
       pct_start: \(a\) in [0, 1], the share of the steps that goes up; 0.3 by default.
       pct_final: \(b\) in [a, 1], the share after which the value is back at where it started;
         0.85 by default.
-      div_factor: \(d\) in (0, inf), peak over first value; 25 by default.
-      final_div_factor: \(d_f\) in (0, inf), first value over last value; 1e4 by default.
+      div_factor: the peak over the first value.
+      final_div_factor: the first value over the last.
 
     Example:
       >>> import gradx
@@ -193,20 +192,20 @@ def linear_onecycle_schedule(
     total = duration("the transition_steps of a linear onecycle", transition_steps, 1)
     up = share("pct_start", pct_start, 0.0)
     down = share("pct_final", pct_final, up)
-    first = constant("div_factor", div_factor, "(0, inf)")
-    last = constant("final_div_factor", final_div_factor, "(0, inf)")
-    low = constant("peak_value", peak_value) / first
+    low = peak_value / div_factor
     starts = [0, int(up * total), int(down * total), total]
-    return ScheduleFn(polyline([low, low * first, low, low / last], starts, "linear"))
+    return ScheduleFn(
+        polyline([low, low * div_factor, low, low / final_div_factor], starts, "linear")
+    )
 
 
 @core.recorded
 def cosine_onecycle_schedule(
     transition_steps: int,
-    peak_value: Number,
+    peak_value: Scalar,
     pct_start: float = 0.3,
-    div_factor: float = 25.0,
-    final_div_factor: float = 1e4,
+    div_factor: Annotated[Scalar, Number("(0, inf)", "d")] = 25.0,
+    final_div_factor: Annotated[Scalar, Number("(0, inf)", "d_f")] = 1e4,
 ) -> ScheduleFn:
     r"""Up to a peak and down to almost nothing, along half cosine waves.
 
@@ -215,10 +214,9 @@ def cosine_onecycle_schedule(
 
     Args:
       transition_steps: \(T\) in [1, inf), steps, whole or not.
-      peak_value: \(P\), any finite number.
       pct_start: \(a\) in [0, 1], the share of the steps that goes up; 0.3 by default.
-      div_factor: \(d\) in (0, inf), peak over first value; 25 by default.
-      final_div_factor: \(d_f\) in (0, inf), first value over last value; 1e4 by default.
+      div_factor: the peak over the first value.
+      final_div_factor: the first value over the last.
 
     Example:
       >>> import gradx
@@ -234,8 +232,6 @@ def cosine_onecycle_schedule(
     """
     total = duration("the transition_steps of a cosine onecycle", transition_steps, 1)
     up = share("pct_start", pct_start, 0.0)
-    first = constant("div_factor", div_factor, "(0, inf)")
-    last = constant("final_div_factor", final_div_factor, "(0, inf)")
-    low = constant("peak_value", peak_value) / first
+    low = peak_value / div_factor
     starts = [0, int(up * total), total]
-    return ScheduleFn(polyline([low, low * first, low / last], starts, "cosine"))
+    return ScheduleFn(polyline([low, low * div_factor, low / final_div_factor], starts, "cosine"))

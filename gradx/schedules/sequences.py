@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from gradx import core
+from gradx.core.meaning import Number
+from gradx.core.ranges import Scalar, as_float
 from gradx.numbers.counting import Length, duration, is_before, is_beyond, odd, power_of, since
-from gradx.numbers.hyper import constant
-from gradx.numbers.sources import Array, Number, Schedule, Source, as_float
+from gradx.numbers.sources import Array, Schedule, Source
 from gradx.schedules.curves import ScheduleFn, checked_exponential, cosine, level, ramp
 
 __all__ = [
@@ -41,7 +42,7 @@ def joined(schedules: Sequence[Schedule], boundaries: Sequence[Any]) -> Schedule
     return value
 
 
-def warmed_up(init: Number, peak: Number, length: Length, rest: Schedule) -> Schedule:
+def warmed_up(init: Scalar, peak: Scalar, length: Length, rest: Schedule) -> Schedule:
     """A straight line to where the rest begins; no steps of warmup leave the rest alone."""
     return joined([ramp(init, peak, 1, length), rest], [length]) if length else rest
 
@@ -101,15 +102,13 @@ def _check_sequence(name: str, given: Any, what: str) -> None:
 
 @core.recorded
 def warmup_constant_schedule(
-    init_value: Number, peak_value: Number, warmup_steps: int
+    init_value: Scalar, peak_value: Scalar, warmup_steps: int
 ) -> ScheduleFn:
     r"""A straight line to a peak, which is kept.
 
     .. math:: s(t) = I + (P - I) \min(1, t / W)
 
     Args:
-      init_value: \(I\), any finite number.
-      peak_value: \(P\), any finite number.
       warmup_steps: \(W\) in [0, inf), steps, whole or not; 0 is no warmup: \(s(t) = P\).
 
     Example:
@@ -120,19 +119,18 @@ def warmup_constant_schedule(
 
     With `warmup_steps` 0, Optax keeps `init_value` for ever.
     """
-    init, peak = constant("init_value", init_value), constant("peak_value", peak_value)
     warmup = duration("warmup_steps", warmup_steps, 0)
-    return ScheduleFn(warmed_up(init, peak, warmup, level(peak)))
+    return ScheduleFn(warmed_up(init_value, peak_value, warmup, level(peak_value)))
 
 
 @core.recorded
 def warmup_cosine_decay_schedule(
-    init_value: Number,
-    peak_value: Number,
+    init_value: Scalar,
+    peak_value: Scalar,
     warmup_steps: int,
     decay_steps: int,
-    end_value: Number = 0.0,
-    exponent: Number = 1.0,
+    end_value: Scalar = 0.0,
+    exponent: Scalar = 1.0,
 ) -> ScheduleFn:
     r"""A straight line to a peak, then half a cosine wave down.
 
@@ -143,12 +141,11 @@ def warmup_cosine_decay_schedule(
         \end{cases}
 
     Args:
-      init_value: \(I\), any finite number.
-      peak_value: \(P\), any finite number, reached at count \(W\); 0 is a schedule that is off:
+      peak_value: the value at count \(W\). 0 is a schedule that is off:
         it stays 0, with a warning if there is another `end_value`.
       warmup_steps: \(W\) in [0, inf), steps, whole or not; 0 is no warmup.
       decay_steps: \(T\) in (W, inf), the steps of both phases together.
-      end_value: \(E\), any finite number, reached at count \(T\) and kept; 0 by default.
+      end_value: the value from count \(T\) on.
       exponent: \(p\) in [0, inf); 1 by default, and 0 is constant at the peak.
 
     Example:
@@ -160,7 +157,7 @@ def warmup_cosine_decay_schedule(
     Goyal et al., `Accurate, Large Minibatch SGD <https://arxiv.org/abs/1706.02677>`_, 2017, for
     the warmup; `cosine_decay_schedule` for the rest.
     """
-    init, peak = constant("init_value", init_value), constant("peak_value", peak_value)
+    init, peak = init_value, peak_value
     warmup = duration("warmup_steps", warmup_steps, 0)
     total = duration("decay_steps", decay_steps, 1)
     if total <= warmup:
@@ -168,7 +165,7 @@ def warmup_cosine_decay_schedule(
             f"{core.where()}: decay_steps must be more than warmup_steps, which it includes; got "
             f"decay_steps {total} and warmup_steps {warmup}."
         )
-    end, power = constant("end_value", end_value), power_of("exponent", exponent)
+    end, power = end_value, power_of("exponent", exponent)
     if isinstance(peak, float) and peak == 0.0:
         if end != 0.0:
             odd(f"peak_value is 0, so the schedule stays there, and end_value {end} is ignored")
@@ -178,14 +175,14 @@ def warmup_cosine_decay_schedule(
 
 @core.recorded
 def warmup_exponential_decay_schedule(
-    init_value: Number,
-    peak_value: Number,
+    init_value: Scalar,
+    peak_value: Scalar,
     warmup_steps: int,
     transition_steps: int,
-    decay_rate: Number,
+    decay_rate: Annotated[Scalar, Number("[0, inf)", "r")],
     transition_begin: int = 0,
     staircase: bool = False,
-    end_value: Number | None = None,
+    end_value: Scalar | None = None,
 ) -> ScheduleFn:
     r"""A straight line to a peak, then `exponential_decay` from there.
 
@@ -196,12 +193,11 @@ def warmup_exponential_decay_schedule(
         \end{cases}
 
     Args:
-      init_value: \(I\), any finite number.
-      peak_value: \(P\), any finite number, reached at count \(W\).
+      peak_value: the value at count \(W\).
       warmup_steps: \(W\) in [0, inf), steps, whole or not; 0 is no warmup.
       transition_steps: \(T\), the steps, whole or not, in which the value is multiplied by \(r\)
         once; see `exponential_decay` for 0 or less, here and below.
-      decay_rate: \(r\) in [0, inf).
+      decay_rate: the factor of so many steps.
       transition_begin: \(B\), steps at the peak; 0 by default.
       staircase: whether the exponent is rounded down.
       end_value: a bound for the decaying value: the least one for a rate below 1, the greatest
@@ -213,7 +209,7 @@ def warmup_exponential_decay_schedule(
       >>> [float(schedule(t)) for t in (0, 2, 4, 13, 14, 24)]
       [0.0, 0.5, 1.0, 1.0, 0.5, 0.25]
     """
-    init, peak = constant("init_value", init_value), constant("peak_value", peak_value)
+    init, peak = init_value, peak_value
     warmup = duration("warmup_steps", warmup_steps, 0)
     decay = checked_exponential(
         "peak_value",

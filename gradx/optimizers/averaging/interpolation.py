@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from gradx import core
 from gradx.combinators.chain import Contract
 from gradx.combinators.predicated import check_inner
-from gradx.core import Count, Params, Part, State, Transform, Updates
+from gradx.core import Count, Params, Part, State, Transform, Updates, ranges
 from gradx.core import trees as gtree
 from gradx.core.calls import checked
 from gradx.lift.averages import storage
@@ -75,7 +75,6 @@ def averaging(
         init={"z": partial(_start, dtype=storage("state_dtype", state_dtype))},
         state=_Averaging,
         hypers={"learning_rate": learning_rate, "b1": b1, "weight_lr_power": weight_lr_power},
-        ranges={"b1": "(0, 1]", "weight_lr_power": "[0, inf)"},
         flags={"scaled": scaled},
         per_tree=_decide,
         # In the beginning x, y and z are one, so any b1 describes them; a known one reads better.
@@ -87,7 +86,7 @@ def averaging(
 
 def _first(number: Hyper) -> Any:
     number = number.initial if isinstance(number, sources.Tunable) else number
-    return number if sources.is_real(number) else 1.0
+    return number if ranges.is_real(number) else 1.0
 
 
 def _start(p: Array, *, dtype: Any) -> Array:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
+from typing import Annotated, Any
 
 from gradx import core
 from gradx.combinators.chain import Contract, chain, identity
 from gradx.core import Transform
+from gradx.core.meaning import Number
 from gradx.lift.leafwise import leafwise
 from gradx.lift.stages import LeafState, Numbers
-from gradx.numbers import hyper, sources
+from gradx.numbers import sources
 from gradx.numbers.sources import Array, Hyper
 from gradx.optimizers.averaging.interpolation import averaging, with_averaging
 from gradx.optimizers.first_order.rmsprop import scale_by_rms
@@ -25,8 +26,8 @@ __all__ = ["schedule_free", "schedule_free_adamw", "schedule_free_sgd"]
 def schedule_free(
     base_optimizer: Contract,
     learning_rate: Hyper,
-    b1: Hyper = 0.9,
-    weight_lr_power: Hyper = 2.0,
+    b1: Annotated[Hyper, Number("(0, 1]")] = 0.9,
+    weight_lr_power: Annotated[Hyper, Number("[0, inf)", "r")] = 2.0,
     state_dtype: Any = None,
 ) -> Transform:
     r"""Makes an optimizer schedule-free: averaging takes the place of a decaying learning rate.
@@ -44,12 +45,10 @@ def schedule_free(
     Args:
       base_optimizer: \(T\), gradx's or Optax's, without momentum (`sgd`, `adam(…, b1=0.0)`), with
         its own learning rate. It sees the parameters \(y\), so weight decay acts there.
-      learning_rate: \(\eta\) in [0, inf), the same as the base optimizer's: a constant, or a warmup
-        that stays at its peak. Here it only sets the weights of the average. One number for
-        the whole tree.
-      b1: \(\beta_1\) in (0, 1], which takes the place of momentum: 0.9, or 0.95 to 0.98 for
-        long runs.
-      weight_lr_power: \(r\) in [0, inf): how much the steps of a warmup count in the average.
+      learning_rate: the base optimizer's step size, a constant or a warmup that stays at its peak.
+        Here it only sets the weights of the average. One number for the whole tree.
+      b1: what takes the place of momentum: 0.9, or 0.95 to 0.98 for long runs.
+      weight_lr_power: how much the steps of a warmup count in the average.
       state_dtype: the dtype to keep \(z\) in; by default the parameter's, at least float32.
 
     Raises:
@@ -82,9 +81,9 @@ def schedule_free(
 def schedule_free_sgd(
     learning_rate: Hyper = 1.0,
     warmup_steps: int | None = None,
-    b1: Hyper = 0.9,
+    b1: Annotated[Hyper, Number("(0, 1]")] = 0.9,
     weight_decay: Hyper | None = None,
-    weight_lr_power: Hyper = 2.0,
+    weight_lr_power: Annotated[Hyper, Number("[0, inf)", "r")] = 2.0,
     state_dtype: Any = None,
 ) -> Transform:
     r"""Schedule-free gradient descent.
@@ -96,12 +95,12 @@ def schedule_free_sgd(
     `schedule_free_eval_params(state, params)`.
 
     Args:
-      learning_rate: \(\eta\) in [0, inf), one number for the whole tree. It can be larger than
-        with momentum, by 10 to 50 times.
+      learning_rate: One number for the whole tree. It can be 10 to 50 times larger than with
+        momentum.
       warmup_steps: \(W\), the steps of a linear warmup from 0; none by default.
-      b1: \(\beta_1\) in (0, 1].
-      weight_decay: \(\lambda\) in [0, inf); none by default.
-      weight_lr_power: \(r\) in [0, inf): how much the steps of the warmup count in the average.
+      b1: what takes the place of momentum.
+      weight_decay: None by default.
+      weight_lr_power: how much the steps of the warmup count in the average.
       state_dtype: the dtype to keep \(z\) in; by default the parameter's, at least float32.
 
     Raises:
@@ -121,7 +120,6 @@ def schedule_free_sgd(
     rate = _warmed(learning_rate, warmup_steps)
     base = chain(identity(), _clock(rate))
     if weight_decay is not None:
-        weight_decay = hyper.checked("weight_decay", weight_decay)
         base = chain(add_decayed_weights(weight_decay), base)
     return with_averaging(base, averaging(rate, b1, weight_lr_power, state_dtype, scaled=True))
 
@@ -130,11 +128,11 @@ def schedule_free_sgd(
 def schedule_free_adamw(
     learning_rate: Hyper = 0.0025,
     warmup_steps: int | None = None,
-    b1: Hyper = 0.9,
+    b1: Annotated[Hyper, Number("(0, 1]")] = 0.9,
     b2: Hyper = 0.999,
     eps: Hyper = 1e-8,
     weight_decay: Hyper = 0.0,
-    weight_lr_power: Hyper = 2.0,
+    weight_lr_power: Annotated[Hyper, Number("[0, inf)", "r")] = 2.0,
     state_dtype: Any = None,
 ) -> Transform:
     r"""Schedule-free AdamW.
@@ -146,14 +144,10 @@ def schedule_free_adamw(
     at `schedule_free_eval_params(state, params)`.
 
     Args:
-      learning_rate: \(\eta\) in [0, inf), one number for the whole tree; 1 to 10 times that of
-        AdamW with a schedule.
+      learning_rate: One number for the whole tree, 1 to 10 times that of AdamW with a schedule.
       warmup_steps: \(W\), the steps of a linear warmup from 0; none by default.
-      b1: \(\beta_1\) in (0, 1], which takes the place of Adam's first moment.
-      b2: \(\beta_2\) in [0, 1).
-      eps: \(\epsilon\) in [0, inf).
-      weight_decay: \(\lambda\) in [0, inf).
-      weight_lr_power: \(r\) in [0, inf): how much the steps of the warmup count in the average.
+      b1: what takes the place of Adam's first moment.
+      weight_lr_power: how much the steps of the warmup count in the average.
       state_dtype: the dtype to keep \(z\) in; by default the parameter's, at least float32.
 
     Raises:
@@ -172,7 +166,6 @@ def schedule_free_adamw(
     counts of the warmup see `schedule_free`.
     """
     rate = _warmed(learning_rate, warmup_steps)
-    weight_decay = hyper.checked("weight_decay", weight_decay)
     base = chain(
         scale_by_rms(b2, eps, eps_in_sqrt=False, bias_correction=True),
         add_decayed_weights(weight_decay),
@@ -183,7 +176,6 @@ def schedule_free_adamw(
 
 def _warmed(learning_rate: Hyper, warmup_steps: int | None) -> Hyper:
     """The learning rate with its warmup, live or scheduled ones too."""
-    learning_rate = hyper.checked("learning_rate", learning_rate)
     if warmup_steps is None:
         return learning_rate
     if isinstance(learning_rate, sources.Tunable):  # its name in the state stays

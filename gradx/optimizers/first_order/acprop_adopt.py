@@ -11,13 +11,14 @@ import jax.numpy as jnp
 from gradx import core
 from gradx.combinators.chain import chain
 from gradx.core import Transform
+from gradx.core.ranges import as_float
 from gradx.core.roots import sqrt
 from gradx.core.trees import abs_sq
 from gradx.lift.averages import average, storage, weight_so_far, zero_moments
 from gradx.lift.leafwise import leafwise
 from gradx.lift.stages import Numbers
 from gradx.lowering.order import write_after
-from gradx.numbers.sources import Array, Hyper, as_float
+from gradx.numbers.sources import Array, Hyper
 from gradx.optimizers.first_order.adabelief_radam_yogi import ScaleByBeliefState
 from gradx.optimizers.first_order.adam import ScaleByAdamState
 from gradx.pieces.scaling import descend
@@ -45,11 +46,8 @@ def scale_by_acprop(
                \hat\nu_t = \nu_t / (1 - \beta_2^t), \qquad \hat\nu_0 = 1
 
     Args:
-      b1: \(\beta_1\) in [0, 1).
-      b2: \(\beta_2\) in [0, 1).
-      eps: \(\epsilon\) in [0, inf).
-      eps_root: \(\epsilon_\mathrm{root}\) in [0, inf), added to \(\nu\) in every step. With 0 for
-        both an element that has had no gradient yet gives NaN.
+      eps_root: a small number added to \(\nu\) in every step. If this and `eps` are 0, an element
+        that has had no gradient yet gives NaN.
 
     Example:
       >>> import gradx, jax.numpy as jnp
@@ -106,14 +104,7 @@ def acprop(
     with the moments of `scale_by_acprop`.
 
     Args:
-      learning_rate: \(\eta\) in [0, inf).
-      b1: \(\beta_1\) in [0, 1).
-      b2: \(\beta_2\) in [0, 1).
-      eps: \(\epsilon\) in [0, inf).
-      eps_root: \(\epsilon_\mathrm{root}\) in [0, inf), added to the variance in every step.
-      weight_decay: \(\lambda\) in [0, inf).
-      mask: which leaves decay (see `add_decayed_weights`).
-      decay: what \(\lambda\) is multiplied by (see `adamw`).
+      eps_root: a small number added to the variance in every step.
 
     Raises:
       ValueError: `update` is called without the parameters, and there is weight decay.
@@ -174,14 +165,10 @@ def scale_by_adopt(
     The first step only sets \(\nu_1 = |g_1|^2\), and \(u_1 = 0\).
 
     Args:
-      b1: \(\beta_1\) in [0, 1).
-      b2: \(\beta_2\) in [0, 1).
-      eps: \(\epsilon\) in [0, inf). With 0 an element that has had no gradient yet gives NaN.
-      mu_dtype: the dtype to keep \(\mu\) in; by default the parameter's, at least float32.
-      nesterov: look one step ahead.
+      eps: With 0 an element that has had no gradient yet gives NaN.
       use_clipping: bound the normalized gradients; else \(c_t = d_t\).
-      clip_value_fn: \(C\), a function of the updates done so far; put `gradx.registered` before
-        one of your own if its name shall go into a config.
+      clip_value_fn: \(C\), a function of the updates done so far; put `gradx.registered` before one
+        of your own if its name shall go into a config.
 
     Example:
       >>> import gradx, jax.numpy as jnp
@@ -248,12 +235,6 @@ def adopt(
     with the bound of `scale_by_adopt`. The first step moves nothing.
 
     Args:
-      learning_rate: \(\eta\) in [0, inf).
-      b1: \(\beta_1\) in [0, 1).
-      b2: \(\beta_2\) in [0, 1).
-      eps: \(\epsilon\) in [0, inf).
-      mu_dtype: the dtype to keep the first moment in.
-      nesterov: look one step ahead.
       use_clipping: bound the normalized gradients, as the authors recommend.
       clip_value_fn: the bound, a function of the updates done so far.
 

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import partial
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import jax.numpy as jnp
 
 from gradx import core
 from gradx.combinators.chain import chain
 from gradx.core import Count, Transform, Updates
+from gradx.core.meaning import Number
+from gradx.core.ranges import as_float
 from gradx.core.roots import sqrt
 from gradx.core.trees import abs_sq
 from gradx.lift.averages import (
@@ -23,8 +25,7 @@ from gradx.lift.averages import (
 )
 from gradx.lift.leafwise import leafwise
 from gradx.lift.stages import Numbers
-from gradx.numbers import hyper
-from gradx.numbers.sources import Array, Hyper, as_float
+from gradx.numbers.sources import Array, Hyper
 from gradx.optimizers.first_order.adam import ScaleByAdamState
 from gradx.pieces.scaling import descend
 
@@ -59,7 +60,7 @@ def scale_by_radam(
     b2: Hyper = 0.999,
     eps: Hyper = 1e-8,
     eps_root: Hyper = 0.0,
-    threshold: Hyper = 5.0,
+    threshold: Annotated[Hyper, Number("(4, inf)", r"\rho_\mathrm{min}")] = 5.0,
     *,
     nesterov: bool = False,
 ) -> Transform:
@@ -76,12 +77,8 @@ def scale_by_radam(
     with the moments of `scale_by_adam`.
 
     Args:
-      b1: \(\beta_1\) in [0, 1).
-      b2: \(\beta_2\) in [0, 1).
-      eps: \(\epsilon\) in [0, inf).
-      eps_root: in [0, inf), inside the root.
-      threshold: \(\rho_\mathrm{min}\) in (4, inf); up to 4 there is no variance to rectify.
-      nesterov: look one step ahead.
+      threshold: the number of effective steps from which the variance is rectified; up to 4 there
+        is none.
 
     Example:
       >>> import gradx, jax.numpy as jnp
@@ -97,7 +94,6 @@ def scale_by_radam(
         init=zero_moments(),
         state=ScaleByAdamState,
         hypers={"b1": b1, "b2": b2, "eps": eps, "eps_root": eps_root, "threshold": threshold},
-        ranges={"threshold": "(4, inf)"},
         flags={"nesterov": nesterov},
         per_step=_rectification,
     )
@@ -130,7 +126,7 @@ def radam(
     b2: Hyper = 0.999,
     eps: Hyper = 1e-8,
     eps_root: Hyper = 0.0,
-    threshold: Hyper = 5.0,
+    threshold: Annotated[Hyper, Number("(4, inf)", r"\rho_\mathrm{min}")] = 5.0,
     *,
     nesterov: bool = False,
 ) -> Transform:
@@ -142,13 +138,7 @@ def radam(
     with the rectification of `scale_by_radam`.
 
     Args:
-      learning_rate: \(\eta\) in [0, inf).
-      b1: \(\beta_1\) in [0, 1).
-      b2: \(\beta_2\) in [0, 1).
-      eps: \(\epsilon\) in [0, inf).
-      eps_root: in [0, inf), inside the root.
-      threshold: \(\rho_\mathrm{min}\) in (4, inf).
-      nesterov: look one step ahead.
+      threshold: the number of effective steps from which the variance is rectified.
 
     Example:
       >>> import gradx, jax.numpy as jnp
@@ -184,11 +174,7 @@ def scale_by_belief(
     with the bias corrections of `scale_by_adam`.
 
     Args:
-      b1: \(\beta_1\) in [0, 1).
-      b2: \(\beta_2\) in [0, 1).
-      eps: \(\epsilon\) in [0, inf).
-      eps_root: \(\epsilon_\mathrm{root}\) in [0, inf), added to \(\nu\) in every step.
-      nesterov: look one step ahead.
+      eps_root: a small number added to \(\nu\) in every step.
 
     Example:
       >>> import gradx, jax.numpy as jnp
@@ -234,12 +220,7 @@ def adabelief(
               \nu \leftarrow \beta_2 \nu + (1 - \beta_2) |g - \mu|^2 + \epsilon_\mathrm{root}
 
     Args:
-      learning_rate: \(\eta\) in [0, inf).
-      b1: \(\beta_1\) in [0, 1).
-      b2: \(\beta_2\) in [0, 1).
-      eps: \(\epsilon\) in [0, inf).
-      eps_root: \(\epsilon_\mathrm{root}\) in [0, inf).
-      nesterov: look one step ahead.
+      eps_root: a small number added to \(\nu\) in every step.
 
     Example:
       >>> import gradx, jax.numpy as jnp
@@ -261,7 +242,7 @@ def scale_by_yogi(
     b2: Hyper = 0.999,
     eps: Hyper = 1e-3,
     eps_root: Hyper = 0.0,
-    initial_accumulator_value: float = 1e-6,
+    initial_accumulator_value: Annotated[float, Number("[0, inf)")] = 1e-6,
 ) -> Transform:
     r"""Rescales the updates by Yogi's rule, Adam with a second moment that moves additively.
 
@@ -273,12 +254,8 @@ def scale_by_yogi(
     with the bias corrections of `scale_by_adam`.
 
     Args:
-      b1: \(\beta_1\) in [0, 1).
-      b2: \(\beta_2\) in [0, 1).
-      eps: \(\epsilon\) in [0, inf).
-      eps_root: in [0, inf), inside the root.
-      initial_accumulator_value: in [0, inf), where both moments begin, as in Optax (in the paper
-        only the second does).
+      initial_accumulator_value: where both moments begin, as in Optax (in the paper only the second
+        does).
 
     Example:
       >>> import gradx, jax.numpy as jnp
@@ -288,10 +265,12 @@ def scale_by_yogi(
 
     Reference: Zaheer et al., *Adaptive methods for nonconvex optimization*, 2018.
     """
-    start = hyper.constant("initial_accumulator_value", initial_accumulator_value, "[0, inf)")
     return leafwise(
         _yogi,
-        init={"mu": partial(jnp.full_like, fill_value=start), "nu": partial(full, value=start)},
+        init={
+            "mu": partial(jnp.full_like, fill_value=initial_accumulator_value),
+            "nu": partial(full, value=initial_accumulator_value),
+        },
         state=ScaleByAdamState,
         hypers={"b1": b1, "b2": b2, "eps": eps, "eps_root": eps_root},
         per_step=bias_corrections,
@@ -311,12 +290,6 @@ def yogi(learning_rate: Hyper, b1: Hyper = 0.9, b2: Hyper = 0.999, eps: Hyper = 
 
     .. math:: u = -\eta\, \hat\mu / (\sqrt{\hat\nu} + \epsilon), \qquad
               \nu \leftarrow \nu - (1 - \beta_2)\, \mathrm{sign}(\nu - |g|^2)\, |g|^2
-
-    Args:
-      learning_rate: \(\eta\) in [0, inf).
-      b1: \(\beta_1\) in [0, 1).
-      b2: \(\beta_2\) in [0, 1).
-      eps: \(\epsilon\) in [0, inf).
 
     Example:
       >>> import gradx, jax.numpy as jnp

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,13 +13,15 @@ import jax.numpy as jnp
 from gradx import core
 from gradx.combinators.chain import chain
 from gradx.core import Count, Transform, Updates
+from gradx.core.meaning import Number
+from gradx.core.ranges import Scalar, as_float
 from gradx.core.roots import divide, rsqrt
 from gradx.core.trees import abs_sq, finite_sq
 from gradx.lift.averages import storage
 from gradx.lift.leafwise import leafwise
 from gradx.lift.stages import Numbers
 from gradx.numbers import counting, hyper
-from gradx.numbers.sources import Array, Hyper, Number, as_float
+from gradx.numbers.sources import Array, Hyper
 from gradx.pieces.clip import clip_by_block_rms
 from gradx.pieces.moments import ema
 from gradx.pieces.norms import scale_by_param_block_rms
@@ -47,7 +49,7 @@ class FactoredState(NamedTuple):
     v: Updates
 
 
-def _power(count: Array, exponent: Number) -> Array:
+def _power(count: Array, exponent: Scalar) -> Array:
     """Adafactor's decay, 1 - t**-c: it begins with 0, so that no bias has to be corrected."""
     return 1 - (as_float(count) + 1.0) ** -exponent
 
@@ -55,10 +57,10 @@ def _power(count: Array, exponent: Number) -> Array:
 @core.recorded
 def scale_by_factored_rms(
     factored: bool = True,
-    decay_rate: Hyper = 0.8,
+    decay_rate: Annotated[Hyper, Number("[0, 1]")] = 0.8,
     step_offset: int = 0,
     min_dim_size_to_factor: int = 128,
-    epsilon: Hyper = 1e-30,
+    epsilon: Annotated[Hyper, Number("(0, inf)", r"\epsilon")] = 1e-30,
     decay_rate_fn: Callable[[Any, Any], Any] = _power,
 ) -> Transform:
     r"""Divides each element by the root of its mean square, estimated from row and column means.
@@ -73,11 +75,11 @@ def scale_by_factored_rms(
 
     Args:
       factored: whether to factor at all.
-      decay_rate: the exponent \(c\) in [0, 1].
+      decay_rate: the exponent of the second moment's decay.
       step_offset: the number of updates, from 0, that \(t\) does not count, for fine-tuning with
         the state of an earlier run; until then \(t = 1\).
       min_dim_size_to_factor: how long the second longest axis must be, at least 1.
-      epsilon: \(\epsilon\) in (0, inf).
+      epsilon: a small number added to the squares.
       decay_rate_fn: `(count, decay_rate) -> beta`, for another \(\beta\); the count begins with 0.
 
     Example:
@@ -102,7 +104,6 @@ def scale_by_factored_rms(
         init=partial(_start, factored=factored, least=least),
         state=FactoredState,
         hypers={"decay_rate": decay_rate, "epsilon": epsilon},
-        ranges={"decay_rate": "[0, 1]", "epsilon": "(0, inf)"},
         flags={"factored": factored, "min_dim_size_to_factor": least},
         per_step=partial(_weights, beta=decay_rate_fn, offset=offset),
         per_leaf=_means,
@@ -166,14 +167,14 @@ def _divide_by_rms(g: Array, s: FactoredState, p: None, h: Numbers) -> tuple[Arr
 def adafactor(
     learning_rate: Hyper | None = None,
     min_dim_size_to_factor: int = 128,
-    decay_rate: Hyper = 0.8,
+    decay_rate: Annotated[Hyper, Number("[0, 1]")] = 0.8,
     decay_offset: int = 0,
     multiply_by_parameter_scale: bool = True,
-    clipping_threshold: Hyper | None = 1.0,
+    clipping_threshold: Annotated[Hyper | None, Number("(0, inf]", r"\tau")] = 1.0,
     momentum: Hyper | None = None,
     dtype_momentum: Any = jnp.float32,
-    weight_decay_rate: Hyper | None = None,
-    eps: Hyper = 1e-30,
+    weight_decay_rate: Annotated[Hyper | None, Number("[0, inf)", r"\lambda")] = None,
+    eps: Annotated[Hyper, Number("(0, inf)")] = 1e-30,
     factored: bool = True,
     weight_decay_mask: Any = None,
 ) -> Transform:
@@ -187,19 +188,19 @@ def adafactor(
     with the means of `scale_by_factored_rms`. With a momentum, the first term of \(u\) is averaged.
 
     Args:
-      learning_rate: \(\eta\) in [0, inf), relative to the size of each parameter; `None` for 1.
+      learning_rate: It is relative to the size of each parameter; `None` for 1.
       min_dim_size_to_factor: how long the second longest axis of a leaf must be for it to be
         factored, at least 1.
-      decay_rate: the exponent of the second moment's decay, in [0, 1].
+      decay_rate: the exponent of the second moment's decay.
       decay_offset: the number of updates, from 0, that this decay does not count.
       multiply_by_parameter_scale: whether \(\eta\) is relative to the parameter's root mean square.
-      clipping_threshold: \(\tau\) in (0, inf]; `None` does not clip.
-      momentum: the decay of the first moment in [0, 1); `None` keeps none.
+      clipping_threshold: the largest root mean square of a leaf's update; `None` does not clip.
+      momentum: With `None` there is no such average.
       dtype_momentum: the dtype to keep it in; float32 becomes float64 for float64 parameters.
-      weight_decay_rate: \(\lambda\) in [0, inf), which is *not* multiplied by the learning rate.
-      eps: in (0, inf), added to the squares.
+      weight_decay_rate: how strongly parameters are drawn to zero in each step. It is *not*
+        multiplied by the learning rate.
+      eps: a small number added to the squares.
       factored: whether to factor at all.
-      weight_decay_mask: which leaves decay (see `add_decayed_weights`).
 
     Raises:
       ValueError: `update` is called without the parameters, and needs them; a mask is given
@@ -216,8 +217,6 @@ def adafactor(
     https://arxiv.org/abs/1804.04235, algorithms 4 and 5. The paper's learning rate, which decays
     by itself, is \(\min(10^{-2}, 1/\sqrt t)\).
     """
-    if weight_decay_rate is not None:
-        weight_decay_rate = hyper.checked("weight_decay", weight_decay_rate)
     dtype = storage("dtype_momentum", dtype_momentum)
     parts = [scale_by_factored_rms(factored, decay_rate, decay_offset, min_dim_size_to_factor, eps)]
     if clipping_threshold is not None:

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import jax.numpy as jnp
 
 from gradx import core
 from gradx.combinators.chain import chain
 from gradx.core import Transform, Updates
+from gradx.core.meaning import Number
 from gradx.core.roots import sqrt
 from gradx.core.trees import abs_sq, finite_sq
 from gradx.lift.averages import average, full, real_zeros
 from gradx.lift.leafwise import leafwise
 from gradx.lift.stages import Numbers
-from gradx.numbers import hyper
 from gradx.numbers.sources import Array, Hyper
 from gradx.pieces.scaling import descend, scale_by_learning_rate
 from gradx.pieces.weight_decay import add_decayed_weights
@@ -41,15 +41,16 @@ class ScaleByRssState(NamedTuple):
 
 
 @core.recorded
-def scale_by_rss(initial_accumulator_value: float = 0.1, eps: Hyper = 1e-7) -> Transform:
+def scale_by_rss(
+    initial_accumulator_value: Annotated[float, Number("[0, inf)")] = 0.1, eps: Hyper = 1e-7
+) -> Transform:
     r"""Divides the updates by the root of the sum of all their squares so far.
 
     .. math:: s \leftarrow s + |g|^2, \qquad u = g / \sqrt{s + \epsilon}
               \quad (0 \text{ where } s = 0)
 
     Args:
-      initial_accumulator_value: where \(s\) begins, in [0, inf).
-      eps: \(\epsilon\) in [0, inf).
+      initial_accumulator_value: where \(s\) begins.
 
     Example:
       >>> import gradx, jax.numpy as jnp
@@ -59,10 +60,9 @@ def scale_by_rss(initial_accumulator_value: float = 0.1, eps: Hyper = 1e-7) -> T
 
     Reference: Duchi et al., *Adaptive subgradient methods*, JMLR 12, 2011.
     """
-    start = hyper.constant("initial_accumulator_value", initial_accumulator_value, "[0, inf)")
     return leafwise(
         _rss,
-        init={"sum_of_squares": partial(full, value=start)},
+        init={"sum_of_squares": partial(full, value=initial_accumulator_value)},
         state=ScaleByRssState,
         hypers={"eps": eps},
     )
@@ -76,16 +76,16 @@ def _rss(g: Array, s: ScaleByRssState, p: None, h: Numbers) -> tuple[Array, Scal
 
 @core.recorded
 def adagrad(
-    learning_rate: Hyper, initial_accumulator_value: float = 0.1, eps: Hyper = 1e-7
+    learning_rate: Hyper,
+    initial_accumulator_value: Annotated[float, Number("[0, inf)")] = 0.1,
+    eps: Hyper = 1e-7,
 ) -> Transform:
     r"""AdaGrad.
 
     .. math:: s \leftarrow s + |g|^2, \qquad u = -\eta\, g / \sqrt{s + \epsilon}
 
     Args:
-      learning_rate: \(\eta\) in [0, inf).
-      initial_accumulator_value: where \(s\) begins, in [0, inf).
-      eps: \(\epsilon\) in [0, inf).
+      initial_accumulator_value: where \(s\) begins.
 
     Example:
       >>> import gradx, jax.numpy as jnp
@@ -111,17 +111,15 @@ class ScaleByAdaDeltaState(NamedTuple):
 
 
 @core.recorded
-def scale_by_adadelta(rho: Hyper = 0.9, eps: Hyper = 1e-6) -> Transform:
+def scale_by_adadelta(
+    rho: Annotated[Hyper, Number("(0, 1)")] = 0.9, eps: Annotated[Hyper, Number("(0, inf)")] = 1e-6
+) -> Transform:
     r"""Rescales the updates by AdaDelta's rule.
 
     .. math::
         e_g &\leftarrow \rho\, e_g + (1 - \rho) |g|^2 \\
         u &= g \sqrt{(e_x + \epsilon) / (e_g + \epsilon)} \\
         e_x &\leftarrow \rho\, e_x + (1 - \rho) |u|^2
-
-    Args:
-      rho: \(\rho\) in (0, 1).
-      eps: \(\epsilon\) in (0, inf).
 
     Example:
       >>> import gradx, jax.numpy as jnp
@@ -137,7 +135,6 @@ def scale_by_adadelta(rho: Hyper = 0.9, eps: Hyper = 1e-6) -> Transform:
         init={"e_g": real_zeros, "e_x": real_zeros},
         state=ScaleByAdaDeltaState,
         hypers={"rho": rho, "eps": eps},
-        ranges={"rho": "(0, 1)", "eps": "(0, inf)"},
     )
 
 
@@ -155,8 +152,8 @@ def _adadelta(
 @core.recorded
 def adadelta(
     learning_rate: Hyper | None = None,
-    rho: Hyper = 0.9,
-    eps: Hyper = 1e-6,
+    rho: Annotated[Hyper, Number("(0, 1)")] = 0.9,
+    eps: Annotated[Hyper, Number("(0, inf)")] = 1e-6,
     weight_decay: Hyper = 0.0,
     weight_decay_mask: Any = None,
 ) -> Transform:
@@ -168,12 +165,9 @@ def adadelta(
     with the averages of `scale_by_adadelta`.
 
     Args:
-      learning_rate: \(\eta\) in [0, inf); `None` neither scales nor negates, so the updates point
-        uphill, as in Optax: give 1.0 for the paper's method.
-      rho: \(\rho\) in (0, 1).
-      eps: \(\epsilon\) in (0, inf).
-      weight_decay: \(\lambda\) in [0, inf), here coupled: it enters the gradient.
-      weight_decay_mask: which leaves decay (see `add_decayed_weights`).
+      learning_rate: With `None` it neither scales nor negates, so the updates point uphill, as in
+        Optax. Give 1.0 for the paper's method.
+      weight_decay: The decay is added to the gradient.
 
     Raises:
       ValueError: `update` is called without the parameters, and there is weight decay.
@@ -186,7 +180,6 @@ def adadelta(
 
     Reference: Zeiler, *ADADELTA*, https://arxiv.org/abs/1212.5701.
     """
-    weight_decay = hyper.checked("weight_decay", weight_decay)
     return chain(
         add_decayed_weights(weight_decay, weight_decay_mask),
         scale_by_adadelta(rho, eps),

@@ -55,12 +55,8 @@ def scale_by_adam(
     (1 - \beta_1^t)\).
 
     Args:
-      b1: \(\beta_1\) in [0, 1).
-      b2: \(\beta_2\) in [0, 1).
-      eps: \(\epsilon\) in [0, inf). With 0 an element that has had no gradient yet gives NaN.
-      eps_root: in [0, inf), inside the root. Derivatives of the update need none.
-      mu_dtype: the dtype to keep \(\mu\) in; by default the parameter's, at least float32.
-      nesterov: look one step ahead.
+      eps: With 0 an element that has had no gradient yet gives NaN.
+      eps_root: Derivatives of the update need none.
 
     Example:
       >>> import gradx, jax.numpy as jnp
@@ -106,15 +102,6 @@ def adam(
 
     with the moments of `scale_by_adam`.
 
-    Args:
-      learning_rate: \(\eta\) in [0, inf).
-      b1: \(\beta_1\) in [0, 1).
-      b2: \(\beta_2\) in [0, 1).
-      eps: \(\epsilon\) in [0, inf).
-      eps_root: in [0, inf), inside the root.
-      mu_dtype: the dtype to keep the first moment in.
-      nesterov: look one step ahead.
-
     Example:
       >>> import gradx, jax.numpy as jnp
       >>> tx = gradx.adam(0.1)
@@ -151,16 +138,8 @@ def adamw(
     with the moments of `scale_by_adam`.
 
     Args:
-      learning_rate: \(\eta\) in [0, inf).
-      b1: \(\beta_1\) in [0, 1).
-      b2: \(\beta_2\) in [0, 1).
-      eps: \(\epsilon\) in [0, inf).
-      eps_root: in [0, inf), inside the root.
-      mu_dtype: the dtype to keep the first moment in.
-      weight_decay: \(\lambda\) in [0, inf).
       mask: which leaves decay (see `add_decayed_weights`); `gradx.weights_only` leaves out biases
         and norms.
-      nesterov: look one step ahead.
       decay: what \(\lambda\) is multiplied by: ``"learning_rate"`` as here and in PyTorch;
         ``"schedule"``, the learning rate's shape without its peak value (give
         `learning_rate=scaled(peak, shape)`), as in the paper; or ``"independent"``, nothing.
@@ -205,12 +184,6 @@ def nadam(
     with the moments of `scale_by_adam`.
 
     Args:
-      learning_rate: \(\eta\) in [0, inf).
-      b1: \(\beta_1\) in [0, 1).
-      b2: \(\beta_2\) in [0, 1).
-      eps: \(\epsilon\) in [0, inf).
-      eps_root: in [0, inf), inside the root.
-      mu_dtype: the dtype to keep the first moment in.
       nesterov: look one step ahead; False gives Adam.
 
     Example:
@@ -244,16 +217,7 @@ def nadamw(
     .. math:: u = u_\mathrm{nadam} - \eta_t \lambda \theta
 
     Args:
-      learning_rate: \(\eta\) in [0, inf).
-      b1: \(\beta_1\) in [0, 1).
-      b2: \(\beta_2\) in [0, 1).
-      eps: \(\epsilon\) in [0, inf).
-      eps_root: in [0, inf), inside the root.
-      mu_dtype: the dtype to keep the first moment in.
-      weight_decay: \(\lambda\) in [0, inf).
-      mask: which leaves decay (see `add_decayed_weights`).
       nesterov: look one step ahead; False gives AdamW.
-      decay: what \(\lambda\) is multiplied by (see `adamw`).
 
     Raises:
       ValueError: `update` is called without the parameters, and there is weight decay.

@@ -63,11 +63,10 @@ def scale_by_adan(
     The hats undo the averages' start at zero, as in `scale_by_adam`.
 
     Args:
-      b1: \(\beta_1\) in [0, 1).
-      b2: \(\beta_2\) in [0, 1).
-      b3: \(\beta_3\) in [0, 1).
-      eps: \(\epsilon\) in [0, inf). With 0 an element that has had no gradient yet gives NaN.
-      eps_root: in [0, inf), inside the root. Derivatives of the update need none.
+      b2: the decay of the average of their differences.
+      b3: the decay of the average of squares.
+      eps: With 0 an element that has had no gradient yet gives NaN.
+      eps_root: Derivatives of the update need none.
       paper: weigh the differences by \(\beta_2\), as the authors do, and not as Optax.
 
     Example:
@@ -89,7 +88,6 @@ def scale_by_adan(
         init={"m": jnp.zeros_like, "v": jnp.zeros_like, "n": real_zeros, "g": jnp.zeros_like},
         state=ScaleByAdanState,
         hypers={"b1": b1, "b2": b2, "b3": b3, "eps": eps, "eps_root": eps_root},
-        ranges={"b3": "[0, 1)"},
         flags={"paper": paper},
         per_step=_factors,
         count="t",
@@ -139,17 +137,10 @@ def adan(
     with the moments of `scale_by_adan`.
 
     Args:
-      learning_rate: \(\eta\) in [0, inf).
-      b1: \(\beta_1\) in [0, 1), of the gradients.
-      b2: \(\beta_2\) in [0, 1), of their differences.
-      b3: \(\beta_3\) in [0, 1), of the squares.
-      eps: \(\epsilon\) in [0, inf).
-      eps_root: in [0, inf), inside the root.
-      weight_decay: \(\lambda\) in [0, inf).
-      mask: which leaves decay (see `add_decayed_weights`).
+      b2: the decay of the average of their differences.
+      b3: the decay of the average of squares.
       paper: weigh the differences by \(c = \beta_2\), as the authors do; else by \(1 - \beta_2\),
         as Optax does.
-      decay: what \(\lambda\) is multiplied by (see `adamw`).
 
     Raises:
       ValueError: `update` is called without the parameters, and there is weight decay.

@@ -65,11 +65,9 @@ def scale_by_simplified_ademamix(
     than Adam's.
 
     Args:
-      b1: \(\beta_1\) in [0, 1).
-      b2: \(\beta_2\) in [0, 1).
-      alpha: \(\alpha\) in [0, inf), the further weight of the newest gradient.
-      eps: \(\epsilon\) in [0, inf). With 0 an element that has had no gradient yet gives NaN.
-      eps_root: in [0, inf), inside the root. Derivatives of the update need none.
+      alpha: the additional weight of the newest gradient.
+      eps: With 0 an element that has had no gradient yet gives NaN.
+      eps_root: Derivatives of the update need none.
 
     Example:
       >>> import gradx, jax.numpy as jnp
@@ -85,7 +83,6 @@ def scale_by_simplified_ademamix(
         init={"m": zeros, "n": real_zeros},
         state=ScaleBySimplifiedAdEMAMixState,
         hypers={"b1": b1, "b2": b2, "alpha": alpha, "eps": eps, "eps_root": eps_root},
-        ranges={"alpha": "[0, inf)"},
         per_step=_correction,
         count="t",
     )
@@ -127,15 +124,8 @@ def simplified_ademamix(
     and the learning rate on other scales, and without the correction of \(m\).
 
     Args:
-      learning_rate: \(\eta\) in [0, inf), about \(1 - \beta_1\) times Adam's.
-      b1: \(\beta_1\) in [0, 1).
-      b2: \(\beta_2\) in [0, 1).
-      alpha: \(\alpha\) in [0, inf).
-      eps: \(\epsilon\) in [0, inf).
-      eps_root: in [0, inf), inside the root.
-      weight_decay: \(\lambda\) in [0, inf).
-      mask: which leaves decay (see `add_decayed_weights`).
-      decay: what \(\lambda\) is multiplied by (see `adamw`).
+      learning_rate: It is about \(1 - \beta_1\) times Adam's.
+      alpha: the additional weight of the newest gradient.
 
     Raises:
       ValueError: `update` is called without the parameters, and there is weight decay.
@@ -197,12 +187,10 @@ def scale_by_ademamix(
     The hats undo the averages' start at zero, as in `scale_by_adam`; \(m_2\) is to fill slowly.
 
     Args:
-      b1: \(\beta_1\) in [0, 1).
-      b2: \(\beta_2\) in [0, 1).
-      b3: \(\beta_3\) in [0, 1); the authors let it grow in the first part of a long run.
-      alpha: \(\alpha\) in [0, inf), the weight of the slow average; it should grow, too.
-      eps: \(\epsilon\) in [0, inf). With 0 an element that has had no gradient yet gives NaN.
-      eps_root: in [0, inf), inside the root. Derivatives of the update need none.
+      b3: The authors let it grow in the first part of a long run.
+      alpha: It should grow in the first part of a long run, too.
+      eps: With 0 an element that has had no gradient yet gives NaN.
+      eps_root: Derivatives of the update need none.
       mu_dtype: the dtype to keep \(m_1\) and \(m_2\) in; by default the parameter's, at least
         float32.
 
@@ -224,7 +212,6 @@ def scale_by_ademamix(
         hypers={
             "b1": b1, "b2": b2, "b3": b3, "alpha": alpha, "eps": eps, "eps_root": eps_root,
         },
-        ranges={"b3": "[0, 1)", "alpha": "[0, inf)"},
         per_step=_corrections,
         count=("count", "count_m2"),
     )  # fmt: skip
@@ -268,17 +255,7 @@ def ademamix(
     with the moments of `scale_by_ademamix`.
 
     Args:
-      learning_rate: \(\eta\) in [0, inf).
-      b1: \(\beta_1\) in [0, 1).
-      b2: \(\beta_2\) in [0, 1).
-      b3: \(\beta_3\) in [0, 1).
-      alpha: \(\alpha\) in [0, inf).
-      eps: \(\epsilon\) in [0, inf).
-      eps_root: in [0, inf), inside the root.
       mu_dtype: the dtype to keep both averages of gradients in.
-      weight_decay: \(\lambda\) in [0, inf).
-      mask: which leaves decay (see `add_decayed_weights`).
-      decay: what \(\lambda\) is multiplied by (see `adamw`).
 
     Raises:
       ValueError: `update` is called without the parameters, and there is weight decay.

@@ -39,9 +39,7 @@ def scale_by_adamax(b1: Hyper = 0.9, b2: Hyper = 0.999, eps: Hyper = 1e-8) -> Tr
         u &= \frac{\mu}{(1 - \beta_1^t)\, \nu}
 
     Args:
-      b1: \(\beta_1\) in [0, 1).
-      b2: \(\beta_2\) in [0, 1).
-      eps: \(\epsilon\) in [0, inf). With 0 an element that has had no gradient yet gives NaN.
+      eps: With 0 an element that has had no gradient yet gives NaN.
 
     Example:
       >>> import gradx, jax.numpy as jnp
@@ -75,12 +73,6 @@ def adamax(
     .. math:: u = -\eta\, \mu / ((1 - \beta_1^t)\, \nu), \qquad
               \nu \leftarrow \max(\beta_2 \nu, |g| + \epsilon)
 
-    Args:
-      learning_rate: \(\eta\) in [0, inf).
-      b1: \(\beta_1\) in [0, 1).
-      b2: \(\beta_2\) in [0, 1).
-      eps: \(\epsilon\) in [0, inf).
-
     Example:
       >>> import gradx, jax.numpy as jnp
       >>> tx = gradx.adamax(0.1)
@@ -106,15 +98,6 @@ def adamaxw(
     r"""AdaMax with decoupled weight decay.
 
     .. math:: u = -\eta_t \left(\mu / ((1 - \beta_1^t)\, \nu) + \lambda \theta\right)
-
-    Args:
-      learning_rate: \(\eta\) in [0, inf).
-      b1: \(\beta_1\) in [0, 1).
-      b2: \(\beta_2\) in [0, 1).
-      eps: \(\epsilon\) in [0, inf).
-      weight_decay: \(\lambda\) in [0, inf).
-      mask: which leaves decay (see `add_decayed_weights`).
-      decay: what \(\lambda\) is multiplied by (see `adamw`).
 
     Raises:
       ValueError: `update` is called without the parameters.
@@ -168,11 +151,6 @@ def scale_by_amsgrad(
     with the moments of `scale_by_adam`.
 
     Args:
-      b1: \(\beta_1\) in [0, 1).
-      b2: \(\beta_2\) in [0, 1).
-      eps: \(\epsilon\) in [0, inf).
-      eps_root: in [0, inf), inside the root.
-      mu_dtype: the dtype to keep the first moment in.
       bias_correction_mu: correct the first moment; the paper does not.
       bias_correction_nu: correct the second moment before the maximum; the paper does not, and
         PyTorch corrects after it.
@@ -224,12 +202,6 @@ def amsgrad(
               \qquad \nu_\mathrm{max} \leftarrow \max(\nu_\mathrm{max}, \hat\nu)
 
     Args:
-      learning_rate: \(\eta\) in [0, inf).
-      b1: \(\beta_1\) in [0, 1).
-      b2: \(\beta_2\) in [0, 1).
-      eps: \(\epsilon\) in [0, inf).
-      eps_root: in [0, inf), inside the root.
-      mu_dtype: the dtype to keep the first moment in.
       bias_correction_mu: correct the first moment (see `scale_by_amsgrad`).
       bias_correction_nu: correct the second moment before the maximum.
 

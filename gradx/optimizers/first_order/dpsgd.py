@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,11 +13,11 @@ from gradx.combinators.chain import chain, identity
 from gradx.core import Params, State, Transform, Updates
 from gradx.core import trees as gtree
 from gradx.core.calls import renamed
+from gradx.core.meaning import Number
 from gradx.lift import mapped
 from gradx.lift.passes import check_array
 from gradx.lift.states import check_state
 from gradx.lowering.varying import varies_over
-from gradx.numbers import hyper
 from gradx.numbers.sources import Array, Hyper
 from gradx.pieces.moments import trace
 from gradx.pieces.per_example import examples, factors, weighted_sum
@@ -44,8 +44,8 @@ class DifferentiallyPrivateAggregateState(NamedTuple):
 @core.recorded
 @renamed(seed="key")
 def differentially_private_aggregate(
-    l2_norm_clip: float,
-    noise_multiplier: float,
+    l2_norm_clip: Annotated[float, Number("(0, inf]", "c")],
+    noise_multiplier: Annotated[float, Number("[0, inf)", r"\sigma")],
     key: Array | int | None = None,
     *,
     axis_name: Any = None,
@@ -61,8 +61,8 @@ def differentially_private_aggregate(
     away.
 
     Args:
-      l2_norm_clip: \(c\) in (0, inf], the bound of each example's norm over all leaves.
-      noise_multiplier: \(\sigma\) in [0, inf), the noise's deviation in units of the bound.
+      l2_norm_clip: the bound of each example's norm over all leaves.
+      noise_multiplier: the noise's standard deviation in units of the bound.
       key: a random key, or the seed of one (see `add_noise`); without it that of seed 0, with a
         warning, since noise that anybody can subtract gives no privacy.
       axis_name: the mapped axis over which the examples are sharded, inside `shard_map` or `pmap`:
@@ -91,8 +91,6 @@ def differentially_private_aggregate(
     each of the two parts needs.
     """
     where = core.where()
-    bound = hyper.constant("l2_norm_clip", l2_norm_clip, "(0, inf]")
-    sigma = hyper.constant("noise_multiplier", noise_multiplier, "[0, inf)")
     start = key_or_zero(key)
     over = mapped.axes(axis_name)
     if any(axis.said is not None for axis in over):
@@ -100,8 +98,10 @@ def differentially_private_aggregate(
             f"{where}: axis_name must be the name of the mapped axis that the examples are sharded "
             f"over, or a tuple of names, got {core.show(axis_name)}; no leaf may be cut along it."
         )
-    silent = isinstance(sigma, float) and sigma == 0.0  # 0 times an infinite bound would be NaN
-    deviation = 0.0 if silent else bound * sigma
+    silent = (
+        isinstance(noise_multiplier, float) and noise_multiplier == 0.0
+    )  # 0 times an infinite bound would be NaN
+    deviation = 0.0 if silent else l2_norm_clip * noise_multiplier
     if isinstance(deviation, float) and math.isinf(deviation):
         raise ValueError(
             f"{where}: l2_norm_clip must be finite where there is noise, whose deviation is "
@@ -122,7 +122,7 @@ def differentially_private_aggregate(
         rng_key, *keys = jax.random.split(state.rng_key, len(present) + 1)
         if not present:
             return updates, DifferentiallyPrivateAggregateState(rng_key)
-        weights = factors([flat.values[i] for i in present], bound)
+        weights = factors([flat.values[i] for i in present], l2_norm_clip)
         sums = {i: weighted_sum(weights, flat.values[i]) for i in present}
         count: Any = size
         if over:
@@ -194,10 +194,10 @@ def _mean(total: Array, noise: tuple[Any, Array] | None, share: Any) -> Array:
 @renamed(seed="key")
 def dpsgd(
     learning_rate: Hyper,
-    l2_norm_clip: float,
-    noise_multiplier: float,
+    l2_norm_clip: Annotated[float, Number("(0, inf]", "c")],
+    noise_multiplier: Annotated[float, Number("[0, inf)", r"\sigma")],
     key: Array | int,
-    momentum: Hyper | None = None,
+    momentum: Annotated[Hyper | None, Number("[-1, 1]", r"\mu")] = None,
     nesterov: bool = False,
     *,
     axis_name: Any = None,
@@ -213,11 +213,9 @@ def dpsgd(
     `differentially_private_aggregate`).
 
     Args:
-      learning_rate: \(\eta\) in [0, inf).
-      l2_norm_clip: \(c\) in (0, inf].
-      noise_multiplier: \(\sigma\) in [0, inf).
-      key: a random key, or the seed of one.
-      momentum: \(\mu\) in [-1, 1]; without it \(m = g\).
+      l2_norm_clip: the bound of each example's norm over all leaves.
+      noise_multiplier: the noise's standard deviation in units of the bound.
+      momentum: how much of the sum of gradients is kept each step. Without it \(m = g\).
       nesterov: look one step ahead; only with momentum.
       axis_name: the mapped axis over which the examples are sharded.
 

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import jax.numpy as jnp
 
 from gradx import core
 from gradx.combinators.chain import chain
 from gradx.core import Count, Params, Transform, Updates
+from gradx.core.meaning import Number
+from gradx.core.ranges import as_float
 from gradx.core.roots import cbrt
 from gradx.core.trees import abs_sq
 from gradx.lift.averages import full, real_zeros
 from gradx.lift.leafwise import leafwise
 from gradx.lift.stages import Numbers
-from gradx.numbers import hyper
-from gradx.numbers.sources import Array, Hyper, as_float
+from gradx.numbers.sources import Array, Hyper
 from gradx.pieces.scaling import scale_by_learning_rate
 from gradx.pieces.weight_decay import add_decayed_weights
 
@@ -51,11 +52,6 @@ def scale_by_madgrad(learning_rate: Hyper, momentum: Hyper = 0.9, eps: Hyper = 1
         \lambda_t &= (\eta_t + \epsilon) \sqrt t, \qquad
         \nu \leftarrow \nu + \lambda_t |g|^2, \qquad s \leftarrow s + \lambda_t g \\
         u &= (1 - \beta) \left(\theta_0 - \frac{s}{\sqrt[3]{\nu} + \epsilon} - \theta\right)
-
-    Args:
-      learning_rate: \(\eta\) in [0, inf).
-      momentum: \(\beta\) in [0, 1).
-      eps: \(\epsilon\) in [0, inf).
 
     Raises:
       ValueError: `update` is called without the parameters.
@@ -112,10 +108,7 @@ def madgrad(
     with the sums of `scale_by_madgrad`.
 
     Args:
-      learning_rate: \(\eta\) in [0, inf).
-      momentum: \(\beta\) in [0, 1).
-      weight_decay: \(\lambda\) in [0, inf); \(\lambda \theta\) is added to the gradient.
-      eps: \(\epsilon\) in [0, inf).
+      weight_decay: The decay is added to the gradient.
 
     Raises:
       ValueError: `update` is called without the parameters.
@@ -130,7 +123,6 @@ def madgrad(
     Reference: Defazio and Jelassi, *Adaptivity without compromise: a momentumized, adaptive, dual
     averaged gradient method*, https://arxiv.org/abs/2101.11075, 2021.
     """
-    weight_decay = hyper.checked("weight_decay", weight_decay)
     return chain(add_decayed_weights(weight_decay), scale_by_madgrad(learning_rate, momentum, eps))
 
 
@@ -156,7 +148,9 @@ class COCOBState(NamedTuple):
 
 
 @core.recorded
-def scale_by_cocob(alpha: Hyper = 100.0, eps: float = 1e-8) -> Transform:
+def scale_by_cocob(
+    alpha: Hyper = 100.0, eps: Annotated[float, Number("(0, inf)")] = 1e-8
+) -> Transform:
     r"""Moves the parameters as COCOB does: each element bets on the sign of its next gradient.
 
     .. math::
@@ -166,8 +160,8 @@ def scale_by_cocob(alpha: Hyper = 100.0, eps: float = 1e-8) -> Transform:
         L = \epsilon \text{ at first}
 
     Args:
-      alpha: \(\alpha\) in [0, inf); the larger, the smaller the first steps.
-      eps: \(\epsilon\) in (0, inf), the largest gradient there is before the first.
+      alpha: the larger it is, the smaller the first steps are.
+      eps: the largest gradient before there is one.
 
     Raises:
       ValueError: `update` is called without the parameters.
@@ -183,13 +177,11 @@ def scale_by_cocob(alpha: Hyper = 100.0, eps: float = 1e-8) -> Transform:
     betting*, https://arxiv.org/abs/1705.07795, 2017, Algorithm 2. A complex number is one element
     here, and \(g (\theta - \theta_0)\) the inner product of two vectors.
     """
-    first = hyper.constant("eps", eps, "(0, inf)")
     return leafwise(
         _cocob,
-        init=partial(_no_bets, eps=first),
+        init=partial(_no_bets, eps=eps),
         state=COCOBState,
         hypers={"alpha": alpha},
-        ranges={"alpha": "[0, inf)"},
         needs_params=True,
     )
 
@@ -222,7 +214,7 @@ def _cocob(g: Array, s: COCOBState, p: Array, h: Numbers) -> tuple[Array, COCOBS
 def cocob(
     learning_rate: Hyper = 1.0,
     alpha: Hyper = 100.0,
-    eps: float = 1e-8,
+    eps: Annotated[float, Number("(0, inf)")] = 1e-8,
     weight_decay: Hyper = 0.0,
     mask: Any = None,
 ) -> Transform:
@@ -233,12 +225,11 @@ def cocob(
     with the sums of `scale_by_cocob`, of gradients times \(\eta\).
 
     Args:
-      learning_rate: \(\eta\) in [0, inf). A constant changes next to nothing; a schedule weighs the
-        gradients, so that with its end at 0 the parameters settle.
-      alpha: \(\alpha\) in [0, inf); the larger, the smaller the first steps.
-      eps: \(\epsilon\) in (0, inf), the largest gradient there is before the first.
-      weight_decay: \(\lambda\) in [0, inf); \(\lambda \theta\) is added to the gradient.
-      mask: which leaves decay (see `add_decayed_weights`).
+      learning_rate: A constant changes next to nothing; a schedule weighs the gradients, so that
+        with its end at 0 the parameters settle.
+      alpha: the larger it is, the smaller the first steps are.
+      eps: the largest gradient before there is one.
+      weight_decay: The decay is added to the gradient.
 
     Raises:
       ValueError: `update` is called without the parameters.
@@ -253,7 +244,6 @@ def cocob(
     Reference: Orabona and Tommasi, *Training deep networks without learning rates through coin
     betting*, https://arxiv.org/abs/1705.07795, 2017, Algorithm 2.
     """
-    weight_decay = hyper.checked("weight_decay", weight_decay)
     return chain(
         add_decayed_weights(weight_decay, mask),
         scale_by_learning_rate(learning_rate, flip_sign=False),

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import jax.numpy as jnp
 
 from gradx import core
 from gradx.combinators.chain import chain
 from gradx.core import Count, Transform, Updates
+from gradx.core.meaning import Number
 from gradx.core.roots import sqrt
 from gradx.core.trees import abs_sq
 from gradx.lift.averages import average, storage, weight_so_far, zero_moments, zeros
@@ -22,8 +23,6 @@ from gradx.pieces.norms import norm
 from gradx.pieces.weight_decay import DecayKind, scale_and_decay
 
 __all__ = ["CorrectByMarsState", "ScaleByMarsState", "correct_by_mars", "mars", "scale_by_mars"]
-
-_RANGES = {"gamma": "[0, inf)"}
 
 
 # ---------------------------------------------------------------- the correction
@@ -41,7 +40,11 @@ class CorrectByMarsState(NamedTuple):
 
 @core.recorded
 def correct_by_mars(
-    b1: Hyper = 0.95, gamma: Hyper = 0.025, max_norm: Hyper = 1.0, *, axis_name: Any = None
+    b1: Hyper = 0.95,
+    gamma: Annotated[Hyper, Number("[0, inf)", r"\gamma")] = 0.025,
+    max_norm: Annotated[Hyper, Number(symbol="C")] = 1.0,
+    *,
+    axis_name: Any = None,
 ) -> Transform:
     r"""Corrects the gradients by their change since the last step: MARS for any rule after it.
 
@@ -53,9 +56,9 @@ def correct_by_mars(
     scale_by_learning_rate(1e-4))`` is the authors' MARS-Lion.
 
     Args:
-      b1: \(\beta_1\) in [0, 1), the decay of the momentum that follows.
-      gamma: \(\gamma\) in [0, inf), how much of the change; 0 is no correction.
-      max_norm: \(C\) in (0, inf], the bound of a leaf's norm.
+      b1: the decay of the momentum that follows.
+      gamma: how much of the change is corrected; 0 is no correction.
+      max_norm: the bound of a leaf's norm.
       axis_name: the mapped axis over which leaves are sharded, inside `shard_map` or `pmap`, or
         several, or `sharded`. Without it each device measures its own part of a leaf.
 
@@ -78,7 +81,6 @@ def correct_by_mars(
         init={"grad": zeros},
         state=CorrectByMarsState,
         hypers={"b1": b1, "gamma": gamma, "max_norm": max_norm},
-        ranges=_RANGES,
         per_step=_weight,
         per_leaf=_bound,
         axis_name=axis_name,
@@ -136,8 +138,8 @@ def scale_by_mars(
     b1: Hyper = 0.95,
     b2: Hyper = 0.99,
     eps: Hyper = 1e-8,
-    gamma: Hyper = 0.025,
-    max_norm: Hyper = 1.0,
+    gamma: Annotated[Hyper, Number("[0, inf)", r"\gamma")] = 0.025,
+    max_norm: Annotated[Hyper, Number(symbol="C")] = 1.0,
     mu_dtype: Any = None,
     *,
     axis_name: Any = None,
@@ -154,12 +156,9 @@ def scale_by_mars(
     The hats undo the averages' start at zero, as in `scale_by_adam`.
 
     Args:
-      b1: \(\beta_1\) in [0, 1).
-      b2: \(\beta_2\) in [0, 1).
-      eps: \(\epsilon\) in [0, inf). With 0 an element that has had no gradient yet gives NaN.
-      gamma: \(\gamma\) in [0, inf), how much of the change; 0 is no correction.
-      max_norm: \(C\) in (0, inf], the bound of a leaf's norm.
-      mu_dtype: the dtype to keep \(\mu\) in; by default the parameter's, at least float32.
+      eps: With 0 an element that has had no gradient yet gives NaN.
+      gamma: how much of the change is corrected; 0 is no correction.
+      max_norm: the bound of a leaf's norm.
       axis_name: the mapped axis over which leaves are sharded, inside `shard_map` or `pmap`, or
         several, or `sharded`. Without it each device measures its own part of a leaf.
 
@@ -181,7 +180,6 @@ def scale_by_mars(
         init={**zero_moments(storage("mu_dtype", mu_dtype)), "grad": zeros},
         state=ScaleByMarsState,
         hypers={"b1": b1, "b2": b2, "eps": eps, "gamma": gamma, "max_norm": max_norm},
-        ranges=_RANGES,
         per_step=_factors,
         per_leaf=_bound,
         axis_name=axis_name,
@@ -211,8 +209,8 @@ def mars(
     b1: Hyper = 0.95,
     b2: Hyper = 0.99,
     eps: Hyper = 1e-8,
-    gamma: Hyper = 0.025,
-    max_norm: Hyper = 1.0,
+    gamma: Annotated[Hyper, Number("[0, inf)", r"\gamma")] = 0.025,
+    max_norm: Annotated[Hyper, Number(symbol="C")] = 1.0,
     mu_dtype: Any = None,
     weight_decay: Hyper = 0.0,
     mask: Any = None,
@@ -227,16 +225,8 @@ def mars(
     with the moments of `scale_by_mars`.
 
     Args:
-      learning_rate: \(\eta\) in [0, inf).
-      b1: \(\beta_1\) in [0, 1).
-      b2: \(\beta_2\) in [0, 1).
-      eps: \(\epsilon\) in [0, inf).
-      gamma: \(\gamma\) in [0, inf), how much of the change; 0 is no correction.
-      max_norm: \(C\) in (0, inf], the bound of the norm of a leaf's corrected gradient.
-      mu_dtype: the dtype to keep the first moment in.
-      weight_decay: \(\lambda\) in [0, inf).
-      mask: which leaves decay (see `add_decayed_weights`).
-      decay: what \(\lambda\) is multiplied by (see `adamw`).
+      gamma: how much of the change is corrected; 0 is no correction.
+      max_norm: the bound of the norm of a leaf's corrected gradient.
       axis_name: the mapped axis over which leaves are sharded, inside `shard_map` or `pmap`, or
         several, or `sharded`. Without it each device measures its own part of a leaf.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import jax.numpy as jnp
 
@@ -10,11 +10,11 @@ from gradx import core
 from gradx.combinators.chain import chain
 from gradx.core import Transform, Updates
 from gradx.core.calls import warn
+from gradx.core.meaning import Number
 from gradx.lift.averages import zeros
 from gradx.lift.leafwise import leafwise
 from gradx.lift.stages import Decided, Numbers, Sums
 from gradx.lowering.order import in_place
-from gradx.numbers import hyper
 from gradx.numbers.sources import Array, Hyper
 from gradx.optimizers.first_order.adam import scale_by_adam
 from gradx.pieces.scaling import descend, scale
@@ -41,14 +41,12 @@ class ScaleByOptimisticGradientState(NamedTuple):
 
 
 @core.recorded
-def scale_by_optimistic_gradient(alpha: Hyper = 1.0, beta: Hyper = 1.0) -> Transform:
+def scale_by_optimistic_gradient(
+    alpha: Hyper = 1.0, beta: Annotated[Hyper, Number("[0, inf)")] = 1.0
+) -> Transform:
     r"""Adds to the updates what they changed by since the last step.
 
     .. math:: u_t = \alpha g_t + \beta (g_t - g_{t-1}), \qquad g_{-1} = g_0
-
-    Args:
-      alpha: \(\alpha\) in [0, inf).
-      beta: \(\beta\) in [0, inf).
 
     Example:
       >>> import gradx, jax.numpy as jnp
@@ -67,7 +65,6 @@ def scale_by_optimistic_gradient(alpha: Hyper = 1.0, beta: Hyper = 1.0) -> Trans
         init={"previous_gradient": zeros},
         state=ScaleByOptimisticGradientState,
         hypers={"alpha": alpha, "beta": beta},
-        ranges={"alpha": "[0, inf)", "beta": "[0, inf)"},
         per_tree=_no_longer_first,
         whole_tree=(),
         scalars={"is_initial_step": True},
@@ -88,16 +85,11 @@ def _optimistic(
 
 @core.recorded
 def optimistic_gradient_descent(
-    learning_rate: Hyper, alpha: Hyper = 1.0, beta: Hyper = 1.0
+    learning_rate: Hyper, alpha: Hyper = 1.0, beta: Annotated[Hyper, Number("[0, inf)")] = 1.0
 ) -> Transform:
     r"""Gradient descent that does not circle around the solution of a game.
 
     .. math:: u_t = -\eta_t\,(\alpha g_t + \beta (g_t - g_{t-1}))
-
-    Args:
-      learning_rate: \(\eta\) in [0, inf).
-      alpha: \(\alpha\) in [0, inf).
-      beta: \(\beta\) in [0, inf).
 
     Example:
       >>> import gradx, jax.numpy as jnp
@@ -122,7 +114,7 @@ def optimistic_adam_v2(
     learning_rate: Hyper,
     *,
     alpha: Hyper = 1.0,
-    beta: Hyper = 1.0,
+    beta: Annotated[Hyper, Number("[0, inf)")] = 1.0,
     b1: Hyper = 0.9,
     b2: Hyper = 0.999,
     eps: Hyper = 1e-08,
@@ -138,14 +130,6 @@ def optimistic_adam_v2(
     with the moments of `scale_by_adam`.
 
     Args:
-      learning_rate: \(\eta\) in [0, inf).
-      alpha: \(\alpha\) in [0, inf).
-      beta: \(\beta\) in [0, inf).
-      b1: \(\beta_1\) in [0, 1).
-      b2: \(\beta_2\) in [0, 1).
-      eps: \(\epsilon\) in [0, inf).
-      eps_root: in [0, inf), inside the root.
-      mu_dtype: the dtype to keep the first moment in.
       nesterov: look one step ahead, in the moment.
 
     Example:
@@ -166,7 +150,7 @@ def optimistic_adam_v2(
 @core.recorded
 def optimistic_adam(
     learning_rate: Hyper,
-    optimism: Hyper | None = None,
+    optimism: Annotated[Hyper | None, Number("[0, inf)", "o")] = None,
     b1: Hyper = 0.9,
     b2: Hyper = 0.999,
     eps: Hyper = 1e-08,
@@ -182,13 +166,7 @@ def optimistic_adam(
     with the \(r\) of `optimistic_adam_v2`, which takes both relative to one learning rate.
 
     Args:
-      learning_rate: \(\eta\) in [0, inf).
-      optimism: \(o\) in [0, inf); by default \(\eta\), as in the paper.
-      b1: \(\beta_1\) in [0, 1).
-      b2: \(\beta_2\) in [0, 1).
-      eps: \(\epsilon\) in [0, inf).
-      eps_root: in [0, inf), inside the root.
-      mu_dtype: the dtype to keep the first moment in.
+      optimism: the weight of the change of the gradient; by default \(\eta\), as in the paper.
       nesterov: look one step ahead, in the moment.
 
     Example:
@@ -202,7 +180,6 @@ def optimistic_adam(
     """
     warn("`optimistic_adam` is deprecated, use `optimistic_adam_v2` instead.", DeprecationWarning)
     optimism = learning_rate if optimism is None else optimism
-    learning_rate = hyper.checked("learning_rate", learning_rate)
     return chain(
         scale_by_adam(b1, b2, eps, eps_root, mu_dtype, nesterov=nesterov),
         scale_by_optimistic_gradient(learning_rate, optimism),

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import jax.numpy as jnp
 
 from gradx import core
 from gradx.combinators.chain import chain, identity
 from gradx.core import Count, Transform, Updates
+from gradx.core.meaning import Number
 from gradx.core.trees import abs_sq
 from gradx.lift.averages import average, full, nu_correction, root
 from gradx.lift.leafwise import leafwise
 from gradx.lift.stages import LeafState, Numbers
-from gradx.numbers import hyper
 from gradx.numbers.sources import Array, Hyper
 from gradx.pieces.moments import trace
 from gradx.pieces.scaling import descend
@@ -56,7 +56,7 @@ class ScaleByRmsWithCountState(NamedTuple):
 def scale_by_rms(
     decay: Hyper = 0.9,
     eps: Hyper = 1e-8,
-    initial_scale: float = 0.0,
+    initial_scale: Annotated[float, Number("[0, inf)")] = 0.0,
     eps_in_sqrt: bool = True,
     bias_correction: bool = False,
 ) -> Transform:
@@ -65,9 +65,7 @@ def scale_by_rms(
     .. math:: \nu \leftarrow \beta \nu + (1 - \beta) |g|^2, \qquad u = g / \sqrt{\nu + \epsilon}
 
     Args:
-      decay: \(\beta\) in [0, 1).
-      eps: \(\epsilon\) in [0, inf).
-      initial_scale: where \(\nu\) begins, in [0, inf).
+      initial_scale: where \(\nu\) begins.
       eps_in_sqrt: False for \(u = g / (\sqrt\nu + \epsilon)\).
       bias_correction: replace \(\nu\) in \(u\) by \(\nu / (1 - \beta^t)\).
 
@@ -80,10 +78,9 @@ def scale_by_rms(
     Reference: Tieleman and Hinton, *Lecture 6.5: rmsprop*, 2012; with `decay=b2,
     eps_in_sqrt=False, bias_correction=True` it is Adam without momentum.
     """
-    start = hyper.constant("initial_scale", initial_scale, "[0, inf)")
     return leafwise(
         _rms,
-        init={"nu": partial(full, value=start)},
+        init={"nu": partial(full, value=initial_scale)},
         state=ScaleByRmsWithCountState if bias_correction else ScaleByRmsState,
         hypers={"decay": decay, "eps": eps},
         flags={"eps_in_sqrt": eps_in_sqrt, "bias_correction": bias_correction},
@@ -126,7 +123,7 @@ class ScaleByRStdDevWithCountState(NamedTuple):
 def scale_by_stddev(
     decay: Hyper = 0.9,
     eps: Hyper = 1e-8,
-    initial_scale: float = 0.0,
+    initial_scale: Annotated[float, Number("[0, inf)")] = 0.0,
     eps_in_sqrt: bool = True,
     bias_correction: bool = False,
 ) -> Transform:
@@ -138,12 +135,9 @@ def scale_by_stddev(
         u &= g / \sqrt{\max(\nu - |\mu|^2, 0) + \epsilon}
 
     Args:
-      decay: \(\beta\) in [0, 1).
-      eps: \(\epsilon\) in [0, inf).
-      initial_scale: where \(\nu\) begins, in [0, inf).
+      initial_scale: where \(\nu\) begins.
       eps_in_sqrt: False to add \(\epsilon\) to the root instead.
-      bias_correction: replace \(\mu\) and \(\nu\) in \(u\) by their values over
-        \(1 - \beta^t\).
+      bias_correction: replace \(\mu\) and \(\nu\) in \(u\) by their values over \(1 - \beta^t\).
 
     Example:
       >>> import gradx, jax.numpy as jnp
@@ -156,10 +150,9 @@ def scale_by_stddev(
     counts as zero; there its root is NaN. With `bias_correction` the variance of the first step is
     zero by definition, so \(u = g / \sqrt\epsilon\): choose \(\epsilon\) accordingly.
     """
-    start = hyper.constant("initial_scale", initial_scale, "[0, inf)")
     return leafwise(
         _stddev,
-        init={"mu": jnp.zeros_like, "nu": partial(full, value=start)},
+        init={"mu": jnp.zeros_like, "nu": partial(full, value=initial_scale)},
         state=ScaleByRStdDevWithCountState if bias_correction else ScaleByRStdDevState,
         hypers={"decay": decay, "eps": eps},
         flags={"eps_in_sqrt": eps_in_sqrt, "bias_correction": bias_correction},
@@ -180,10 +173,10 @@ def rmsprop(
     learning_rate: Hyper,
     decay: Hyper = 0.9,
     eps: Hyper = 1e-8,
-    initial_scale: float = 0.0,
+    initial_scale: Annotated[float, Number("[0, inf)")] = 0.0,
     eps_in_sqrt: bool = True,
     centered: bool = False,
-    momentum: Hyper | None = None,
+    momentum: Annotated[Hyper | None, Number("[-1, 1]")] = None,
     nesterov: bool = False,
     bias_correction: bool = False,
 ) -> Transform:
@@ -196,13 +189,10 @@ def rmsprop(
     `trace`, after the learning rate: a schedule does not reach what is in the trace already.
 
     Args:
-      learning_rate: \(\eta\) in [0, inf).
-      decay: \(\beta\) in [0, 1).
-      eps: \(\epsilon\) in [0, inf).
-      initial_scale: where \(\nu\) begins, in [0, inf); 1 in some older implementations.
+      initial_scale: where \(\nu\) begins; 1 in some older implementations.
       eps_in_sqrt: False to add \(\epsilon\) to the root, as PyTorch does.
       centered: divide by the deviation from the mean.
-      momentum: in [-1, 1]; none by default.
+      momentum: how much of the sum of updates is kept each step. There is none by default.
       nesterov: look one step ahead; only with momentum.
       bias_correction: correct the averages for their start.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,10 +11,11 @@ import jax.numpy as jnp
 from gradx import core
 from gradx.combinators.chain import chain
 from gradx.core import Transform, Updates
+from gradx.core.meaning import Number
+from gradx.core.ranges import Scalar
 from gradx.lift.leafwise import leafwise
 from gradx.lift.stages import Numbers
-from gradx.numbers import hyper
-from gradx.numbers.sources import Array, Hyper, Number
+from gradx.numbers.sources import Array, Hyper
 from gradx.pieces.scaling import scale
 
 __all__ = ["ScaleByRpropState", "rprop", "scale_by_rprop"]
@@ -34,11 +35,11 @@ class ScaleByRpropState(NamedTuple):
 
 @core.recorded
 def scale_by_rprop(
-    learning_rate: float,
-    eta_minus: Hyper = 0.5,
-    eta_plus: Hyper = 1.2,
-    min_step_size: Hyper = 1e-6,
-    max_step_size: Hyper = 50.0,
+    learning_rate: Annotated[float, Number("(0, inf)")],
+    eta_minus: Annotated[Hyper, Number("(0, 1]", r"\eta_-")] = 0.5,
+    eta_plus: Annotated[Hyper, Number("[1, inf)", r"\eta_+")] = 1.2,
+    min_step_size: Annotated[Hyper, Number("[0, inf)", r"\Delta_\mathrm{min}")] = 1e-6,
+    max_step_size: Annotated[Hyper, Number("(0, inf]", r"\Delta_\mathrm{max}")] = 50.0,
 ) -> Transform:
     r"""Replaces each element of the updates by its sign times a step size of its own.
 
@@ -52,11 +53,11 @@ def scale_by_rprop(
     Where the sign has changed, nothing moves in this step, and the step size stays in the next.
 
     Args:
-      learning_rate: where \(\Delta\) begins, a number in (0, inf).
-      eta_minus: \(\eta_-\) in (0, 1].
-      eta_plus: \(\eta_+\) in [1, inf).
-      min_step_size: \(\Delta_\mathrm{min}\) in [0, inf).
-      max_step_size: \(\Delta_\mathrm{max}\) in (0, inf].
+      learning_rate: where \(\Delta\) begins.
+      eta_minus: what \(\Delta\) is multiplied by where the sign changes.
+      eta_plus: what \(\Delta\) is multiplied by where the sign stays.
+      min_step_size: the smallest \(\Delta\).
+      max_step_size: the largest \(\Delta\).
 
     Example:
       >>> import gradx, jax.numpy as jnp
@@ -80,10 +81,12 @@ def scale_by_rprop(
         raise ValueError(
             f"{core.where()}: min_step_size must be at most max_step_size, got {low!r} > {high!r}."
         )
-    start = hyper.constant("learning_rate", learning_rate, "(0, inf)")
     return leafwise(
         _rprop,
-        init={"step_sizes": partial(_first_sizes, size=start), "prev_updates": jnp.zeros_like},
+        init={
+            "step_sizes": partial(_first_sizes, size=learning_rate),
+            "prev_updates": jnp.zeros_like,
+        },
         state=ScaleByRpropState,
         hypers={
             "eta_minus": eta_minus,
@@ -91,16 +94,10 @@ def scale_by_rprop(
             "min_step_size": min_step_size,
             "max_step_size": max_step_size,
         },
-        ranges={
-            "eta_minus": "(0, 1]",
-            "eta_plus": "[1, inf)",
-            "min_step_size": "[0, inf)",
-            "max_step_size": "(0, inf]",
-        },
     )
 
 
-def _first_sizes(p: Array, *, size: Number) -> Array:
+def _first_sizes(p: Array, *, size: Scalar) -> Array:
     both = size + 1j * size if jnp.iscomplexobj(p) else size
     return jnp.full_like(p, both)
 
@@ -127,11 +124,11 @@ def _real(g: Array, size: Array, previous: Array, h: Numbers) -> tuple[Array, Ar
 
 @core.recorded
 def rprop(
-    learning_rate: float,
-    eta_minus: Hyper = 0.5,
-    eta_plus: Hyper = 1.2,
-    min_step_size: Hyper = 1e-6,
-    max_step_size: Hyper = 50.0,
+    learning_rate: Annotated[float, Number("(0, inf)")],
+    eta_minus: Annotated[Hyper, Number("(0, 1]")] = 0.5,
+    eta_plus: Annotated[Hyper, Number("[1, inf)")] = 1.2,
+    min_step_size: Annotated[Hyper, Number("[0, inf)")] = 1e-6,
+    max_step_size: Annotated[Hyper, Number("(0, inf]")] = 50.0,
 ) -> Transform:
     r"""Rprop, for gradients of the whole data set: of a mini-batch, signs are noise.
 
@@ -140,11 +137,11 @@ def rprop(
     with the step sizes \(\Delta\) of `scale_by_rprop`.
 
     Args:
-      learning_rate: where \(\Delta\) begins, a number in (0, inf).
-      eta_minus: what \(\Delta\) is multiplied by where the sign changes, in (0, 1].
-      eta_plus: what it is multiplied by where the sign stays, in [1, inf).
-      min_step_size: the smallest \(\Delta\), in [0, inf).
-      max_step_size: the largest \(\Delta\), in (0, inf].
+      learning_rate: where \(\Delta\) begins.
+      eta_minus: what \(\Delta\) is multiplied by where the sign changes.
+      eta_plus: what \(\Delta\) is multiplied by where the sign stays.
+      min_step_size: the smallest \(\Delta\).
+      max_step_size: the largest \(\Delta\).
 
     Example:
       >>> import gradx, jax.numpy as jnp

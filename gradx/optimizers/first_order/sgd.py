@@ -4,20 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import jax.numpy as jnp
 
 from gradx import core
 from gradx.combinators.chain import chain, identity
-from gradx.core import Count, Transform, Updates
+from gradx.core import Count, Transform, Updates, ranges
 from gradx.core.calls import renamed
+from gradx.core.meaning import Number
 from gradx.lift.averages import storage, zeros
 from gradx.lift.leafwise import leafwise
 from gradx.lift.stages import Numbers
-from gradx.numbers import sources
 from gradx.numbers.sources import Array, Hyper
-from gradx.pieces.moments import MOMENTUM, trace
+from gradx.pieces.moments import trace
 from gradx.pieces.preprocessing import add_noise
 from gradx.pieces.scaling import descend
 
@@ -27,11 +27,11 @@ __all__ = ["DampenedTraceState", "noisy_sgd", "sgd"]
 @core.recorded
 def sgd(
     learning_rate: Hyper,
-    momentum: Hyper | None = None,
+    momentum: Annotated[Hyper | None, Number("[-1, 1]")] = None,
     nesterov: bool = False,
     accumulator_dtype: Any = None,
     *,
-    dampening: Hyper | None = None,
+    dampening: Annotated[Hyper | None, Number("[0, 1)")] = None,
 ) -> Transform:
     r"""Stochastic gradient descent.
 
@@ -40,13 +40,12 @@ def sgd(
         u &= -\eta\, m \quad\text{or, with nesterov,}\quad -\eta\,(\mu m + g)
 
     Args:
-      learning_rate: \(\eta\) in [0, inf), or another source of a number.
-      momentum: how much of the sum of gradients is kept each step; \(\mu\) in [-1, 1]. Without it
-        \(m = g\), and there is no state.
+      momentum: how much of the sum of gradients is kept each step. Without it \(m = g\), and
+        there is no state.
       nesterov: look one step ahead; only with momentum, and without dampening.
       accumulator_dtype: the dtype to keep \(m\) in; by default the parameter's, at least float32.
-      dampening: how much of each gradient but the first is left out of the sum, as in PyTorch;
-        \(\tau\) in [0, 1), only with momentum. By default 0. With a momentum of 0 it does nothing.
+      dampening: how much of each gradient but the first is left out of the sum, as in PyTorch; 0 by
+        default. It needs momentum; with a momentum of 0 it does nothing.
 
     Raises:
       ValueError: nesterov or dampening without a momentum, which would do nothing; both together.
@@ -62,7 +61,7 @@ def sgd(
     Reference: Sutskever et al., *On the importance of initialization and momentum in deep
     learning*, 2013.
     """
-    damped = dampening is not None and not sources.is_zero(dampening)
+    damped = dampening is not None and not ranges.is_zero(dampening)
     if momentum is None and (nesterov or damped):
         name = "nesterov" if nesterov else "dampening"
         raise ValueError(f"{core.where()}: {name} needs a momentum.")
@@ -73,7 +72,7 @@ def sgd(
         )
     if momentum is None:
         step = identity()
-    elif damped and not sources.is_zero(momentum):
+    elif damped and not ranges.is_zero(momentum):
         step = _dampened_trace(momentum, dampening, accumulator_dtype)
     else:
         step = trace(momentum, nesterov, accumulator_dtype)
@@ -98,7 +97,7 @@ def _dampened_trace(momentum: Hyper, dampening: Hyper | None, dtype: Any) -> Tra
         init={"trace": partial(zeros, dtype=storage("accumulator_dtype", dtype))},
         state=DampenedTraceState,
         hypers={"decay": momentum, "dampening": dampening},
-        ranges={"decay": MOMENTUM, "dampening": "[0, 1)"},
+        ranges={"decay": ranges.ANY},  # `sgd` has checked it
         per_step=_share_of_gradient,
     )
 
@@ -117,9 +116,9 @@ def _add_dampened(
 @core.recorded
 @renamed(seed="key")
 def noisy_sgd(
-    learning_rate: Hyper,
-    eta: float = 0.01,
-    gamma: float = 0.55,
+    learning_rate: Annotated[Hyper, Number(symbol=r"\alpha")],
+    eta: Annotated[float, Number("[0, inf)", r"\eta")] = 0.01,
+    gamma: Annotated[float, Number("[0, inf)", r"\gamma")] = 0.55,
     key: Array | int | None = None,
 ) -> Transform:
     r"""Gradient descent with Gaussian noise that fades.
@@ -128,9 +127,8 @@ def noisy_sgd(
               \qquad t = 1, 2, \ldots
 
     Args:
-      learning_rate: \(\alpha\) in [0, inf).
-      eta: \(\eta\) in [0, inf), the variance at the first update.
-      gamma: \(\gamma\) in [0, inf), how fast it falls.
+      eta: the variance at the first update.
+      gamma: how fast the variance falls.
       key: a random key, or the seed of one; see `add_noise`.
 
     Example:

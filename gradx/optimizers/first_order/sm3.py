@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import reduce
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from gradx import core
 from gradx.combinators.chain import chain
 from gradx.core import Transform, Updates
+from gradx.core.meaning import Number
 from gradx.core.roots import rsqrt
 from gradx.core.trees import abs_sq
 from gradx.lift.averages import average, zeros
@@ -37,7 +38,9 @@ class ScaleBySM3State(NamedTuple):
 
 
 @core.recorded
-def scale_by_sm3(b1: Hyper = 0.9, b2: Hyper = 1.0, eps: Hyper = 1e-8) -> Transform:
+def scale_by_sm3(
+    b1: Hyper = 0.9, b2: Annotated[Hyper, Number("[0, 1]")] = 1.0, eps: Hyper = 1e-8
+) -> Transform:
     r"""Rescales the updates by SM3's rule, AdaGrad with a bound for each slice of an array.
 
     .. math::
@@ -49,9 +52,7 @@ def scale_by_sm3(b1: Hyper = 0.9, b2: Hyper = 1.0, eps: Hyper = 1e-8) -> Transfo
     slice with element \(i\). Elements with \(s_i = 0\) do not move.
 
     Args:
-      b1: \(\beta_1\) in [0, 1).
-      b2: in [0, 1]; below 1 the squares are averaged with this decay, not added up.
-      eps: \(\epsilon\) in [0, inf).
+      b2: how much of the sum of squares is kept each step. Below 1 it is an average.
 
     Example:
       >>> import gradx, jax.numpy as jnp
@@ -72,7 +73,6 @@ def scale_by_sm3(b1: Hyper = 0.9, b2: Hyper = 1.0, eps: Hyper = 1e-8) -> Transfo
         init={"mu": _zero_bounds, "nu": zeros},
         state=ScaleBySM3State,
         hypers={"b1": b1, "b2": b2, "eps": eps},
-        ranges={"b2": "[0, 1]"},
         per_step=_weights,
         per_leaf=_bounds,
     )
@@ -124,17 +124,15 @@ def _sm3(g: Array, s: ScaleBySM3State, p: None, h: Numbers) -> tuple[Array, Scal
 
 
 @core.recorded
-def sm3(learning_rate: Hyper, momentum: Hyper = 0.9) -> Transform:
+def sm3(
+    learning_rate: Hyper, momentum: Annotated[Hyper, Number(symbol=r"\beta_1")] = 0.9
+) -> Transform:
     r"""SM3: AdaGrad with the memory of one number for each row and each column.
 
     .. math:: u = -\eta\, \nu, \qquad
               \nu \leftarrow \beta_1 \nu + (1 - \beta_1)\, g / \sqrt{s + \epsilon}
 
     with the sums \(s\) of `scale_by_sm3`.
-
-    Args:
-      learning_rate: \(\eta\) in [0, inf).
-      momentum: \(\beta_1\) in [0, 1).
 
     Example:
       >>> import gradx, jax.numpy as jnp

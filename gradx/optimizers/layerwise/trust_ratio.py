@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import jax.numpy as jnp
 import optax
@@ -13,13 +13,14 @@ from gradx import core
 from gradx.combinators.chain import chain, identity
 from gradx.combinators.partition import masked
 from gradx.core import Count, Transform, Updates
+from gradx.core.meaning import Number
 from gradx.core.roots import sqrt
 from gradx.core.trees import abs_sq
 from gradx.lift import mapped
 from gradx.lift.averages import storage, zeros
 from gradx.lift.leafwise import leafwise
 from gradx.lift.stages import LeafState, Numbers
-from gradx.numbers import hyper, sources
+from gradx.numbers import sources
 from gradx.numbers.sources import Array, Hyper
 from gradx.optimizers.first_order.adam import scale_by_adam
 from gradx.pieces.moments import trace
@@ -42,10 +43,10 @@ def lars(
     learning_rate: Hyper,
     weight_decay: Hyper = 0.0,
     weight_decay_mask: Any = True,
-    trust_coefficient: Hyper = 0.001,
+    trust_coefficient: Annotated[Hyper, Number("(0, inf)", "c")] = 0.001,
     eps: Hyper = 0.0,
     trust_ratio_mask: Any = True,
-    momentum: Hyper = 0.9,
+    momentum: Annotated[Hyper, Number("[-1, 1]", r"\mu")] = 0.9,
     nesterov: bool = False,
     *,
     axis_name: Any = None,
@@ -61,14 +62,9 @@ def lars(
     A layer is a leaf. Where the norm of the parameter or of \(d\) is 0, \(r = 1\).
 
     Args:
-      learning_rate: \(\eta\) in [0, inf).
-      weight_decay: \(\lambda\) in [0, inf).
       weight_decay_mask: which leaves decay (see `add_decayed_weights`); True for all.
-      trust_coefficient: \(c\) in (0, inf).
-      eps: \(\epsilon\) in [0, inf).
+      trust_coefficient: the step of a layer relative to its norm.
       trust_ratio_mask: the leaves whose update is scaled by \(r\); True for all.
-      momentum: \(\mu\) in [-1, 1].
-      nesterov: look one step ahead.
       axis_name: the mapped axis over which leaves are sharded, inside `shard_map` or `pmap`, or
         several, or `sharded`. Without it each device measures its own part of a leaf.
 
@@ -88,7 +84,6 @@ def lars(
     https://arxiv.org/abs/1708.03888. As in Optax, the ratio has \(\lVert g + \lambda \theta
     \rVert\) below, where the paper has \(\lVert g \rVert + \lambda \lVert \theta \rVert\).
     """
-    weight_decay = hyper.checked("weight_decay", weight_decay)
     ratio = scale_by_trust_ratio(trust_coefficient=trust_coefficient, eps=eps, axis_name=axis_name)
     return chain(
         add_decayed_weights(weight_decay, weight_decay_mask),
@@ -120,13 +115,6 @@ def lamb(
     counts as 1.
 
     Args:
-      learning_rate: \(\eta\) in [0, inf).
-      b1: \(\beta_1\) in [0, 1).
-      b2: \(\beta_2\) in [0, 1).
-      eps: \(\epsilon\) in [0, inf).
-      eps_root: in [0, inf), inside the root.
-      weight_decay: \(\lambda\) in [0, inf).
-      mask: which leaves decay (see `add_decayed_weights`).
       axis_name: the mapped axis over which leaves are sharded, inside `shard_map` or `pmap`, or
         several, or `sharded`. Without it each device measures its own part of a leaf.
 
@@ -143,7 +131,6 @@ def lamb(
     Reference: You et al., *Large batch optimization for deep learning: training BERT in 76
     minutes*, https://arxiv.org/abs/1904.00962, algorithm 2 with \(\phi(x) = x\).
     """
-    weight_decay = hyper.checked("weight_decay", weight_decay)
     return chain(
         scale_by_adam(b1, b2, eps, eps_root),
         add_decayed_weights(weight_decay, mask),
@@ -153,7 +140,12 @@ def lamb(
 
 
 @core.recorded
-def fromage(learning_rate: Hyper, min_norm: Hyper = 1e-6, *, axis_name: Any = None) -> Transform:
+def fromage(
+    learning_rate: Hyper,
+    min_norm: Annotated[Hyper, Number("[0, inf)", "m")] = 1e-6,
+    *,
+    axis_name: Any = None,
+) -> Transform:
     r"""Fromage: steps of a given size relative to each layer, undone where they make it grow.
 
     .. math:: u = \frac{1}{\sqrt{1 + \eta^2}}
@@ -162,8 +154,7 @@ def fromage(learning_rate: Hyper, min_norm: Hyper = 1e-6, *, axis_name: Any = No
     A layer is a leaf. Both norms count as at least \(m\).
 
     Args:
-      learning_rate: \(\eta\) in [0, inf).
-      min_norm: \(m\) in [0, inf).
+      min_norm: the least that a norm counts as.
       axis_name: the mapped axis over which leaves are sharded, inside `shard_map` or `pmap`, or
         several, or `sharded`. Without it each device measures its own part of a leaf.
 
@@ -248,12 +239,7 @@ def scale_by_novograd(
     A layer is a leaf.
 
     Args:
-      b1: \(\beta_1\) in [0, 1).
-      b2: \(\beta_2\) in [0, 1).
-      eps: \(\epsilon\) in [0, inf).
-      eps_root: in [0, inf), inside the root.
-      weight_decay: \(\lambda\) in [0, inf), which is averaged together with the gradient.
-      mu_dtype: the dtype to keep \(\mu\) in; by default the parameter's, at least float32.
+      weight_decay: It is averaged together with the gradient.
       axis_name: the mapped axis over which leaves are sharded, inside `shard_map` or `pmap`, or
         several, or `sharded`. Without it each device measures its own part of a leaf.
 
@@ -329,12 +315,6 @@ def novograd(
     with the second moment of `scale_by_novograd`.
 
     Args:
-      learning_rate: \(\eta\) in [0, inf).
-      b1: \(\beta_1\) in [0, 1).
-      b2: \(\beta_2\) in [0, 1).
-      eps: \(\epsilon\) in [0, inf).
-      eps_root: in [0, inf), inside the root.
-      weight_decay: \(\lambda\) in [0, inf).
       axis_name: the mapped axis over which leaves are sharded, inside `shard_map` or `pmap`, or
         several, or `sharded`. Without it each device measures its own part of a leaf.
 

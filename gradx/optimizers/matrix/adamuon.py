@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import jax.numpy as jnp
 
 from gradx import core
 from gradx.combinators.chain import Contract
 from gradx.core import Count, Transform, Updates
+from gradx.core.meaning import Number
 from gradx.core.roots import sqrt
 from gradx.core.trees import abs_sq
 from gradx.lift.averages import average, real_zeros
@@ -65,7 +66,7 @@ def scale_by_adamuon(
     b3: Hyper | None = None,
     alpha: Hyper | None = None,
     nesterov: bool = True,
-    consistent_rms: Hyper = 0.2,
+    consistent_rms: Annotated[Hyper, Number("(0, inf)", r"\rho")] = 0.2,
     preconditioning: Normalisation = "frobenius",
     axes: Any = None,
     dtype: Any = None,
@@ -83,19 +84,11 @@ def scale_by_adamuon(
         u &= \rho \sqrt{mn}\; \hat O / \lVert \hat O \rVert_F
 
     Args:
-      ns_coeffs, ns_steps: see `scale_by_muon`.
-      b1: \(\beta_1\) in [0, 1).
-      b2: \(\beta_2\) in [0, 1).
-      eps: \(\epsilon\) in [0, inf), also that of `scale_by_muon`.
-      mu_dtype: the dtype to keep \(\mu\) in; by default the parameter's, at least float32.
-      b3, alpha: of a slow average of the gradients beside the other (see `scale_by_muon`).
+      eps: It is that of `scale_by_muon`, too.
       nesterov: False for \(\operatorname{sign}(\mu)\).
-      consistent_rms: \(\rho\) in (0, inf), the root mean square of each matrix of the updates; it
-        may be live.
-      preconditioning: see `scale_by_muon`.
+      consistent_rms: the root mean square of each matrix of the updates. It may be live.
       axes: which axes are the rows and columns (see `matrixwise`). Without it every leaf must have
         two axes.
-      dtype, gram, chunk, share: see `scale_by_muon`.
 
     Raises:
       ValueError: a number out of range, a preset that is not there; at `init`, a leaf that is no
@@ -140,7 +133,6 @@ def scale_by_adamuon(
         matrixwise(
             _aligned,
             hypers={"consistent_rms": consistent_rms},
-            ranges={"consistent_rms": "(0, inf)"},
             axes=axes,
             either_way=True,
             chunk=chunk,
@@ -196,20 +188,13 @@ def adamuon(
     and schedule that were found for Adam may be kept.
 
     Args:
-      learning_rate: \(\eta\) in [0, inf). For a small GPT-2 the authors begin with 6e-4, and decay
-        by 0.1.
-      ns_coeffs, ns_steps: see `scale_by_muon`.
-      b1, b2, eps: see `scale_by_adamuon`.
-      weight_decay: \(\lambda\) in [0, inf), for the matrices.
-      weight_decay_mask: which of them to decay (see `add_decayed_weights`).
+      learning_rate: For a small GPT-2 the authors begin with 6e-4, and decay by 0.1.
+      weight_decay: how strongly the matrices are drawn to zero.
       mu_dtype, b3, alpha, nesterov, consistent_rms: see `scale_by_adamuon`.
-      preconditioning: see `scale_by_muon`.
-      decay: what \(\lambda\) is multiplied by (see `adamw`).
       axes: which leaves are matrices, in which axes (see `matrixwise`), with None for a leaf that
         is none. By default `matrices_by_name`: embeddings, heads, norms and biases are not.
       fallback: what the other leaves are given; by default Adam with `learning_rate`, the betas
         (0.9, 0.95), eps 1e-8 and no weight decay.
-      dtype, gram, chunk, share: see `scale_by_muon`.
 
     Raises:
       ValueError: a number out of range, a preset that is not there; at `init`, axes that do not fit

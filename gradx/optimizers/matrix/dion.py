@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from gradx import core
 from gradx.combinators.chain import Contract, chain
 from gradx.core import Count, Transform, Updates
+from gradx.core.meaning import Number
 from gradx.core.roots import sqrt
 from gradx.core.trees import abs_sq, mixing
 from gradx.lift.averages import storage
@@ -52,7 +53,7 @@ class DionState(NamedTuple):
 
 @core.recorded
 def scale_by_dion(
-    rank_fraction: Fixed = 1.0,
+    rank_fraction: Annotated[Fixed, Number("(0, 1]", "r / m")] = 1.0,
     b1: Hyper = 0.95,
     eps: Hyper = 1e-8,
     mu_dtype: Any = None,
@@ -78,18 +79,12 @@ def scale_by_dion(
     polar factor of its \(r\) largest parts: that of Muon, for a full rank.
 
     Args:
-      rank_fraction: \(r / m\) in (0, 1], rounded up to a whole \(r\).
-      b1: \(\beta_1\) in [0, 1).
-      eps: \(\epsilon\) in [0, inf).
-      mu_dtype: the dtype to keep \(M\) in; by default the parameter's, at least float32.
+      rank_fraction: the rank as a part of the shorter side, rounded up to a whole \(r\).
       rank_multiple_of: what \(r\) is rounded up to a multiple of, from 1 on; not above \(m\).
-      key: a random key, or the seed of one, for the first \(Q\). It is the same for all matrices
-        of one shape.
+      key: a random key, or the seed of one, for the first \(Q\). It is the same for all matrices of
+        one shape.
       axes: which axes are the rows and columns (see `matrixwise`). Without it every leaf must have
         two axes.
-      chunk: how many matrices to work on at a time, which bounds the memory (see `matrixwise`).
-      share: which devices share the matrices: ``Share(mesh, axis)``, False for none, or by default
-        all of the mesh in scope (see `matrixwise`).
 
     Raises:
       ValueError: a number out of range; at `init`, a leaf that is no matrix, with its path.
@@ -174,7 +169,7 @@ def _dion(g: Array, s: DionState, p: None, h: Numbers) -> tuple[Array, DionState
 @core.recorded
 def dion(
     learning_rate: Hyper,
-    rank_fraction: Fixed = 1.0,
+    rank_fraction: Annotated[Fixed, Number("(0, 1]")] = 1.0,
     b1: Hyper = 0.95,
     eps: Hyper = 1e-8,
     weight_decay: Hyper = 0.01,
@@ -199,22 +194,18 @@ def dion(
     with the factors of `scale_by_dion`, for \(m\) rows (inputs) and \(n\) columns (outputs).
 
     Args:
-      learning_rate: \(\eta\) in [0, inf). The authors begin with 0.01.
-      rank_fraction: the rank of an update as a part of the shorter side, in (0, 1]. The authors
-        take 1/4 for large matrices.
-      b1, eps: see `scale_by_dion`.
-      weight_decay: \(\lambda\) in [0, inf), for the matrices.
-      weight_decay_mask: which of them to decay (see `add_decayed_weights`).
+      learning_rate: The authors begin with 0.01.
+      rank_fraction: the rank of an update as a part of the shorter side. The authors take 1/4 for
+        large matrices.
+      weight_decay: how strongly the matrices are drawn to zero.
       mu_dtype, rank_multiple_of, key: see `scale_by_dion`.
       consistent_rms: see `scale_by_shape`, a constant.
       convention: see `scale_by_shape`; by default ``"spectral"``.
-      decay: what \(\lambda\) is multiplied by (see `adamw`).
       axes: which leaves are matrices, in which axes (see `matrixwise`), with None for a leaf that
         is none. By default `matrices_by_name`: embeddings, heads, norms and biases are not.
       fallback: what the other leaves are given; by default Adam with `learning_rate`, the betas
-        (0.9, 0.95), eps 1e-8 and no weight decay. A rate for orthogonal updates is
-        usually far too large for it: give ``fallback=gradx.adamw(3e-3)``.
-      chunk, share: see `scale_by_dion`.
+        (0.9, 0.95), eps 1e-8 and no weight decay. A rate for orthogonal updates is usually far too
+        large for it: give ``fallback=gradx.adamw(3e-3)``.
 
     Raises:
       ValueError: a number out of range, `consistent_rms` and `convention` together; at `init`, axes

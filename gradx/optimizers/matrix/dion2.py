@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from gradx import core
 from gradx.combinators.chain import Contract, chain
 from gradx.core import Count, Transform, Updates
+from gradx.core.meaning import Number
 from gradx.lift.averages import storage
 from gradx.lift.matrixwise import matrixwise
 from gradx.lift.sharing import Sharing
@@ -49,10 +50,10 @@ class Dion2State(NamedTuple):
 
 @core.recorded
 def scale_by_dion2(
-    fraction: Fixed = 0.25,
+    fraction: Annotated[Fixed, Number("(0, 1]")] = 0.25,
     ns_coeffs: NSCoefficients = "modded_nanogpt",
     ns_steps: int = 5,
-    ef_decay: Hyper = 0.95,
+    ef_decay: Annotated[Hyper, Number("[0, 1)", r"\mu")] = 0.95,
     eps: Hyper = 1e-8,
     mu_dtype: Any = None,
     *,
@@ -76,16 +77,12 @@ def scale_by_dion2(
     without bias correction.
 
     Args:
-      fraction: \(k\) as a part of the shorter side, in (0, 1], rounded up to a whole number. The
-        work of a step falls with it.
-      ns_coeffs, ns_steps: see `scale_by_muon`.
-      ef_decay: \(\mu\) in [0, 1): what stays of the momentum that has gone into an update.
-      eps: \(\epsilon\) in [0, inf), that of `scale_by_muon`.
-      mu_dtype: the dtype to keep \(M\) in; by default the parameter's, at least float32.
-      preconditioning: see `scale_by_muon`.
+      fraction: the part of the shorter side that is updated in a step, rounded up to a whole
+        number. The work of a step falls with it.
+      ef_decay: how much stays of the momentum that has gone into an update.
+      eps: It is that of `scale_by_muon`.
       axes: which axes are the rows and columns (see `matrixwise`). Without it every leaf must have
         two axes.
-      dtype, gram, chunk, share: see `scale_by_muon`.
 
     Raises:
       ValueError: a number out of range, a preset that is not there; at `init`, a leaf that is no
@@ -115,7 +112,6 @@ def scale_by_dion2(
         state=Dion2State,
         like_leaf={"mu": storage("mu_dtype", mu_dtype)},
         hypers={"ef_decay": ef_decay, "eps": eps},
-        ranges={"ef_decay": "[0, 1)"},
         flags={**flags, "fraction": part("fraction", fraction)},
         scalars=scalars,
         axes=axes,
@@ -150,7 +146,7 @@ def _by_rows(g: Array, mu: Array, h: Numbers) -> tuple[Array, Array]:
 @core.recorded
 def dion2(
     learning_rate: Hyper,
-    fraction: Fixed = 0.25,
+    fraction: Annotated[Fixed, Number("(0, 1]")] = 0.25,
     ns_coeffs: NSCoefficients = "modded_nanogpt",
     ns_steps: int = 5,
     ef_decay: Hyper = 0.95,
@@ -178,23 +174,17 @@ def dion2(
     \(m\) rows (inputs) and \(n\) columns (outputs).
 
     Args:
-      learning_rate: \(\eta\) in [0, inf). The authors begin with 0.01.
-      fraction: the part of the shorter side that is updated in a step, in (0, 1].
-      ns_coeffs, ns_steps: see `scale_by_muon`.
+      learning_rate: The authors begin with 0.01.
+      fraction: the part of the shorter side that is updated in a step.
       ef_decay, eps: see `scale_by_dion2`.
-      weight_decay: \(\lambda\) in [0, inf), for the matrices, in all their rows.
-      weight_decay_mask: which of them to decay (see `add_decayed_weights`).
-      mu_dtype: see `scale_by_dion2`.
+      weight_decay: how strongly the matrices are drawn to zero, in all their rows.
       consistent_rms: see `scale_by_shape`, a constant. The shape is that of the whole matrix.
       convention: see `scale_by_shape`; by default ``"spectral"``.
-      preconditioning: see `scale_by_muon`.
-      decay: what \(\lambda\) is multiplied by (see `adamw`).
       axes: which leaves are matrices, in which axes (see `matrixwise`), with None for a leaf that
         is none. By default `matrices_by_name`: embeddings, heads, norms and biases are not.
       fallback: what the other leaves are given; by default Adam with `learning_rate`, the betas
-        (0.9, 0.95), eps 1e-8 and no weight decay. A rate for orthogonal updates is
-        usually far too large for it: give ``fallback=gradx.adamw(3e-3)``.
-      dtype, gram, chunk, share: see `scale_by_muon`.
+        (0.9, 0.95), eps 1e-8 and no weight decay. A rate for orthogonal updates is usually far too
+        large for it: give ``fallback=gradx.adamw(3e-3)``.
 
     Raises:
       ValueError: a number out of range, a preset that is not there, `consistent_rms` and

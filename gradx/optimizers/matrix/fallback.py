@@ -15,7 +15,8 @@ from gradx.core import trees as gtree
 from gradx.lift.matrices import check_paths, matrices
 from gradx.lift.matrix_names import matrices_by_name, reasons
 from gradx.lift.sequence import stage_of, works_by_leaf
-from gradx.numbers.sources import Hyper, beside
+from gradx.numbers.paths import beside
+from gradx.numbers.sources import Hyper
 from gradx.optimizers.first_order.adam import scale_by_adam
 from gradx.pieces.scaling import descend
 from gradx.pieces.weight_decay import DecayKind, scale_and_decay

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,15 +16,15 @@ from gradx.combinators.predicated import check_inner, gated_update
 from gradx.contract import MaskedNode
 from gradx.core import Count, Params, Part, State, Transform, Updates
 from gradx.core import trees as gtree
-from gradx.core.updates import safe_increment
+from gradx.core.meaning import Number
 from gradx.lift.matrices import Matrix, check_paths, matrices
 from gradx.lift.passes import check_array, staged, widen
-from gradx.lift.stages import NO_STATE, Call, LeafState, Leaves, Numbers, Results, Rows
+from gradx.lift.stages import NO_STATE, Call, LeafState, Leaves, Numbers
 from gradx.lift.states import check_state
+from gradx.lift.tree_first import TreeFirst, counted
 from gradx.linalg import decompositions
 from gradx.linalg.eigenbasis import known, rounding_of_products, squares
 from gradx.lowering.conditional import rarely
-from gradx.numbers import hyper
 from gradx.numbers.counting import steps
 from gradx.numbers.sources import Array, Hyper
 from gradx.optimizers.first_order.adam import scale_by_adam
@@ -153,7 +153,7 @@ class GaLoreState(NamedTuple):
 def scale_by_galore(
     rank: int = 128,
     update_proj_gap: int = 200,
-    scale: float = 1.0,
+    scale: Annotated[float, Number("(0, inf)", "c")] = 1.0,
     base_optimizer: Contract | None = None,
     weight_dimension_numbers: Any = None,
     *,
@@ -173,7 +173,7 @@ def scale_by_galore(
     Args:
       rank: \(r\), a whole number from 1 on; where a matrix has fewer directions, all of them.
       update_proj_gap: \(k\), a whole number from 1 on.
-      scale: \(c\) in (0, inf).
+      scale: what the updates of the matrices are multiplied by.
       base_optimizer: \(T\), gradx's or Optax's; by default `scale_by_adam()`. It is given no
         parameters.
       weight_dimension_numbers: which leaves are matrices, and which of their axes are the rows and
@@ -208,21 +208,21 @@ def scale_by_galore(
             f"{where}: rank must be a whole number in [1, inf), got {core.show(rank)}."
         )
     gap = steps("update_proj_gap", update_proj_gap, 1)
-    factor = hyper.constant("scale", scale, "(0, inf)")
     base = scale_by_adam() if base_optimizer is None else base_optimizer
     check_inner(base, where, "base_optimizer")
-    stage = _GaLore(rank, gap, factor, base, weight_dimension_numbers, side, where)
+    projection = _Projection(rank, gap, scale, base, weight_dimension_numbers, side, where)
 
     def described(params: Params, state: State) -> list[Part]:
         some = bool(jax.tree.leaves(params))  # not if somebody only looks at the state
-        seen = jax.eval_shape(stage.proxies, params) if some else params
+        seen = jax.eval_shape(projection.proxies, params) if some else params
         return [Part("base_optimizer", base, seen, state.base_optimizer_state)]
 
+    stage = TreeFirst(projection.init, projection.prepare)
     return staged(stage, where, described)
 
 
 @dataclass(frozen=True, eq=False)
-class _GaLore:
+class _Projection:
     """The projections of all leaves, and the base optimizer on what they give."""
 
     rank: int
@@ -232,7 +232,6 @@ class _GaLore:
     numbers: Any
     side: str
     where: str
-    sees_tree = True  # the base optimizer takes all projections at once
 
     def lows(self, flat: gtree.Flat) -> list[_Low | None]:
         """How each leaf is projected; None for one that is not."""
@@ -262,9 +261,10 @@ class _GaLore:
         kept = self.base.init(self.proxies(params))
         return GaLoreState(jnp.zeros((), jnp.int32), kept, projectors)
 
-    def begin(
-        self, leaves: Leaves, state: State, extra: Mapping[str, Any], rows: Rows
-    ) -> Callable[[Results], State]:
+    def prepare(
+        self, leaves: Leaves, state: State, extra: Mapping[str, Any]
+    ) -> tuple[list[Call | None], State]:
+        """The base optimizer's updates of all projections; each leaf then projects its own back."""
         check_state(state, GaLoreState, self.where)
         flat, gate = gtree.flatten(leaves.tree), leaves.gate
         projectors = gtree.flatten_like(flat, state.projector, "the state's projector", self.where)
@@ -284,16 +284,14 @@ class _GaLore:
         known = isinstance(self.scale, float)  # and not handed in by inject_hyperparams, say
         fixed = (("scale", self.scale, ""),) if known else ()
         scale = {} if known else {"scale": self.scale}
+        calls: list[Call | None] = [None] * len(leaves.updates)
         for i, u, p, m in zip(active, made, projectors, lows, strict=True):
             if u is not None:
+                static = (("how", m, ""), *fixed)
                 traced = {"low": widen(u), "projector": widen(p), **scale}
-                rows[i].append(
-                    Call(_project_back, (("how", m, ""), *fixed), traced, NO_STATE, False)
-                )
-        count = safe_increment(state.count)
-        count = count if gate is None else jnp.where(gate, count, state.count)
-        new = type(state)(count, kept, flat.unflatten(projectors))
-        return lambda results: new
+                calls[i] = Call(_project_back, static, traced, NO_STATE, False)
+        count = counted(state.count, gate)
+        return calls, type(state)(count, kept, flat.unflatten(projectors))
 
     def _base(
         self, leaves: Leaves, seen: Updates, state: State, extra: Mapping[str, Any]
@@ -339,7 +337,7 @@ def galore(
     learning_rate: Hyper,
     rank: int = 128,
     update_proj_gap: int = 200,
-    scale: float = 1.0,
+    scale: Annotated[float, Number("(0, inf)", "c")] = 1.0,
     base_optimizer: Contract | None = None,
     weight_decay: Hyper = 0.0,
     mask: Any = None,
@@ -355,16 +353,12 @@ def galore(
     with the projector \(P\) and the base optimizer \(T\) of `scale_by_galore`.
 
     Args:
-      learning_rate: \(\eta\) in [0, inf).
       rank: how many directions of each matrix are kept, a whole number from 1 on.
       update_proj_gap: the steps from one choice of directions to the next.
-      scale: \(c\) in (0, inf), for the matrices only.
+      scale: what the updates of the matrices are multiplied by.
       base_optimizer: \(T\), without a learning rate and weight decay; by default `scale_by_adam()`.
-      weight_decay: \(\lambda\) in [0, inf).
-      mask: which leaves decay (see `add_decayed_weights`).
       weight_dimension_numbers: which leaves are matrices (see `scale_by_galore`).
       side: project the longer side of a matrix, or the shorter one as the paper does.
-      decay: what \(\lambda\) is multiplied by (see `adamw`).
 
     Raises:
       ValueError: an argument is out of range; dimension numbers do not fit a leaf.

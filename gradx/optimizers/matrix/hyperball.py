@@ -76,7 +76,6 @@ def scale_by_hyperball(learning_rate: Hyper, axes: Any = None) -> Transform:
     the updates does not matter, and \(\eta\) is the step in units of the matrix.
 
     Args:
-      learning_rate: \(\eta\) in [0, inf).
       axes: which leaves are matrices, in which axes (see `hyperball`). Without it every leaf must
         have two axes; a stack of matrices has a norm for each.
 
@@ -161,7 +160,7 @@ def hyperball(
     Args:
       inner: \(T\), a rule before its learning rate, without weight decay: its updates go uphill, as
         those of every ``scale_by_…`` do. It sees the matrices only.
-      learning_rate: \(\eta\) in [0, inf), the step in units of the matrix.
+      learning_rate: the step in units of the matrix.
       axes: which leaves are matrices, in which axes: a `MatrixAxes`, a tree of them with None for
         other leaves, a function that makes one, or `by_path`. By default `matrices_by_name`:
         embeddings, heads, norms and biases are none. `inner` has to be told by itself of leaves

@@ -19,7 +19,6 @@ from gradx.lift.averages import average
 from gradx.lift.matrixwise import matrixwise
 from gradx.lift.stages import LeafState, Numbers
 from gradx.linalg.eigenbasis import (
-    CUT,
     adjoint,
     first_basis,
     first_factors,
@@ -28,10 +27,8 @@ from gradx.linalg.eigenbasis import (
     power,
     times,
 )
-from gradx.numbers import hyper
 from gradx.numbers.counting import steps
 from gradx.numbers.sources import Array, Hyper
-from gradx.pieces.momentum import SLOW
 
 
 def _first(p: Array, *, limit: int, value: Any) -> dict[str, Array]:
@@ -61,7 +58,7 @@ def lifted(
     first = partial(
         _first,
         limit=steps("max_precond_dim", max_precond_dim, 0),
-        value=hyper.constant("init_factor", init_factor, "(0, inf)"),
+        value=init_factor,
     )
     return matrixwise(
         rule,
@@ -69,8 +66,7 @@ def lifted(
         state=state,
         like_leaf=like_leaf,
         hypers=hypers,
-        ranges=hyper.used({"shampoo_beta": "[0, 1)", **SLOW, **CUT}, hypers),
-        flags={"most": hyper.constant("max_clamp_value", max_clamp_value, "(0, inf)")},
+        flags={"most": max_clamp_value},
         per_step=_of_the_step,
         start=_start,
         renew=renew,

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import jax.numpy as jnp
 
 from gradx import core
 from gradx.combinators.chain import Contract
 from gradx.core import Count, Transform, Updates
+from gradx.core.meaning import Number
 from gradx.core.roots import sqrt
 from gradx.core.trees import abs_sq
 from gradx.lift.averages import average
@@ -75,8 +76,8 @@ def scale_by_kl_soap(
     alpha: Hyper | None = None,
     rtol: Hyper | None = None,
     shampoo_beta: Hyper | None = None,
-    init_factor: float = 0.1,
-    max_clamp_value: float = 4000.0,
+    init_factor: Annotated[float, Number("(0, inf)")] = 0.1,
+    max_clamp_value: Annotated[float, Number("(0, inf)")] = 4000.0,
     staggered: bool = False,
     axes: Any = None,
     chunk: int | None = None,
@@ -101,29 +102,21 @@ def scale_by_kl_soap(
     basis to the new one.
 
     Args:
-      b1: \(\beta_1\) in [0, 1).
-      b2: \(\beta_2\) in [0, 1).
-      eps: \(\epsilon\) in [0, inf). With 0 an element that has had no gradient yet gives NaN.
+      eps: With 0 an element that has had no gradient yet gives NaN.
       precondition_frequency: \(k\), a whole number from 1 on.
       max_precond_dim: a side that is longer keeps its eigenvalues and no factor, with the identity
         for its basis; a whole number from 0 on.
-      mu_dtype: the dtype to keep \(M\) in; by default the parameter's, at least float32.
-      b3, alpha: of a slow average of the gradients beside the other (see `scale_by_muon`).
-      rtol: in [0, 1): a row or a column with less than this share of all \(V\) is
-        taken for rounding, and has no step; so is an element with less than a tenth of the root of
-        this share of what its row and its column let expect. By default the square of 100 units of
-        rounding, 1e-10 in float32. With 0, the authors' way, rounding has a step as large as any.
-      shampoo_beta: \(\beta\) in [0, 1); by default `b2`.
-      init_factor: where the eigenvalues begin, in (0, inf).
-      max_clamp_value: in (0, inf); \(c\) is the length of the side, but at most this number, and at
+      rtol: a row or a column with less than this share of all \(V\) is taken for rounding, and has
+        no step; so is an element with less than a tenth of the root of this share of what its row
+        and its column let expect. By default the square of 100 units of rounding, 1e-10 in float32.
+        With 0, the authors' way, rounding has a step as large as any.
+      init_factor: where the eigenvalues begin.
+      max_clamp_value: the upper bound of \(c\), which is otherwise the length of the side, and at
         least 10.
       staggered: renew the bases of a \(k\)-th part of the matrices of each shape in every step,
         instead of all in every \(k\)-th, so that no step takes longer than others.
       axes: which axes are the rows and columns: a `MatrixAxes`, a tree of them, a function that
         makes one from the parameters, or `by_path`. Without it every leaf must have two axes.
-      chunk: how many matrices to work on at a time, which bounds the memory (see `matrixwise`).
-      share: which devices share the matrices: ``Share(mesh, axis)``, False for none, or by default
-        all of the mesh in scope (see `matrixwise`).
 
     Raises:
       ValueError: a number out of range; at `init`, a leaf that is no matrix, with its path.
@@ -195,8 +188,8 @@ def kl_soap(
     alpha: Hyper | None = None,
     rtol: Hyper | None = None,
     shampoo_beta: Hyper | None = None,
-    init_factor: float = 0.1,
-    max_clamp_value: float = 4000.0,
+    init_factor: Annotated[float, Number("(0, inf)")] = 0.1,
+    max_clamp_value: Annotated[float, Number("(0, inf)")] = 4000.0,
     decay: DecayKind = "learning_rate",
     staggered: bool = False,
     axes: Any = None,
@@ -214,29 +207,16 @@ def kl_soap(
     decay.
 
     Args:
-      learning_rate: \(\eta\) in [0, inf). The authors begin with 0.0001.
-      b1: \(\beta_1\) in [0, 1).
-      b2: \(\beta_2\) in [0, 1).
-      eps: \(\epsilon\) in [0, inf).
-      weight_decay: \(\lambda\) in [0, inf), for the matrices.
-      weight_decay_mask: which of them to decay (see `add_decayed_weights`).
-      precondition_frequency: the steps from one renewal of the bases to the next.
+      learning_rate: The authors begin with 0.0001.
+      weight_decay: how strongly the matrices are drawn to zero.
       max_precond_dim: a side that is longer has the identity for its basis.
-      mu_dtype: the dtype to keep the first moments in.
-      b3, alpha: see `scale_by_muon`.
-      rtol: what is taken for rounding (see `scale_by_kl_soap`).
-      shampoo_beta: the decay of the factors, in [0, 1); by default `b2`.
-      init_factor: where the eigenvalues begin, in (0, inf).
-      max_clamp_value: in (0, inf), what bounds them from below (see `scale_by_kl_soap`).
-      decay: what \(\lambda\) is multiplied by (see `adamw`).
-      staggered: renew a part of the bases in every step (see `scale_by_kl_soap`).
+      init_factor: where the eigenvalues begin.
+      max_clamp_value: what bounds them from below (see `scale_by_kl_soap`).
       axes: which leaves are matrices, in which axes: as for `scale_by_kl_soap`, with None for a
         leaf that is none. By default `matrices_by_name`: embeddings, heads, norms and biases are
         not.
       fallback: what the other leaves are given; by default Adam with `learning_rate`, the betas
         (0.9, 0.98), eps 1e-8 and no weight decay.
-      chunk: how many matrices to work on at a time (see `scale_by_kl_soap`).
-      share: devices that share the matrices (see `scale_by_kl_soap`).
 
     Raises:
       ValueError: a number out of range; at `init`, axes that do not fit a leaf, with its path.

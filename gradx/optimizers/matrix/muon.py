@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 from gradx import core
 from gradx.combinators.chain import Contract, chain
 from gradx.core import Count, Transform, Updates
+from gradx.core.meaning import Number
 from gradx.lift.sequence import joined
 from gradx.lift.sharing import Sharing
 from gradx.numbers.sources import Array, Hyper
@@ -92,21 +93,16 @@ def scale_by_muon(
       ns_steps: how many steps, from 1 on. Of coefficients for each step, and of ``"dion"``, the
         last `ns_steps` are taken; the other names know their steps, and take the default or their
         own number.
-      beta: \(\beta\) in [0, 1).
-      eps: \(\epsilon\) in [0, inf).
-      mu_dtype: the dtype to keep \(M\) in; by default the parameter's, at least float32.
-      b3: \(\beta_3\) in [0, 1), such as 0.9999: keep a slow average \(M_2\) of the gradients as
-        well, as AdEMAMix does, and take \(N + \alpha M_2\) for \(N\). It is not corrected for its
-        start, since it is to fill slowly, and does not look ahead. With it the state's `mu` is
-        `Averages` of two trees.
-      alpha: \(\alpha\) in [0, inf), 5 by default. In the first part of a long run it should grow,
-        and so should `b3` (`half_life_schedule`).
-      nesterov: look one step ahead.
+      b3: With it a slow average \(M_2\) of the gradients is kept as well, as in AdEMAMix, and \(N +
+        \alpha M_2\) takes the place of \(N\). It is not corrected for its start, since it is to
+        fill slowly, and does not look ahead. The state's `mu` is then `Averages` of two trees.
+      alpha: In the first part of a long run it should grow, and so should `b3`
+        (`half_life_schedule`).
       adaptive: multiply by \(\langle N, U V^\top \rangle\), so that the step grows with the
         gradient.
       preconditioning: what \(N\) is divided by: its ``"frobenius"`` or ``"spectral"`` norm; or, in
-        the first step, the row sums of \(|N N^\top|\) (``"aol"``) or the Frobenius norm of
-        \(N N^\top\) (``"schatten"``), which leave larger singular values to begin with.
+        the first step, the row sums of \(|N N^\top|\) (``"aol"``) or the Frobenius norm of \(N
+        N^\top\) (``"schatten"``), which leave larger singular values to begin with.
       weight_dimension_numbers: which axes are the rows and columns: a `MatrixAxes` (or Optax's
         `MuonDimensionNumbers`), a tree of them, a function that makes one from the parameters, or
         `by_path`. Without it every leaf must have two axes.
@@ -116,12 +112,9 @@ def scale_by_muon(
         `jax.lax.Precision`). By default bfloat16 on accelerators, as all published Muons have it,
         and ``"highest"`` on CPUs and for matrices that are not of float32. Singular values stay
         within 1% of the range that the coefficients promise; with `gram` in bfloat16, 10%.
-      gram: whether the steps work on \(N N^\top\); by default where this takes less operations,
-        for five steps from about \(n = 1.5 m\) on. Where products are narrow, what has to be read
-        and written counts, too: from \(1.6 m\) on for large matrices, and \(2.4 m\) for small.
-      chunk: how many matrices to work on at a time, which bounds the memory (see `matrixwise`).
-      share: which devices share the matrices: ``Share(mesh, axis)``, False for none, or by default
-        all of the mesh in scope (see `matrixwise`).
+      gram: whether the steps work on \(N N^\top\); by default where this takes less operations, for
+        five steps from about \(n = 1.5 m\) on. Where products are narrow, what has to be read and
+        written counts, too: from \(1.6 m\) on for large matrices, and \(2.4 m\) for small.
 
     Raises:
       ValueError: a number out of range, a preset that is not there; at `init`, a leaf that is no
@@ -177,11 +170,11 @@ def muon(
     nesterov: bool = True,
     adaptive: bool = False,
     preconditioning: Normalisation = "frobenius",
-    adam_b1: Hyper = 0.9,
-    adam_b2: Hyper = 0.999,
-    adam_eps_root: Hyper = 0.0,
-    adam_weight_decay: Hyper = 0.0,
-    adam_learning_rate: Hyper | None = None,
+    adam_b1: Annotated[Hyper, Number("[0, 1)")] = 0.9,
+    adam_b2: Annotated[Hyper, Number("[0, 1)")] = 0.999,
+    adam_eps_root: Annotated[Hyper, Number("[0, inf)")] = 0.0,
+    adam_weight_decay: Annotated[Hyper, Number("[0, inf)")] = 0.0,
+    adam_learning_rate: Annotated[Hyper | None, Number("[0, inf)")] = None,
     muon_weight_dimension_numbers: Any = None,
     consistent_rms: float | None = None,
     adam_nesterov: bool = False,
@@ -201,24 +194,23 @@ def muon(
     with the polar factor of `scale_by_muon` and the factor of `scale_by_shape`.
 
     Args:
-      learning_rate: \(\eta\) in [0, inf). Jordan begins with 0.02.
-      ns_coeffs, ns_steps, beta, eps: see `scale_by_muon`.
-      weight_decay: \(\lambda\) in [0, inf), for the matrices.
-      weight_decay_mask: which of them to decay (see `add_decayed_weights`).
-      mu_dtype, b3, alpha, nesterov, adaptive, preconditioning: see `scale_by_muon`.
-      adam_b1, adam_b2, adam_eps_root, adam_weight_decay: of Adam, with `eps` and `mu_dtype`.
-      adam_learning_rate: of Adam, in [0, inf); by default `learning_rate`.
+      learning_rate: Jordan begins with 0.02.
+      weight_decay: how strongly the matrices are drawn to zero.
+      adam_b1: how much of Adam's average of gradients is kept each step.
+      adam_b2: how much of Adam's average of squares is kept each step.
+      adam_eps_root: a small number inside Adam's root.
+      adam_weight_decay: how strongly Adam's parameters are drawn to zero.
+      adam_learning_rate: the step size of Adam; by default `learning_rate`.
       muon_weight_dimension_numbers: which leaves are matrices, in which axes: as for
         `scale_by_muon`, with None for a leaf that is none. By default `matrices_by_name`:
         embeddings, heads, norms and biases are not.
       consistent_rms: see `scale_by_shape`, a constant; 0.2 is Moonlight's.
       adam_nesterov: whether Adam looks ahead.
       convention: see `scale_by_shape`; by default ``"keller"``.
-      decay: what \(\lambda\) is multiplied by (see `adamw`).
-      fallback: what the other leaves are given, instead of Adam with these numbers; by default
-        with `learning_rate`, the betas (0.9, 0.999), eps 1e-8 and no weight decay. A rate for
-        orthogonal updates, such as 0.02, is usually far too large for it: give an
-        `adam_learning_rate`, or ``fallback=gradx.adamw(3e-3)``.
+      fallback: what the other leaves are given, instead of Adam with these numbers; by default with
+        `learning_rate`, the betas (0.9, 0.999), eps 1e-8 and no weight decay. A rate for orthogonal
+        updates, such as 0.02, is usually far too large for it: give an `adam_learning_rate`, or
+        ``fallback=gradx.adamw(3e-3)``.
       bias_correction, dtype, gram, chunk, share: see `scale_by_muon`.
 
     Raises:

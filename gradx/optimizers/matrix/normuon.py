@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import jax.numpy as jnp
 
 from gradx import core
 from gradx.combinators.chain import Contract, chain
 from gradx.core import Count, Transform, Updates
+from gradx.core.meaning import Number
 from gradx.core.roots import sqrt
 from gradx.core.trees import abs_sq
 from gradx.lift.averages import average
@@ -66,7 +67,7 @@ def scale_by_normuon(
     b3: Hyper | None = None,
     alpha: Hyper | None = None,
     nesterov: bool = False,
-    consistent_rms: Hyper | None = None,
+    consistent_rms: Annotated[Hyper | None, Number("(0, inf)")] = None,
     preconditioning: Normalisation = "frobenius",
     axes: Any = None,
     dtype: Any = None,
@@ -86,19 +87,12 @@ def scale_by_normuon(
     one number for a matrix, such that \(\lVert u \rVert_F = \lVert O \rVert_F\).
 
     Args:
-      ns_coeffs, ns_steps: see `scale_by_muon`.
-      b1: \(\beta_1\) in [0, 1).
-      b2: \(\beta_2\) in [0, 1).
-      eps: \(\epsilon\) in [0, inf), also that of `scale_by_muon`.
-      mu_dtype: the dtype to keep \(\mu\) in; by default the parameter's, at least float32.
-      b3, alpha: of a slow average of the gradients beside the other (see `scale_by_muon`).
+      eps: It is that of `scale_by_muon`, too.
       nesterov: orthogonalise \((1 - \beta_1) G + \beta_1 \mu\).
-      consistent_rms: in (0, inf), the root mean square that \(c\) gives to \(u\) instead; it may
-        be live. None keeps the norm.
-      preconditioning: see `scale_by_muon`.
+      consistent_rms: the root mean square that \(c\) gives to \(u\) instead. It may be live. `None`
+        keeps the norm.
       axes: which axes are the rows and columns (see `matrixwise`). Without it every leaf must have
         two axes.
-      dtype, gram, chunk, share: see `scale_by_muon`.
 
     Raises:
       ValueError: a number out of range, a preset that is not there; at `init`, a leaf that is no
@@ -138,7 +132,6 @@ def scale_by_normuon(
             init={"nu": _no_squares},
             state=_Neurons,
             hypers={"b2": b2, "eps": eps, **aligned},
-            ranges=dict.fromkeys(aligned, "(0, inf)"),
             flags={"aligned": bool(aligned)},
             axes=axes,
             chunk=chunk,
@@ -179,7 +172,7 @@ def normuon(
     b3: Hyper | None = None,
     alpha: Hyper | None = None,
     nesterov: bool = False,
-    consistent_rms: Hyper | None = 0.2,
+    consistent_rms: Annotated[Hyper | None, Number("(0, inf)")] = 0.2,
     convention: Convention | None = None,
     preconditioning: Normalisation = "frobenius",
     decay: DecayKind = "learning_rate",
@@ -200,26 +193,19 @@ def normuon(
     (inputs) and \(n\) columns (outputs).
 
     Args:
-      learning_rate: \(\eta\) in [0, inf). What suits Adam, such as 6e-4; with
-        ``consistent_rms=None`` the authors begin with 0.02.
-      ns_coeffs, ns_steps: see `scale_by_muon`.
-      b1, b2, eps: see `scale_by_normuon`.
-      weight_decay: \(\lambda\) in [0, inf), for the matrices.
-      weight_decay_mask: which of them to decay (see `add_decayed_weights`).
-      mu_dtype, b3, alpha, nesterov: see `scale_by_normuon`.
-      consistent_rms: the number 0.2 above, in (0, inf): the root mean square of every update, about
-        that of Adam's; it may be live. None keeps the norm of \(O\), and `convention` scales it.
+      learning_rate: What suits Adam, such as 6e-4; with ``consistent_rms=None`` the authors begin
+        with 0.02.
+      weight_decay: how strongly the matrices are drawn to zero.
+      consistent_rms: the number 0.2 above, the root mean square of every update, about that of
+        Adam's. It may be live. `None` keeps the norm of \(O\), and `convention` scales it.
       convention: see `scale_by_shape`; by default ``"spectral"``. Only with
         ``consistent_rms=None``.
-      preconditioning: see `scale_by_muon`.
-      decay: what \(\lambda\) is multiplied by (see `adamw`).
       axes: which leaves are matrices, in which axes (see `matrixwise`), with None for a leaf that
         is none. By default `matrices_by_name`: embeddings, heads, norms and biases are not.
       fallback: what the other leaves are given; by default Adam with `learning_rate`, the betas
         (0.9, 0.95), eps 1e-8 and no weight decay. With ``consistent_rms=None`` a rate that suits
         the matrices, such as 0.02, is usually far too large for it: give
         ``fallback=gradx.adamw(3e-3)``.
-      dtype, gram, chunk, share: see `scale_by_muon`.
 
     Raises:
       ValueError: a number out of range, a preset that is not there, `consistent_rms` and

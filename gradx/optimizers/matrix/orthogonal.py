@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +14,7 @@ import numpy as np
 from gradx import core
 from gradx.core import Count, Transform, Updates
 from gradx.core import trees as gtree
+from gradx.core.meaning import Number
 from gradx.lift.averages import dtype_of, weight_so_far
 from gradx.lift.leafwise import leafwise
 from gradx.lift.matrices import check_paths, matrices
@@ -61,7 +62,6 @@ def momentum(
         _momentum,
         Momentum,
         {name: beta},
-        "[0, 1)",
         b3,
         alpha,
         mu_dtype,
@@ -301,7 +301,7 @@ def convention_or(
 @core.recorded
 def scale_by_shape(
     weight_dimension_numbers: Any = None,
-    consistent_rms: float | None = None,
+    consistent_rms: Annotated[float | None, Number("(0, inf)", "c")] = None,
     *,
     convention: Convention | None = None,
 ) -> Transform:
@@ -318,8 +318,8 @@ def scale_by_shape(
     Args:
       weight_dimension_numbers: which leaves are matrices (see `muon`); others stay as they are.
         Without it, those with two axes.
-      consistent_rms: \(c\) in (0, inf), a constant, for \(c \sqrt{\max(m, n)}\), with which the
-        updates of an orthogonal matrix have the root mean square \(c\).
+      consistent_rms: the root mean square that the updates of an orthogonal matrix have after the
+        factor \(c \sqrt{\max(m, n)}\).
       convention: instead of `consistent_rms`: ``"keller"``, ``"moonlight"``, ``"spectral"``,
         ``"splus"`` or ``"none"``. By default ``"keller"``.
 
@@ -338,7 +338,6 @@ def scale_by_shape(
     optimizer*, https://arxiv.org/abs/2506.07254.
     """
     chosen = convention_or("keller", convention, consistent_rms)
-    if chosen is None:
-        size: Any = hyper.constant("consistent_rms", consistent_rms, "(0, inf)")
+    size: Any = consistent_rms
     factor = _FACTORS[chosen] if chosen else lambda m, n: size * math.sqrt(max(m, n))
     return by_shape(factor, weight_dimension_numbers, "weight_dimension_numbers")

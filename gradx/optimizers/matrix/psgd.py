@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from functools import partial
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,17 +13,18 @@ import jax.numpy as jnp
 from gradx import core
 from gradx.combinators.chain import Contract
 from gradx.core import Count, Transform, Updates
+from gradx.core.meaning import Number
+from gradx.core.ranges import as_float
 from gradx.lift.averages import weight_so_far
 from gradx.lift.matrixwise import matrixwise
 from gradx.lift.sharing import Sharing
 from gradx.lift.stages import Numbers, Sums
 from gradx.linalg import polar
 from gradx.linalg.triangular import fitted, into, out_of, scaled_identity
-from gradx.numbers import hyper
 from gradx.numbers.counting import as_count, steps
-from gradx.numbers.sources import Array, Hyper, as_float
+from gradx.numbers.sources import Array, Hyper
 from gradx.optimizers.matrix.fallback import matrix_optimizer, or_by_name
-from gradx.pieces.momentum import SLOW, kept, momentum_of, remembered, slow_average
+from gradx.pieces.momentum import kept, momentum_of, remembered, slow_average
 from gradx.pieces.preprocessing import as_key, check_key
 from gradx.pieces.weight_decay import DecayKind
 from gradx.schedules.curves import ScheduleFn
@@ -33,7 +34,6 @@ __all__ = ["PSGDKronState", "precond_update_prob_schedule", "psgd_kron", "scale_
 MemorySaveMode = Literal["one_diag", "all_diag"] | None
 Probe = Literal["normal", "expected"]
 
-_RANGES = {"preconditioner_lr": "[0, 1)", "preconditioner_update_probability": "[0, 1]"}
 _LARGEST = 1.1  # root mean square of an update; that of white noise is 1
 
 
@@ -62,16 +62,19 @@ class PSGDKronState(NamedTuple):
 
 @core.recorded
 def precond_update_prob_schedule(
-    max_prob: float = 1.0, min_prob: float = 0.03, decay: float = 0.001, flat_start: int = 500
+    max_prob: Annotated[float, Number("[0, 1]", "p_0")] = 1.0,
+    min_prob: Annotated[float, Number("[0, 1]", "p_1")] = 0.03,
+    decay: Annotated[float, Number("[0, inf)", "d")] = 0.001,
+    flat_start: int = 500,
 ) -> ScheduleFn:
     r"""How often PSGD fits its preconditioner: always at first, then less and less.
 
     .. math:: p(t) = \min(\max(p_0 e^{-d (t - s)}, p_1), p_0)
 
     Args:
-      max_prob: \(p_0\) in [0, 1].
-      min_prob: \(p_1\) in [0, 1].
-      decay: \(d\) in [0, inf).
+      max_prob: the probability at the beginning.
+      min_prob: the probability at the end.
+      decay: how fast it falls.
       flat_start: \(s\), the steps before it begins to fall, from 0 on.
 
     Raises:
@@ -85,14 +88,11 @@ def precond_update_prob_schedule(
 
     Reference: https://github.com/evanatyourservice/psgd_jax.
     """
-    top = hyper.constant("max_prob", max_prob, "[0, 1]")
-    least = hyper.constant("min_prob", min_prob, "[0, 1]")
-    rate = hyper.constant("decay", decay, "[0, inf)")
     begin = steps("flat_start", flat_start, 0)
 
     def value(count: Any) -> Array:
-        fallen = top * jnp.exp(-rate * (as_float(as_count(count)) - begin))
-        return jnp.minimum(jnp.maximum(fallen, least), top)
+        fallen = max_prob * jnp.exp(-decay * (as_float(as_count(count)) - begin))
+        return jnp.minimum(jnp.maximum(fallen, min_prob), max_prob)
 
     return ScheduleFn(value)
 
@@ -106,14 +106,14 @@ _ANNEALED = precond_update_prob_schedule()
 @core.recorded
 def scale_by_psgd_kron(
     b1: Hyper = 0.9,
-    preconditioner_update_probability: Hyper | None = None,
+    preconditioner_update_probability: Annotated[Hyper | None, Number("[0, 1]", "p")] = None,
     *,
     b3: Hyper | None = None,
     alpha: Hyper | None = None,
     max_size_triangular: int = 8192,
     memory_save_mode: MemorySaveMode = None,
-    preconditioner_lr: Hyper = 0.1,
-    preconditioner_init_scale: float = 1.0,
+    preconditioner_lr: Annotated[Hyper, Number("[0, 1)", r"\eta_Q")] = 0.1,
+    preconditioner_init_scale: Annotated[float, Number("(0, inf)")] = 1.0,
     mu_dtype: Any = None,
     probe: Probe = "normal",
     key: Array | int = 0,
@@ -136,25 +136,16 @@ def scale_by_psgd_kron(
     times the mean of \(|\hat M|\), and the norm is a lower bound of the spectral one.
 
     Args:
-      b1: \(\beta_1\) in [0, 1).
-      preconditioner_update_probability: \(p\) in [0, 1]: the factors are fitted as soon as
-        \(1/p\) steps have passed since they last were. 1 / k is every k-th step; by default
-        `precond_update_prob_schedule`.
-      b3, alpha: of a slow average of the gradients beside the other (see `scale_by_muon`).
+      preconditioner_update_probability: how often the factors are fitted, as soon as \(1/p\) steps
+        have passed. 1 / k is every k-th step; by default `precond_update_prob_schedule`.
       max_size_triangular: the length, from 0 on, above which a side has a diagonal factor.
       memory_save_mode: ``"one_diag"`` for a diagonal on the longer side, ``"all_diag"`` for two.
-      preconditioner_lr: \(\eta_Q\) in [0, 1).
-      preconditioner_init_scale: what \(Q_L \otimes Q_R\) begins with, times the identity; in
-        (0, inf).
-      mu_dtype: the dtype to keep \(M\) in; by default the parameter's, at least float32.
+      preconditioner_lr: the step size of the factors.
+      preconditioner_init_scale: what \(Q_L \otimes Q_R\) begins with, times the identity.
       probe: ``"normal"`` noise; or ``"expected"``, for the means of \(A A^\top\), \(B B^\top\) and
         their kin over all noise, which take products of as many operations and no random numbers.
-      key: a random key, or the seed of one (see `add_noise`). All matrices of one shape
-        see the same noise.
-      axes: which axes are the rows and columns (see `matrixwise`).
-      chunk: how many matrices to work on at a time, which bounds the memory (see `matrixwise`).
-      share: which devices share the matrices: ``Share(mesh, axis)``, False for none, or by default
-        all of the mesh in scope (see `matrixwise`).
+      key: a random key, or the seed of one (see `add_noise`). All matrices of one shape see the
+        same noise.
 
     Raises:
       ValueError: a number out of range, a mode that is not there; at `init`, a leaf that is no
@@ -179,13 +170,12 @@ def scale_by_psgd_kron(
     factors, which would grow until they overflow.
     """
     check_key("key", key)
-    scale = hyper.constant("preconditioner_init_scale", preconditioner_init_scale, "(0, inf)")
     limit = steps("max_size_triangular", max_size_triangular, 0)
     often = preconditioner_update_probability
     slow = slow_average(b3, alpha)
     return matrixwise(
         _whitened,
-        init=partial(_first, limit=limit, mode=memory_save_mode, scale=scale),
+        init=partial(_first, limit=limit, mode=memory_save_mode, scale=preconditioner_init_scale),
         state=PSGDKronState,
         like_leaf={"mu": kept(mu_dtype, slow)},
         hypers={
@@ -194,7 +184,6 @@ def scale_by_psgd_kron(
             "preconditioner_lr": preconditioner_lr,
             "preconditioner_update_probability": _ANNEALED if often is None else often,
         },
-        ranges={**_RANGES, **hyper.used(SLOW, slow)},
         flags={"probe": probe},
         per_step=_correction,
         per_tree=_planned,
@@ -260,15 +249,15 @@ def psgd_kron(
     b1: Hyper = 0.9,
     weight_decay: Hyper = 0.0,
     weight_decay_mask: Any = None,
-    preconditioner_update_probability: Hyper | None = None,
+    preconditioner_update_probability: Annotated[Hyper | None, Number("[0, 1]")] = None,
     *,
     b3: Hyper | None = None,
     alpha: Hyper | None = None,
     decay: DecayKind = "learning_rate",
     max_size_triangular: int = 8192,
     memory_save_mode: MemorySaveMode = None,
-    preconditioner_lr: Hyper = 0.1,
-    preconditioner_init_scale: float = 1.0,
+    preconditioner_lr: Annotated[Hyper, Number("[0, 1)", r"\eta_Q")] = 0.1,
+    preconditioner_init_scale: Annotated[float, Number("(0, inf)")] = 1.0,
     mu_dtype: Any = None,
     probe: Probe = "normal",
     key: Array | int = 0,
@@ -285,29 +274,21 @@ def psgd_kron(
     with the factors of `scale_by_psgd_kron`.
 
     Args:
-      learning_rate: \(\eta\) in [0, inf). The authors begin with half of Adam's.
-      b1: \(\beta_1\) in [0, 1).
-      weight_decay: \(\lambda\) in [0, inf), for the matrices.
-      weight_decay_mask: which of them to decay (see `add_decayed_weights`).
-      preconditioner_update_probability: how often the factors are fitted, in [0, 1]; by default
+      learning_rate: The authors begin with half of Adam's.
+      weight_decay: how strongly the matrices are drawn to zero.
+      preconditioner_update_probability: how often the factors are fitted; by default
         `precond_update_prob_schedule`.
-      b3, alpha: see `scale_by_muon`.
-      decay: what \(\lambda\) is multiplied by (see `adamw`).
       max_size_triangular: the length above which a side has a diagonal factor.
       memory_save_mode: ``"one_diag"`` for a diagonal on the longer side, ``"all_diag"`` for two.
-      preconditioner_lr: \(\eta_Q\) in [0, 1).
-      preconditioner_init_scale: what \(Q_L \otimes Q_R\) begins with, in (0, inf).
+      preconditioner_lr: the step size of the factors.
+      preconditioner_init_scale: what \(Q_L \otimes Q_R\) begins with.
       mu_dtype: the dtype to keep averages of gradients in, Adam's too.
       probe: ``"normal"`` noise, or ``"expected"``, without any (see `scale_by_psgd_kron`).
-      key: a random key, or the seed of one.
       axes: which leaves are matrices, in which axes: a `MatrixAxes`, a tree of them with None for a
         leaf that is none, a function that makes one, or `by_path`. By default `matrices_by_name`:
         embeddings, heads, norms and biases are not.
       fallback: what the other leaves are given; by default Adam with `learning_rate`, the betas
         (0.9, 0.999), eps 1e-8 and no weight decay.
-      chunk: how many matrices to work on at a time (see `matrixwise`).
-      share: which devices share the matrices: ``Share(mesh, axis)``, False for none, or by default
-        all of the mesh in scope (see `matrixwise`).
 
     Raises:
       ValueError: a number out of range, a mode that is not there; at `init`, axes that do not fit a

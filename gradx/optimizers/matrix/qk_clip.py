@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import jax.numpy as jnp
 
@@ -13,11 +13,13 @@ from gradx import core
 from gradx.core import Transform
 from gradx.core import trees as gtree
 from gradx.core.calls import check
+from gradx.core.meaning import Number
 from gradx.lift.leafwise import leafwise
 from gradx.lift.matrices import axis_numbers
 from gradx.lift.stages import LeafState, Numbers
 from gradx.numbers import hyper
-from gradx.numbers.sources import Array, ByPath, Hyper
+from gradx.numbers.paths import ByPath
+from gradx.numbers.sources import Array, Hyper
 
 __all__ = ["HeadAxis", "qk_clip"]
 
@@ -82,7 +84,9 @@ def _facts(
 
 
 @core.recorded
-def qk_clip(threshold: Hyper = 100.0, heads: Any = None) -> Transform:
+def qk_clip(
+    threshold: Annotated[Hyper, Number(symbol=r"\tau")] = 100.0, heads: Any = None
+) -> Transform:
     r"""Shrinks the queries and keys of each head whose attention has too large logits.
 
     .. math::
@@ -94,7 +98,6 @@ def qk_clip(threshold: Hyper = 100.0, heads: Any = None) -> Transform:
     qk_clip())`` is MuonClip.
 
     Args:
-      threshold: \(\tau\) in (0, inf].
       heads: which leaves are queries and keys, and where they have their heads: a tree of
         `HeadAxis`, with None for other leaves; a function that makes one from the parameters; or
         `by_path`. By default leaves called ``query``, ``key``, ``q``, ``k``, ``query_proj``,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import jax.numpy as jnp
 
@@ -14,6 +14,7 @@ from gradx.combinators.chain import chain, wide_throughout
 from gradx.combinators.partition import partition
 from gradx.core import Params, Transform, Updates
 from gradx.core import trees as gtree
+from gradx.core.meaning import Number
 from gradx.core.roots import sqrt
 from gradx.core.trees import abs_sq
 from gradx.lift.leafwise import leafwise
@@ -21,7 +22,8 @@ from gradx.lift.matrices import Matrix, MatrixAxes, check_paths, is_axes, matric
 from gradx.lift.matrix_names import Judgement, judged
 from gradx.lift.sharing import Sharing
 from gradx.lift.stages import LeafState, Numbers
-from gradx.numbers.sources import Array, ByPath, Hyper
+from gradx.numbers.paths import ByPath
+from gradx.numbers.sources import Array, Hyper
 from gradx.optimizers.matrix.orthogonal import Normalisation, NSCoefficients, orthogonalise, signs
 from gradx.pieces.momentum import averaging, momentum_of, remembered
 from gradx.pieces.norms import by_factor
@@ -150,7 +152,7 @@ def _by_size(norms: _Norms) -> Transform:
 
 @core.recorded
 def scale_by_scion(
-    momentum: Hyper = 0.1,
+    momentum: Annotated[Hyper, Number("(0, 1]", r"\gamma")] = 0.1,
     ns_coeffs: NSCoefficients = "standard",
     ns_steps: int = 5,
     eps: Hyper = 1e-8,
@@ -159,8 +161,8 @@ def scale_by_scion(
     b3: Hyper | None = None,
     alpha: Hyper | None = None,
     norms: Any = None,
-    radius: Hyper = 50.0,
-    head_radius: Hyper = 3000.0,
+    radius: Annotated[Hyper, Number("[0, inf)", r"\rho")] = 50.0,
+    head_radius: Annotated[Hyper, Number("[0, inf)", r"\rho")] = 3000.0,
     preconditioning: Normalisation = "frobenius",
     axes: Any = None,
     dtype: Any = None,
@@ -181,25 +183,20 @@ def scale_by_scion(
     along the last axis: for a table of embeddings, of each row.
 
     Args:
-      momentum: \(\gamma\) in (0, 1], the weight of the newest gradient: 1 minus the usual momentum,
-        so that 0.1 here is 0.9 elsewhere.
-      ns_coeffs, ns_steps: see `scale_by_muon`.
-      eps: in [0, inf), added to the norms that are divided by.
-      mu_dtype: the dtype to keep \(\mu\) in; by default the parameter's, at least float32.
-      b3, alpha: of a slow average of the gradients beside the other (see `scale_by_muon`).
+      momentum: the weight of the newest gradient: 1 minus the usual momentum, so that 0.1 here is
+        0.9 elsewhere.
+      eps: a small number added to the norms.
       norms: for each leaf ``"spectral"``, ``"spectral_max"`` (with \(\max(1, \sqrt{n / m})\), for
         the layer that sees images), ``"spectral_conv"`` (with \(\sqrt{n / c} / k\) for \(c\)
         channels and a window of \(k\) points), ``"sign"``, ``"rms"`` or ``"auto"``: as a tree, a
         prefix of it, a function that makes one from the parameters, or `by_path`. By default
         ``"auto"``, which goes by names as `matrices_by_name` does: heads have ``"sign"``,
         embeddings, biases and norms ``"rms"``, matrices ``"spectral"``.
-      radius: \(\rho\) in [0, inf) for all norms but ``"sign"``.
-      head_radius: \(\rho\) in [0, inf) for ``"sign"``.
-      preconditioning: see `scale_by_muon`.
-      axes: which axes are the rows and columns, as for `muon`; None at a leaf: by its name. A
-        table that serves as embedding and head wants ``MatrixAxes(rows=1, columns=0)``, and
-        ``"sign"`` in `norms`: by its name it has ``"rms"``, for which there are no axes.
-      dtype, gram, chunk, share: see `scale_by_muon`.
+      radius: the radius for all norms but ``"sign"``.
+      head_radius: the radius for ``"sign"``.
+      axes: which axes are the rows and columns, as for `muon`; None at a leaf: by its name. A table
+        that serves as embedding and head wants ``MatrixAxes(rows=1, columns=0)``, and ``"sign"`` in
+        `norms`: by its name it has ``"rms"``, for which there are no axes.
 
     Raises:
       ValueError: a number out of range, a name that is not there; at `init`, a leaf that does not
@@ -253,7 +250,6 @@ def scale_by_scion(
                 _averaged,
                 ScionState,
                 {"momentum": momentum},
-                "(0, 1]",
                 b3,
                 alpha,
                 mu_dtype,
@@ -282,9 +278,7 @@ def _by_rms(g: Array, s: LeafState, p: None, h: Numbers) -> tuple[Array, LeafSta
 
 
 def _times(name: str, number: Hyper) -> Transform:
-    return leafwise(
-        _by_number, hypers={name: number}, ranges={name: "[0, inf)"}, flags={"name": name}
-    )
+    return leafwise(_by_number, hypers={name: number}, flags={"name": name})
 
 
 def _by_number(g: Array, s: LeafState, p: None, h: Numbers) -> tuple[Array, LeafState]:
@@ -294,7 +288,7 @@ def _by_number(g: Array, s: LeafState, p: None, h: Numbers) -> tuple[Array, Leaf
 @core.recorded
 def scion(
     learning_rate: Hyper,
-    momentum: Hyper = 0.1,
+    momentum: Annotated[Hyper, Number("(0, 1]", r"\gamma")] = 0.1,
     ns_coeffs: NSCoefficients = "standard",
     ns_steps: int = 5,
     eps: Hyper = 1e-8,
@@ -321,15 +315,14 @@ def scion(
     they begin inside; `unconstrained` leaves the factor \(1 - \eta_t\) out.
 
     Args:
-      learning_rate: \(\eta\) in [0, inf), of which more than 1 overshoots. It goes with the radii:
-        the authors begin with \(2^{-12}\) and the radii 50 and 3000 for a GPT, which are the
-        defaults, with \(2^{-6}\), 1 and \(2^{10}\) for an MLP (``"spectral_max"`` for its first
-        layer), and with \(2^{-4}\), 8 and 128 for a CNN (and `momentum` 0.5).
-      momentum: \(\gamma\) in (0, 1]: 1 minus the usual momentum, so that 0.1 here is 0.9 elsewhere.
-      ns_coeffs, ns_steps, eps, mu_dtype: see `scale_by_scion`.
+      learning_rate: More than 1 overshoots. It goes with the radii: the authors begin with
+        \(2^{-12}\) and the radii 50 and 3000 for a GPT, which are the defaults, with \(2^{-6}\), 1
+        and \(2^{10}\) for an MLP (``"spectral_max"`` for its first layer), and with \(2^{-4}\), 8
+        and 128 for a CNN (and `momentum` 0.5).
+      momentum: the weight of the newest gradient: 1 minus the usual momentum, so that 0.1 here is
+        0.9 elsewhere.
       b3, alpha, norms, radius, head_radius: see `scale_by_scion`.
       unconstrained: no decay towards zero.
-      preconditioning, axes, dtype, gram, chunk, share: see `scale_by_scion`.
 
     Raises:
       ValueError: a number out of range, a name that is not there; at `init`, a leaf that does not

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import partial
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from gradx import core
 from gradx.combinators.chain import Contract
 from gradx.core import Count, Transform, Updates
+from gradx.core.meaning import Number
 from gradx.core.roots import sqrt
 from gradx.core.trees import abs_sq
 from gradx.lift.averages import average, weight_so_far
@@ -19,13 +20,12 @@ from gradx.lift.matrixwise import matrixwise
 from gradx.lift.sharing import Sharing
 from gradx.lift.stages import Numbers
 from gradx.linalg import blocks, decompositions
-from gradx.linalg.eigenbasis import CUT, cut, least_share, rounding_of_factors
+from gradx.linalg.eigenbasis import cut, least_share, rounding_of_factors
 from gradx.linalg.polar import bounded
-from gradx.numbers import hyper
 from gradx.numbers.counting import steps
 from gradx.numbers.sources import Array, Hyper
 from gradx.optimizers.matrix.fallback import matrix_optimizer, or_by_name
-from gradx.pieces.momentum import SLOW, kept, momentum_of, remembered, slow_average
+from gradx.pieces.momentum import kept, momentum_of, remembered, slow_average
 from gradx.pieces.weight_decay import DecayKind
 
 __all__ = ["ShampooState", "scale_by_shampoo", "shampoo"]
@@ -33,13 +33,6 @@ __all__ = ["ShampooState", "scale_by_shampoo", "shampoo"]
 Graft = Literal["adam", "rmsprop", "adagrad", "sgd", "none"]
 
 _GRAFTS = ("adam", "rmsprop", "adagrad", "sgd", "none")
-_RANGES = {
-    "b2": "[0, 1]",
-    "eps": "(0, inf)",
-    "exponent": "(0, 1]",
-    "graft_b2": "[0, 1)",
-    "graft_eps": "(0, inf)",
-}
 
 
 class ShampooState(NamedTuple):
@@ -72,8 +65,8 @@ class ShampooState(NamedTuple):
 @core.recorded
 def scale_by_shampoo(
     b1: Hyper = 0.9,
-    b2: Hyper = 1.0,
-    eps: Hyper = 1e-12,
+    b2: Annotated[Hyper, Number("[0, 1]")] = 1.0,
+    eps: Annotated[Hyper, Number("(0, inf)")] = 1e-12,
     *,
     b3: Hyper | None = None,
     alpha: Hyper | None = None,
@@ -82,9 +75,9 @@ def scale_by_shampoo(
     precondition_frequency: int = 1,
     staggered: bool = False,
     graft: Graft = "adam",
-    graft_b2: Hyper = 0.999,
-    graft_eps: Hyper = 1e-10,
-    exponent: Hyper = 0.25,
+    graft_b2: Annotated[Hyper, Number("[0, 1)")] = 0.999,
+    graft_eps: Annotated[Hyper, Number("(0, inf)", r"\epsilon_a")] = 1e-10,
+    exponent: Annotated[Hyper, Number("(0, 1]", "p")] = 0.25,
     bias_correction: bool = True,
     mu_dtype: Any = None,
     axes: Any = None,
@@ -107,14 +100,12 @@ def scale_by_shampoo(
     good: `apply_if_finite` keeps it out.
 
     Args:
-      b1: \(\beta_1\) in [0, 1).
-      b2: \(\beta_2\) in [0, 1]. The authors' 1 is AdaGrad's sum; with Adam's graft they also
-        recommend 0.999.
-      eps: \(\epsilon\) in (0, inf). Eigenvalues that rounding makes negative are moved up to it.
-      b3, alpha: of a slow average of the gradients beside the other (see `scale_by_muon`).
-      rtol: in [0, 1): an eigenvalue that is, with \(\epsilon\), less than this share of the sum of
-        all is taken for rounding, and has the inverse root 0: no step in that direction until the
-        roots are renewed. By default 8 units of rounding, 1e-6 in float32; 0 for the authors' way.
+      b2: the decay of the factors. With the authors' 1 they are sums, as in AdaGrad; with Adam's
+        graft they also recommend 0.999.
+      eps: Eigenvalues that rounding makes negative are moved up to it.
+      rtol: an eigenvalue that is, with `eps`, less than this share of the sum of all is taken for
+        rounding, and its inverse root is 0: no step in that direction until the roots are renewed.
+        By default 8 units of rounding, 1e-6 in float32; 0 is the authors' way.
       block_size: the most rows and columns of a block, from 1 on. What is left at the right and
         below makes smaller blocks.
       precondition_frequency: \(k\), from 1 on.
@@ -122,16 +113,11 @@ def scale_by_shampoo(
         in every \(k\)-th.
       graft: whose step gives the size: ``"adam"``, ``"rmsprop"`` (\(\nu\) as it is), ``"adagrad"``
         (the sum of squares), ``"sgd"`` (\(\hat M\) itself), or ``"none"``, for \(P\) as it is.
-      graft_b2: of the graft's \(\nu\), in [0, 1).
-      graft_eps: \(\epsilon_a\) in (0, inf).
-      exponent: \(p\) in (0, 1]. 1/4 is the paper's for matrices, 1/2 that of the best Kronecker
-        product.
+      graft_b2: the decay of the graft's second moment.
+      graft_eps: keeps the graft's division finite.
+      exponent: the exponent of the inverse roots. 1/4 is the paper's for matrices, 1/2 that of the
+        best Kronecker product.
       bias_correction: False for the averages as they are.
-      mu_dtype: the dtype to keep \(M\) in; by default the parameter's, at least float32.
-      axes: which axes are the rows and columns (see `matrixwise`).
-      chunk: how many matrices to work on at a time, which bounds the memory (see `matrixwise`).
-      share: which devices share the matrices: ``Share(mesh, axis)``, False for none, or by default
-        all of the mesh in scope (see `matrixwise`).
 
     Raises:
       ValueError: a number out of range, a graft that is not there; at `init`, a leaf that is no
@@ -173,7 +159,6 @@ def scale_by_shampoo(
             "exponent": exponent,
             **cut(rtol),
         },
-        ranges={**_RANGES, **hyper.used(SLOW, slow), **hyper.used(CUT, cut(rtol))},
         flags={
             "block": block,
             "graft": graft,
@@ -281,8 +266,8 @@ def _preconditioned(g: Array, s: ShampooState, p: None, h: Numbers) -> tuple[Arr
 def shampoo(
     learning_rate: Hyper,
     b1: Hyper = 0.9,
-    b2: Hyper = 1.0,
-    eps: Hyper = 1e-12,
+    b2: Annotated[Hyper, Number("[0, 1]")] = 1.0,
+    eps: Annotated[Hyper, Number("(0, inf)")] = 1e-12,
     weight_decay: Hyper = 0.0,
     weight_decay_mask: Any = None,
     *,
@@ -294,9 +279,9 @@ def shampoo(
     precondition_frequency: int = 1,
     staggered: bool = False,
     graft: Graft = "adam",
-    graft_b2: Hyper = 0.999,
-    graft_eps: Hyper = 1e-10,
-    exponent: Hyper = 0.25,
+    graft_b2: Annotated[Hyper, Number("[0, 1)")] = 0.999,
+    graft_eps: Annotated[Hyper, Number("(0, inf)", r"\epsilon_a")] = 1e-10,
+    exponent: Annotated[Hyper, Number("(0, 1]", "p")] = 0.25,
     bias_correction: bool = True,
     mu_dtype: Any = None,
     axes: Any = None,
@@ -312,23 +297,17 @@ def shampoo(
     with the parts of `scale_by_shampoo`.
 
     Args:
-      learning_rate: \(\eta\) in [0, inf). With Adam's graft, what suits Adam; the authors begin at
-        0.01.
-      b1: \(\beta_1\) in [0, 1), of the average of gradients.
-      b2: \(\beta_2\) in [0, 1], of the factors; with 1 they are sums.
-      eps: \(\epsilon\) in (0, inf), that of the roots.
-      weight_decay: \(\lambda\) in [0, inf), for the matrices.
-      weight_decay_mask: which of them to decay (see `add_decayed_weights`).
-      b3, alpha: see `scale_by_muon`.
-      rtol: what is taken for rounding (see `scale_by_shampoo`).
-      decay: what \(\lambda\) is multiplied by (see `adamw`).
+      learning_rate: With Adam's graft, what suits Adam; the authors begin at 0.01.
+      b2: the decay of the factors. With 1 they are sums.
+      eps: a small number under the roots.
+      weight_decay: how strongly the matrices are drawn to zero.
       block_size: the most rows and columns of a block, from 1 on.
       precondition_frequency: in every how many steps the roots are calculated anew.
       staggered: a part of them in every step instead.
       graft: whose step gives the size (see `scale_by_shampoo`).
-      graft_b2: of the graft's second moment, in [0, 1).
-      graft_eps: \(\epsilon_a\) in (0, inf).
-      exponent: \(p\) in (0, 1].
+      graft_b2: the decay of the graft's second moment.
+      graft_eps: keeps the graft's division finite.
+      exponent: the exponent of the inverse roots.
       bias_correction: False for the averages as they are.
       mu_dtype: the dtype to keep averages of gradients in, Adam's too.
       axes: which leaves are matrices, in which axes: a `MatrixAxes`, a tree of them with None for a
@@ -336,9 +315,6 @@ def shampoo(
         embeddings, heads, norms and biases are not.
       fallback: what the other leaves are given; by default Adam with `learning_rate`, the betas
         (0.9, 0.999), eps 1e-8 and no weight decay.
-      chunk: how many matrices to work on at a time (see `matrixwise`).
-      share: which devices share the matrices: ``Share(mesh, axis)``, False for none, or by default
-        all of the mesh in scope (see `matrixwise`).
 
     Raises:
       ValueError: a number out of range, a graft that is not there; at `init`, axes that do not fit

@@ -18,7 +18,6 @@ from gradx.lift.matrixwise import matrixwise
 from gradx.lift.sharing import Sharing
 from gradx.lift.stages import Numbers
 from gradx.linalg.eigenbasis import (
-    CUT,
     averaged,
     cut,
     first_basis,
@@ -34,11 +33,10 @@ from gradx.linalg.eigenbasis import (
     rounding_of_products,
 )
 from gradx.linalg.polar import bounded
-from gradx.numbers import hyper
 from gradx.numbers.counting import steps
 from gradx.numbers.sources import Array, Hyper
 from gradx.optimizers.matrix.fallback import matrix_optimizer, or_by_name
-from gradx.pieces.momentum import SLOW, kept, momentum_of, remembered, slow_average
+from gradx.pieces.momentum import kept, momentum_of, remembered, slow_average
 from gradx.pieces.weight_decay import DecayKind
 
 __all__ = ["SoapState", "scale_by_soap", "soap"]
@@ -105,27 +103,19 @@ def scale_by_soap(
     \(L Q_L\), and \(M\) is turned from the old basis to the new one. The other side likewise.
 
     Args:
-      b1: \(\beta_1\) in [0, 1).
-      b2: \(\beta_2\) in [0, 1).
-      eps: \(\epsilon\) in [0, inf). With 0 an element that has had no gradient yet gives NaN.
+      eps: With 0 an element that has had no gradient yet gives NaN.
       precondition_frequency: \(k\), a whole number from 1 on.
       max_precond_dim: a side that is longer keeps no factor, and \(Q\) is the identity there; a
         whole number from 0 on. With one side the memory is that of Shampoo's smaller factor.
-      mu_dtype: the dtype to keep \(M\) in; by default the parameter's, at least float32.
-      b3, alpha: of a slow average of the gradients beside the other (see `scale_by_muon`).
-      rtol: in [0, 1): a row or a column with less than this share of all \(V\) is
-        taken for rounding, and has no step; so is an element with less than a tenth of the root of
-        this share of what its row and its column let expect. By default the square of 100 units of
-        rounding, 1e-10 in float32. With 0, the authors' way, rounding has a step as large as any.
-      shampoo_beta: \(\beta\) in [0, 1); by default `b2`.
+      rtol: a row or a column with less than this share of all \(V\) is taken for rounding, and has
+        no step; so is an element with less than a tenth of the root of this share of what its row
+        and its column let expect. By default the square of 100 units of rounding, 1e-10 in float32.
+        With 0, the authors' way, rounding has a step as large as any.
       bias_correction: False for the moments as they are.
       staggered: renew the bases of a \(k\)-th part of the matrices of each shape in every step,
         instead of all in every \(k\)-th, so that no step takes longer than others.
       axes: which axes are the rows and columns: a `MatrixAxes`, a tree of them, a function that
         makes one from the parameters, or `by_path`. Without it every leaf must have two axes.
-      chunk: how many matrices to work on at a time, which bounds the memory (see `matrixwise`).
-      share: which devices share the matrices: ``Share(mesh, axis)``, False for none, or by default
-        all of the mesh in scope (see `matrixwise`).
 
     Raises:
       ValueError: a number out of range; at `init`, a leaf that is no matrix, with its path.
@@ -156,7 +146,6 @@ def scale_by_soap(
         state=SoapState,
         like_leaf={"mu": kept(mu_dtype, slow), "nu": "real"},
         hypers=hypers,
-        ranges=hyper.used({"shampoo_beta": "[0, 1)", **SLOW, **CUT}, hypers),
         flags={"corrects": bias_correction},
         per_step=_of_the_step,
         axes=axes,
@@ -248,27 +237,14 @@ def soap(
     with the bases and moments of `scale_by_soap`. In the first step matrices do nothing but decay.
 
     Args:
-      learning_rate: \(\eta\) in [0, inf). The authors begin with 0.003.
-      b1: \(\beta_1\) in [0, 1).
-      b2: \(\beta_2\) in [0, 1).
-      eps: \(\epsilon\) in [0, inf).
-      weight_decay: \(\lambda\) in [0, inf), for the matrices.
-      weight_decay_mask: which of them to decay (see `add_decayed_weights`).
-      precondition_frequency: the steps from one renewal of the bases to the next.
+      learning_rate: The authors begin with 0.003.
+      weight_decay: how strongly the matrices are drawn to zero.
       max_precond_dim: a side that is longer has the identity for its basis.
-      mu_dtype: the dtype to keep the first moments in.
-      b3, alpha: see `scale_by_muon`.
-      rtol: what is taken for rounding (see `scale_by_soap`).
-      shampoo_beta: the decay of the factors, in [0, 1); by default `b2`.
       bias_correction: False for the moments of the matrices as they are.
-      decay: what \(\lambda\) is multiplied by (see `adamw`).
-      staggered: renew a part of the bases in every step (see `scale_by_soap`).
       axes: which leaves are matrices, in which axes: as for `scale_by_soap`, with None for a leaf
         that is none. By default `matrices_by_name`: embeddings, heads, norms and biases are not.
       fallback: what the other leaves are given; by default Adam with `learning_rate`, the betas
         (0.95, 0.95), eps 1e-8 and no weight decay.
-      chunk: how many matrices to work on at a time (see `scale_by_soap`).
-      share: devices that share the matrices (see `scale_by_soap`).
 
     Raises:
       ValueError: a number out of range; at `init`, axes that do not fit a leaf, with its path.

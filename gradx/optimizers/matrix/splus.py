@@ -14,7 +14,6 @@ from gradx.lift.matrixwise import matrixwise
 from gradx.lift.sharing import Sharing
 from gradx.lift.stages import Numbers
 from gradx.linalg.eigenbasis import (
-    CUT,
     averaged,
     cut,
     first_basis,
@@ -27,12 +26,11 @@ from gradx.linalg.eigenbasis import (
     squares,
 )
 from gradx.linalg.polar import bounded
-from gradx.numbers import hyper
 from gradx.numbers.counting import steps
 from gradx.numbers.sources import Array, Hyper
 from gradx.optimizers.matrix.fallback import adam_for_others, or_by_name, with_fallback
 from gradx.optimizers.matrix.orthogonal import scale_by_shape
-from gradx.pieces.momentum import SLOW, kept, momentum_of, remembered, slow_average
+from gradx.pieces.momentum import kept, momentum_of, remembered, slow_average
 from gradx.pieces.scaling import scale
 from gradx.pieces.weight_decay import DecayKind, scale_and_decay
 
@@ -99,26 +97,19 @@ def scale_by_splus(
     first ones are those of a single gradient, and arbitrary in the directions that it has not.
 
     Args:
-      b1: \(\beta_1\) in [0, 1).
-      b2: \(\beta_2\) in [0, 1).
-      eps: \(\epsilon\) in [0, inf), relative to the largest element, so that the size of the
-        gradients makes no difference; 0 for the sign, as the authors have it.
+      eps: It is relative to the largest element, so that the size of the gradients makes no
+        difference; 0 gives the sign, as the authors have it.
       precondition_frequency: \(k\), a whole number from 1 on.
       max_precond_dim: a side that is longer keeps no factor, and \(Q\) is the identity there; a
         whole number from 0 on. With 0 the update is the sign of the momentum.
-      mu_dtype: the dtype to keep \(M\) in; by default the parameter's, at least float32.
-      b3, alpha: of a slow average of the gradients beside the other (see `scale_by_muon`).
-      rtol: in [0, 1): a row or a column with less than this share of all \(|Q_L^* M Q_R|^2\) is
-        taken for rounding, and has no step; so is an element with less than a tenth of the root of
-        this share of what its row and its column let expect. By default the square of 100 units of
-        rounding, 1e-10 in float32. With 0, the authors' way, rounding has a step as large as any.
+      rtol: a row or a column with less than this share of all \(|Q_L^* M Q_R|^2\) is taken for
+        rounding, and has no step; so is an element with less than a tenth of the root of this share
+        of what its row and its column let expect. By default the square of 100 units of rounding,
+        1e-10 in float32. With 0, the authors' way, rounding has a step as large as any.
       staggered: renew the bases of a \(k\)-th part of the matrices of each shape in every step,
         instead of all in every \(k\)-th, so that no step takes longer than others.
       axes: which axes are the rows and columns: a `MatrixAxes`, a tree of them, a function that
         makes one from the parameters, or `by_path`. Without it every leaf must have two axes.
-      chunk: how many matrices to work on at a time, which bounds the memory (see `matrixwise`).
-      share: which devices share the matrices: ``Share(mesh, axis)``, False for none, or by default
-        all of the mesh in scope (see `matrixwise`).
 
     Raises:
       ValueError: a number out of range; at `init`, a leaf that is no matrix, with its path.
@@ -150,7 +141,6 @@ def scale_by_splus(
         state=SplusState,
         like_leaf={"mu": kept(mu_dtype, slow)},
         hypers={"b1": b1, "b2": b2, "eps": eps, **slow, **cut(rtol)},
-        ranges={**hyper.used(SLOW, slow), **hyper.used(CUT, cut(rtol))},
         axes=axes,
         renew=_renew,
         every=steps("precondition_frequency", precondition_frequency, 1),
@@ -215,27 +205,17 @@ def splus(
     is by shape, too.
 
     Args:
-      learning_rate: \(\eta\) in [0, inf). It is not Adam's: the authors begin with 0.2, or with
-        Adam's times twice the width of the network, and keep it for all widths.
-      b1: \(\beta_1\) in [0, 1).
-      b2: \(\beta_2\) in [0, 1).
-      eps: \(\epsilon\) in [0, inf), relative to the largest element (see `scale_by_splus`).
-      weight_decay: \(\lambda\) in [0, inf), for the matrices.
-      weight_decay_mask: which of them to decay (see `add_decayed_weights`).
-      precondition_frequency: the steps from one renewal of the bases to the next.
+      learning_rate: It is not Adam's: the authors begin with 0.2, or with Adam's times twice the
+        width of the network, and keep it for all widths.
+      eps: It is relative to the largest element (see `scale_by_splus`).
+      weight_decay: how strongly the matrices are drawn to zero.
       max_precond_dim: a side that is longer has the identity for its basis.
-      mu_dtype: the dtype to keep the first moments in.
-      b3, alpha: see `scale_by_muon`.
-      rtol: what is taken for rounding (see `scale_by_splus`).
       decay: what \(\lambda\) is multiplied by (see `adamw`): \(2 \eta_t / (m + n)\), the schedule
         alone, or nothing.
-      staggered: renew a part of the bases in every step (see `scale_by_splus`).
       axes: which leaves are matrices, in which axes: as for `scale_by_splus`, with None for a leaf
         that is none. By default `matrices_by_name`: embeddings, heads, norms and biases are not.
       fallback: what the other leaves are given; by default Adam with 0.001 `learning_rate`, the
         betas (0.9, 0.999), eps 1e-8 and no weight decay.
-      chunk: how many matrices to work on at a time (see `scale_by_splus`).
-      share: devices that share the matrices (see `scale_by_splus`).
 
     Raises:
       ValueError: a number out of range; at `init`, axes that do not fit a leaf, with its path.

@@ -45,11 +45,11 @@ def hutchinson_estimator_diag_hessian(
 
     Args:
       random_seed: a random key, or the seed of one; by default that of seed 0, as in Optax.
-      axis_name: the mapped axis over which the estimates are averaged, inside `shard_map` or
-        `pmap` with a share of the batch on every device, or several, or `sharded`. Without it the
-        devices' parameters would part. In `shard_map` `obj_fn` may also be the average of all
-        devices' losses; elsewhere it must be the device's own. The estimates of a parameter that
-        is cut along the axis are not averaged.
+      axis_name: the mapped axis over which the estimates are averaged, inside `shard_map` or `pmap`
+        with a share of the batch on every device, or several, or `sharded`. Without it the devices'
+        parameters would part. In `shard_map` `obj_fn` may also be the average of all devices'
+        losses; elsewhere it must be the device's own. The estimates of a parameter that is cut
+        along the axis are not averaged.
 
     Raises:
       ValueError: `update` is called without the parameters or without `obj_fn`.

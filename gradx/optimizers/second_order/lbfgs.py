@@ -3,8 +3,8 @@ r"""L-BFGS: gradients times an estimate of the inverse Hessian, made of the last
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -14,10 +14,10 @@ from gradx import core
 from gradx.combinators.chain import Contract, chain, identity
 from gradx.core import Count, Params, State, Transform, Updates
 from gradx.core import trees as gtree
-from gradx.core.updates import safe_increment
 from gradx.lift.passes import check_array, staged, widen
-from gradx.lift.stages import NO_STATE, Call, LeafState, Leaves, Numbers, Results, Rows, is_array
+from gradx.lift.stages import NO_STATE, Call, LeafState, Leaves, Numbers, is_array
 from gradx.lift.states import check_state
+from gradx.lift.tree_first import TreeFirst, counted
 from gradx.line_search.objective import check_params, check_shape, inner, nothing, real_dtype
 from gradx.line_search.zoom import scale_by_zoom_linesearch
 from gradx.lowering.order import once_known, under_condition
@@ -64,8 +64,8 @@ def scale_by_lbfgs(memory_size: int = 10, scale_init_precond: bool = True) -> Tr
     Args:
       memory_size: \(m\), 1 or more; the state has \(2m + 2\) arrays for each parameter.
       scale_init_precond: \(\gamma_k = \langle s, y \rangle / \lVert y \rVert^2\) of the last step,
-        and \(\min(1, 1 / \lVert g_0 \rVert)\) at first, so that the first step is no longer than
-        1. Otherwise \(\gamma_k = 1\).
+        and \(\min(1, 1 / \lVert g_0 \rVert)\) at first, so that the first step is no longer than 1.
+        Otherwise \(\gamma_k = 1\).
 
     Raises:
       ValueError: `memory_size` is no whole number of 1 or more; `update` is called without the
@@ -91,70 +91,60 @@ def scale_by_lbfgs(memory_size: int = 10, scale_init_precond: bool = True) -> Tr
     such steps.)
     """
     where = core.where()
-    memory = _Memory(steps("memory_size", memory_size, 1), bool(scale_init_precond), where)
-    return staged(memory, where)
+    init = partial(_first_state, size=steps("memory_size", memory_size, 1), where=where)
+    prepare = partial(_prepare, scaled=bool(scale_init_precond), where=where)
+    return staged(TreeFirst(init, prepare), where)
 
 
-@dataclass(frozen=True, eq=False)
-class _Memory:
-    """L-BFGS as a stage: what comes after it in a chain joins its pass over the leaves."""
+def _first_state(params: Params, *, size: int, where: str) -> ScaleByLBFGSState:
+    check_params(params, where)
+    zeros = jax.tree.map(lambda p: jnp.zeros_like(widen(p)), params)
 
-    size: int
-    scaled: bool
-    where: str
-    sees_tree = True
+    def memory(z: Array) -> Array:  # repeated, not made by shape: so it is sharded like z
+        return jnp.broadcast_to(z, (size, *z.shape))
 
-    def init(self, params: Params) -> ScaleByLBFGSState:
-        check_params(params, self.where)
-        zeros = jax.tree.map(lambda p: jnp.zeros_like(widen(p)), params)
+    return ScaleByLBFGSState(
+        count=jnp.zeros((), jnp.int32),
+        params=zeros,
+        updates=jax.tree.map(jnp.array, zeros),  # a donated state must not hold a buffer twice
+        diff_params_memory=jax.tree.map(memory, zeros),
+        diff_updates_memory=jax.tree.map(memory, zeros),
+        weights_memory=jnp.zeros(size, real_dtype(params)),
+    )
 
-        def memory(z: Array) -> Array:  # repeated, not made by shape: so it is sharded like z
-            return jnp.broadcast_to(z, (self.size, *z.shape))
 
-        return ScaleByLBFGSState(
-            count=jnp.zeros((), jnp.int32),
-            params=zeros,
-            updates=jax.tree.map(jnp.array, zeros),  # a donated state must not hold a buffer twice
-            diff_params_memory=jax.tree.map(memory, zeros),
-            diff_updates_memory=jax.tree.map(memory, zeros),
-            weights_memory=jnp.zeros(self.size, real_dtype(params)),
-        )
-
-    def begin(
-        self, leaves: Leaves, state: State, extra: Mapping[str, Any], rows: Rows
-    ) -> Callable[[Results], State]:
-        check_state(state, ScaleByLBFGSState, self.where)
-        if leaves.params is None:
-            raise ValueError(
-                f"{self.where}: needs the parameters: call update(updates, state, params)."
-            )
-        flat = leaves.flat
-        columns = [
-            gtree.flatten_like(flat, getattr(state, name), f"the state's {name}", self.where)
-            for name in _TREES
-        ]
-        active = [i for i, u in enumerate(leaves.updates) if is_array(u)]
-        for i in active:
-            check_array(leaves.updates[i], flat, i, self.where, "update")
-            check_shape(flat, i, leaves.params[i], self.where, "parameter")
-        given = (list(map(gtree.as_number, leaves.updates)), leaves.params, *columns)
-        direction, new, weights = _step(
-            *([column[i] for i in active] for column in given),
-            state.weights_memory,
-            state.count,
-            leaves.gate,
-            scaled=self.scaled,
-        )
-        for i, u in zip(active, direction, strict=True):
-            rows[i].append(Call(_take, (), {"direction": u}, NO_STATE, False))
-        for column, arrays in zip(columns, new, strict=True):
-            for i, x in zip(active, arrays, strict=True):
-                column[i] = x
-        count = safe_increment(state.count)
-        if leaves.gate is not None:
-            count = jnp.where(leaves.gate, count, state.count)
-        made = type(state)(count, *map(flat.unflatten, columns), weights)
-        return lambda results: made
+def _prepare(
+    leaves: Leaves, state: State, extra: Mapping[str, Any], *, scaled: bool, where: str
+) -> tuple[list[Call | None], State]:
+    """The direction of all leaves at once; each leaf then takes its own."""
+    check_state(state, ScaleByLBFGSState, where)
+    if leaves.params is None:
+        raise ValueError(f"{where}: needs the parameters: call update(updates, state, params).")
+    flat = leaves.flat
+    columns = [
+        gtree.flatten_like(flat, getattr(state, name), f"the state's {name}", where)
+        for name in _TREES
+    ]
+    active = [i for i, u in enumerate(leaves.updates) if is_array(u)]
+    for i in active:
+        check_array(leaves.updates[i], flat, i, where, "update")
+        check_shape(flat, i, leaves.params[i], where, "parameter")
+    given = (list(map(gtree.as_number, leaves.updates)), leaves.params, *columns)
+    direction, new, weights = _step(
+        *([column[i] for i in active] for column in given),
+        state.weights_memory,
+        state.count,
+        leaves.gate,
+        scaled=scaled,
+    )
+    calls: list[Call | None] = [None] * len(leaves.updates)
+    for i, u in zip(active, direction, strict=True):
+        calls[i] = Call(_take, (), {"direction": u}, NO_STATE, False)
+    for column, arrays in zip(columns, new, strict=True):
+        for i, x in zip(active, arrays, strict=True):
+            column[i] = x
+    count = counted(state.count, leaves.gate)
+    return calls, type(state)(count, *map(flat.unflatten, columns), weights)
 
 
 def _take(g: Array, s: LeafState, p: None, h: Numbers) -> tuple[Array, LeafState]:
@@ -324,13 +314,12 @@ def lbfgs(
     step.
 
     Args:
-      learning_rate: a factor in [0, inf) before the line search, or another source of a number;
-        by default 1.
+      learning_rate: a factor before the line search; 1 by default.
       memory_size: the steps that \(P_k\) is made of, 1 or more.
       scale_init_precond: whether \(P_k\) begins with a scaled identity (see `scale_by_lbfgs`).
-      linesearch: what finds the step size, such as `scale_by_zoom_linesearch` (the default, with
-        at most 20 steps tried, 1 first) and `scale_by_backtracking_linesearch`; `None` for
-        \(\eta_k\) = `learning_rate`.
+      linesearch: what finds the step size, such as `scale_by_zoom_linesearch` (the default, with at
+        most 20 steps tried, 1 first) and `scale_by_backtracking_linesearch`; `None` for \(\eta_k\)
+        = `learning_rate`.
 
     Raises:
       ValueError: an argument out of its range; `update` is called without the parameters, or

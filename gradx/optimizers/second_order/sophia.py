@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,12 +16,15 @@ from gradx.combinators.predicated import check_inner
 from gradx.contract import MaskedNode
 from gradx.core import Count, Params, Part, State, Transform, Updates
 from gradx.core import trees as gtree
+from gradx.core.meaning import Number
 from gradx.core.updates import safe_increment
 from gradx.lift.averages import average, real_zeros, storage, weight_so_far, zero_moments
 from gradx.lift.leafwise import leafwise
 from gradx.lift.passes import measured, run, staged
-from gradx.lift.stages import Call, Leaves, Numbers, Results, Rows, is_array
+from gradx.lift.sequence import BEGINNING, InSequence
+from gradx.lift.stages import Call, Leaves, Numbers, Rows, is_array
 from gradx.lift.states import check_state
+from gradx.lift.tree_first import TreeFirst
 from gradx.lowering.conditional import rarely
 from gradx.numbers.counting import steps
 from gradx.numbers.live import own_state, with_own
@@ -64,9 +67,9 @@ class _Curvature(NamedTuple):
 def scale_by_sophia(
     b1: Hyper = 0.965,
     b2: Hyper = 0.99,
-    eps: Hyper = 1e-8,
-    gamma: Hyper = 0.01,
-    clip_threshold: Hyper | None = 1.0,
+    eps: Annotated[Hyper, Number("(0, inf)")] = 1e-8,
+    gamma: Annotated[Hyper, Number("(0, inf)", r"\gamma")] = 0.01,
+    clip_threshold: Annotated[Hyper | None, Number("(0, inf]", "c")] = 1.0,
     update_interval: int = 10,
     hessian_diagonal_fn: Contract = _HUTCHINSON,
     mu_dtype: Any = None,
@@ -85,15 +88,13 @@ def scale_by_sophia(
     needs is given to `update` as extra arguments: `obj_fn` for Hutchinson's.
 
     Args:
-      b1: \(\beta_1\) in [0, 1).
-      b2: \(\beta_2\) in [0, 1). Since \(\nu\) changes in every \(k\)-th step, it remembers
-        \(k\) times as many steps as an average of gradients with the same number.
-      eps: \(\epsilon\) in (0, inf), what the curvature counts as where it is smaller or negative.
-      gamma: \(\gamma\) in (0, inf). The more, the fewer elements are clipped.
-      clip_threshold: \(c\) in (0, inf]; `None` does not clip.
+      b2: Since \(\nu\) changes in every \(k\)-th step, it remembers \(k\) times as many steps as an
+        average of gradients with the same number.
+      eps: what the curvature counts as where it is smaller or negative.
+      gamma: the more, the fewer elements are clipped.
+      clip_threshold: the largest absolute value of an element; `None` does not clip.
       update_interval: \(k\), a whole number from 1 on.
       hessian_diagonal_fn: a transformation that replaces gradients by the estimate.
-      mu_dtype: the dtype to keep \(\mu\) in; by default the parameter's, at least float32.
       verbose: print the win rate, the share of elements that are not clipped. The authors want it
         between 0.1 and 0.5; a larger \(\gamma\) raises it.
       print_win_rate_every_n_steps: in which steps; 0 prints nothing.
@@ -133,32 +134,29 @@ def scale_by_sophia(
         init=zero_moments(storage("mu_dtype", mu_dtype)),
         state=ScaleByAdamState,
         hypers={"b1": b1, "b2": b2, "eps": eps, "gamma": gamma, **clipping},
-        ranges={"eps": "(0, inf)", "gamma": "(0, inf)", **dict.fromkeys(clipping, "(0, inf]")},
         flags={"clips": bool(clipping)},
         per_step=_correction,
     )
     averaged = leafwise(_average, init={"nu": real_zeros}, state=_Curvature, hypers={"b2": b2})
 
     def described(params: Params, state: State) -> list[Part]:
-        inner = own_state(state)
-        moments = ScaleByAdamState(inner.count, inner.mu, inner.nu)
+        kept = own_state(state).hessian_fn_state
         return [
-            Part("", moved, params, with_own(state, moments)),
-            Part("hessian_diagonal_fn", hessian_diagonal_fn, params, inner.hessian_fn_state),
+            Part("", moved, params, _moments(state)),
+            Part("hessian_diagonal_fn", hessian_diagonal_fn, params, kept),
         ]
 
-    return staged(
-        _Sophia(
-            moved.stage,
-            averaged.stage,
-            core.with_extra_args(hessian_diagonal_fn),
-            interval,
-            max(report, 1) if verbose else 0,
-            where,
-        ),
+    estimates = _Estimates(
+        moved.stage,
+        averaged.stage,
+        core.with_extra_args(hessian_diagonal_fn),
+        interval,
+        max(report, 1) if verbose else 0,
         where,
-        described,
     )
+    curvature = TreeFirst(estimates.init, estimates.prepare)
+    both = InSequence([curvature, moved.stage], estimates.pack, estimates.unpack, where)
+    return staged(both, where, described)
 
 
 def _correction(h: Numbers, t: Array) -> Mapping[str, Array]:
@@ -186,8 +184,8 @@ def _average(g: Array, s: _Curvature, p: None, h: Numbers) -> tuple[Array, _Curv
 
 
 @dataclass(frozen=True, eq=False)
-class _Sophia:
-    """The rule at each leaf, and the curvature of the whole tree, which some steps renew.
+class _Estimates:
+    """The curvature of the whole tree, which some steps renew.
 
     `moved` and `averaged` are rules for one array: every step, with the curvature as it was before,
     and the average of estimates.
@@ -199,29 +197,23 @@ class _Sophia:
     interval: int
     report: int
     where: str
-    sees_tree = True  # the estimate is given the gradients as they are when it is this part's turn
 
     def init(self, params: Params) -> State:
-        made = self.moved.init(params)
-        kept = self.hessian.init(params)
-        moments = own_state(made)
-        return with_own(made, SophiaState(moments.count, moments.mu, moments.nu, kept))
+        return self.hessian.init(params), None
 
-    def begin(
-        self, leaves: Leaves, state: State, extra: Mapping[str, Any], rows: Rows
-    ) -> Callable[[Results], State]:
+    def prepare(
+        self, leaves: Leaves, state: State, extra: Mapping[str, Any]
+    ) -> tuple[list[None], State]:
+        """What makes estimates, and the average of these, after this step."""
         inner = own_state(state)
-        check_state(inner, SophiaState, self.where)
         for i, u in enumerate(leaves.updates):
             if is_array(u) and jnp.iscomplexobj(u):
                 raise ValueError(
                     f"{self.where}: the update at {leaves.flat.paths[i]!r} is complex, which has "
                     f"no order and cannot be clipped."
                 )
-        moments = ScaleByAdamState(inner.count, inner.mu, inner.nu)
-        finish = self.moved.begin(leaves, with_own(state, moments), extra, rows)
         if self.report:
-            self._print(leaves, inner.count, rows)
+            self._print(leaves, state, extra)
         params = leaves.visible_params
 
         def renew() -> Array:  # once more inside the conditional, which then waits for nothing
@@ -240,14 +232,20 @@ class _Sophia:
 
         # Devices may disagree about a gate, and the estimate may talk between them.
         due = renew() if leaves.conditional else inner.count % self.interval == 0
-        kept, nu = rarely(due, estimate, keep, (leaves.updates, state, params))
+        new = rarely(due, estimate, keep, (leaves.updates, state, params))
+        return [None] * len(leaves.updates), new
 
-        def finished(results: Results) -> State:
-            made = finish(results)
-            new = own_state(made)
-            return with_own(made, type(inner)(new.count, new.mu, nu, kept))
+    def unpack(self, state: State) -> list[State]:
+        check_state(own_state(state), SophiaState, self.where)
+        return [state, _moments(state)]
 
-        return finished
+    def pack(self, states: Sequence[State], old: State) -> State:
+        (kept, nu), moved = states
+        moments = own_state(moved)
+        if old is BEGINNING:
+            return with_own(moved, SophiaState(moments.count, moments.mu, moments.nu, kept))
+        new = type(own_state(old))(moments.count, moments.mu, nu, kept)
+        return with_own(moved, new)
 
     def _renewed(
         self,
@@ -272,20 +270,27 @@ class _Sophia:
         chosen = jax.tree.map(partial(_chosen, gate), kept, inner.hessian_fn_state)
         return chosen, own_state(after).nu
 
-    def _print(self, leaves: Leaves, count: Array, rows: Rows) -> None:
-        active = [i for i, u in enumerate(leaves.updates) if is_array(u)]
-        calls = {i: call for i in active if isinstance(call := rows[i][-1], Call)}
+    def _print(self, leaves: Leaves, state: State, extra: Mapping[str, Any]) -> None:
+        rows: Rows = [[] for _ in leaves.updates]
+        self.moved.begin(leaves, _moments(state), extra, rows)
+        calls = {i: call for i, row in enumerate(rows) for call in row if isinstance(call, Call)}
         won = [
             measured(_wins, c.static, leaves.updates[i], None, c.traced, c.state)["wins"]
             for i, c in calls.items()
         ]
-        t = safe_increment(count)
-        rate = sum(won) / max(1, sum(jnp.size(leaves.updates[i]) for i in active))
+        t = safe_increment(own_state(state).count)
+        rate = sum(won) / max(1, sum(jnp.size(leaves.updates[i]) for i in calls))
         jax.lax.cond(
             t % self.report == 0,
             lambda: jax.debug.print("sophia: win rate {rate} in step {t}", rate=rate, t=t),
             lambda: None,
         )
+
+
+def _moments(state: State) -> State:
+    """The part of Sophia's state that its rule has."""
+    inner = own_state(state)
+    return with_own(state, ScaleByAdamState(inner.count, inner.mu, inner.nu))
 
 
 def _of_visible(leaves: Leaves, obj_fn: Any) -> Any:
@@ -317,11 +322,11 @@ def sophia(
     learning_rate: Hyper,
     b1: Hyper = 0.965,
     b2: Hyper = 0.99,
-    eps: Hyper = 1e-8,
+    eps: Annotated[Hyper, Number("(0, inf)")] = 1e-8,
     weight_decay: Hyper = 1e-4,
     weight_decay_mask: Any = None,
-    gamma: Hyper = 0.01,
-    clip_threshold: Hyper | None = 1.0,
+    gamma: Annotated[Hyper, Number("(0, inf)", r"\gamma")] = 0.01,
+    clip_threshold: Annotated[Hyper | None, Number("(0, inf]", "c")] = 1.0,
     update_interval: int = 10,
     hessian_diagonal_fn: Contract = _HUTCHINSON,
     mu_dtype: Any = None,
@@ -338,20 +343,12 @@ def sophia(
     with the averages of `scale_by_sophia`.
 
     Args:
-      learning_rate: \(\eta\) in [0, inf).
-      b1: \(\beta_1\) in [0, 1).
-      b2: \(\beta_2\) in [0, 1).
-      eps: \(\epsilon\) in (0, inf).
-      weight_decay: \(\lambda\) in [0, inf).
-      weight_decay_mask: which leaves decay (see `add_decayed_weights`).
-      gamma: \(\gamma\) in (0, inf).
-      clip_threshold: \(c\) in (0, inf]; `None` does not clip.
+      gamma: the more, the fewer elements are clipped.
+      clip_threshold: the largest absolute value of an element; `None` does not clip.
       update_interval: the steps from one estimate of the curvature to the next.
       hessian_diagonal_fn: what makes it; its extra arguments are those of `update`.
-      mu_dtype: the dtype to keep the first moment in.
       verbose: print the share of elements that are not clipped.
       print_win_rate_every_n_steps: in which steps; 0 prints nothing.
-      decay: what \(\lambda\) is multiplied by (see `adamw`).
 
     Raises:
       ValueError: `update` is called without the parameters, or without what the estimate needs

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import partial
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import jax.numpy as jnp
 
 from gradx import core
 from gradx.combinators.chain import chain
 from gradx.core import Count, Transform, Updates
+from gradx.core.meaning import Number
 from gradx.lift.averages import average, storage, zeros
 from gradx.lift.leafwise import leafwise
 from gradx.lift.stages import LeafState, Numbers
@@ -51,9 +52,6 @@ def sign_sgd(learning_rate: Hyper) -> Transform:
 
     .. math:: u = -\eta\, \mathrm{sign}(g)
 
-    Args:
-      learning_rate: \(\eta\) in [0, inf).
-
     Example:
       >>> import gradx, jax.numpy as jnp
       >>> tx = gradx.sign_sgd(0.1)
@@ -72,8 +70,6 @@ def signum(learning_rate: Hyper, beta: Hyper = 0.9, accumulator_dtype: Any = Non
     .. math:: m \leftarrow \beta m + (1 - \beta) g, \qquad u = -\eta\, \mathrm{sign}(m)
 
     Args:
-      learning_rate: \(\eta\) in [0, inf).
-      beta: \(\beta\) in [0, 1).
       accumulator_dtype: the dtype to keep \(m\) in; by default the parameter's, at least float32.
 
     Example:
@@ -106,11 +102,11 @@ class ScaleByLionState(NamedTuple):
 @core.recorded
 def scale_by_lion(
     b1: Hyper = 0.9,
-    b2: Hyper = 0.99,
+    b2: Annotated[Hyper, Number("[0.01, 1)")] = 0.99,
     mu_dtype: Any = None,
     *,
     mode: Literal["hard", "smooth", "refined"] = "hard",
-    smooth_beta: Hyper = 1.0,
+    smooth_beta: Annotated[Hyper, Number("(0, inf)", "s")] = 1.0,
 ) -> Transform:
     r"""Replaces the updates by the sign of a mixture of gradient and momentum.
 
@@ -119,12 +115,11 @@ def scale_by_lion(
         \mu &\leftarrow \beta_2 \mu + (1 - \beta_2) g
 
     Args:
-      b1: \(\beta_1\) in [0, 1), for the update.
-      b2: \(\beta_2\) in [0.01, 1), for the momentum.
-      mu_dtype: the dtype to keep \(\mu\) in; by default the parameter's, at least float32.
-      mode: ``"hard"``, the sign; ``"smooth"``, \(\tanh(s\,c)\); ``"refined"``, \(c\) where
-        \(|c| < 1\) and its sign elsewhere.
-      smooth_beta: \(s\) in (0, inf), for the smooth mode.
+      b1: the weight of the momentum in the update.
+      b2: the decay of the momentum.
+      mode: ``"hard"``, the sign; ``"smooth"``, \(\tanh(s\,c)\); ``"refined"``, \(c\) where \(|c| <
+        1\) and its sign elsewhere.
+      smooth_beta: the steepness of the smooth mode.
 
     Example:
       >>> import gradx, jax.numpy as jnp
@@ -142,7 +137,6 @@ def scale_by_lion(
         state=ScaleByLionState,
         hypers={"b1": b1, "b2": b2, "smooth_beta": smooth_beta},
         # Solving for the old mu divides by b2: below a hundredth that costs digits.
-        ranges={"b2": "[0.01, 1)", "smooth_beta": "(0, inf)"},
         flags={"mode": mode},
         per_step=_mixture,
     )
@@ -171,7 +165,7 @@ def _lion(g: Array, s: ScaleByLionState, p: None, h: Numbers) -> tuple[Array, Sc
 def lion(
     learning_rate: Hyper,
     b1: Hyper = 0.9,
-    b2: Hyper = 0.99,
+    b2: Annotated[Hyper, Number("[0.01, 1)")] = 0.99,
     mu_dtype: Any = None,
     weight_decay: Hyper = 1e-3,
     mask: Any = None,
@@ -186,13 +180,8 @@ def lion(
     three to ten times Adam's.
 
     Args:
-      learning_rate: \(\eta\) in [0, inf).
-      b1: \(\beta_1\) in [0, 1), for the update.
-      b2: \(\beta_2\) in [0.01, 1), for the momentum.
-      mu_dtype: the dtype to keep the momentum in.
-      weight_decay: \(\lambda\) in [0, inf).
-      mask: which leaves decay (see `add_decayed_weights`).
-      decay: what \(\lambda\) is multiplied by (see `adamw`).
+      b1: the weight of the momentum in the update.
+      b2: the decay of the momentum.
 
     Raises:
       ValueError: `update` is called without the parameters.

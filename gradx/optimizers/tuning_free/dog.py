@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import partial
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import jax.numpy as jnp
 
 from gradx import core
 from gradx.combinators.chain import chain, identity
 from gradx.core import Params, Transform
+from gradx.core.meaning import Number
 from gradx.core.roots import sqrt
 from gradx.core.trees import abs_sq
 from gradx.lift.leafwise import leafwise
@@ -43,8 +44,6 @@ def _squares(g: Array, s: DoGState | DoWGState, p: Array, h: Numbers) -> Mapping
 
 
 def _decayed(weight_decay: Hyper | None, mask: Any) -> Transform:
-    if weight_decay is not None:
-        weight_decay = hyper.checked("weight_decay", weight_decay)
     return identity() if weight_decay is None else add_decayed_weights(weight_decay, mask)
 
 
@@ -82,11 +81,10 @@ def scale_by_dog(init_step: InitStep, eps: Hyper = 1e-8, *, axis_name: Any = Non
     The norms are those of the whole tree.
 
     Args:
-      init_step: how it begins, a pair of a word and a number in (0, inf): ``"distance"``, the
-        first \(\bar r\); ``"heuristic"``, \(\bar r = \alpha (1 + \lVert \theta_0 \rVert)\) with
-        this \(\alpha\); ``"learning_rate"``, the factor of \(g\) for as long as the parameters
-        have not moved.
-      eps: \(\epsilon\) in [0, inf).
+      init_step: how it begins, a pair of a word and a number in (0, inf): ``"distance"``, the first
+        \(\bar r\); ``"heuristic"``, \(\bar r = \alpha (1 + \lVert \theta_0 \rVert)\) with this
+        \(\alpha\); ``"learning_rate"``, the factor of \(g\) for as long as the parameters have not
+        moved.
       axis_name: the mapped axis over which the parameters are sharded (`shard_map`, `pmap`), or
         several, or `sharded`; `init` may be called inside or outside.
 
@@ -168,15 +166,11 @@ def dog(
               {\sqrt{\sum_{k \le t} \lVert g_k \rVert^2 + \epsilon}}\, g_t
 
     Args:
-      learning_rate: \(\eta\) in [0, inf), a further factor; 1 is the method.
-      init_step: how it begins (see `scale_by_dog`). The authors suggest ``("heuristic", 1e-6)``,
-        or 1e-4 for a model with batch normalization. The heuristic reads the parameters that
-        `init` is given, all of them, whether they will have a gradient or not.
-      eps: \(\epsilon\) in [0, inf).
-      weight_decay: \(\lambda\) in [0, inf); \(\lambda \theta\) is added to the gradient.
-      mask: which leaves decay (see `add_decayed_weights`).
-      axis_name: the mapped axis over which the parameters are sharded (`shard_map`, `pmap`), or
-        several, or `sharded`.
+      learning_rate: a further factor; 1 is the method.
+      init_step: how it begins (see `scale_by_dog`). The authors suggest ``("heuristic", 1e-6)``, or
+        1e-4 for a model with batch normalization. The heuristic reads the parameters that `init` is
+        given, all of them, whether they will have a gradient or not.
+      weight_decay: The decay is added to the gradient.
 
     Raises:
       ValueError: `update` is called without the parameters.
@@ -217,7 +211,10 @@ class DoWGState(NamedTuple):
 
 @core.recorded
 def scale_by_dowg(
-    init_estim_sq_dist: float | None = None, eps: float = 1e-4, *, axis_name: Any = None
+    init_estim_sq_dist: Annotated[float | None, Number("(0, inf)")] = None,
+    eps: Annotated[float, Number("(0, inf)")] = 1e-4,
+    *,
+    axis_name: Any = None,
 ) -> Transform:
     r"""Scales the updates by the squared distance travelled over weighted squared gradients.
 
@@ -229,10 +226,7 @@ def scale_by_dowg(
     The norms are those of the whole tree.
 
     Args:
-      init_estim_sq_dist: the first \(\bar r^2\) in (0, inf); by default `eps`.
-      eps: \(\epsilon\) in (0, inf).
-      axis_name: the mapped axis over which the parameters are sharded (`shard_map`, `pmap`), or
-        several, or `sharded`.
+      init_estim_sq_dist: the first \(\bar r^2\); by default `eps`.
 
     Raises:
       ValueError: `update` is called without the parameters.
@@ -246,15 +240,12 @@ def scale_by_dowg(
 
     Reference: Khaled et al., *DoWG unleashed*, https://arxiv.org/abs/2305.16284, 2023.
     """
-    small = hyper.constant("eps", eps, "(0, inf)")
-    first = small
-    if init_estim_sq_dist is not None:
-        first = hyper.constant("init_estim_sq_dist", init_estim_sq_dist, "(0, inf)")
+    first = eps if init_estim_sq_dist is None else init_estim_sq_dist
     return leafwise(
         by_factor,
         init=_start,
         state=DoWGState,
-        flags={"eps": small},
+        flags={"eps": eps},
         measure=_squares,
         per_tree=_dowg,
         scalars={"weighted_sq_norm_grads": 0.0, "estim_sq_dist": first},
@@ -273,8 +264,8 @@ def _dowg(h: Numbers, sums: Sums) -> Decided:
 @core.recorded
 def dowg(
     learning_rate: Hyper = 1.0,
-    init_estim_sq_dist: float | None = None,
-    eps: float = 1e-4,
+    init_estim_sq_dist: Annotated[float | None, Number("(0, inf)")] = None,
+    eps: Annotated[float, Number("(0, inf)")] = 1e-4,
     weight_decay: Hyper | None = None,
     mask: Any = None,
     *,
@@ -287,13 +278,9 @@ def dowg(
     with the distance and the sum of `scale_by_dowg`.
 
     Args:
-      learning_rate: \(\eta\) in [0, inf), a further factor; 1 is the method.
-      init_estim_sq_dist: the first \(\bar r^2\) in (0, inf); by default `eps`.
-      eps: \(\epsilon\) in (0, inf).
-      weight_decay: \(\lambda\) in [0, inf); \(\lambda \theta\) is added to the gradient.
-      mask: which leaves decay (see `add_decayed_weights`).
-      axis_name: the mapped axis over which the parameters are sharded (`shard_map`, `pmap`), or
-        several, or `sharded`.
+      learning_rate: a further factor; 1 is the method.
+      init_estim_sq_dist: the first \(\bar r^2\); by default `eps`.
+      weight_decay: The decay is added to the gradient.
 
     Raises:
       ValueError: `update` is called without the parameters.

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import jax.numpy as jnp
 
 from gradx import core
 from gradx.core import Params, Transform, Updates
+from gradx.core.meaning import Number
 from gradx.core.roots import sqrt
 from gradx.core.trees import abs_sq, wide
 from gradx.lift import mapped
 from gradx.lift.averages import storage
 from gradx.lift.leafwise import leafwise
 from gradx.lift.stages import Numbers, Sums
-from gradx.numbers import hyper
 from gradx.numbers.sources import Array, Hyper
 from gradx.pieces.norms import quotient, squares_at_init
 
@@ -39,10 +39,10 @@ class ScaleByDistanceOverGradientsState(NamedTuple):
 
 @core.recorded
 def scale_by_distance_over_gradients(
-    reps_rel: float = 1e-6,
+    reps_rel: Annotated[float, Number("(0, inf)", r"\alpha")] = 1e-6,
     eps: Hyper = 1e-8,
     param_dtype: Any = jnp.float32,
-    global_scale: Hyper = 1.0,
+    global_scale: Annotated[Hyper, Number("(-inf, inf)", "c")] = 1.0,
     *,
     axis_name: Any = None,
 ) -> Transform:
@@ -55,11 +55,11 @@ def scale_by_distance_over_gradients(
         \bar r_i = \alpha (1 + \lVert \theta_{0,i} \rVert) \text{ at first}
 
     Args:
-      reps_rel: \(\alpha\) in (0, inf); 1e-4 is suggested for models with batch normalization.
-      eps: \(\epsilon\) in [0, inf).
+      reps_rel: the first distance relative to the norm; 1e-4 is suggested for models with batch
+        normalization.
       param_dtype: the dtype to keep \(\theta_0\) in; `None` for the parameter's, at least float32.
         A narrower one moves \(\theta_0\): give float64 where the parameters are.
-      global_scale: \(c\), any finite number; -1 turns downhill.
+      global_scale: a factor; -1 turns downhill.
       axis_name: the mapped axis over which the leaves are sharded (`shard_map`, `pmap`), or
         several, or `sharded`; `init` may be called inside or outside.
 
@@ -77,14 +77,12 @@ def scale_by_distance_over_gradients(
     Reference: Ivgi et al., *DoG is SGD's best friend*, https://arxiv.org/abs/2302.12022, 2023: its
     L-DoG. Deviation from Optax: a scalar parameter has a scalar update; there it is (1,).
     """
-    ratio = hyper.constant("reps_rel", reps_rel, "(0, inf)")
     dtype = storage("param_dtype", param_dtype)
     return leafwise(
         _by_leaf,
-        init=partial(_start, ratio=ratio, dtype=dtype),
+        init=partial(_start, ratio=reps_rel, dtype=dtype),
         state=ScaleByDistanceOverGradientsState,
         hypers={"eps": eps, "global_scale": global_scale},
-        ranges={"global_scale": hyper.ANY},
         measure_init=squares_at_init,
         axis_name=axis_name,
         needs_params=True,

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -13,17 +12,16 @@ from gradx import core
 from gradx.combinators.chain import Contract
 from gradx.combinators.predicated import check_inner
 from gradx.core import Count, Params, Part, State, Transform
-from gradx.core import trees as gtree
+from gradx.core.meaning import Number
 from gradx.core.roots import sqrt
 from gradx.core.trees import abs_sq, dot
 from gradx.lift.leafwise import leafwise
 from gradx.lift.passes import staged
-from gradx.lift.sequence import stage_of
-from gradx.lift.stages import Decided, Leaves, Made, Numbers, Results, Rows, Stage, Sums
+from gradx.lift.sequence import BEGINNING, InSequence, stage_of
+from gradx.lift.stages import Decided, Numbers, Sums
 from gradx.lift.states import check_state
 from gradx.lowering.order import once_known
 from gradx.lowering.reading import unshared
-from gradx.numbers import hyper
 from gradx.numbers.counting import steps
 from gradx.numbers.live import own_state, with_own
 from gradx.numbers.sources import Array, Hyper
@@ -67,9 +65,9 @@ class _Tuner(NamedTuple):
 @core.recorded
 def mechanize(
     base_optimizer: Contract,
-    weight_decay: Hyper = 1e-2,
-    eps: Hyper = 1e-8,
-    s_init: float = 1e-6,
+    weight_decay: Annotated[Hyper, Number(symbol="w")] = 1e-2,
+    eps: Annotated[Hyper, Number("(0, inf)")] = 1e-8,
+    s_init: Annotated[float, Number("(0, inf)", r"s_\mathrm{init}")] = 1e-6,
     num_betas: int = 6,
     *,
     axis_name: Any = None,
@@ -91,9 +89,8 @@ def mechanize(
     Args:
       base_optimizer: the optimizer, gradx's or Optax's, learning rate and all: 1, or a schedule
         with its peak at 1.
-      weight_decay: \(w\) in [0, inf); beside whatever the base optimizer has of it.
-      eps: \(\epsilon\) in (0, inf).
-      s_init: \(s_\mathrm{init}\) in (0, inf), what all \(s_i\) begin with.
+      weight_decay: It is beside whatever the base optimizer has of it.
+      s_init: what all \(s_i\) begin with.
       num_betas: \(n\), how many decays there are to learn from, a whole number of at least 1.
       axis_name: the mapped axis over which the parameters are sharded, inside `shard_map` or
         `pmap`, or several, or `sharded`; the base optimizer has to be told by itself.
@@ -119,15 +116,13 @@ def mechanize(
     where = core.where()
     check_inner(base_optimizer, where, "base_optimizer")
     num_betas = steps("num_betas", num_betas, 1)
-    first = hyper.constant("s_init", s_init, "(0, inf)")
     nothing = np.zeros(num_betas)
     tuning = leafwise(
         _move,
         init={"x0": _from_here},
         state=_Tuner,
         hypers={"weight_decay": weight_decay, "eps": eps},
-        ranges={"eps": "(0, inf)"},
-        flags={"s_init": first},
+        flags={"s_init": s_init},
         per_step=_is_first,
         measure=_products,
         per_tree=_learn,
@@ -135,21 +130,28 @@ def mechanize(
             "r": nothing,
             "m": nothing,
             "v": nothing,
-            "s": lambda _: jnp.full(num_betas, first),
+            "s": lambda _: jnp.full(num_betas, s_init),
         },
         axis_name=axis_name,
         needs_params=True,
     )
-    tuner = tuning.stage
 
     def described(params: Params, state: State) -> list[Part]:
-        _, inner, own = _split(state, where)
+        inner, own = _split(state, where)
         return [
             Part("base_optimizer", base_optimizer, params, inner),
             Part("", tuning, params, own),
         ]
 
-    return staged(_Mechanic(stage_of(base_optimizer), tuner, where), where, described)
+    def pack(states: Sequence[State], old: State) -> State:
+        return _join(MechanicState if old is BEGINNING else type(own_state(old)), *states)
+
+    # The tuner measures the gradients that the base optimizer is given, and moves by its updates.
+    stages = [stage_of(base_optimizer), tuning.stage]
+    both = InSequence(
+        stages, pack, lambda state: _split(state, where), where, side_by_side=True, rounds=True
+    )
+    return staged(both, where, described)
 
 
 # ---------------------------------------------------------------- the rule
@@ -200,39 +202,15 @@ def _move(u: Array, s: _Tuner, p: Array, h: Numbers) -> tuple[Array, _Tuner]:
     return h.rate * u + h.back * (x0 - p), s._replace(x0=x0)
 
 
-# ---------------------------------------------------------------- around the base optimizer
+# ---------------------------------------------------------------- with the base optimizer
 
 
-@dataclass(frozen=True, eq=False)
-class _Mechanic:
-    """The base optimizer and then the tuner, which measures the gradients that both are given."""
-
-    inner: Stage
-    tuner: Stage
-    where: str
-    sees_tree = True
-
-    def init(self, params: Params) -> State:
-        return _join(MechanicState, self.inner.init(params), self.tuner.init(params))
-
-    def begin(
-        self, leaves: Leaves, state: State, extra: Mapping[str, Any], rows: Rows
-    ) -> Callable[[Results], State]:
-        kind, base_state, tuner_state = _split(state, self.where)
-        end_inner = self.inner.begin(leaves, base_state, extra, rows)
-        for row, u in zip(rows, leaves.updates, strict=True):
-            if row and isinstance(row[0], Made) and gtree.is_inexact(u):
-                row[0] = row[0]._replace(dtype=jnp.result_type(u))
-        end = self.tuner.begin(leaves, tuner_state, extra, rows)
-        return lambda results: _join(kind, end_inner(results), end(results))
-
-
-def _split(state: State, where: str) -> tuple[Any, State, State]:
-    """The class of the state, that of the base optimizer, and that of the tuner."""
+def _split(state: State, where: str) -> tuple[State, State]:
+    """The state of the base optimizer, and that of the tuner."""
     inner = own_state(state)
     check_state(inner, MechanicState, where)
     own = _Tuner(*(getattr(inner, field) for field in _Tuner._fields))
-    return type(inner), inner.base_optimizer_state, with_own(state, own)
+    return inner.base_optimizer_state, with_own(state, own)
 
 
 def _join(kind: Any, base_state: State, tuner_state: State) -> State:

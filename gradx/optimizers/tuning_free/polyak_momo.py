@@ -6,13 +6,14 @@ They are told the loss, at the parameters that the gradient is of, in each call 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import jax.numpy as jnp
 
 from gradx import core
 from gradx.combinators.chain import chain
 from gradx.core import Count, Transform, Updates
+from gradx.core.meaning import Number
 from gradx.core.roots import sqrt
 from gradx.core.trees import abs_sq, finite_sq, products
 from gradx.lift.averages import average, real_zeros, weight_so_far, zeros
@@ -36,8 +37,8 @@ NOTHING = 2.0**-52
 
 @core.recorded
 def scale_by_polyak(
-    f_min: Hyper = 0.0,
-    max_learning_rate: Hyper = 1.0,
+    f_min: Annotated[Hyper, Number("(-inf, inf)", r"f_\mathrm{min}")] = 0.0,
+    max_learning_rate: Annotated[Hyper, Number("(0, inf]", r"\gamma")] = 1.0,
     eps: Hyper = 0.0,
     variant: Literal["sps", "sps+"] = "sps",
     *,
@@ -52,13 +53,10 @@ def scale_by_polyak(
     \(f(\theta)\) is given to `update` as the extra argument `value`.
 
     Args:
-      f_min: \(f_\mathrm{min}\), any finite number: the smallest loss that there is. Where it is too
-        large the method ascends, unless the variant is ``"sps+"``.
-      max_learning_rate: \(\gamma\) in (0, inf].
-      eps: \(\epsilon\) in [0, inf).
+      f_min: the smallest loss that there is. Where it is too large the method ascends, unless the
+        variant is ``"sps+"``.
+      max_learning_rate: the largest step size.
       variant: ``"sps"``, or ``"sps+"``: the difference of the losses is at least 0.
-      axis_name: the mapped axis over which the parameters are sharded (`shard_map`, `pmap`), or
-        several, or `sharded`.
 
     Raises:
       ValueError: another `variant`; `update` is called without `value`.
@@ -83,7 +81,6 @@ def scale_by_polyak(
             "eps": eps,
             "value": from_call("value"),
         },
-        ranges={"max_learning_rate": "(0, inf]"},
         flags={"positive": variant == "sps+"},
         axis_name=axis_name,
     )
@@ -103,9 +100,9 @@ def _over(gap: Array, norm: Array) -> Array:
 
 @core.recorded
 def polyak_sgd(
-    max_learning_rate: Hyper = 1.0,
-    scaling: Hyper = 1.0,
-    f_min: Hyper = 0.0,
+    max_learning_rate: Annotated[Hyper, Number("(0, inf]", r"\gamma")] = 1.0,
+    scaling: Annotated[Hyper, Number("[0, inf)", "s")] = 1.0,
+    f_min: Annotated[Hyper, Number("(-inf, inf)", r"f_\mathrm{min}")] = 0.0,
     eps: Hyper = 0.0,
     variant: Literal["sps", "sps+"] = "sps",
     *,
@@ -119,13 +116,10 @@ def polyak_sgd(
     The loss \(f(\theta)\) is the extra argument `value`.
 
     Args:
-      max_learning_rate: \(\gamma\) in (0, inf].
-      scaling: \(s\) in [0, inf).
-      f_min: \(f_\mathrm{min}\), any finite number (see `scale_by_polyak`).
-      eps: \(\epsilon\) in [0, inf).
+      max_learning_rate: the largest step size.
+      scaling: a factor of the step size.
+      f_min: the smallest loss that there is (see `scale_by_polyak`).
       variant: ``"sps"`` or ``"sps+"`` (see `scale_by_polyak`).
-      axis_name: the mapped axis over which the parameters are sharded (`shard_map`, `pmap`), or
-        several, or `sharded`.
 
     Raises:
       ValueError: another `variant`; `update` is called without `value`.
@@ -160,7 +154,6 @@ def _with_loss(
     return leafwise(
         rule,
         hypers={**hypers, "value": from_call("value")},
-        ranges=hyper.used({"beta": "[0, 1)", "eps": "(0, inf)"}, hypers),
         flags={"lower_bound": first, "adapt_lower_bound": bound[1]},
         per_tree=_decide,
         scalars={"barf": 0.0, "gamma": 0.0, "lb": first},
@@ -218,7 +211,7 @@ class MomoState(NamedTuple):
 def momo(
     learning_rate: Hyper = 1.0,
     beta: Hyper = 0.9,
-    lower_bound: float = 0.0,
+    lower_bound: Annotated[float, Number("(-inf, inf)", "f_*")] = 0.0,
     weight_decay: Hyper = 0.0,
     adapt_lower_bound: bool = False,
     *,
@@ -239,13 +232,9 @@ def momo(
     extra argument `value`.
 
     Args:
-      learning_rate: \(\eta\) in [0, inf), the largest step size.
-      beta: \(\beta\) in [0, 1).
-      lower_bound: \(f_*\), any finite number: what the loss cannot fall below.
-      weight_decay: \(\lambda\) in [0, inf).
+      learning_rate: the largest step size.
+      lower_bound: what the loss cannot fall below.
       adapt_lower_bound: estimate \(f_*\) as it goes, from `lower_bound` up.
-      axis_name: the mapped axis over which the parameters are sharded (`shard_map`, `pmap`), or
-        several, or `sharded`.
 
     Raises:
       ValueError: `update` is called without the parameters or without `value`.
@@ -315,8 +304,8 @@ def momo_adam(
     learning_rate: Hyper = 1e-2,
     b1: Hyper = 0.9,
     b2: Hyper = 0.999,
-    eps: Hyper = 1e-8,
-    lower_bound: float = 0.0,
+    eps: Annotated[Hyper, Number("(0, inf)")] = 1e-8,
+    lower_bound: Annotated[float, Number("(-inf, inf)", "f_*")] = 0.0,
     weight_decay: Hyper = 0.0,
     adapt_lower_bound: bool = False,
     *,
@@ -339,15 +328,9 @@ def momo_adam(
     The loss \(f(\theta)\) is given to `update` as the extra argument `value`.
 
     Args:
-      learning_rate: \(\eta\) in [0, inf), the largest step size.
-      b1: \(\beta_1\) in [0, 1).
-      b2: \(\beta_2\) in [0, 1).
-      eps: \(\epsilon\) in (0, inf).
-      lower_bound: \(f_*\), any finite number: what the loss cannot fall below.
-      weight_decay: \(\lambda\) in [0, inf).
+      learning_rate: the largest step size.
+      lower_bound: what the loss cannot fall below.
       adapt_lower_bound: estimate \(f_*\) as it goes, from `lower_bound` up.
-      axis_name: the mapped axis over which the parameters are sharded (`shard_map`, `pmap`), or
-        several, or `sharded`.
 
     Raises:
       ValueError: `update` is called without the parameters or without `value`.

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import jax.numpy as jnp
 
 from gradx import core
 from gradx.core import Count, Params, Transform, Updates
+from gradx.core.meaning import Number
 from gradx.core.roots import sqrt
 from gradx.core.trees import abs_sq, products
 from gradx.lift.averages import average, real_zeros, weight_so_far, zeros
@@ -77,9 +78,9 @@ class DAdaptAdamWState(NamedTuple):
 def dadapt_adamw(
     learning_rate: Hyper = 1.0,
     betas: tuple[Hyper, Hyper] = (0.9, 0.999),
-    eps: Hyper = 1e-8,
-    estim_lr0: float = 1e-6,
-    weight_decay: Hyper = 0.0,
+    eps: Annotated[Hyper, Number("(0, inf)")] = 1e-8,
+    estim_lr0: Annotated[float, Number("(0, inf)")] = 1e-6,
+    weight_decay: Annotated[Hyper, Number(symbol="w")] = 0.0,
     *,
     axis_name: Any = None,
 ) -> Transform:
@@ -99,13 +100,9 @@ def dadapt_adamw(
     Inner product and 1-norm are those of the whole tree. Where \(s\) is zero, \(d\) stays.
 
     Args:
-      learning_rate: \(\eta\) in [0, inf), a further factor; a schedule should have its peak at 1.
+      learning_rate: a further factor; a schedule should have its peak at 1.
       betas: \((\beta_1, \beta_2)\), both in [0, 1).
-      eps: \(\epsilon\) in (0, inf).
-      estim_lr0: the first \(d\) in (0, inf), well below the right one.
-      weight_decay: \(w\) in [0, inf).
-      axis_name: the mapped axis over which the parameters are sharded (`shard_map`, `pmap`), or
-        several, or `sharded`.
+      estim_lr0: the first \(d\), well below the right one.
 
     Raises:
       ValueError: `update` is called without the parameters.
@@ -127,7 +124,6 @@ def dadapt_adamw(
     code. In Optax a step with \(s = 0\) (a first gradient of zero, a learning rate that begins at
     zero) makes the estimate NaN for ever.
     """
-    first = hyper.constant("estim_lr0", estim_lr0, "(0, inf)")
     return leafwise(
         _dadapt,
         init={"exp_avg": zeros, "exp_avg_sq": real_zeros, "grad_sum": jnp.zeros_like},
@@ -138,11 +134,10 @@ def dadapt_adamw(
             "eps": eps,
             "weight_decay": weight_decay,
         },
-        ranges={"eps": "(0, inf)"},
         per_step=_dadapt_step,
         measure=_dadapt_sums,
         per_tree=_dadapt_estimate,
-        scalars={"estim_lr": first, "numerator_weighted": 0.0},
+        scalars={"estim_lr": estim_lr0, "numerator_weighted": 0.0},
         axis_name=axis_name,
         needs_params=True,
     )
@@ -217,11 +212,11 @@ class ProdigyState(NamedTuple):
 def prodigy(
     learning_rate: Hyper = 1.0,
     betas: tuple[Hyper, Hyper] = (0.9, 0.999),
-    beta3: Hyper | None = None,
+    beta3: Annotated[Hyper | None, Number("[0, 1)", r"\beta_3")] = None,
     eps: Hyper = 1e-8,
-    estim_lr0: float = 1e-6,
-    estim_lr_coef: Hyper = 1.0,
-    weight_decay: Hyper = 0.0,
+    estim_lr0: Annotated[float, Number("(0, inf)", "d_0")] = 1e-6,
+    estim_lr_coef: Annotated[Hyper, Number("(0, inf)", "c")] = 1.0,
+    weight_decay: Annotated[Hyper, Number(symbol="w")] = 0.0,
     safeguard_warmup: bool = False,
     *,
     axis_name: Any = None,
@@ -240,16 +235,13 @@ def prodigy(
     Inner product and 1-norm are those of the whole tree. Where \(s\) is zero, \(d\) stays.
 
     Args:
-      learning_rate: \(\eta\) in [0, inf), a further factor; a schedule should have its peak at 1.
+      learning_rate: a further factor; a schedule should have its peak at 1.
       betas: \((\beta_1, \beta_2)\), both in [0, 1).
-      beta3: \(\beta_3\) in [0, 1); by default \(\sqrt{\beta_2}\).
-      eps: \(\epsilon\) in [0, inf). With 0 an element that has had no gradient yet gives NaN.
-      estim_lr0: \(d_0\), the first \(d\), in (0, inf), well below the right one.
-      estim_lr_coef: \(c\) in (0, inf).
-      weight_decay: \(w\) in [0, inf).
+      beta3: the decay of the estimate's averages; by default \(\sqrt{\beta_2}\).
+      eps: With 0 an element that has had no gradient yet gives NaN.
+      estim_lr0: the first \(d\), well below the right one.
+      estim_lr_coef: how fast the estimate may grow.
       safeguard_warmup: \(d\) in place of \(\lambda_t\) in \(s\), for a long warmup.
-      axis_name: the mapped axis over which the parameters are sharded (`shard_map`, `pmap`), or
-        several, or `sharded`.
 
     Raises:
       ValueError: `update` is called without the parameters.
@@ -271,7 +263,6 @@ def prodigy(
     first gradient of zero, a learning rate that begins at zero) makes the estimate NaN for ever.
     """
     slowest = {} if beta3 is None else {"beta3": beta3}
-    first = hyper.constant("estim_lr0", estim_lr0, "(0, inf)")
     return leafwise(
         _prodigy,
         init=_prodigy_start,
@@ -284,12 +275,11 @@ def prodigy(
             "estim_lr_coef": estim_lr_coef,
             "weight_decay": weight_decay,
         },
-        ranges={"estim_lr_coef": "(0, inf)", **dict.fromkeys(slowest, "[0, 1)")},
-        flags={"estim_lr0": first, "safeguard_warmup": safeguard_warmup},
+        flags={"estim_lr0": estim_lr0, "safeguard_warmup": safeguard_warmup},
         per_step=_prodigy_step,
         measure=_prodigy_sums,
         per_tree=_prodigy_estimate,
-        scalars={"estim_lr": first, "numerator_weighted": 0.0},
+        scalars={"estim_lr": estim_lr0, "numerator_weighted": 0.0},
         axis_name=axis_name,
         needs_params=True,
     )

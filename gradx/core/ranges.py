@@ -1,0 +1,132 @@
+"""Ranges of numbers, and whether a number that is known now lies in its range."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import re
+from collections.abc import Iterator
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from gradx.core.binding import is_tree
+from gradx.core.show import show
+from gradx.core.trees import wide
+
+Array = jax.Array
+Scalar: TypeAlias = float | Array
+
+ANY = "(-inf, inf)"
+
+# What Optax means by numbers below these ranges, and how to get it.
+BELOW = {
+    "learning_rate": " To climb, put scale(-1.0) behind it in a chain.",
+    "weight_decay": " add_decayed_weights takes any number.",
+}
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A range of numbers, written as in mathematics: ``[0, 1)``, ``(0, inf]``."""
+
+    text: str
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch(r"[\[(][^,]+,[^,]+[\])]", self.text):
+            raise ValueError(f"a range reads like '[0, 1)' or '(0, inf]', got {self.text!r}.")
+
+    def __contains__(self, x: float) -> bool:
+        low, high = self.text[1:-1].split(",")
+        above = x >= float(low) if self.text[0] == "[" else x > float(low)
+        below = x <= float(high) if self.text[-1] == "]" else x < float(high)
+        return above and below
+
+
+def factor_range(interval: str) -> str:
+    """The range of a factor of a number: only its sign can be said."""
+    return ANY if -1.0 in Interval(interval) else "[0, inf)"
+
+
+_of_the_run: ContextVar[bool] = ContextVar("_of_the_run", default=False)
+
+
+@contextlib.contextmanager
+def of_the_run() -> Iterator[None]:
+    """Numbers in here are a schedule's, which may reach any value, as under `jit`."""
+    token = _of_the_run.set(True)
+    try:
+        yield
+    finally:
+        _of_the_run.reset(token)
+
+
+HOW_TO_GIVE = (
+    "Give a number, a schedule (count -> number), tunable(…), by_path(…), from_call(…) or a "
+    "product scaled(…)."
+)
+
+
+def no_number(value: Any, name: str, where: str) -> ValueError:
+    """The error for what is neither a number nor another source of one."""
+    if is_tree(value):
+        return ValueError(
+            f"{where}: {name} must be one real number, got a tree, a {type(value).__name__}. "
+            f"An optimizer is made without the parameters, which tx.init(params) is given; numbers "
+            f"that differ from leaf to leaf are by_path(…)."
+        )
+    return ValueError(f"{where}: {name} must be one real number, got {show(value)}. {HOW_TO_GIVE}")
+
+
+def check_number(value: float, interval: str, name: str, where: str) -> None:
+    """Raises ValueError unless the number lies in its range."""
+    if value not in Interval(interval) and not _of_the_run.get():
+        remedy = BELOW.get(name, "") if -math.inf < value < 0 else ""
+        raise ValueError(f"{where}: {name} must be in {interval}, got {value!r}.{remedy}")
+
+
+def check_in_float32(value: float, interval: str, name: str, where: str) -> None:
+    """The same, also for the number as float32 holds it: 1 - 1e-12 is 1 there, 1e39 infinite."""
+    check_number(value, interval, name, where)
+    with np.errstate(over="ignore"):
+        check_number(float(np.float32(value)), interval, name, where)
+
+
+def check_constant(value: Any, interval: str, name: str, where: str) -> None:
+    """Raises ValueError unless this is one real number in its range. Of a traced one only the type
+    is known."""
+    if not is_real(value):
+        raise ValueError(f"{where}: {name} must be one real number, got {show(value)}.")
+    if isinstance(value, jax.core.Tracer):
+        return
+    number = float(value)
+    check_number(number, interval, name, where)
+    with np.errstate(over="ignore"):
+        narrow = float(np.float32(number))
+    if math.isinf(narrow):  # too large for the arithmetic
+        check_number(narrow, interval, name, where)
+
+
+def is_real(value: Any) -> bool:
+    """One integer or floating-point number, of Python, NumPy or JAX; no bool."""
+    kinds = int | float | np.generic | np.ndarray | jax.Array
+    if isinstance(value, bool) or not isinstance(value, kinds) or np.shape(value) != ():
+        return False
+    dtype = jnp.result_type(value)
+    return jnp.issubdtype(dtype, jnp.integer) or jnp.issubdtype(dtype, jnp.floating)
+
+
+def is_zero(value: Any) -> bool:
+    """Whether a number is the constant 0, known now."""
+    return isinstance(value, int | float) and is_real(value) and value == 0
+
+
+def as_float(value: Any) -> Array:
+    """A strongly typed float array of at least float32, whatever kind of number it was."""
+    value = jnp.asarray(value)
+    floating = jnp.issubdtype(value.dtype, jnp.floating)
+    return value.astype(wide(value.dtype) if floating else float)

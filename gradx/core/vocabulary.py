@@ -1,0 +1,132 @@
+"""The words of the field: what the arguments mean that many factories have.
+
+A factory that means something else by a name says so in its annotation (see `meaning`).
+"""
+
+from __future__ import annotations
+
+import functools
+import types
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+
+from gradx.core.annotations import members, metadata, signature
+from gradx.core.meaning import Meaning, Number, Option
+from gradx.core.ranges import ANY
+
+VOCABULARY: dict[str, Meaning] = {
+    # What scales a step, and what draws parameters to zero.
+    "learning_rate": Number("[0, inf)", r"\eta", "the step size"),
+    "weight_decay": Number("[0, inf)", r"\lambda", "how strongly parameters are drawn to zero"),
+    "mask": Option("which leaves decay (see `add_decayed_weights`)"),
+    "weight_decay_mask": Option("which leaves decay (see `add_decayed_weights`)"),
+    # Averages.
+    "b1": Number("[0, 1)", r"\beta_1", "how much of the average of gradients is kept each step"),
+    "b2": Number("[0, 1)", r"\beta_2", "how much of the average of squares is kept each step"),
+    "b3": Number(
+        "[0, 1)", r"\beta_3", "how much of a slow average is kept each step, such as 0.9999"
+    ),
+    "alpha": Number("[0, inf)", r"\alpha", "the weight of the slow average; 5 by default"),
+    "beta": Number("[0, 1)", r"\beta", "how much of the average of gradients is kept each step"),
+    "decay": Number("[0, 1)", r"\beta", "how much of the average is kept each step"),
+    "momentum": Number(
+        "[0, 1)", r"\beta", "how much of the average of gradients is kept each step"
+    ),
+    "rho": Number("[0, 1)", r"\rho", "how much of the average is kept each step"),
+    "nesterov": Option("look one step ahead"),
+    "mu_dtype": Option(
+        "the dtype to keep the average of gradients in; by default the parameter's, at least "
+        "float32"
+    ),
+    # Divisions.
+    "eps": Number("[0, inf)", r"\epsilon", "a small number that keeps the division finite"),
+    "eps_root": Number("[0, inf)", r"\epsilon_\mathrm{root}", "a small number inside the root"),
+    # Bounds.
+    "max_norm": Number("(0, inf]", "c", "the largest norm"),
+    "max_delta": Number("(0, inf]", "c", "the largest absolute value"),
+    "threshold": Number("(0, inf]", "c", "the largest value"),
+    "clipping": Number("(0, inf]", "c", "the largest ratio of the norms"),
+    # Matrices.
+    "axes": Option(
+        "which leaves are matrices, and which of their axes are rows and columns: a `MatrixAxes`, "
+        "a tree of them, a function that makes one from the parameters, or `by_path`"
+    ),
+    "chunk": Option("how many matrices to work on at a time, which bounds the memory"),
+    "share": Option(
+        "which devices share the matrices: ``Share(mesh, axis)``, False for none, or by default "
+        "all of the mesh in scope"
+    ),
+    "ns_coeffs": Option("the coefficients of the Newton–Schulz steps (see `scale_by_muon`)"),
+    "ns_steps": Option("how many Newton–Schulz steps (see `scale_by_muon`)"),
+    "dtype": Option("the dtype of the factors of the products (see `scale_by_muon`)"),
+    "gram": Option("whether the steps work on the Gram matrix (see `scale_by_muon`)"),
+    "adaptive": Option("let the step grow with the gradient (see `scale_by_muon`)"),
+    "preconditioning": Option("what the matrix is divided by first (see `scale_by_muon`)"),
+    "precondition_frequency": Option("the steps from one renewal of the bases to the next"),
+    "staggered": Option(
+        "renew a part of the bases in every step, so that no step takes longer than others"
+    ),
+    "shampoo_beta": Number(
+        "[0, 1)", r"\beta", "how much of the factors is kept each step; by default `b2`"
+    ),
+    "rtol": Number("[0, 1)", r"\rho", "the share below which an eigenvalue is taken for rounding"),
+    # Schedules.
+    "init_value": Number(ANY, "I", "the value at the start"),
+    "peak_value": Number(ANY, "P", "the highest value"),
+    "end_value": Number(ANY, "E", "the value at the end"),
+    # The run.
+    "key": Option("a random key, or the seed of one"),
+    "axis_name": Option(
+        "the mapped axis over which the leaves are sharded, inside `shard_map` or `pmap`, or "
+        "several, or `sharded`"
+    ),
+}
+
+RANGES = {name: m.interval for name, m in VOCABULARY.items() if isinstance(m, Number)}
+
+
+def meanings(factory: Callable[..., Any], parameters: Mapping[str, Any]) -> dict[str, Meaning]:
+    """What is known of the arguments of a factory, by name.
+
+    Their names have a meaning in gradx alone; elsewhere only annotations say something.
+    """
+    ours = factory.__module__.partition(".")[0] == "gradx"
+    found: dict[str, Meaning] = {}
+    for name, parameter in parameters.items():
+        general = VOCABULARY.get(name) if ours else None
+        own = [m for m in metadata(parameter.annotation) if isinstance(m, Meaning)]
+        if own:
+            found[name] = own[-1].over(general) if isinstance(own[-1], Number) else own[-1]
+        elif general and isinstance(general, Number) == (float in members(parameter.annotation)):
+            found[name] = general
+    return found
+
+
+@functools.lru_cache(maxsize=1024)
+def numbers_of(factory: Callable[..., Any]) -> dict[str, tuple[Number, bool, bool]]:
+    """Name to the number that it is, whether it takes no source, and whether it may be None."""
+    found = {}
+    parameters = signature(factory).parameters
+    for name, meaning in meanings(factory, parameters).items():
+        if isinstance(meaning, Number) and meaning.interval:
+            kinds = set(members(parameters[name].annotation))
+            optional = types.NoneType in kinds
+            found[name] = meaning, kinds <= {float, int, jax.Array, types.NoneType}, optional
+    return found
+
+
+def checked_numbers(
+    factory: Callable[..., Any], arguments: Mapping[str, Any], where: str
+) -> dict[str, Any]:
+    """The numbers of a call that are to be taken instead of those that were given.
+
+    Raises:
+      ValueError: a number is out of its range.
+    """
+    found = {}
+    for name, (number, plain, optional) in numbers_of(factory).items():
+        if name in arguments and not (optional and arguments[name] is None):
+            found[name] = number.taken(arguments[name], name, where, plain)
+    return found

@@ -1,0 +1,46 @@
+"""Work on the whole tree that ends in one call a leaf, so that what follows can join its pass."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax.numpy as jnp
+
+from gradx.core import Params, State
+from gradx.core.updates import safe_increment
+from gradx.lift.stages import Call, Leaves, Results, Rows
+from gradx.numbers.sources import Array
+
+# (leaves, state, extra) -> the call at each leaf, or None for none, and the new state
+Prepare = Callable[[Leaves, State, Mapping[str, Any]], tuple[Sequence[Call | None], State]]
+
+
+@dataclass(frozen=True, eq=False)
+class TreeFirst:
+    """A part that sees all leaves at once and keeps a state for them all, as L-BFGS and GaLore do.
+
+    Attributes:
+      init: what the state begins with.
+      prepare: does the work. It obeys `leaves.gate` itself; the calls it gives have no state.
+    """
+
+    init: Callable[[Params], State]
+    prepare: Prepare
+    sees_tree = True
+
+    def begin(
+        self, leaves: Leaves, state: State, extra: Mapping[str, Any], rows: Rows
+    ) -> Callable[[Results], State]:
+        calls, new = self.prepare(leaves, state, extra)
+        for row, call in zip(rows, calls, strict=True):
+            if call is not None:
+                row.append(call)
+        return lambda _: new
+
+
+def counted(count: Array, gate: Array | None) -> Array:
+    """The count after this step, or as it was where the gate is closed."""
+    after = safe_increment(count)
+    return after if gate is None else jnp.where(gate, after, count)
