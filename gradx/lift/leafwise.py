@@ -36,7 +36,7 @@ __all__ = ["leafwise"]
 def leafwise(
     update: Update,
     *,
-    init: Callable[..., Mapping[str, Any]] | Mapping[str, Callable[..., Any]] | None = None,
+    init: Callable[..., Mapping[str, Any]] | Mapping[str, Any] | None = None,
     state: type[NamedTuple] | Any = optax.EmptyState,
     hypers: Mapping[str, Any] | None = None,
     ranges: Mapping[str, str] | None = None,
@@ -50,7 +50,6 @@ def leafwise(
     scalars: Mapping[str, Any] | None = None,
     count: str | tuple[str, ...] = "count",
     whole_tree: Collection[str] | None = None,
-    several: Mapping[str, Any] | None = None,
     axis_name: Any = None,
     needs_params: bool = False,
 ) -> Transform:
@@ -63,8 +62,9 @@ def leafwise(
         per-step number as an attribute. Returns the update and ``s._replace(…)``. Write it as a
         function of the module, not a closure, so that equal programs share a trace.
       init: what the state of one leaf begins with: `p -> {name: array}`, or a function for each
-        name, ``{"mu": jnp.zeros_like}``. In place of an array there may be a tuple of them, if
-        their number differs from leaf to leaf; if it does not, see `several`.
+        name, ``{"mu": jnp.zeros_like}``. A named tuple of functions makes several arrays for the
+        rule, and several trees in the state. In place of an array there may be a tuple of them, if
+        their number differs from leaf to leaf.
       state: the named tuple of the public state. The field `count` is kept by the lift (int32, the
         updates done so far), those in `scalars` are single numbers that `per_tree` changes; every
         other field becomes a tree like the parameters.
@@ -93,9 +93,6 @@ def leafwise(
       count: the name of the field that counts the updates. Optax's states may have several, which
         are equal: `t` is made from the first, and schedules read the last.
       whole_tree: the hypers that `per_tree` reads, by default all. These may not be by path.
-      several: the fields that are a named tuple of arrays at each leaf, with its class. Such a
-        field is a named tuple of trees, which every container of states knows, where a tree of
-        tuples would be taken for a deeper tree.
       axis_name: the mapped axis over which the leaves are sharded, inside `shard_map` or `pmap`, or
         several, or `sharded`: sums are then those over all devices. A reduction of one leaf, in
         `update` or `per_leaf`, takes ``h.span`` to `gradx.lift.mapped.total`.
@@ -148,7 +145,6 @@ def leafwise(
         per_leaf=per_leaf,
         measure_init=measure_init,
         scalars=scalars or {},
-        several=several or {},
         count=(count,) if isinstance(count, str) else count,
         whole_tree=whole_tree,
         flags=kept(dict(flags or {})),

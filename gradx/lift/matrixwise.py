@@ -8,6 +8,7 @@ and worked on together, so that a thousand of them cost one compilation; devices
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -70,6 +71,11 @@ class MatrixRule(Rule):
     share: Sharing
     how: How
     sees_tree = True
+
+    @functools.cached_property
+    def several(self) -> Mapping[str, Any]:
+        like_leaf = self.like_leaf.items()
+        return {name: type(kind) for name, kind in like_leaf if isinstance(kind, tuple)}
 
     def seen(self, flat: gtree.Flat) -> list[Matrix | None]:
         """Each leaf as matrices; None for what is not for this rule."""
@@ -227,7 +233,7 @@ def _zeros(p: Array, kind: Any) -> Any:
 def matrixwise(
     update: Update,
     *,
-    init: Callable[[Array], Mapping[str, Any]] | Mapping[str, Callable[..., Any]] | None = None,
+    init: Callable[[Array], Mapping[str, Any]] | Mapping[str, Any] | None = None,
     state: type[NamedTuple] | Any = optax.EmptyState,
     like_leaf: Mapping[str, Any] | None = None,
     hypers: Mapping[str, Any] | None = None,
@@ -336,7 +342,6 @@ def matrixwise(
         per_step=per_step,
         per_tree=per_tree,
         scalars=scalars or {},
-        several={k: type(kind) for k, kind in like_leaf.items() if isinstance(kind, tuple)},
         count=(count,),
         whole_tree=whole_tree,
         flags=kept(dict(flags or {})),

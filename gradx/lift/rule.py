@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -48,7 +49,7 @@ class Rule:
     """A rule for one array, and what the lift has to know about it (see `leafwise`)."""
 
     update: Update
-    first: Callable[..., Mapping[str, Any]] | Mapping[str, Callable[..., Any]] | None = None
+    first: Callable[..., Mapping[str, Any]] | Mapping[str, Any] | None = None
     state: Any = optax.EmptyState
     hypers: hyper.Hypers
     facts: Facts | None = None
@@ -58,7 +59,6 @@ class Rule:
     per_leaf: PerLeaf | None = None
     measure_init: Callable[[Array], Mapping[str, Any]] | None = None
     scalars: Mapping[str, Any] = field(default_factory=dict)
-    several: Mapping[str, Any] = field(default_factory=dict)
     count: tuple[str, ...] = ("count",)
     whole_tree: Collection[str] | None = None
     flags: Mapping[str, Any] = field(default_factory=dict)
@@ -76,6 +76,12 @@ class Rule:
     def counts(self) -> list[str]:
         """The fields that count the updates."""
         return [f for f in self.state._fields if f in self.count]
+
+    @functools.cached_property
+    def several(self) -> Mapping[str, Any]:
+        """The fields that are several trees, with the class of the named tuple that has them."""
+        first = self.first.items() if isinstance(self.first, Mapping) else ()
+        return {name: type(one) for name, one in first if isinstance(one, tuple)}
 
     @property
     def sees_tree(self) -> bool:
@@ -164,7 +170,7 @@ class Rule:
     def begun(self, fields: Sequence[str], *given: Any) -> dict[str, Any]:
         """What `init` makes, by the names of these fields."""
         if isinstance(self.first, Mapping):
-            made: Any = {name: one(*given) for name, one in self.first.items()}
+            made: Any = {name: _begun(one, given) for name, one in self.first.items()}
         else:
             made = {} if self.first is None else self.first(*given)
         if not isinstance(made, Mapping) or set(made) != set(fields):
@@ -318,3 +324,10 @@ class Rule:
             parts.append(measured(self.measure, call.static, g, p, call.traced, call.state))
         sums: Sums = mapped.sum_over(parts, [spans[i] for i in calls])
         return sums
+
+
+def _begun(first: Any, given: tuple[Any, ...]) -> Any:
+    """What a field begins with: an array, or a named tuple of them."""
+    if isinstance(first, tuple):
+        return type(first)(*(one(*given) for one in first))
+    return first(*given)

@@ -65,21 +65,15 @@ def averaging(
 ) -> Transform:
     """A rule whose state is the averages; `per_step` makes `b1` of its only own number."""
     slow = slow_average(b3, alpha)
+    first = partial(zeros, dtype=storage("mu_dtype", mu_dtype))
     return leafwise(
         rule,
-        init={"mu": partial(_first, kinds=kept(mu_dtype, slow))},
+        init={"mu": Averages(first, first) if slow else first},
         state=state,
-        several={"mu": Averages} if slow else {},
         hypers={**number, **slow},
         per_step=per_step,
         flags=flags,
     )
-
-
-def _first(p: Array, *, kinds: Any) -> Any:
-    if not isinstance(kinds, Averages):
-        return zeros(p, dtype=kinds)
-    return Averages(*(zeros(p, dtype=dtype) for dtype in kinds))
 
 
 def remembered(mu: Any, g: Array, h: Numbers) -> Any:
