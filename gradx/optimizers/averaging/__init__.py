@@ -1,1 +1,1 @@
-"""Methods that average the iterates instead of letting the learning rate fall."""
+"""Schedule-free optimizers: they average the iterates instead of lowering the learning rate."""

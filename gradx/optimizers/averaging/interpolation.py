@@ -1,8 +1,8 @@
-"""Averaging and interpolation of the iterates, which is what schedule-free learning is made of.
+"""The averaging and interpolation of iterates that make an optimizer schedule-free.
 
-Three sequences belong to it: z, which the base optimizer moves; their average x, which is what one
-evaluates; and y between the two, where gradients are taken. The parameters are y, the state holds
-z, and x follows from them.
+There are three sequences. The base optimizer moves z; x is the average of z, and is evaluated; y
+lies between the two, and gradients are taken there. The parameters are y, the state holds z, and x
+follows from them.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class ScheduleFreeState(NamedTuple):
 
 
 class _Averaging(NamedTuple):
-    """What of the state is not the base optimizer's."""
+    """The part of the state that is not the base optimizer's."""
 
     last_b1: Array
     weight_sum: Array
@@ -77,7 +77,7 @@ def averaging(
         hypers={"learning_rate": learning_rate, "b1": b1, "weight_lr_power": weight_lr_power},
         flags={"scaled": scaled},
         per_tree=_decide,
-        # In the beginning x, y and z are one, so any b1 describes them; a known one reads better.
+        # At first x, y and z are equal, so any b1 describes them; the given one reads better.
         scalars={"last_b1": _first(b1), "weight_sum": 0.0, "max_lr": 0.0},
         count="step_count",
         needs_params=True,
@@ -90,8 +90,8 @@ def _first(number: Hyper) -> Any:
 
 
 def _start(p: Array, *, dtype: Any) -> Array:
-    kept = p.dtype if dtype is None else dtype
-    return p.astype(gtree.wide(kept, p.dtype) if jnp.iscomplexobj(p) else kept)
+    stored = p.dtype if dtype is None else dtype
+    return p.astype(gtree.wide(stored, p.dtype) if jnp.iscomplexobj(p) else stored)
 
 
 def _decide(h: Numbers, sums: Sums) -> Decided:
@@ -99,22 +99,22 @@ def _decide(h: Numbers, sums: Sums) -> Decided:
     weight = max_lr**h.weight_lr_power
     total = h.weight_sum + weight
     share = weight / jnp.where(total == 0, 1.0, total)  # of z in x; none while the rate is 0
-    # As the state keeps it, or a rounded b1 would look like one that changes in every step.
+    # In the state's dtype: otherwise rounding would look like a b1 that changes in every step.
     b1 = jnp.asarray(h.b1, h.last_b1.dtype)
-    # By how much y turns from where it is to z. It is the share, unless b1 has changed.
+    # By which part of its distance y moves to z. It is the share, unless b1 has changed.
     turn = share + (1 - share) * (h.last_b1 - b1) / h.last_b1
     numbers = {"turn": turn, "follow": (1 - turn) * (1 - h.last_b1)}
     return numbers, {"last_b1": b1, "weight_sum": total, "max_lr": max_lr}
 
 
 def _interpolate(g: Array, s: _Averaging, p: Array, h: Numbers) -> tuple[Array, _Averaging]:
-    # With x = (y - (1 - b1) z) / b1 put in, nothing is left to divide by b1.
+    # x is replaced by (y - (1 - b1) z) / b1, and then no division by b1 is left.
     step = -h.learning_rate * g if h.scaled else g
     z = s.z + step
     return h.turn * (z - p) + h.follow * step, s._replace(z=z)
 
 
-# ---------------------------------------------------------------- the base, and then the rule
+# ---------------------------------------------------------------- the base optimizer, then the rule
 
 
 def _opened(state: State, where: str) -> list[State]:
@@ -128,9 +128,12 @@ def _opened(state: State, where: str) -> list[State]:
 def _closed(states: Sequence[State], old: State) -> State:
     base, own = states
     inner = own_state(own)
-    kind = ScheduleFreeState if old is BEGINNING else type(own_state(old))  # which may be Optax's
-    made = kind(inner.last_b1, inner.weight_sum, inner.step_count, inner.max_lr, base, inner.z)
-    return with_own(own, made)
+    # A state of Optax's class stays one.
+    state_class = ScheduleFreeState if old is BEGINNING else type(own_state(old))
+    return with_own(
+        own,
+        state_class(inner.last_b1, inner.weight_sum, inner.step_count, inner.max_lr, base, inner.z),
+    )
 
 
 def _is_ours(state: Any) -> bool:
@@ -159,13 +162,13 @@ def with_averaging(base: Contract, rule: Transform) -> Transform:
 
 @checked
 def schedule_free_eval_params(state: State, params: Params) -> Params:
-    r"""The parameters to evaluate, of a schedule-free run.
+    r"""The parameters to evaluate in a schedule-free run, the average \(x\).
 
     .. math:: x = \frac{y - (1 - \beta_1)\, z}{\beta_1}
 
     Args:
       state: the state of `schedule_free`, or of a chain, groups or wrappers that contain it.
-        Leaves that no schedule-free optimizer has are returned as they are.
+        Leaves without a schedule-free optimizer are returned as they are.
       params: the parameters \(y\) that are trained.
 
     Returns:
@@ -184,15 +187,15 @@ def schedule_free_eval_params(state: State, params: Params) -> Params:
       Array([1.1, 0.9], dtype=float32)
     """
     where = "schedule_free_eval_params"
-    found = [s for s in jax.tree.leaves(state, is_leaf=_is_ours) if _is_ours(s)]
-    if not found:
+    states = [s for s in jax.tree.leaves(state, is_leaf=_is_ours) if _is_ours(s)]
+    if not states:
         raise ValueError(
             f"{where}: there is no ScheduleFreeState in the state, a {type(state).__name__}."
         )
     flat = gtree.flatten(params)
     new = list(flat.values)
     taken: set[int] = set()
-    for s in found:
+    for s in states:
         for i, z in enumerate(_beside(flat, s.z, where)):
             if is_array(z) and is_array(flat.values[i]):
                 if i in taken:
@@ -203,14 +206,15 @@ def schedule_free_eval_params(state: State, params: Params) -> Params:
 
 
 def _beside(flat: gtree.Flat, z: Updates, where: str) -> list[Any]:
+    """The leaves of z in the order of the parameters."""
     try:
         return gtree.flatten_like(flat, z, "the state's z", where, "the parameters")
     except ValueError:  # Flax NNX keeps the state in variables of another class
-        there = gtree.flatten(z)
-        at = dict(zip(there.paths, there.values, strict=True))
-        if not set(at) <= set(flat.paths):
+        flat_z = gtree.flatten(z)
+        by_path = dict(zip(flat_z.paths, flat_z.values, strict=True))
+        if not set(by_path) <= set(flat.paths):
             raise
-        return [at.get(path) for path in flat.paths]
+        return [by_path.get(path) for path in flat.paths]
 
 
 @jax.jit  # one trace per shape and dtype, instead of one per leaf

@@ -38,17 +38,18 @@ def schedule_free(
               c = w_t / \textstyle\sum_{s \le t} w_s, \quad w_t = (\max_{s \le t} \eta_s)^r \\
         y &\leftarrow \beta_1 x + (1 - \beta_1)\, z
 
-    The parameters are \(y\), and the update is what moves them. Evaluate at \(x\), which is
-    `schedule_free_eval_params(state, params)`: the loss at \(y\) is higher. Statistics of batch
-    norms belong to \(y\); gather them anew at \(x\).
+    The parameters are \(y\), and the update moves them. Evaluate at \(x\), which is
+    `schedule_free_eval_params(state, params)`, since the loss at \(y\) is higher. Statistics of
+    batch norms belong to \(y\); gather them anew at \(x\).
 
     Args:
       base_optimizer: \(T\), gradx's or Optax's, without momentum (`sgd`, `adam(…, b1=0.0)`), with
         its own learning rate. It sees the parameters \(y\), so weight decay acts there.
       learning_rate: the base optimizer's step size, a constant or a warmup that stays at its peak.
         Here it only sets the weights of the average. One number for the whole tree.
-      b1: what takes the place of momentum: 0.9, or 0.95 to 0.98 for long runs.
-      weight_lr_power: how much the steps of a warmup count in the average.
+      b1: the share of \(x\) in \(y\), in place of momentum. Use 0.9, or 0.95 to 0.98 for long runs.
+      weight_lr_power: the power of the learning rate in the weights of the average. The higher it
+        is, the less the steps of a warmup count.
       state_dtype: the dtype to keep \(z\) in; by default the parameter's, at least float32.
 
     Raises:
@@ -68,9 +69,9 @@ def schedule_free(
       Array([0., 0.], dtype=float32)
 
     Reference: Defazio et al., *The road less scheduled*, https://arxiv.org/abs/2405.15682.
-    Deviation from Optax: a schedule is asked for the count 0 first, as everywhere, so the weights
-    follow the rates of the base optimizer; Optax's are one step ahead of them. The authors' code
-    begins a warmup at its second value, and so does what this one does after its first, idle step.
+    Deviation from Optax: schedules begin with the count 0, as everywhere in gradx, so the weights
+    follow the rates of the base optimizer; Optax's weights are one step ahead. The authors' code
+    begins a warmup at its second value. This one gets there after a first step that moves nothing.
     A \(\beta_1\) that changes during the run is taken into account.
     """
     rule = averaging(learning_rate, b1, weight_lr_power, state_dtype, scaled=False)
@@ -86,21 +87,21 @@ def schedule_free_sgd(
     weight_lr_power: Annotated[Hyper, Number("[0, inf)", "r")] = 2.0,
     state_dtype: Any = None,
 ) -> Transform:
-    r"""Schedule-free gradient descent.
+    r"""Schedule-free gradient descent: no decay of the learning rate has to be planned.
 
     .. math:: z \leftarrow z - \eta_t (g + \lambda y), \qquad
               \eta_t = \eta \min(1, t / W)
 
-    with the average and the parameters of `schedule_free`; evaluate at
+    The average and the parameters are as in `schedule_free`. Evaluate at
     `schedule_free_eval_params(state, params)`.
 
     Args:
       learning_rate: One number for the whole tree. It can be 10 to 50 times larger than with
         momentum.
       warmup_steps: \(W\), the steps of a linear warmup from 0; none by default.
-      b1: what takes the place of momentum.
+      b1: the share of \(x\) in \(y\), in place of momentum.
       weight_decay: None by default.
-      weight_lr_power: how much the steps of the warmup count in the average.
+      weight_lr_power: the power of the learning rate in the weights of the average.
       state_dtype: the dtype to keep \(z\) in; by default the parameter's, at least float32.
 
     Raises:
@@ -135,19 +136,19 @@ def schedule_free_adamw(
     weight_lr_power: Annotated[Hyper, Number("[0, inf)", "r")] = 2.0,
     state_dtype: Any = None,
 ) -> Transform:
-    r"""Schedule-free AdamW.
+    r"""Schedule-free AdamW: no decay of the learning rate has to be planned.
 
     .. math:: z \leftarrow z - \eta_t \left(\frac{g}{\sqrt{\hat\nu} + \epsilon} + \lambda y\right),
               \qquad \eta_t = \eta \min(1, t / W)
 
-    with \(\hat\nu\) of `scale_by_adam`, the average and the parameters of `schedule_free`; evaluate
-    at `schedule_free_eval_params(state, params)`.
+    \(\hat\nu\) is as in `scale_by_adam`, the average and the parameters as in `schedule_free`.
+    Evaluate at `schedule_free_eval_params(state, params)`.
 
     Args:
       learning_rate: One number for the whole tree, 1 to 10 times that of AdamW with a schedule.
       warmup_steps: \(W\), the steps of a linear warmup from 0; none by default.
-      b1: what takes the place of Adam's first moment.
-      weight_lr_power: how much the steps of the warmup count in the average.
+      b1: the share of \(x\) in \(y\), in place of Adam's first moment.
+      weight_lr_power: the power of the learning rate in the weights of the average.
       state_dtype: the dtype to keep \(z\) in; by default the parameter's, at least float32.
 
     Raises:
@@ -175,7 +176,7 @@ def schedule_free_adamw(
 
 
 def _warmed(learning_rate: Hyper, warmup_steps: int | None) -> Hyper:
-    """The learning rate with its warmup, live or scheduled ones too."""
+    """The learning rate with its warmup; it may be live or scheduled."""
     if warmup_steps is None:
         return learning_rate
     if isinstance(learning_rate, sources.Tunable):  # its name in the state stays
@@ -184,7 +185,7 @@ def _warmed(learning_rate: Hyper, warmup_steps: int | None) -> Hyper:
 
 
 def _clock(learning_rate: Hyper) -> Transform:
-    """Nothing, with the state of Optax's learning rate: a schedule has a count there."""
+    """Changes nothing. Its state is that of Optax's learning rate, where a schedule has a count."""
     return (
         leafwise(_pass, state=ScaleByScheduleState)
         if sources.is_scheduled(learning_rate)

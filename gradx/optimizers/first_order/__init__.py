@@ -1,1 +1,1 @@
-"""Methods of the gradient, element by element: SGD, AdaGrad, RMSProp, Adam and their kin."""
+"""Optimizers that work element by element: SGD, AdaGrad, RMSProp, Adam and their relatives."""

@@ -1,4 +1,4 @@
-"""Adam divided by the second moment from before this gradient: ACProp and ADOPT."""
+"""ACProp and ADOPT: Adam that divides by the second moment of the steps before."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def scale_by_acprop(
 def _last_correction(h: Numbers, t: Array) -> Mapping[str, Array]:
     first = t == 1
     correct = 1 / weight_so_far(h.b2, jnp.maximum(t - 1, 1))
-    # 0 nu + 1 in the first step, which has no variance to divide by.
+    # The first step has no variance yet, so it divides by the root of 0 nu + 1.
     return {"correct_nu": jnp.where(first, 0.0, correct), "instead": jnp.where(first, 1.0, 0.0)}
 
 
@@ -96,12 +96,12 @@ def acprop(
     *,
     decay: DecayKind = "learning_rate",
 ) -> Transform:
-    r"""ACProp: the gradient over the deviation that gradients had up to the step before.
+    r"""ACProp: the gradient, divided by the deviation of the gradients before it.
 
     .. math:: u_t = -\eta_t \left(g_t / (\sqrt{\hat\nu_{t-1}} + \epsilon)
               + \lambda \theta\right)
 
-    with the moments of `scale_by_acprop`.
+    The variance is as in `scale_by_acprop`.
 
     Args:
       eps_root: a small number added to the variance in every step.
@@ -129,7 +129,7 @@ def acprop(
 
 @core.registered
 def fourth_root(count: Array) -> Array:
-    """The bound that ADOPT puts on its normalized gradients by default, the step to the power 1/4.
+    """The default bound of ADOPT's normalized gradients: the count of updates to the power 1/4.
 
     Args:
       count: the updates done so far.
@@ -153,7 +153,7 @@ def scale_by_adopt(
     use_clipping: bool = True,
     clip_value_fn: Callable[[Array], Array] = fourth_root,
 ) -> Transform:
-    r"""Rescales the updates by ADOPT's rule: normalized first, averaged then.
+    r"""Rescales the updates by ADOPT's rule, which normalizes gradients before it averages them.
 
     .. math::
         d_t &= g_t / \max(\sqrt{\nu_{t-1}}, \epsilon), \qquad
@@ -167,8 +167,8 @@ def scale_by_adopt(
     Args:
       eps: With 0 an element that has had no gradient yet gives NaN.
       use_clipping: bound the normalized gradients; else \(c_t = d_t\).
-      clip_value_fn: \(C\), a function of the updates done so far; put `gradx.registered` before one
-        of your own if its name shall go into a config.
+      clip_value_fn: the bound \(C\), a function of the updates done so far. Decorate your own with
+        `gradx.registered` to use it in configs.
 
     Example:
       >>> import gradx, jax.numpy as jnp
@@ -232,7 +232,7 @@ def adopt(
     .. math:: u_t = -\eta_t\, \mu_t, \qquad \mu_t = \beta_1 \mu_{t-1} + (1 - \beta_1)\,
               \frac{g_t}{\max(\sqrt{\nu_{t-1}}, \epsilon)}
 
-    with the bound of `scale_by_adopt`. The first step moves nothing.
+    The fraction is bounded as in `scale_by_adopt`. The first step moves nothing.
 
     Args:
       use_clipping: bound the normalized gradients, as the authors recommend.

@@ -1,4 +1,4 @@
-"""Adam with another view of the variance: rectified, around the mean, or additive."""
+"""RAdam, AdaBelief and Yogi: Adam with another estimate of the variance of gradients."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class ScaleByBeliefState(NamedTuple):
     Attributes:
       count: the updates done so far, int32 ().
       mu: the first moment, like the parameters.
-      nu: the second moment around the first, like the parameters, real.
+      nu: the second moment around the mean, like the parameters, real.
     """
 
     count: Count
@@ -64,7 +64,7 @@ def scale_by_radam(
     *,
     nesterov: bool = False,
 ) -> Transform:
-    r"""Rescales the updates by RAdam's rule, Adam with its early variance rectified.
+    r"""Rescales the updates by RAdam's rule, Adam that rectifies its uncertain early steps.
 
     .. math::
         \rho_\infty &= \tfrac{2}{1 - \beta_2} - 1, \qquad
@@ -74,11 +74,11 @@ def scale_by_radam(
         u &= r_t\, \hat\mu / (\sqrt{\hat\nu + \epsilon_\mathrm{root}} + \epsilon)
              \text{ if } \rho_t \ge \rho_\mathrm{min}, \text{ else } \hat\mu
 
-    with the moments of `scale_by_adam`.
+    The moments are as in `scale_by_adam`.
 
     Args:
-      threshold: the number of effective steps from which the variance is rectified; up to 4 there
-        is none.
+      threshold: the number of effective steps from which the variance is used. Up to 4 its
+        rectification is not defined.
 
     Example:
       >>> import gradx, jax.numpy as jnp
@@ -130,15 +130,15 @@ def radam(
     *,
     nesterov: bool = False,
 ) -> Transform:
-    r"""RAdam: Adam that begins as momentum, until its variance can be trusted.
+    r"""RAdam: Adam that is plain momentum until its second moment can be trusted.
 
     .. math:: u = -\eta\, r_t\, \hat\mu / (\sqrt{\hat\nu + \epsilon_\mathrm{root}} + \epsilon)
               \text{ if } \rho_t \ge \rho_\mathrm{min}, \text{ else } -\eta\,\hat\mu
 
-    with the rectification of `scale_by_radam`.
+    The rectification \(r_t\) is as in `scale_by_radam`.
 
     Args:
-      threshold: the number of effective steps from which the variance is rectified.
+      threshold: the number of effective steps from which the variance is used.
 
     Example:
       >>> import gradx, jax.numpy as jnp
@@ -171,7 +171,7 @@ def scale_by_belief(
         \nu &\leftarrow \beta_2 \nu + (1 - \beta_2) |g - \mu|^2 + \epsilon_\mathrm{root} \\
         u &= \hat\mu / (\sqrt{\hat\nu} + \epsilon)
 
-    with the bias corrections of `scale_by_adam`.
+    The bias corrections are as in `scale_by_adam`.
 
     Args:
       eps_root: a small number added to \(\nu\) in every step.
@@ -251,11 +251,11 @@ def scale_by_yogi(
         \nu &\leftarrow \nu - (1 - \beta_2)\, \mathrm{sign}(\nu - |g|^2)\, |g|^2 \\
         u &= \hat\mu / (\sqrt{\hat\nu + \epsilon_\mathrm{root}} + \epsilon)
 
-    with the bias corrections of `scale_by_adam`.
+    The bias corrections are as in `scale_by_adam`.
 
     Args:
-      initial_accumulator_value: where both moments begin, as in Optax (in the paper only the second
-        does).
+      initial_accumulator_value: where both moments begin, as in Optax. In the paper only the second
+        begins there.
 
     Example:
       >>> import gradx, jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""Adafactor: second moments of a matrix from their means over its rows and its columns."""
+"""Adafactor: the second moment of a matrix, estimated from its row means and column means."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ __all__ = ["FactoredState", "adafactor", "scale_by_factored_rms"]
 class FactoredState(NamedTuple):
     """The state of Adafactor's second moment.
 
-    A leaf keeps `v_row` and `v_col`, or `v`; what it does not keep is a zero of shape (1,).
+    A leaf keeps `v_row` and `v_col`, or `v`. The other fields are zeros of shape (1,).
 
     Attributes:
       count: the updates done so far, int32 ().
@@ -50,7 +50,7 @@ class FactoredState(NamedTuple):
 
 
 def _power(count: Array, exponent: Scalar) -> Array:
-    """Adafactor's decay, 1 - t**-c: it begins with 0, so that no bias has to be corrected."""
+    """Adafactor's decay, 1 - t**-c. It begins with 0, so no bias correction is needed."""
     return 1 - (as_float(count) + 1.0) ** -exponent
 
 
@@ -74,13 +74,13 @@ def scale_by_factored_rms(
     A leaf whose two longest axes are not both long enough keeps a second moment of its own shape.
 
     Args:
-      factored: whether to factor at all.
-      decay_rate: the exponent of the second moment's decay.
-      step_offset: the number of updates, from 0, that \(t\) does not count, for fine-tuning with
-        the state of an earlier run; until then \(t = 1\).
+      factored: whether to factor second moments at all.
+      decay_rate: the exponent \(c\) of the second moment's decay.
+      step_offset: how many updates, 0 or more, \(t\) does not count; until then \(t = 1\). For
+        fine-tuning with the state of an earlier run.
       min_dim_size_to_factor: how long the second longest axis must be, at least 1.
       epsilon: a small number added to the squares.
-      decay_rate_fn: `(count, decay_rate) -> beta`, for another \(\beta\); the count begins with 0.
+      decay_rate_fn: calculates \(\beta\): `(count, decay_rate) -> beta`; the count begins with 0.
 
     Example:
       >>> import gradx, jax.numpy as jnp
@@ -93,9 +93,9 @@ def scale_by_factored_rms(
       Array([[ 1.,  1., -1.],
              [ 1.,  1.,  1.]], dtype=float32)
 
-    Reference: Shazeer and Stern, *Adafactor*, https://arxiv.org/abs/1804.04235, algorithm 4. A
-    bound on \(\beta\), by `decay_rate_fn`, is that of Zhai et al., *Scaling vision transformers*,
-    https://arxiv.org/abs/2106.04560.
+    Reference: Shazeer and Stern, *Adafactor*, https://arxiv.org/abs/1804.04235, algorithm 4. Zhai
+    et al., *Scaling vision transformers*, https://arxiv.org/abs/2106.04560, bound \(\beta\), which
+    `decay_rate_fn` can do.
     """
     least = math.ceil(hyper.constant("min_dim_size_to_factor", min_dim_size_to_factor, "[1, inf)"))
     offset = counting.steps("step_offset", step_offset, 0)
@@ -143,7 +143,7 @@ def _means(g: Any, s: FactoredState, p: Any, h: Numbers) -> Mapping[str, Array]:
         return {}
     short, long = axes
     means = jnp.mean(abs_sq(g), axis=long), jnp.mean(abs_sq(g), axis=short)
-    # So that their sum is finite, too: the rows are divided by their mean.
+    # Bounded so that their sum is finite, too: the rows are divided by their mean.
     rows, columns = (jnp.minimum(x, jnp.finfo(x.dtype).max / max(2 * x.size, 1)) for x in means)
     return {"rows": rows, "columns": columns}
 
@@ -156,7 +156,7 @@ def _divide_by_rms(g: Array, s: FactoredState, p: None, h: Numbers) -> tuple[Arr
     short, long = axes
     row = h.keep * s.v_row + h.add * (h.rows + h.epsilon)
     column = h.keep * s.v_col + h.add * (h.columns + h.epsilon)
-    # `row` has lost the longest axis already.
+    # `row` no longer has the longest axis.
     of_all = jnp.mean(row, axis=short - (short > long), keepdims=True)
     of_row = jnp.expand_dims(rsqrt(divide(row, of_all)), long)
     of_column = jnp.expand_dims(rsqrt(column), short)
@@ -178,33 +178,34 @@ def adafactor(
     factored: bool = True,
     weight_decay_mask: Any = None,
 ) -> Transform:
-    r"""Adafactor: adaptive steps with a memory of one row and one column for a matrix.
+    r"""Adafactor: adaptive steps that store only one row and one column for each matrix.
 
     .. math::
         d &= \frac{v}{\max(1, \mathrm{RMS}(v) / \tau)}, \qquad
              v_{ij} = g_{ij} / \sqrt{r_i c_j / \operatorname{mean}_i r_i} \\
         u &= -\eta \max(\mathrm{RMS}(\theta), 10^{-3})\, d - \lambda \theta
 
-    with the means of `scale_by_factored_rms`. With a momentum, the first term of \(u\) is averaged.
+    The means are as in `scale_by_factored_rms`. With a momentum, the first term of \(u\) is
+    averaged.
 
     Args:
       learning_rate: It is relative to the size of each parameter; `None` for 1.
       min_dim_size_to_factor: how long the second longest axis of a leaf must be for it to be
         factored, at least 1.
       decay_rate: the exponent of the second moment's decay.
-      decay_offset: the number of updates, from 0, that this decay does not count.
+      decay_offset: how many updates, 0 or more, this decay does not count.
       multiply_by_parameter_scale: whether \(\eta\) is relative to the parameter's root mean square.
       clipping_threshold: the largest root mean square of a leaf's update; `None` does not clip.
       momentum: With `None` there is no such average.
-      dtype_momentum: the dtype to keep it in; float32 becomes float64 for float64 parameters.
+      dtype_momentum: the dtype to keep that average in; float32 becomes float64 for float64
+        parameters.
       weight_decay_rate: how strongly parameters are drawn to zero in each step. It is *not*
         multiplied by the learning rate.
       eps: a small number added to the squares.
-      factored: whether to factor at all.
+      factored: whether to factor second moments at all.
 
     Raises:
-      ValueError: `update` is called without the parameters, and needs them; a mask is given
-        without a decay, which Optax ignores.
+      ValueError: `update` is called without the parameters, and needs them.
 
     Example:
       >>> import gradx, jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""AdaGrad and AdaDelta: steps scaled by all squares so far, or by squares of steps over squares."""
+"""AdaGrad and AdaDelta: steps divided by the root of a sum, or average, of squared gradients."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class ScaleByRssState(NamedTuple):
     """The state of `scale_by_rss`.
 
     Attributes:
-      sum_of_squares: like the parameters, real.
+      sum_of_squares: the sum of squared updates, like the parameters, real.
     """
 
     sum_of_squares: Updates
@@ -80,7 +80,7 @@ def adagrad(
     initial_accumulator_value: Annotated[float, Number("[0, inf)")] = 0.1,
     eps: Hyper = 1e-7,
 ) -> Transform:
-    r"""AdaGrad.
+    r"""AdaGrad: each element's step shrinks as its squared gradients add up; for sparse gradients.
 
     .. math:: s \leftarrow s + |g|^2, \qquad u = -\eta\, g / \sqrt{s + \epsilon}
 
@@ -114,7 +114,7 @@ class ScaleByAdaDeltaState(NamedTuple):
 def scale_by_adadelta(
     rho: Annotated[Hyper, Number("(0, 1)")] = 0.9, eps: Annotated[Hyper, Number("(0, inf)")] = 1e-6
 ) -> Transform:
-    r"""Rescales the updates by AdaDelta's rule.
+    r"""Rescales the updates by AdaDelta's rule; `adadelta` also applies the learning rate.
 
     .. math::
         e_g &\leftarrow \rho\, e_g + (1 - \rho) |g|^2 \\
@@ -144,7 +144,7 @@ def _adadelta(
     square = finite_sq(g)
     e_g = average(s.e_g, square, h.rho)
     e_x = average(s.e_x, (s.e_x + h.eps) * square / (e_g + h.eps), h.rho)
-    # The line above, solved for the old e_x + eps, over e_g + eps.
+    # Solves the line above for the old e_x + eps, and divides that by e_g + eps.
     old_ratio = (e_x + h.rho * h.eps) / average(e_g + h.eps, square, h.rho)
     return g * sqrt(old_ratio), s._replace(e_g=e_g, e_x=e_x)
 
@@ -157,15 +157,15 @@ def adadelta(
     weight_decay: Hyper = 0.0,
     weight_decay_mask: Any = None,
 ) -> Transform:
-    r"""AdaDelta.
+    r"""AdaDelta: AdaGrad with averages in place of sums, and steps scaled by earlier steps.
 
     .. math:: u = -\eta\, g' \sqrt{(e_x + \epsilon) / (e_g + \epsilon)}, \qquad
               g' = g + \lambda \theta
 
-    with the averages of `scale_by_adadelta`.
+    The averages are as in `scale_by_adadelta`.
 
     Args:
-      learning_rate: With `None` it neither scales nor negates, so the updates point uphill, as in
+      learning_rate: With `None` updates are neither scaled nor negated, so they point uphill, as in
         Optax. Give 1.0 for the paper's method.
       weight_decay: The decay is added to the gradient.
 

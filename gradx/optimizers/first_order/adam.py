@@ -1,4 +1,4 @@
-"""Adam: an average of gradients over the root of an average of their squares."""
+"""Adam and AdamW: an average of gradients, divided by the root of an average of their squares."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ class ScaleByAdamState(NamedTuple):
 
     Attributes:
       count: the updates done so far, int32 ().
-      mu: the first moment, like the parameters.
-      nu: the second moment, like the parameters, real.
+      mu: the first moment, an average of gradients; a tree like the parameters.
+      nu: the second moment, an average of their squares; like the parameters, real.
     """
 
     count: Count
@@ -43,7 +43,7 @@ def scale_by_adam(
     *,
     nesterov: bool = False,
 ) -> Transform:
-    r"""Rescales the updates by Adam's rule.
+    r"""Rescales the updates by Adam's rule; `adam` also applies the learning rate.
 
     .. math::
         \mu &\leftarrow \beta_1 \mu + (1 - \beta_1) g, \qquad
@@ -56,7 +56,7 @@ def scale_by_adam(
 
     Args:
       eps: With 0 an element that has had no gradient yet gives NaN.
-      eps_root: Derivatives of the update need none.
+      eps_root: With 0 one can still differentiate through the update.
 
     Example:
       >>> import gradx, jax.numpy as jnp
@@ -65,9 +65,10 @@ def scale_by_adam(
       Array([-1.0], dtype=float32)
 
     Reference: Kingma and Ba, *Adam*, https://arxiv.org/abs/1412.6980; Dozat, *Incorporating
-    Nesterov momentum into Adam*, 2016 (of which, like Optax, it does not take the further factor
-    \(\beta_2\) of \(\hat\nu\)).
+    Nesterov momentum into Adam*, 2016. As in Optax, \(\hat\nu\) is without the further factor
+    \(\beta_2\) that Dozat gives it.
     """
+    # `_adam` is the rule, the maths for one array. `leafwise` applies it to every leaf of a tree.
     return leafwise(
         _adam,
         init=zero_moments(storage("mu_dtype", mu_dtype)),
@@ -96,11 +97,11 @@ def adam(
     *,
     nesterov: bool = False,
 ) -> Transform:
-    r"""Adam.
+    r"""Adam: momentum, divided in each element by the size of its past gradients.
 
     .. math:: u = -\eta\, \hat\mu / (\sqrt{\hat\nu + \epsilon_\mathrm{root}} + \epsilon)
 
-    with the moments of `scale_by_adam`.
+    The moments are as in `scale_by_adam`.
 
     Example:
       >>> import gradx, jax.numpy as jnp
@@ -130,19 +131,18 @@ def adamw(
     nesterov: bool = False,
     decay: DecayKind = "learning_rate",
 ) -> Transform:
-    r"""Adam with decoupled weight decay.
+    r"""Adam with decoupled weight decay, which does not pass through the moments.
 
     .. math:: u = -\eta_t \left(\hat\mu / (\sqrt{\hat\nu + \epsilon_\mathrm{root}} + \epsilon)
               + \lambda \theta\right)
 
-    with the moments of `scale_by_adam`.
+    The moments are as in `scale_by_adam`.
 
     Args:
-      mask: which leaves decay (see `add_decayed_weights`); `gradx.weights_only` leaves out biases
-        and norms.
-      decay: what \(\lambda\) is multiplied by: ``"learning_rate"`` as here and in PyTorch;
-        ``"schedule"``, the learning rate's shape without its peak value (give
-        `learning_rate=scaled(peak, shape)`), as in the paper; or ``"independent"``, nothing.
+      mask: With `gradx.weights_only` biases and norms do not decay.
+      decay: what \(\lambda\) is multiplied by. ``"learning_rate"``: the learning rate, as in the
+        formula and in PyTorch. ``"schedule"``: the schedule without the peak learning rate, as in
+        the paper; give ``learning_rate=scaled(peak, schedule)``. ``"independent"``: nothing.
 
     Raises:
       ValueError: `update` is called without the parameters, and there is weight decay.
@@ -181,7 +181,7 @@ def nadam(
               + \frac{(1 - \beta_1) g}{1 - \beta_1^t}\right)
               / (\sqrt{\hat\nu + \epsilon_\mathrm{root}} + \epsilon)
 
-    with the moments of `scale_by_adam`.
+    The moments are as in `scale_by_adam`.
 
     Args:
       nesterov: look one step ahead; False gives Adam.

@@ -50,7 +50,7 @@ def scale_by_adan(
     *,
     paper: bool = False,
 ) -> Transform:
-    r"""Rescales the updates by Adan's rule.
+    r"""Rescales the updates by Adan's rule; `adan` also applies the learning rate.
 
     .. math::
         d &= g_t - g_{t-1} \quad (0 \text{ in the first step}) \\
@@ -60,14 +60,15 @@ def scale_by_adan(
         u &= (\hat m + c\,\hat v) / (\sqrt{\hat n + \epsilon_\mathrm{root}} + \epsilon),
              \qquad c = 1 - \beta_2 \quad\text{or, with paper,}\quad \beta_2
 
-    The hats undo the averages' start at zero, as in `scale_by_adam`.
+    The hats are bias corrections, as in `scale_by_adam`.
 
     Args:
-      b2: the decay of the average of their differences.
-      b3: the decay of the average of squares.
+      b2: how much of the average of their differences is kept each step.
+      b3: how much of the average of squares is kept each step.
       eps: With 0 an element that has had no gradient yet gives NaN.
-      eps_root: Derivatives of the update need none.
-      paper: weigh the differences by \(\beta_2\), as the authors do, and not as Optax.
+      eps_root: With 0 one can still differentiate through the update.
+      paper: weigh the differences by \(\beta_2\), as the authors do; else by \(1 - \beta_2\), as
+        Optax does.
 
     Example:
       >>> import gradx, jax.numpy as jnp
@@ -80,8 +81,8 @@ def scale_by_adan(
 
     Reference: Xie et al., *Adan: adaptive Nesterov momentum algorithm*,
     https://arxiv.org/abs/2208.06677. The paper writes \(1 - \beta\) for every \(\beta\) of this
-    page, so its factor \(1 - \beta_2\) is \(\beta_2\) here, 0.92 and not 0.08: `paper=True` has
-    it, as has the authors' code. Without it the differences hardly count, as in Optax.
+    page. So its factor \(1 - \beta_2\) is \(\beta_2\) here, 0.92 and not 0.08. `paper=True` uses
+    it, as the authors' code does. Without it the differences hardly count, as in Optax.
     """
     return leafwise(
         _adan,
@@ -129,16 +130,16 @@ def adan(
     paper: bool = False,
     decay: DecayKind = "learning_rate",
 ) -> Transform:
-    r"""Adan: Adam with Nesterov's look ahead taken from the change of the gradient.
+    r"""Adan: Adam with Nesterov momentum, estimated from the change of the gradient.
 
     .. math:: u = -\eta_t \left(\frac{\hat m + c\,\hat v}
               {\sqrt{\hat n + \epsilon_\mathrm{root}} + \epsilon} + \lambda \theta\right)
 
-    with the moments of `scale_by_adan`.
+    The moments are as in `scale_by_adan`.
 
     Args:
-      b2: the decay of the average of their differences.
-      b3: the decay of the average of squares.
+      b2: how much of the average of their differences is kept each step.
+      b3: how much of the average of squares is kept each step.
       paper: weigh the differences by \(c = \beta_2\), as the authors do; else by \(1 - \beta_2\),
         as Optax does.
 
@@ -152,8 +153,8 @@ def adan(
       Array([0.1], dtype=float32)
 
     Reference: Xie et al., *Adan: adaptive Nesterov momentum algorithm*,
-    https://arxiv.org/abs/2208.06677. Deviations: `paper` is off, as in Optax; the decay is AdamW's,
-    where the paper divides the parameters by \(1 + \lambda\eta\); `eps_root` is Optax's.
+    https://arxiv.org/abs/2208.06677. Deviations: `paper` is off and `eps_root` is 1e-8, as in
+    Optax. The decay is AdamW's, while the paper divides the parameters by \(1 + \lambda\eta\).
     """
     return chain(
         scale_by_adan(b1, b2, b3, eps, eps_root, paper=paper),

@@ -1,4 +1,4 @@
-"""Adam with two memories of gradients, a fast and a slow one: AdEMAMix, and its simplification."""
+"""AdEMAMix: Adam with a fast and a slow average of gradients; and its simplified form with one."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ __all__ = [
 ]
 
 
-# ---------------------------------------------------------------- one memory
+# ---------------------------------------------------------------- one sum of gradients
 
 
 class ScaleBySimplifiedAdEMAMixState(NamedTuple):
@@ -67,7 +67,7 @@ def scale_by_simplified_ademamix(
     Args:
       alpha: the additional weight of the newest gradient.
       eps: With 0 an element that has had no gradient yet gives NaN.
-      eps_root: Derivatives of the update need none.
+      eps_root: With 0 one can still differentiate through the update.
 
     Example:
       >>> import gradx, jax.numpy as jnp
@@ -98,7 +98,7 @@ def _simplified(
     m = h.b1 * s.m + g
     n = average(s.n, abs_sq(g), h.b2)
     u = (m + h.alpha * g) / (sqrt(n * h.correct_n + h.eps_root) + h.eps)
-    u = jnp.where(jnp.isinf(n), 0.0, u)  # also where the sum has overflown
+    u = jnp.where(jnp.isinf(n), 0.0, u)  # m may be infinite too, and inf / inf is NaN
     return u, s._replace(m=m, n=n)
 
 
@@ -115,13 +115,13 @@ def simplified_ademamix(
     *,
     decay: DecayKind = "learning_rate",
 ) -> Transform:
-    r"""AdEMAMix with one memory: a long sum of gradients, and more weight on the newest one.
+    r"""Simplified AdEMAMix: Adam with one long sum of gradients, and more weight on the newest.
 
     .. math:: u = -\eta_t \left(\frac{m + \alpha g}
               {\sqrt{\hat n + \epsilon_\mathrm{root}} + \epsilon} + \lambda \theta\right)
 
-    with the moments of `scale_by_simplified_ademamix`. For \(\alpha = 0\) it is Adam with \(m\)
-    and the learning rate on other scales, and without the correction of \(m\).
+    The moments are as in `scale_by_simplified_ademamix`. For \(\alpha = 0\) it is Adam with \(m\)
+    and the learning rate on other scales, and without the bias correction of \(m\).
 
     Args:
       learning_rate: It is about \(1 - \beta_1\) times Adam's.
@@ -145,7 +145,7 @@ def simplified_ademamix(
     )
 
 
-# ---------------------------------------------------------------- two memories
+# ---------------------------------------------------------------- two averages of gradients
 
 
 class ScaleByAdemamixState(NamedTuple):
@@ -176,7 +176,7 @@ def scale_by_ademamix(
     eps_root: Hyper = 0.0,
     mu_dtype: Any = None,
 ) -> Transform:
-    r"""Rescales the updates by AdEMAMix's rule.
+    r"""Rescales the updates by AdEMAMix's rule, Adam with a second, slow average of gradients.
 
     .. math::
         m_1 &\leftarrow \beta_1 m_1 + (1 - \beta_1) g, \qquad
@@ -184,13 +184,13 @@ def scale_by_ademamix(
         \nu \leftarrow \beta_2 \nu + (1 - \beta_2) |g|^2 \\
         u &= \frac{\hat m_1 + \alpha m_2}{\sqrt{\hat\nu + \epsilon_\mathrm{root}} + \epsilon}
 
-    The hats undo the averages' start at zero, as in `scale_by_adam`; \(m_2\) is to fill slowly.
+    The hats are bias corrections, as in `scale_by_adam`. \(m_2\) has none, so that it fills slowly.
 
     Args:
       b3: The authors let it grow in the first part of a long run.
-      alpha: It should grow in the first part of a long run, too.
+      alpha: the weight of the slow average. It should grow in the first part of a long run, too.
       eps: With 0 an element that has had no gradient yet gives NaN.
-      eps_root: Derivatives of the update need none.
+      eps_root: With 0 one can still differentiate through the update.
       mu_dtype: the dtype to keep \(m_1\) and \(m_2\) in; by default the parameter's, at least
         float32.
 
@@ -202,7 +202,7 @@ def scale_by_ademamix(
 
     Reference: Pagliardini et al., *The AdEMAMix optimizer: better, faster, older*,
     https://arxiv.org/abs/2409.03137. Deviation from Optax: `mu_dtype` is for \(m_1\) and \(m_2\)
-    alone; there it also is that of \(\nu\) until the first update.
+    alone; in Optax \(\nu\) has it, too, until the first update.
     """
     zero_mean = partial(zeros, dtype=storage("mu_dtype", mu_dtype))
     return leafwise(
@@ -252,9 +252,10 @@ def ademamix(
     .. math:: u = -\eta_t \left(\frac{\hat m_1 + \alpha m_2}
               {\sqrt{\hat\nu + \epsilon_\mathrm{root}} + \epsilon} + \lambda \theta\right)
 
-    with the moments of `scale_by_ademamix`.
+    The moments are as in `scale_by_ademamix`.
 
     Args:
+      alpha: the weight of the slow average.
       mu_dtype: the dtype to keep both averages of gradients in.
 
     Raises:

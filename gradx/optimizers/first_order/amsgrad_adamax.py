@@ -1,4 +1,4 @@
-"""Adam with maxima: of the second moment so far (AMSGrad), or in its place (AdaMax)."""
+"""AMSGrad and AdaMax: Adam with the largest second moment so far, or a maximum in its place."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ __all__ = [
 
 @core.recorded
 def scale_by_adamax(b1: Hyper = 0.9, b2: Hyper = 0.999, eps: Hyper = 1e-8) -> Transform:
-    r"""Rescales the updates by AdaMax's rule, Adam with an infinity norm.
+    r"""Rescales the updates by AdaMax's rule, Adam with an infinity norm for the second moment.
 
     .. math::
         \mu &\leftarrow \beta_1 \mu + (1 - \beta_1) g, \qquad
@@ -68,7 +68,7 @@ def _adamax(g: Array, s: ScaleByAdamState, p: None, h: Numbers) -> tuple[Array, 
 def adamax(
     learning_rate: Hyper, b1: Hyper = 0.9, b2: Hyper = 0.999, eps: Hyper = 1e-8
 ) -> Transform:
-    r"""AdaMax, Adam with an infinity norm.
+    r"""AdaMax: Adam with a decaying maximum (an infinity norm) in place of the second moment.
 
     .. math:: u = -\eta\, \mu / ((1 - \beta_1^t)\, \nu), \qquad
               \nu \leftarrow \max(\beta_2 \nu, |g| + \epsilon)
@@ -148,12 +148,12 @@ def scale_by_amsgrad(
         \nu_\mathrm{max} &\leftarrow \max(\nu_\mathrm{max}, \hat\nu) \\
         u &= \hat\mu / (\sqrt{\nu_\mathrm{max} + \epsilon_\mathrm{root}} + \epsilon)
 
-    with the moments of `scale_by_adam`.
+    The moments are as in `scale_by_adam`.
 
     Args:
       bias_correction_mu: correct the first moment; the paper does not.
       bias_correction_nu: correct the second moment before the maximum; the paper does not, and
-        PyTorch corrects after it.
+        PyTorch corrects the maximum.
 
     Example:
       >>> import gradx, jax.numpy as jnp
@@ -196,7 +196,7 @@ def amsgrad(
     bias_correction_mu: bool = True,
     bias_correction_nu: bool = True,
 ) -> Transform:
-    r"""AMSGrad, Adam with a second moment that never falls.
+    r"""AMSGrad: Adam with a second moment that never falls.
 
     .. math:: u = -\eta\, \hat\mu / (\sqrt{\nu_\mathrm{max} + \epsilon_\mathrm{root}} + \epsilon),
               \qquad \nu_\mathrm{max} \leftarrow \max(\nu_\mathrm{max}, \hat\nu)

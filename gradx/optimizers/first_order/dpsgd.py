@@ -1,4 +1,4 @@
-"""Differential privacy: gradients of single examples are bounded, added up, and noise is added."""
+"""Differential privacy: bounds the gradients of single examples, sums them up, and adds noise."""
 
 from __future__ import annotations
 
@@ -50,30 +50,29 @@ def differentially_private_aggregate(
     *,
     axis_name: Any = None,
 ) -> Transform:
-    r"""Turns the gradients of single examples into one that tells little about any of them.
+    r"""Turns gradients of single examples into one gradient that tells little about any of them.
 
     .. math:: u = \frac{1}{B} \left(\sum_{b=1}^{B} g_b \min(1, c / \lVert g_b \rVert)
               + \mathcal N(0, \sigma^2 c^2)\right)
 
-    Place it first in a chain. The updates that it is given have a first axis over the examples, as
-    `jax.vmap(jax.grad(loss), (None, 0))` makes them; those that it returns are like the parameters.
-    Whatever averages gradients before it, such as an accumulation over steps, takes the privacy
-    away.
+    Place it first in a chain. It takes updates with a first axis over the examples, as
+    `jax.vmap(jax.grad(loss), (None, 0))` makes them, and returns updates like the parameters.
+    Averaging gradients before it, as in an accumulation over steps, takes the privacy away.
 
     Args:
       l2_norm_clip: the bound of each example's norm over all leaves.
       noise_multiplier: the noise's standard deviation in units of the bound.
-      key: a random key, or the seed of one (see `add_noise`); without it that of seed 0, with a
-        warning, since noise that anybody can subtract gives no privacy.
-      axis_name: the mapped axis over which the examples are sharded, inside `shard_map` or `pmap`:
+      key: See `add_noise`. Without it the seed is 0, with a warning, since noise that anybody can
+        subtract gives no privacy.
+      axis_name: the mapped axis over which the examples are sharded, inside `shard_map` or `pmap`.
         \(B\) is then their number on all devices, and the noise is added once. Every device has to
         have the same key. In `shard_map` with its types, differentiate with respect to
-        ``jax.lax.pcast(params, axis, to="varying")``: JAX would add up examples before they are
-        bounded.
+        ``jax.lax.pcast(params, axis, to="varying")``; otherwise JAX adds up examples before they
+        are bounded.
 
     Raises:
-      ValueError: noise without a bound; in `update`, gradients without a first axis, with different
-        ones, or not of the parameters' shapes behind it.
+      ValueError: there is noise without a bound; in `update`, the gradients have no first axis,
+        different ones, or not the parameters' shapes after it.
 
     Example:
       >>> import gradx, jax, jax.numpy as jnp
@@ -87,29 +86,28 @@ def differentially_private_aggregate(
     Reference: Abadi et al., *Deep learning with differential privacy*,
     https://arxiv.org/abs/1607.00133, Algorithm 1. Like Optax it divides by the number of examples
     that are there, not by the expected number of a random sample. The same key gives the same
-    noise as in Optax, but for complex numbers, of which Optax's noise has half the variance that
-    each of the two parts needs.
+    noise as in Optax, except for complex numbers: there each part of Optax's noise has half the
+    variance that it needs.
     """
     where = core.where()
-    start = key_or_zero(key)
+    first_key = key_or_zero(key)
     over = mapped.axes(axis_name)
     if any(axis.said is not None for axis in over):
         raise ValueError(
             f"{where}: axis_name must be the name of the mapped axis that the examples are sharded "
             f"over, or a tuple of names, got {core.show(axis_name)}; no leaf may be cut along it."
         )
-    silent = (
-        isinstance(noise_multiplier, float) and noise_multiplier == 0.0
-    )  # 0 times an infinite bound would be NaN
+    # Without noise no deviation is calculated: 0 times an infinite bound would be NaN.
+    silent = isinstance(noise_multiplier, float) and noise_multiplier == 0.0
     deviation = 0.0 if silent else l2_norm_clip * noise_multiplier
     if isinstance(deviation, float) and math.isinf(deviation):
         raise ValueError(
-            f"{where}: l2_norm_clip must be finite where there is noise, whose deviation is "
-            f"l2_norm_clip * noise_multiplier, got {core.show(l2_norm_clip)}."
+            f"{where}: l2_norm_clip must be finite if there is noise, since the deviation of noise "
+            f"is l2_norm_clip * noise_multiplier, got {core.show(l2_norm_clip)}."
         )
 
     def init(params: Params) -> DifferentiallyPrivateAggregateState:
-        return DifferentiallyPrivateAggregateState(as_key(start))
+        return DifferentiallyPrivateAggregateState(as_key(first_key))
 
     def update(
         updates: Updates, state: State, params: Params | None = None, **extra: Any
@@ -126,11 +124,11 @@ def differentially_private_aggregate(
         sums = {i: weighted_sum(weights, flat.values[i]) for i in present}
         count: Any = size
         if over:
-            kinds = _devices(over, flat, params, where)
-            sums, count = mapped.over_all(jax.lax.psum, (sums, size), kinds)
+            axes = _devices(over, flat, params, where)
+            sums, count = mapped.over_all(jax.lax.psum, (sums, size), axes)
         new: list[Any] = list(flat.values)
-        for i, now in zip(present, keys, strict=True):
-            noise = None if silent else (deviation, now)
+        for i, noise_key in zip(present, keys, strict=True):
+            noise = None if silent else (deviation, noise_key)
             new[i] = _mean(sums[i], noise, 1 / count).astype(flat.values[i].dtype)
         return flat.unflatten(new), DifferentiallyPrivateAggregateState(rng_key)
 
@@ -155,7 +153,7 @@ def _check_shapes(flat: gtree.Flat, present: list[int], params: Params | None, w
 def _devices(
     over: mapped.Axes, flat: gtree.Flat, params: Params | None, where: str
 ) -> mapped.Kinds:
-    """The axes to add up over, once it is sure that gradients are those of a device's examples."""
+    """The axes to add up over. Checks that each device has gradients of its own examples."""
     values: Any = [None] * len(flat.values)
     if params is not None:
         values = gtree.flatten_like(flat, params, "the parameters", where)
@@ -166,15 +164,15 @@ def _devices(
                 raise ValueError(
                     f"{where}: at {flat.paths[i]!r} the gradients do not vary over the mapped axis "
                     f"{name!r}: inside shard_map, JAX has already added up those of examples on "
-                    f"different devices, unbounded. Differentiate with respect to "
+                    f"different devices, before they were bounded. Differentiate with respect to "
                     f"jax.lax.pcast(params, {name!r}, to='varying')."
                 )
             if values[i] is not None and name in varies_over(values[i]):
                 raise ValueError(
                     f"{where}: at {flat.paths[i]!r} the parameter varies over the mapped axis "
-                    f"{name!r}, so that a device has a part of each example's gradient. Shard the "
-                    f"examples alone over it, and give update the parameters as they were, not "
-                    f"those of jax.lax.pcast."
+                    f"{name!r}, so a device has only a part of each example's gradient. Shard only "
+                    f"the examples over it, and give update the parameters as they were before "
+                    f"jax.lax.pcast."
                 )
     typed = spans[0].typed
     return typed, tuple(axis.name for axis in over if axis.name not in typed)
@@ -184,7 +182,7 @@ def _devices(
 def _mean(total: Array, noise: tuple[Any, Array] | None, share: Any) -> Array:
     if noise is not None:
         deviation, key = noise
-        if jnp.iscomplexobj(total):  # whose parts would have half the variance each
+        if jnp.iscomplexobj(total):  # each part has half the variance
             deviation = deviation * math.sqrt(2)
         total = total + deviation * jax.random.normal(key, total.shape, total.dtype)
     return total * share
@@ -209,7 +207,7 @@ def dpsgd(
               + \mathcal N(0, \sigma^2 c^2)\right) \\
         u &= -\eta\, m, \qquad m \leftarrow \mu m + g
 
-    The gradients that it is given have a first axis over the examples (see
+    It takes gradients with a first axis over the examples (see
     `differentially_private_aggregate`).
 
     Args:
@@ -220,8 +218,8 @@ def dpsgd(
       axis_name: the mapped axis over which the examples are sharded.
 
     Raises:
-      ValueError: nesterov without momentum; noise without a bound; in `update`, gradients without a
-        first axis over the examples.
+      ValueError: nesterov is given without a momentum; there is noise without a bound; in `update`,
+        the gradients have no first axis over the examples.
 
     Example:
       >>> import gradx, jax.numpy as jnp

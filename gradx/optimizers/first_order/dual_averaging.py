@@ -1,4 +1,4 @@
-"""Sums of all gradients, measured from where the run began: MADGRAD and COCOB."""
+"""MADGRAD and COCOB: sums of all gradients decide how far to go from the initial parameters."""
 
 from __future__ import annotations
 
@@ -53,6 +53,9 @@ def scale_by_madgrad(learning_rate: Hyper, momentum: Hyper = 0.9, eps: Hyper = 1
         \nu \leftarrow \nu + \lambda_t |g|^2, \qquad s \leftarrow s + \lambda_t g \\
         u &= (1 - \beta) \left(\theta_0 - \frac{s}{\sqrt[3]{\nu} + \epsilon} - \theta\right)
 
+    Args:
+      momentum: how much of the parameters is kept each step.
+
     Raises:
       ValueError: `update` is called without the parameters.
 
@@ -64,8 +67,8 @@ def scale_by_madgrad(learning_rate: Hyper, momentum: Hyper = 0.9, eps: Hyper = 1
       Array([-1.], dtype=float32)
 
     Reference: Defazio and Jelassi, *Adaptivity without compromise: a momentumized, adaptive, dual
-    averaged gradient method*, https://arxiv.org/abs/2101.11075, 2021. The authors' code adds
-    \(\epsilon\) to the learning rate, too, and so does Optax.
+    averaged gradient method*, https://arxiv.org/abs/2101.11075, 2021. As in the authors' code
+    and Optax, \(\epsilon\) is added to the learning rate, too.
     """
     return leafwise(
         _madgrad,
@@ -89,7 +92,7 @@ def _madgrad(g: Array, s: MadgradState, p: Array, h: Numbers) -> tuple[Array, Ma
     nu = s.grad_sum_sq + h.rate * abs_sq(g)
     total = s.s + h.rate * g
     root = cbrt(nu) + h.eps
-    # Without eps, an element that has had no gradient yet is where it was.
+    # With eps = 0, an element that has had no gradient yet stays where it began.
     goal = s.x0 - total / jnp.where(root > 0, root, 1.0)
     return (1 - h.momentum) * (goal - p), s._replace(grad_sum_sq=nu, s=total)
 
@@ -105,9 +108,10 @@ def madgrad(
 
     .. math:: u = (1 - \beta) \left(\theta_0 - \frac{s}{\sqrt[3]{\nu} + \epsilon} - \theta\right)
 
-    with the sums of `scale_by_madgrad`.
+    The sums are as in `scale_by_madgrad`.
 
     Args:
+      momentum: how much of the parameters is kept each step.
       weight_decay: The decay is added to the gradient.
 
     Raises:
@@ -161,7 +165,7 @@ def scale_by_cocob(
 
     Args:
       alpha: the larger it is, the smaller the first steps are.
-      eps: the largest gradient before there is one.
+      eps: where \(L\), the largest gradient so far, begins.
 
     Raises:
       ValueError: `update` is called without the parameters.
@@ -175,7 +179,7 @@ def scale_by_cocob(
 
     Reference: Orabona and Tommasi, *Training deep networks without learning rates through coin
     betting*, https://arxiv.org/abs/1705.07795, 2017, Algorithm 2. A complex number is one element
-    here, and \(g (\theta - \theta_0)\) the inner product of two vectors.
+    here, and \(g (\theta - \theta_0)\) is the inner product of two vectors.
     """
     return leafwise(
         _cocob,
@@ -201,7 +205,8 @@ def _cocob(g: Array, s: COCOBState, p: Array, h: Numbers) -> tuple[Array, COCOBS
     scale = jnp.maximum(s.scale, jnp.abs(g))
     size = s.subgradients + jnp.abs(g)
     won = (g.conj() * (p - x0)).real if jnp.iscomplexobj(g) else g * (p - x0)
-    reward = s.reward - jnp.minimum(won, s.reward)  # max(reward - won, 0), ending in two arrays
+    # max(reward - won, 0), as a difference of two arrays (docs/lowering.md).
+    reward = s.reward - jnp.minimum(won, s.reward)
     total = s.cumulative_gradients - g
     # Two quotients of moderate size: their common denominator overflows for gradients of 1e19.
     bet = (total / scale) * ((scale + reward) / jnp.maximum(size + scale, h.alpha * scale))
@@ -218,17 +223,17 @@ def cocob(
     weight_decay: Hyper = 0.0,
     mask: Any = None,
 ) -> Transform:
-    r"""COCOB: gradient descent without a learning rate, by betting on coins.
+    r"""COCOB: learning-rate-free gradient descent, by betting on coins.
 
     .. math:: u = \theta_0 + \frac{C (L + R)}{L \max(G + L, \alpha L)} - \theta
 
-    with the sums of `scale_by_cocob`, of gradients times \(\eta\).
+    The sums are as in `scale_by_cocob`, of gradients times \(\eta\).
 
     Args:
-      learning_rate: A constant changes next to nothing; a schedule weighs the gradients, so that
-        with its end at 0 the parameters settle.
+      learning_rate: A constant changes next to nothing. A schedule weighs the gradients: if it ends
+        at 0 the parameters settle.
       alpha: the larger it is, the smaller the first steps are.
-      eps: the largest gradient before there is one.
+      eps: where \(L\), the largest gradient so far, begins.
       weight_decay: The decay is added to the gradient.
 
     Raises:

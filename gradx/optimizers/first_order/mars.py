@@ -1,4 +1,4 @@
-"""MARS: gradients corrected by their change, against the variance that batches bring in."""
+"""MARS: gradients corrected by their change, which lowers the variance between batches."""
 
 from __future__ import annotations
 
@@ -46,21 +46,20 @@ def correct_by_mars(
     *,
     axis_name: Any = None,
 ) -> Transform:
-    r"""Corrects the gradients by their change since the last step: MARS for any rule after it.
+    r"""Corrects gradients by their change since the last step; MARS for any optimizer after it.
 
     .. math:: c = g_t + \gamma \frac{\beta_1}{1 - \beta_1} (g_t - g_{t-1}), \qquad
               u = c \min(1, C / \lVert c \rVert), \qquad g_0 = 0
 
-    with the norm of the leaf. ``chain(correct_by_mars(), muon(0.02))`` is MARS-Muon;
+    The norm is that of each leaf by itself. ``chain(correct_by_mars(), muon(0.02))`` is MARS-Muon;
     ``chain(correct_by_mars(), ema(0.95, debias=False), scale_by_sign(),
     scale_by_learning_rate(1e-4))`` is the authors' MARS-Lion.
 
     Args:
       b1: the decay of the momentum that follows.
-      gamma: how much of the change is corrected; 0 is no correction.
+      gamma: how strong the correction is; 0 is none.
       max_norm: the bound of a leaf's norm.
-      axis_name: the mapped axis over which leaves are sharded, inside `shard_map` or `pmap`, or
-        several, or `sharded`. Without it each device measures its own part of a leaf.
+      axis_name: Without it each device measures its own part of a leaf.
 
     Example:
       >>> import gradx, jax.numpy as jnp
@@ -72,7 +71,7 @@ def correct_by_mars(
       Array([3.5], dtype=float32)
 
     Reference: Yuan et al., *MARS: unleashing the power of variance reduction for training large
-    models*, https://arxiv.org/abs/2411.10438: the form that the paper calls approximate, where
+    models*, https://arxiv.org/abs/2411.10438. This is the form that the paper calls approximate:
     \(g_{t-1}\) is the gradient of the last batch at the last parameters. As in the authors' code it
     is 0 before the first step.
     """
@@ -110,7 +109,7 @@ def _correct(
 
 
 def _bounded(g: Array, old: Array, h: Numbers) -> Array:
-    # Each by itself: a factor of 0 is there for what overflows when it is corrected.
+    # Scales both first: where their correction overflows the factor is 0, and 0 * inf is NaN.
     return _corrected(h.factor * g, h.factor * old, h.weight)
 
 
@@ -153,14 +152,13 @@ def scale_by_mars(
         \nu \leftarrow \beta_2 \nu + (1 - \beta_2) |c|^2 \\
         u &= \hat\mu / (\sqrt{\hat\nu} + \epsilon)
 
-    The hats undo the averages' start at zero, as in `scale_by_adam`.
+    The hats are bias corrections, as in `scale_by_adam`.
 
     Args:
       eps: With 0 an element that has had no gradient yet gives NaN.
-      gamma: how much of the change is corrected; 0 is no correction.
+      gamma: how strong the correction is; 0 is none.
       max_norm: the bound of a leaf's norm.
-      axis_name: the mapped axis over which leaves are sharded, inside `shard_map` or `pmap`, or
-        several, or `sharded`. Without it each device measures its own part of a leaf.
+      axis_name: Without it each device measures its own part of a leaf.
 
     Example:
       >>> import gradx, jax.numpy as jnp
@@ -172,8 +170,8 @@ def scale_by_mars(
       Array([0.9975], dtype=float32)
 
     Reference: Yuan et al., *MARS: unleashing the power of variance reduction for training large
-    models*, https://arxiv.org/abs/2411.10438, its approximate form (see `correct_by_mars`, which
-    with `scale_by_adam` after it is the same at the cost of an array put aside).
+    models*, https://arxiv.org/abs/2411.10438, its approximate form (see `correct_by_mars`).
+    `correct_by_mars` and `scale_by_adam` after it are the same, at the cost of a temporary array.
     """
     return leafwise(
         _mars,
@@ -222,13 +220,12 @@ def mars(
 
     .. math:: u = -\eta_t \left(\hat\mu / (\sqrt{\hat\nu} + \epsilon) + \lambda \theta\right)
 
-    with the moments of `scale_by_mars`.
+    The moments are as in `scale_by_mars`.
 
     Args:
-      gamma: how much of the change is corrected; 0 is no correction.
+      gamma: how strong the correction is; 0 is none.
       max_norm: the bound of the norm of a leaf's corrected gradient.
-      axis_name: the mapped axis over which leaves are sharded, inside `shard_map` or `pmap`, or
-        several, or `sharded`. Without it each device measures its own part of a leaf.
+      axis_name: Without it each device measures its own part of a leaf.
 
     Raises:
       ValueError: `update` is called without the parameters, and there is weight decay.
@@ -240,9 +237,9 @@ def mars(
       Array([0.1], dtype=float32)
 
     Reference: Yuan et al., *MARS: unleashing the power of variance reduction for training large
-    models*, https://arxiv.org/abs/2411.10438. Deviation from the authors' code, which gives leaves
-    that have not two axes to AdamW with \(\beta = (0.9, 0.95)\) and a decay of 0.1: here all leaves
-    are treated alike, and `partition` makes such groups.
+    models*, https://arxiv.org/abs/2411.10438. Deviation: the authors' code gives leaves without two
+    axes to AdamW with \(\beta = (0.9, 0.95)\) and a decay of 0.1. Here all leaves are treated
+    alike; `partition` makes such groups.
     """
     return chain(
         scale_by_mars(b1, b2, eps, gamma, max_norm, mu_dtype, axis_name=axis_name),

@@ -33,7 +33,7 @@ class ScaleByOptimisticGradientState(NamedTuple):
 
     Attributes:
       is_initial_step: whether no update has been made yet, bool ().
-      previous_gradient: the updates that came in last, like the parameters.
+      previous_gradient: the updates given in the last step, like the parameters.
     """
 
     is_initial_step: Array
@@ -44,9 +44,13 @@ class ScaleByOptimisticGradientState(NamedTuple):
 def scale_by_optimistic_gradient(
     alpha: Hyper = 1.0, beta: Annotated[Hyper, Number("[0, inf)")] = 1.0
 ) -> Transform:
-    r"""Adds to the updates what they changed by since the last step.
+    r"""Adds to the updates their change since the last step, to look one step ahead.
 
     .. math:: u_t = \alpha g_t + \beta (g_t - g_{t-1}), \qquad g_{-1} = g_0
+
+    Args:
+      alpha: the weight of the updates.
+      beta: the weight of their change.
 
     Example:
       >>> import gradx, jax.numpy as jnp
@@ -87,14 +91,18 @@ def _optimistic(
 def optimistic_gradient_descent(
     learning_rate: Hyper, alpha: Hyper = 1.0, beta: Annotated[Hyper, Number("[0, inf)")] = 1.0
 ) -> Transform:
-    r"""Gradient descent that does not circle around the solution of a game.
+    r"""Optimistic gradient descent, which does not circle around the solution of a game.
 
     .. math:: u_t = -\eta_t\,(\alpha g_t + \beta (g_t - g_{t-1}))
+
+    Args:
+      alpha: the weight of the gradient.
+      beta: the weight of its change.
 
     Example:
       >>> import gradx, jax.numpy as jnp
       >>> tx = gradx.optimistic_gradient_descent(0.5)
-      >>> players = {"x": jnp.ones(1), "y": jnp.ones(1)}  # x makes x * y small, y large
+      >>> players = {"x": jnp.ones(1), "y": jnp.ones(1)}  # x minimizes x * y, y maximizes it
       >>> state = tx.init(players)
       >>> for _ in range(100):
       ...     grads = {"x": players["y"], "y": -players["x"]}
@@ -122,15 +130,17 @@ def optimistic_adam_v2(
     mu_dtype: Any = None,
     nesterov: bool = True,
 ) -> Transform:
-    r"""Adam whose steps are optimistic.
+    r"""Optimistic Adam, for games such as GANs: adds to each step its change since the last one.
 
     .. math:: u_t = -\eta_t\,(\alpha r_t + \beta (r_t - r_{t-1})), \qquad
               r = \hat\mu / (\sqrt{\hat\nu + \epsilon_\mathrm{root}} + \epsilon)
 
-    with the moments of `scale_by_adam`.
+    The moments are as in `scale_by_adam`.
 
     Args:
-      nesterov: look one step ahead, in the moment.
+      alpha: the weight of Adam's step.
+      beta: the weight of its change.
+      nesterov: look one step ahead, in the first moment.
 
     Example:
       >>> import gradx, jax.numpy as jnp
@@ -159,15 +169,15 @@ def optimistic_adam(
     *,
     nesterov: bool = True,
 ) -> Transform:
-    r"""Optimistic Adam with a second learning rate for the change; Optax's former form of it.
+    r"""Deprecated form of `optimistic_adam_v2`, with a learning rate of its own for the change.
 
     .. math:: u_t = -\eta r_t - o\,(r_t - r_{t-1})
 
-    with the \(r\) of `optimistic_adam_v2`, which takes both relative to one learning rate.
+    \(r\) is as in `optimistic_adam_v2`, where one learning rate multiplies both terms.
 
     Args:
-      optimism: the weight of the change of the gradient; by default \(\eta\), as in the paper.
-      nesterov: look one step ahead, in the moment.
+      optimism: the weight of the change; by default \(\eta\), as in the paper.
+      nesterov: look one step ahead, in the first moment.
 
     Example:
       >>> import gradx, jax.numpy as jnp
@@ -176,7 +186,7 @@ def optimistic_adam(
       Array([0.1], dtype=float32)
 
     Reference: Daskalakis et al., *Training GANs with optimism*, https://arxiv.org/abs/1711.00141.
-    It is deprecated, as in Optax, with a `DeprecationWarning`; Optax takes no schedules here.
+    As in Optax, it gives a `DeprecationWarning`. Optax takes no schedules here.
     """
     warn("`optimistic_adam` is deprecated, use `optimistic_adam_v2` instead.", DeprecationWarning)
     optimism = learning_rate if optimism is None else optimism

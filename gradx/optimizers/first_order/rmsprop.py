@@ -1,4 +1,4 @@
-"""RMSProp: gradients over the root of an average of their squares, or over their deviation."""
+"""RMSProp: gradients divided by their root mean square, or by their standard deviation."""
 
 from __future__ import annotations
 
@@ -66,8 +66,9 @@ def scale_by_rms(
 
     Args:
       initial_scale: where \(\nu\) begins.
-      eps_in_sqrt: False for \(u = g / (\sqrt\nu + \epsilon)\).
-      bias_correction: replace \(\nu\) in \(u\) by \(\nu / (1 - \beta^t)\).
+      eps_in_sqrt: whether \(\epsilon\) is inside the root; False gives
+        \(u = g / (\sqrt\nu + \epsilon)\).
+      bias_correction: divide \(\nu\) by \(1 - \beta^t\) in \(u\), since it began at zero.
 
     Example:
       >>> import gradx, jax.numpy as jnp
@@ -75,7 +76,7 @@ def scale_by_rms(
       >>> tx.update(jnp.array([4.0]), tx.init(jnp.ones(1)))[0]
       Array([2.], dtype=float32)
 
-    Reference: Tieleman and Hinton, *Lecture 6.5: rmsprop*, 2012; with `decay=b2,
+    Reference: Tieleman and Hinton, *Lecture 6.5: rmsprop*, 2012. With `decay=b2,
     eps_in_sqrt=False, bias_correction=True` it is Adam without momentum.
     """
     return leafwise(
@@ -136,8 +137,9 @@ def scale_by_stddev(
 
     Args:
       initial_scale: where \(\nu\) begins.
-      eps_in_sqrt: False to add \(\epsilon\) to the root instead.
-      bias_correction: replace \(\mu\) and \(\nu\) in \(u\) by their values over \(1 - \beta^t\).
+      eps_in_sqrt: whether \(\epsilon\) is inside the root; False adds it to the root.
+      bias_correction: divide \(\mu\) and \(\nu\) by \(1 - \beta^t\) in \(u\), since they began at
+        zero.
 
     Example:
       >>> import gradx, jax.numpy as jnp
@@ -147,8 +149,8 @@ def scale_by_stddev(
 
     Reference: Graves, *Generating sequences with recurrent neural networks*,
     https://arxiv.org/abs/1308.0850. Deviation from Optax: a variance that rounding makes negative
-    counts as zero; there its root is NaN. With `bias_correction` the variance of the first step is
-    zero by definition, so \(u = g / \sqrt\epsilon\): choose \(\epsilon\) accordingly.
+    counts as zero; in Optax its root is NaN. With `bias_correction` the variance of the first step
+    is zero by definition, so \(u = g / \sqrt\epsilon\): choose \(\epsilon\) accordingly.
     """
     return leafwise(
         _stddev,
@@ -164,7 +166,7 @@ def _stddev(g: Array, s: LeafState, p: None, h: Numbers) -> tuple[Array, LeafSta
     mu = average(s.mu, g, h.decay)
     nu = average(s.nu, abs_sq(g), h.decay)
     variance = jnp.maximum(nu * h.correct - abs_sq(mu * h.correct), 0.0)
-    variance = jnp.where(jnp.isinf(nu), jnp.inf, variance)  # of one infinity less another, too
+    variance = jnp.where(jnp.isinf(nu), jnp.inf, variance)  # inf - inf is NaN
     return g / root(variance, h), s._replace(mu=mu, nu=nu)
 
 
@@ -180,21 +182,25 @@ def rmsprop(
     nesterov: bool = False,
     bias_correction: bool = False,
 ) -> Transform:
-    r"""RMSProp, plain or centred, with or without momentum.
+    r"""RMSProp: gradients divided by their root mean square, with or without momentum.
 
     .. math:: u = -\eta\, g / \sqrt{\nu + \epsilon}, \qquad
               \nu \leftarrow \beta \nu + (1 - \beta) |g|^2
 
-    centred: \(\nu - |\mu|^2\) in place of \(\nu\), as in `scale_by_stddev`. Momentum is that of
-    `trace`, after the learning rate: a schedule does not reach what is in the trace already.
+    With `centered`, \(\nu - |\mu|^2\) takes the place of \(\nu\), as in `scale_by_stddev`. Momentum
+    (`trace`) comes after the learning rate, so a schedule does not rescale what it has summed up.
 
     Args:
       initial_scale: where \(\nu\) begins; 1 in some older implementations.
-      eps_in_sqrt: False to add \(\epsilon\) to the root, as PyTorch does.
-      centered: divide by the deviation from the mean.
+      eps_in_sqrt: whether \(\epsilon\) is inside the root; False adds it to the root, as PyTorch
+        does.
+      centered: divide by the standard deviation instead of the root mean square.
       momentum: how much of the sum of updates is kept each step. There is none by default.
       nesterov: look one step ahead; only with momentum.
-      bias_correction: correct the averages for their start.
+      bias_correction: correct the averages for their start at zero.
+
+    Raises:
+      ValueError: nesterov is given without a momentum.
 
     Example:
       >>> import gradx, jax.numpy as jnp

@@ -50,7 +50,7 @@ def scale_by_rprop(
             \text{ if } g_t u_{t-1} < 0 \\
         u_t &= 0 \text{ if } g_t u_{t-1} < 0, \text{ else } \Delta\,\mathrm{sign}(g_t)
 
-    Where the sign has changed, nothing moves in this step, and the step size stays in the next.
+    Where the sign has changed, nothing moves in this step, and the next keeps the step size.
 
     Args:
       learning_rate: where \(\Delta\) begins.
@@ -72,9 +72,9 @@ def scale_by_rprop(
       [0.06]
 
     Reference: Riedmiller and Braun, *A direct adaptive method for faster backpropagation learning:
-    the RPROP algorithm*, 1993; this form is iRprop- of Igel and Hüsken, *Empirical evaluation of
-    the improved Rprop learning algorithms*, 2003, and PyTorch's. Deviation from Optax, which makes
-    each update one step late. The two parts of a complex number have a step size each.
+    the RPROP algorithm*, 1993. This form is iRprop- of Igel and Hüsken, *Empirical evaluation of
+    the improved Rprop learning algorithms*, 2003, and PyTorch's. Deviation: Optax makes each update
+    one step late. The two parts of a complex number have a step size each.
     """
     low, high = min_step_size, max_step_size
     if isinstance(low, int | float) and isinstance(high, int | float) and low > high:
@@ -115,7 +115,7 @@ def _rprop(g: Array, s: ScaleByRpropState, p: None, h: Numbers) -> tuple[Array, 
 
 def _real(g: Array, size: Array, previous: Array, h: Numbers) -> tuple[Array, Array]:
     sign = jnp.sign(g)
-    agreement = sign * jnp.sign(previous)  # of the signs: a product of small numbers is 0
+    agreement = sign * jnp.sign(previous)  # a product of small numbers rounds to 0
     factor = jnp.where(agreement > 0, h.eta_plus, h.eta_minus)
     moved = jnp.clip(size * factor, h.min_step_size, h.max_step_size)
     size = jnp.where(agreement == 0, size, moved)
@@ -130,11 +130,11 @@ def rprop(
     min_step_size: Annotated[Hyper, Number("[0, inf)")] = 1e-6,
     max_step_size: Annotated[Hyper, Number("(0, inf]")] = 50.0,
 ) -> Transform:
-    r"""Rprop, for gradients of the whole data set: of a mini-batch, signs are noise.
+    r"""Rprop: steps from the sign of the gradient alone, for gradients of the whole data set.
 
     .. math:: u_t = -\Delta\,\mathrm{sign}(g_t), \text{ or } 0 \text{ where the sign has changed}
 
-    with the step sizes \(\Delta\) of `scale_by_rprop`.
+    The step sizes \(\Delta\) are as in `scale_by_rprop`. With mini-batches, signs are noise.
 
     Args:
       learning_rate: where \(\Delta\) begins.

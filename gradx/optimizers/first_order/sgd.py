@@ -27,13 +27,13 @@ __all__ = ["DampenedTraceState", "noisy_sgd", "sgd"]
 @core.recorded
 def sgd(
     learning_rate: Hyper,
-    momentum: Annotated[Hyper | None, Number("[-1, 1]")] = None,
+    momentum: Annotated[Hyper | None, Number("[-1, 1]", r"\mu")] = None,
     nesterov: bool = False,
     accumulator_dtype: Any = None,
     *,
-    dampening: Annotated[Hyper | None, Number("[0, 1)")] = None,
+    dampening: Annotated[Hyper | None, Number("[0, 1)", r"\tau")] = None,
 ) -> Transform:
-    r"""Stochastic gradient descent.
+    r"""Stochastic gradient descent, plain or with momentum.
 
     .. math::
         m &\leftarrow \mu m + (1 - \tau)\, g, \qquad m_1 = g_1 \\
@@ -48,7 +48,8 @@ def sgd(
         default. It needs momentum; with a momentum of 0 it does nothing.
 
     Raises:
-      ValueError: nesterov or dampening without a momentum, which would do nothing; both together.
+      ValueError: nesterov or dampening is given without a momentum, where it would do nothing; or
+        both are given.
 
     Example:
       >>> import gradx, jax.numpy as jnp
@@ -97,7 +98,7 @@ def _dampened_trace(momentum: Hyper, dampening: Hyper | None, dtype: Any) -> Tra
         init={"trace": partial(zeros, dtype=storage("accumulator_dtype", dtype))},
         state=DampenedTraceState,
         hypers={"decay": momentum, "dampening": dampening},
-        ranges={"decay": ranges.ANY},  # `sgd` has checked it
+        ranges={"decay": ranges.ANY},  # `sgd` has checked the range
         per_step=_share_of_gradient,
     )
 
@@ -129,7 +130,7 @@ def noisy_sgd(
     Args:
       eta: the variance at the first update.
       gamma: how fast the variance falls.
-      key: a random key, or the seed of one; see `add_noise`.
+      key: See `add_noise`.
 
     Example:
       >>> import gradx, jax.numpy as jnp

@@ -28,8 +28,8 @@ class ScaleBySM3State(NamedTuple):
     """The state of SM3.
 
     Attributes:
-      mu: the bounds, for each parameter a list of one vector for each axis, (rows,) and (columns,)
-        for a matrix; of one number for a scalar; real.
+      mu: the bounds, real: for each parameter a list with one vector for each axis, (rows,) and
+        (columns,) for a matrix, or with one number for a scalar.
       nu: the average of the updates, like the parameters.
     """
 
@@ -105,7 +105,7 @@ def _bounds(g: Any, s: ScaleBySM3State, p: Any, h: Numbers) -> Mapping[str, Any]
     bounds = []
     if g.ndim < 2:
         return {}
-    # The vectors are weighed, not the sums: the reduction has enough to do.
+    # Weighs the vectors and not the sums, which saves the reduction work.
     old = [bound * (h.b2 / h.fresh) for bound in jax.tree.leaves(s.mu)]
     for axis in range(len(old)):
         sums = abs_sq(g) + _least(old, g.ndim)
@@ -127,12 +127,12 @@ def _sm3(g: Array, s: ScaleBySM3State, p: None, h: Numbers) -> tuple[Array, Scal
 def sm3(
     learning_rate: Hyper, momentum: Annotated[Hyper, Number(symbol=r"\beta_1")] = 0.9
 ) -> Transform:
-    r"""SM3: AdaGrad with the memory of one number for each row and each column.
+    r"""SM3: AdaGrad that stores only one number for each row and each column.
 
     .. math:: u = -\eta\, \nu, \qquad
               \nu \leftarrow \beta_1 \nu + (1 - \beta_1)\, g / \sqrt{s + \epsilon}
 
-    with the sums \(s\) of `scale_by_sm3`.
+    The sums \(s\) are as in `scale_by_sm3`.
 
     Example:
       >>> import gradx, jax.numpy as jnp

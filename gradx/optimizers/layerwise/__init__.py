@@ -1,1 +1,1 @@
-"""Methods that give each leaf a step in proportion to its norm."""
+"""Optimizers that scale the step of each leaf by its norms: LARS, LAMB, Fromage and NovoGrad."""

@@ -1,4 +1,4 @@
-"""Learning rates by layer: how far a leaf moves is measured by its norm, or by its gradient's."""
+"""A learning rate for each layer, from the norm of its parameter, of its gradient, or of both."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def lars(
     *,
     axis_name: Any = None,
 ) -> Transform:
-    r"""LARS: momentum with a learning rate for each layer.
+    r"""LARS, for large batches: momentum with a learning rate for each layer.
 
     .. math::
         d &= g + \lambda \theta, \qquad
@@ -62,11 +62,11 @@ def lars(
     A layer is a leaf. Where the norm of the parameter or of \(d\) is 0, \(r = 1\).
 
     Args:
-      weight_decay_mask: which leaves decay (see `add_decayed_weights`); True for all.
+      weight_decay_mask: By default all of them.
       trust_coefficient: the step of a layer relative to its norm.
-      trust_ratio_mask: the leaves whose update is scaled by \(r\); True for all.
-      axis_name: the mapped axis over which leaves are sharded, inside `shard_map` or `pmap`, or
-        several, or `sharded`. Without it each device measures its own part of a leaf.
+      trust_ratio_mask: which leaves are scaled by \(r\); by default all of them.
+      momentum: how much of the sum of steps is kept each step.
+      axis_name: Without it each device measures its own part of a leaf.
 
     Raises:
       ValueError: `update` is called without the parameters.
@@ -81,8 +81,9 @@ def lars(
       (Array([-0.5], dtype=float32), Array([[-0.3]], dtype=float32))
 
     Reference: You et al., *Large batch training of convolutional networks*,
-    https://arxiv.org/abs/1708.03888. As in Optax, the ratio has \(\lVert g + \lambda \theta
-    \rVert\) below, where the paper has \(\lVert g \rVert + \lambda \lVert \theta \rVert\).
+    https://arxiv.org/abs/1708.03888. As in Optax, the ratio divides by
+    \(\lVert g + \lambda \theta \rVert\); the paper divides by
+    \(\lVert g \rVert + \lambda \lVert \theta \rVert\).
     """
     ratio = scale_by_trust_ratio(trust_coefficient=trust_coefficient, eps=eps, axis_name=axis_name)
     return chain(
@@ -105,18 +106,17 @@ def lamb(
     *,
     axis_name: Any = None,
 ) -> Transform:
-    r"""LAMB: AdamW whose step in each layer is a share of the layer's norm.
+    r"""LAMB, for large batches: AdamW whose step in each layer is a share of the layer's norm.
 
     .. math::
         d &= \hat\mu / (\sqrt{\hat\nu + \epsilon_\mathrm{root}} + \epsilon) + \lambda \theta \\
         u &= -\eta\, \frac{\lVert \theta \rVert}{\lVert d \rVert}\, d
 
-    with the moments of `scale_by_adam`. A layer is a leaf; where one of the norms is 0, their ratio
-    counts as 1.
+    The moments are as in `scale_by_adam`. A layer is a leaf. Where one of the norms is 0, their
+    ratio counts as 1.
 
     Args:
-      axis_name: the mapped axis over which leaves are sharded, inside `shard_map` or `pmap`, or
-        several, or `sharded`. Without it each device measures its own part of a leaf.
+      axis_name: Without it each device measures its own part of a leaf.
 
     Raises:
       ValueError: `update` is called without the parameters.
@@ -146,7 +146,7 @@ def fromage(
     *,
     axis_name: Any = None,
 ) -> Transform:
-    r"""Fromage: steps of a given size relative to each layer, undone where they make it grow.
+    r"""Fromage: steps of a given size relative to each layer, corrected so that it does not grow.
 
     .. math:: u = \frac{1}{\sqrt{1 + \eta^2}}
               \left(\theta - \eta\, \frac{\lVert \theta \rVert}{\lVert g \rVert}\, g\right) - \theta
@@ -154,12 +154,11 @@ def fromage(
     A layer is a leaf. Both norms count as at least \(m\).
 
     Args:
-      min_norm: the least that a norm counts as.
-      axis_name: the mapped axis over which leaves are sharded, inside `shard_map` or `pmap`, or
-        several, or `sharded`. Without it each device measures its own part of a leaf.
+      min_norm: the smallest value that a norm counts as.
+      axis_name: Without it each device measures its own part of a leaf.
 
     Raises:
-      ValueError: `update` is called without the parameters.
+      ValueError: `learning_rate` is None; `update` is called without the parameters.
 
     Example:
       >>> import gradx, jax.numpy as jnp
@@ -183,14 +182,14 @@ def fromage(
             per_step=_fromage_factors,
             needs_params=True,
         ),
-        # Optax counts once for the step and once for the shrinking. A state of its has both counts.
+        # Optax counts twice, for the step and for the shrinking, and its state has both counts.
         leafwise(_unchanged, state=WeightDecaySchedule) if scheduled else identity(),
     )
 
 
 def _fromage_factors(h: Numbers, t: Array | None) -> Mapping[str, Any]:
     long = (1 + h.learning_rate**2) ** 0.5
-    # 1 - 1 / long, without the difference: at small rates float32 has no digits for it.
+    # 1 - 1 / long without the difference, for which float32 has no digits at small rates.
     return {"step": h.learning_rate / long, "shrink": h.learning_rate**2 / (long * (1 + long))}
 
 
@@ -240,8 +239,7 @@ def scale_by_novograd(
 
     Args:
       weight_decay: It is averaged together with the gradient.
-      axis_name: the mapped axis over which leaves are sharded, inside `shard_map` or `pmap`, or
-        several, or `sharded`. Without it each device measures its own part of a leaf.
+      axis_name: Without it each device measures its own part of a leaf.
 
     Raises:
       ValueError: `update` is called without the parameters, unless \(\lambda\) is the constant 0.
@@ -312,11 +310,10 @@ def novograd(
     .. math:: u = -\eta\,\mu, \qquad \mu \leftarrow \beta_1 \mu + \left(
               \frac{g}{\sqrt{\nu + \epsilon_\mathrm{root}} + \epsilon} + \lambda \theta\right)
 
-    with the second moment of `scale_by_novograd`.
+    The second moment is as in `scale_by_novograd`.
 
     Args:
-      axis_name: the mapped axis over which leaves are sharded, inside `shard_map` or `pmap`, or
-        several, or `sharded`. Without it each device measures its own part of a leaf.
+      axis_name: Without it each device measures its own part of a leaf.
 
     Raises:
       ValueError: `update` is called without the parameters, unless \(\lambda\) is the constant 0.

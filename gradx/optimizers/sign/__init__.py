@@ -1,1 +1,1 @@
-"""Methods in which every element moves by the same length."""
+"""Optimizers that move every element by the same length, along a sign: signSGD, Signum, Lion."""

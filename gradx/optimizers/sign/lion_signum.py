@@ -1,4 +1,4 @@
-"""Sign methods: every element moves by the same length, only the direction is learnt."""
+"""SignSGD, Signum and Lion: every element moves by the same length, along a sign."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def _sign(g: Array, s: LeafState, p: None, h: Numbers) -> tuple[Array, LeafState
 
 @core.recorded
 def sign_sgd(learning_rate: Hyper) -> Transform:
-    r"""Gradient descent along the sign of the gradient.
+    r"""SignSGD: descent along the sign of the gradient.
 
     .. math:: u = -\eta\, \mathrm{sign}(g)
 
@@ -65,7 +65,7 @@ def sign_sgd(learning_rate: Hyper) -> Transform:
 
 @core.recorded
 def signum(learning_rate: Hyper, beta: Hyper = 0.9, accumulator_dtype: Any = None) -> Transform:
-    r"""Gradient descent along the sign of an average of gradients.
+    r"""Signum: descent along the sign of an average of gradients, signSGD with momentum.
 
     .. math:: m \leftarrow \beta m + (1 - \beta) g, \qquad u = -\eta\, \mathrm{sign}(m)
 
@@ -116,9 +116,9 @@ def scale_by_lion(
 
     Args:
       b1: the weight of the momentum in the update.
-      b2: the decay of the momentum.
-      mode: ``"hard"``, the sign; ``"smooth"``, \(\tanh(s\,c)\); ``"refined"``, \(c\) where \(|c| <
-        1\) and its sign elsewhere.
+      b2: how much of the momentum is kept each step.
+      mode: how \(c\) becomes \(u\): ``"hard"``, the sign; ``"smooth"``, \(\tanh(s\,c)\);
+        ``"refined"``, \(c\) where \(|c| < 1\) and its sign elsewhere.
       smooth_beta: the steepness of the smooth mode.
 
     Example:
@@ -135,8 +135,8 @@ def scale_by_lion(
         _lion,
         init={"mu": partial(zeros, dtype=storage("mu_dtype", mu_dtype))},
         state=ScaleByLionState,
+        # b2 is at least 0.01: `_mixture` divides by it, and smaller ones cost digits.
         hypers={"b1": b1, "b2": b2, "smooth_beta": smooth_beta},
-        # Solving for the old mu divides by b2: below a hundredth that costs digits.
         flags={"mode": mode},
         per_step=_mixture,
     )
@@ -150,7 +150,7 @@ _MODES: Mapping[str, Any] = {
 
 
 def _mixture(h: Numbers, t: Array) -> Mapping[str, Any]:
-    # old mu = (mu - (1 - b2) g) / b2, put into c.
+    # The weights of c after the old mu is replaced by (mu - (1 - b2) g) / b2.
     share = h.b1 / h.b2
     return {"share_of_mu": share, "share_of_g": (1 - h.b1) - share * (1 - h.b2)}
 
@@ -172,16 +172,16 @@ def lion(
     *,
     decay: DecayKind = "learning_rate",
 ) -> Transform:
-    r"""Lion: sign descent with two decays of momentum, and decoupled weight decay.
+    r"""Lion: sign descent with momentum and decoupled weight decay.
 
     .. math:: u = -\eta_t \left(\mathrm{sign}(\beta_1 \mu + (1 - \beta_1) g) + \lambda\theta\right)
 
-    with the momentum of `scale_by_lion`. Learning rates are a third to a tenth of Adam's, decay
-    three to ten times Adam's.
+    The momentum is as in `scale_by_lion`. Learning rates are a third to a tenth of Adam's, decay
+    is three to ten times Adam's.
 
     Args:
       b1: the weight of the momentum in the update.
-      b2: the decay of the momentum.
+      b2: how much of the momentum is kept each step.
 
     Raises:
       ValueError: `update` is called without the parameters.
