@@ -1,4 +1,4 @@
-"""Linear algebra that optimizers for matrices are made of: polar factors, eigenbases, triangles.
+"""Linear algebra for the matrix optimizers: polar factors, eigenbases, triangular factors.
 
-Functions of arrays, which know nothing of trees. May import: `lift`, `numbers`, `core`, `lowering`.
+These functions take arrays, not trees. May import: `lift`, `numbers`, `core`, `lowering`.
 """

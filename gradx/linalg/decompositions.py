@@ -1,4 +1,4 @@
-"""Decompositions of matrices, with derivatives where JAX's are NaN; each also of many matrices."""
+"""Decompositions of a matrix or of many, with finite derivatives where JAX's are NaN."""
 
 from __future__ import annotations
 
@@ -10,24 +10,25 @@ import jax.numpy as jnp
 from gradx.lowering.one_by_one import one_by_one
 from gradx.numbers.sources import Array
 
-# Vectors of equal eigenvalues, and of no length, may point anywhere, and JAX's derivatives are NaN
-# there. But what is made of them, a space or a root, often has one: here they do not turn.
+# Eigenvectors of equal eigenvalues, and directions of columns of length zero, are arbitrary, and
+# JAX's derivatives are NaN there. A space or a root made of them often has a derivative, so here
+# the arbitrary vectors do not turn.
 
 
 def _of_eigh(dx: Array, values: Array, vectors: Array) -> tuple[Array, Array]:
     gaps = values[None, :] - values[:, None]
-    known = jnp.abs(gaps) > _rounding(values)
+    distinct = jnp.abs(gaps) > _rounding(values)
     turned = _times(_times(vectors.conj().T, dx), vectors)
-    turns = jnp.where(known, turned / jnp.where(known, gaps, 1.0), 0.0)
+    turns = jnp.where(distinct, turned / jnp.where(distinct, gaps, 1.0), 0.0)
     return jnp.diagonal(turned).real, _times(vectors, turns)
 
 
 def _of_qr(dx: Array, q: Array, r: Array) -> tuple[Array, Array]:
     lengths = jnp.abs(jnp.diagonal(r))
-    known = lengths > _rounding(lengths)
-    solvable = r + jnp.diag(jnp.where(known, 0.0, 1.0).astype(r.dtype))
+    nonzero = lengths > _rounding(lengths)
+    solvable = r + jnp.diag(jnp.where(nonzero, 0.0, 1.0).astype(r.dtype))
     moved = jax.lax.linalg.triangular_solve(solvable, dx, left_side=False, lower=False)
-    moved = jnp.where(known[None], moved, 0.0)
+    moved = jnp.where(nonzero[None], moved, 0.0)
     inside = _times(q.conj().T, moved)
     below = jnp.tril(inside, -1)
     turns = below - below.conj().T + jnp.diag(jnp.diagonal(inside) - jnp.diagonal(inside).real)

@@ -1,8 +1,8 @@
-"""The polar factor of a matrix, U Vᵀ of U S Vᵀ: exactly, and by polynomials of odd powers.
+"""The polar factor U Vᵀ of a matrix U S Vᵀ: exactly, or by Newton–Schulz steps.
 
-A step of Newton and Schulz maps each singular value s of a matrix to a s + b s³ + c s⁵ and leaves
-its singular vectors as they are. Coefficients that push small values up fast do not converge to 1,
-but into a band around it, which is all that an optimizer needs.
+A Newton–Schulz step maps each singular value s to a s + b s³ + c s⁵ and keeps the singular vectors.
+Coefficients that raise small values fast do not bring them to 1, but into a band around 1. That is
+all an optimizer needs.
 """
 
 from __future__ import annotations
@@ -33,15 +33,15 @@ _EXPRESS = (
 
 
 def _damped(steps: Coefficients, safety: float) -> Coefficients:
-    """For singular values that rounding makes up to `safety` times too large."""
+    """Coefficients for singular values that rounding makes up to `safety` times too large."""
     return tuple((a / safety, b / safety**3, c / safety**5) for a, b, c in steps)
 
 
 def _chebyshev(lower: float, count: int) -> Coefficients:
-    """The cubic steps that are best in the largest error, each on the band that the last one left.
+    """The cubic steps with the least maximal error, each on the band that the last one left.
 
-    On [l, u] the best odd cubic is s (l² + lu + u² - s²) times a number that makes its extremes lie
-    as far above 1 as below.
+    On [l, u] the best odd cubic is s (l² + lu + u² - s²), scaled so that its extremes lie as far
+    above 1 as below.
     """
     steps, upper = [], 1.0
     for _ in range(count):
@@ -78,7 +78,7 @@ NS_PRESETS: dict[str, Coefficients] = {
 
 
 def singular_values_after(steps: Any, values: Any) -> Any:
-    """What the steps make of singular values: their polynomials, one after the other."""
+    """The singular values after the steps: their polynomials, one after the other."""
     for a, b, c in steps:
         values = a * values + b * values**3 + c * values**5
     return values
@@ -92,11 +92,11 @@ def newton_schulz(
     factors: Factors = HIGHEST,
     gram: bool | None = None,
 ) -> Array:
-    """The steps (n, 3) applied to a matrix with no more rows than columns, not normalised here.
+    """Applies the steps (n, 3) to a normalised matrix with no more rows than columns.
 
-    `square` is x xᵀ, where it is known already. `factors` are those of the products: narrow ones
-    are kept narrow from one step to the next. With `gram` the steps work on x xᵀ, and touch x only
-    between phases; None chooses what takes less time.
+    `square` is x xᵀ, if the caller has it. `factors` says what the products are calculated in;
+    narrow factors stay narrow from one step to the next. With `gram` the steps work on the Gram
+    matrix x xᵀ, and touch x only between phases; None chooses what takes less time.
     """
     product = partial(times, factors)
     count = steps.shape[0]
@@ -125,17 +125,17 @@ def _factor(square: Array, steps: Array, product: Any) -> Array:
 
 
 def _phases(count: int, factors: Factors = HIGHEST) -> list[int]:
-    """Before which steps x xᵀ is made anew, since it loses digits: at 2, and then each third.
+    """The steps before which x xᵀ is calculated anew, since it loses digits: 2, then each third.
 
-    Rounding leaves it eigenvalues below 0, and a step multiplies these by a², up to 69. Three steps
-    in a row are safe for errors of float32. Those of half precision come near -1 in two, and the
-    third polynomial makes them grow without end; so there it is each second step.
+    Rounding gives it eigenvalues below 0, and a step multiplies these by a², up to 69. In float32
+    three steps in a row are safe. In half precision the errors come near -1 in two steps, and the
+    third polynomial would make them grow without end. So there it is each second step.
     """
     return [*range(2, count, 2 if rough(factors) else 3), count]
 
 
 def operations(rows: int, columns: int, count: int, factors: Factors = HIGHEST) -> tuple[int, int]:
-    """The multiplications and additions of the plain steps, and of those by Gram's matrix."""
+    """The multiplications and additions of the plain steps, and of those on the Gram matrix."""
     plain = count * (4 * rows**2 * columns + 2 * rows**3)
     lengths = _lengths(count, factors)
     return plain, sum(4 * rows**2 * columns + (8 * k - 6) * rows**3 for k in lengths)
@@ -147,11 +147,10 @@ def _lengths(count: int, factors: Factors) -> list[int]:
 
 
 def costs(rows: int, columns: int, count: int, factors: Factors = HIGHEST) -> tuple[int, int]:
-    """What the plain steps and those by Gram's matrix take, in operations.
+    """The costs, in operations, of the plain steps and of those on the Gram matrix.
 
-    Where narrow factors pay, an element that is read or written takes as long as some hundred
-    operations, and Gram's matrix needs many sums and products that are not of x. So there the
-    elements count, too.
+    With narrow factors, reading or writing an element takes as long as some hundred operations,
+    and the Gram matrix needs many sums and products of its own. So there the elements count, too.
     """
     if not rough(factors):
         return operations(rows, columns, count)
@@ -165,30 +164,30 @@ def costs(rows: int, columns: int, count: int, factors: Factors = HIGHEST) -> tu
 
 @jax.custom_jvp
 def exact(x: Array) -> Array:
-    """The polar factor by singular values; of those that are zero nothing remains.
+    """The polar factor by singular value decomposition; singular values of zero stay zero.
 
-    For matrices with no more rows than columns it has a derivative: also where singular values are
-    equal, and vectors have none. Along those that are zero it is 0.
+    For matrices with no more rows than columns it has a derivative, also where singular values are
+    equal and their vectors have none. Along singular values of zero the derivative is 0.
     """
-    u, _, some, vh = _singular(x)
-    return _product(u * some[..., None, :].astype(u.dtype), vh)
+    u, _, nonzero, vh = _singular(x)
+    return _product(u * nonzero[..., None, :].astype(u.dtype), vh)
 
 
 @exact.defjvp
 def _(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
     (x,), (dx,) = primals, tangents
-    u, s, some, vh = _singular(x)
+    u, s, nonzero, vh = _singular(x)
     dx = dx / magnitude(x)
     inside = _product(_product(u.mT.conj(), dx), vh.mT.conj())
     outside = _product(u.mT.conj(), dx) - _product(inside, vh)
-    both = some[..., None, :] & some[..., None]
+    both = nonzero[..., None, :] & nonzero[..., None]
     turns = (inside - inside.mT.conj()) / jnp.where(both, s[..., None, :] + s[..., None], 1.0)
-    pulls = jnp.where(some, 1 / jnp.where(some, s, 1.0), 0.0)[..., None] * outside
+    pulls = jnp.where(nonzero, 1 / jnp.where(nonzero, s, 1.0), 0.0)[..., None] * outside
     return exact(x), _product(u, _product(jnp.where(both, turns, 0.0), vh) + pulls)
 
 
 def _singular(x: Array) -> tuple[Array, Array, Array, Array]:
-    """The singular values and vectors of x over its magnitude, and which values are not zero."""
+    """The singular values and vectors of x / magnitude(x), and which values are not zero."""
     u, s, vh = decompositions.svd(x / magnitude(x))
     return u, s, s > s[..., :1] * max(x.shape) * jnp.finfo(s.dtype).eps, vh
 
@@ -197,8 +196,10 @@ _product = partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
 
 
 def magnitude(x: Array) -> Array:
-    """A power of two near the largest element, by which anything may be divided: for a matrix
-    whose squares would over- or underflow. 1 for zeros and for what is not finite."""
+    """A power of two near the largest element; 1 if that is zero or not finite.
+
+    For dividing a matrix whose squares would over- or underflow.
+    """
     largest = jnp.max(jnp.abs(x), initial=0.0)
     info = jnp.finfo(largest.dtype)
     exponent = jnp.clip(jnp.frexp(largest)[1], info.minexp + 1, -info.minexp)
@@ -207,17 +208,17 @@ def magnitude(x: Array) -> Array:
 
 
 def bounded(x: Array) -> Array:
-    """The matrix, divided by a power of two where its third powers would overflow.
+    """Divides the matrix by a power of two if its third powers would overflow.
 
     For a gradient whose products are kept. An infinity in a product of matrices would be NaN for
-    ever; so one that is far too large counts as one that is just not too large.
+    ever, so a far too large gradient is shrunk until its products are finite.
     """
     size = magnitude(x)
     return x / jnp.maximum(size / 2.0 ** (jnp.finfo(x.dtype).maxexp // 3), 1.0)
 
 
 def norm(x: Array) -> Array:
-    """Frobenius' norm, without overflow and underflow of the squares."""
+    """The Frobenius norm, without overflow or underflow of the squares."""
     scale = magnitude(x)
     return scale * _root_of_squares(x / scale)
 
@@ -227,16 +228,16 @@ def _root_of_squares(x: Array) -> Array:
 
 
 def normalised(
-    x: Array, kind: str, eps: Any, factors: Factors = HIGHEST
+    x: Array, preconditioning: str, eps: Any, factors: Factors = HIGHEST
 ) -> tuple[Array, Array | None]:
-    """The matrix with singular values of at most 1, and x xᵀ if it had to be made for that.
+    """Scales the matrix to singular values of at most 1; returns x xᵀ, too, if that needed it.
 
-    `kind` is one of `NORMALISATIONS`.
+    `preconditioning` is one of `NORMALISATIONS`.
     """
     scale, whole = magnitude(x), x
     x = x / scale
-    if kind in ("frobenius", "spectral"):
-        spectral = kind == "spectral"  # which LAPACK scales itself
+    if preconditioning in ("frobenius", "spectral"):
+        spectral = preconditioning == "spectral"  # LAPACK scales this one itself
         size = (
             decompositions.largest_singular_value(whole) / scale
             if spectral
@@ -244,11 +245,11 @@ def normalised(
         )
         size = size + eps / scale
         return x / jnp.where(size > 0, size, 1.0), None
-    size = _root_of_squares(x)  # else the squares of small gradients would be less than eps
+    size = _root_of_squares(x)  # so that the squares of small gradients are not less than eps
     x = x / jnp.where(size > 0, size, 1.0)
     square = wide(times(factors, x, x.mT.conj()))
     rows = jnp.sum(jnp.abs(square), axis=-1)
-    size = rows if kind == "aol" else _root_of_squares(square)[None]
+    size = rows if preconditioning == "aol" else _root_of_squares(square)[None]
     size = jnp.maximum(size, eps)
     scale = jnp.where(size > 0, rsqrt(size), 0.0)[:, None]
     return x * scale, square * scale * scale.mT

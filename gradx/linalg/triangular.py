@@ -1,6 +1,6 @@
-"""Two triangular factors, one for each side of a matrix, fitted step by step to whiten it.
+"""PSGD's preconditioner: a triangular factor for each side of a matrix, fitted to whiten it.
 
-A factor Q is an upper triangular matrix, or, where it is diagonal, the vector of that diagonal.
+A factor Q is an upper triangular matrix, or the vector of its diagonal if it is diagonal.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from gradx.core.trees import abs_sq
 from gradx.linalg import polar
 from gradx.numbers.sources import Array
 
-# Of the elements' mean size: the noise that is added to what is whitened. It is that of psgd_jax.
+# The noise that is added to the whitened matrix, relative to its mean |element|; psgd_jax's number.
 _DAMPING = float(jnp.finfo(jnp.float32).eps) ** 0.5
 
 
@@ -47,23 +47,24 @@ def _solved(x: Array, q: Array) -> Array:
 
 
 def _gram(x: Array, q: Array) -> Array:
-    """x xᴴ, or its diagonal where Q has one only."""
+    """x xᴴ, or its diagonal if Q is diagonal."""
     return jnp.sum(abs_sq(x), axis=1) if q.ndim == 1 else _times(x, x.mT.conj())
 
 
 def fitted(
     m: Array, left: Array, right: Array, rate: Any, key: Array | None
 ) -> tuple[Array, Array]:
-    """The factors after a step towards white momentum, with the noise of this key.
+    """The factors after a step that whitens the momentum, with the noise of this key.
 
-    Without a key, the means of all noise are taken. Both factors get the same largest element.
+    Without a key, the expectation over all noise is taken. Both factors get the same largest
+    element.
     """
     size = jnp.mean(jnp.abs(m))
     if key is not None:
         v = jax.random.normal(key, m.shape, m.dtype)
         a = into(into(m + _DAMPING * size * v, left).mT, right).mT
         b = _solved(_solved(v, left.conj()).mT, right.conj()).mT
-        scale = jnp.maximum(polar.magnitude(a), 1.0)  # of both, so it makes no difference
+        scale = jnp.maximum(polar.magnitude(a), 1.0)  # it cancels in `_moved`
         found, wanted = [[_gram(x, left), _gram(x.mT, right)] for x in (a / scale, b / scale)]
     else:
         a = into(into(m, left).mT, right).mT
@@ -79,24 +80,24 @@ def fitted(
             for weight, x, q in zip(weights, inverses, (left, right), strict=True)
         ]
     new = [
-        _moved(q, have, want, rate)
-        for q, have, want in zip((left, right), found, wanted, strict=True)
+        _moved(q, now, target, rate)
+        for q, now, target in zip((left, right), found, wanted, strict=True)
     ]
     largest = [jnp.max(jnp.abs(q)) for q in new]
     balance = jnp.sqrt(largest[1] / largest[0])
-    some = (size > 0) & jnp.isfinite(size)
-    return jnp.where(some, new[0] * balance, left), jnp.where(some, new[1] / balance, right)
+    usable = (size > 0) & jnp.isfinite(size)
+    return jnp.where(usable, new[0] * balance, left), jnp.where(usable, new[1] / balance, right)
 
 
 def _inverse(q: Array) -> Array:
     if q.ndim == 1:
         return 1 / q
-    one = jnp.eye(q.shape[0], dtype=q.dtype)
-    return jax.lax.linalg.triangular_solve(q, one, left_side=True, lower=False)
+    identity = jnp.eye(q.shape[0], dtype=q.dtype)
+    return jax.lax.linalg.triangular_solve(q, identity, left_side=True, lower=False)
 
 
 def _moved(q: Array, found: Array, wanted: Array, rate: Any) -> Array:
-    """A step towards equality of what is found and what is wanted, which white momentum has."""
+    """A step of the factor towards `found` = `wanted`, which holds once the momentum is white."""
     difference, total = found - wanted, found + wanted
     tiny = jnp.finfo(total.dtype).tiny
     if q.ndim == 1:
@@ -105,7 +106,7 @@ def _moved(q: Array, found: Array, wanted: Array, rate: Any) -> Array:
 
 
 def _norm(x: Array) -> Array:
-    """A lower bound of the spectral norm of a positive matrix: that of one power iteration."""
+    """A lower bound of the spectral norm of a positive matrix, by one power iteration."""
     largest = jnp.max(jnp.abs(x))
     x = x / jnp.where(largest > 0, largest, 1.0)
     start = x[:, jnp.argmax(jnp.sum(abs_sq(x), axis=0))]

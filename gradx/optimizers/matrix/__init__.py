@@ -1,1 +1,1 @@
-"""Methods that take a matrix as a whole: Muon, SOAP, Shampoo and their families."""
+"""Optimizers that treat a matrix as a whole: Muon, SOAP, Shampoo and their families."""

@@ -1,4 +1,4 @@
-"""AdaMuon: Adam's second moment on what Muon makes of the momentum's signs."""
+"""AdaMuon: Muon on the signs of the momentum, rescaled by Adam's second moment."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class AdaMuonState(NamedTuple):
 
     Attributes:
       count: the updates done so far, int32 ().
-      mu: the average of gradients, like the parameters; with `b3` two, as `Averages`.
+      mu: the average of gradients, like the parameters; with `b3` two averages, as `Averages`.
       nu: the average of the squares of polar factors, like the parameters, real.
       ns_coeffs: the coefficients of the polynomials, float32 (3,) or (steps, 3).
     """
@@ -74,7 +74,7 @@ def scale_by_adamuon(
     chunk: int | None = None,
     share: Sharing = None,
 ) -> Transform:
-    r"""Replaces each matrix by the polar factor of its momentum's signs, rescaled by element.
+    r"""Replaces each matrix by the polar factor of its momentum's signs, and rescales each element.
 
     .. math::
         \mu &\leftarrow \beta_1 \mu + (1 - \beta_1) G, \qquad O \approx U V^\top, \qquad
@@ -84,15 +84,15 @@ def scale_by_adamuon(
         u &= \rho \sqrt{mn}\; \hat O / \lVert \hat O \rVert_F
 
     Args:
-      eps: It is that of `scale_by_muon`, too.
+      eps: It is also the `eps` of `scale_by_muon`.
       nesterov: False for \(\operatorname{sign}(\mu)\).
-      consistent_rms: the root mean square of each matrix of the updates. It may be live.
+      consistent_rms: the root mean square of each matrix of updates. It may be a live value.
       axes: which axes are the rows and columns (see `matrixwise`). Without it every leaf must have
         two axes.
 
     Raises:
-      ValueError: a number out of range, a preset that is not there; at `init`, a leaf that is no
-        matrix, with its path.
+      ValueError: a number out of range, an unknown preset; at `init`, a leaf that is not a matrix,
+        with its path.
 
     Example:
       >>> import gradx, jax.numpy as jnp
@@ -103,10 +103,10 @@ def scale_by_adamuon(
              [ 0.2,  0.2]], dtype=float32)
 
     Reference: Si, Zhang and Shen, *AdaMuon: Adaptive Muon optimizer*,
-    https://arxiv.org/abs/2507.11005. The paper has one \(\beta\) for both averages and no look
-    ahead; its authors' code, https://github.com/Chongjie-Si/AdaMuon, looks ahead, which is the
-    default here. The averages are not corrected for their start at zero; of \(\mu\) only signs
-    remain, and the last line undoes a factor of \(\nu\).
+    https://arxiv.org/abs/2507.11005. The paper has one \(\beta\) for both averages and does not
+    look ahead. The authors' code, https://github.com/Chongjie-Si/AdaMuon, does, and so does this by
+    default. The averages are not corrected for their start at zero: only the signs of \(\mu\)
+    matter, and the last line of the formula cancels any factor of \(\nu\).
     """
     return joined(
         AdaMuonState,
@@ -136,7 +136,7 @@ def scale_by_adamuon(
             axes=axes,
             either_way=True,
             chunk=chunk,
-            share=False,  # a sum of squares, for which no matrix has to be whole
+            share=False,  # a sum of squares needs no whole matrix on one device
         ),
     )
 
@@ -178,27 +178,28 @@ def adamuon(
     chunk: int | None = None,
     share: Sharing = None,
 ) -> Transform:
-    r"""AdaMuon for the matrices, and Adam for all else.
+    r"""AdaMuon: Muon with Adam's second moment for the matrices, and Adam for all other leaves.
 
     .. math::
         u = -\eta_t \left(\rho \sqrt{mn}\; \hat O / \lVert \hat O \rVert_F
             + \lambda \theta\right)
 
-    with \(\hat O\) of `scale_by_adamuon`. As the size of a step is that of Adam's, a learning rate
-    and schedule that were found for Adam may be kept.
+    with \(\hat O\) of `scale_by_adamuon`. Steps are as large as Adam's, so a learning rate and
+    schedule that were tuned for Adam can stay.
 
     Args:
-      learning_rate: For a small GPT-2 the authors begin with 6e-4, and decay by 0.1.
+      learning_rate: For a small GPT-2 the authors begin with 6e-4, and a weight decay of 0.1.
       weight_decay: how strongly the matrices are drawn to zero.
       mu_dtype, b3, alpha, nesterov, consistent_rms: see `scale_by_adamuon`.
-      axes: which leaves are matrices, in which axes (see `matrixwise`), with None for a leaf that
-        is none. By default `matrices_by_name`: embeddings, heads, norms and biases are not.
-      fallback: what the other leaves are given; by default Adam with `learning_rate`, the betas
+      axes: which leaves are matrices, and which axes are their rows and columns (see `matrixwise`);
+        None for any other leaf. By default `matrices_by_name`, which leaves out embeddings, heads,
+        norms and biases.
+      fallback: the optimizer of the other leaves; by default Adam with `learning_rate`, the betas
         (0.9, 0.95), eps 1e-8 and no weight decay.
 
     Raises:
-      ValueError: a number out of range, a preset that is not there; at `init`, axes that do not fit
-        a leaf, with its path.
+      ValueError: a number out of range, an unknown preset; at `init`, axes that do not fit a leaf,
+        with its path.
 
     Example:
       >>> import gradx, jax.numpy as jnp
@@ -212,8 +213,8 @@ def adamuon(
 
     Reference: Si, Zhang and Shen, *AdaMuon: Adaptive Muon optimizer*,
     https://arxiv.org/abs/2507.11005. In the authors' code, https://github.com/Chongjie-Si/AdaMuon,
-    embeddings and heads decay, too: ``fallback=gradx.adamw(6e-4, b2=0.95, weight_decay=0.1,
-    mask=gradx.weights_only)``.
+    embeddings and heads decay, too, here with ``fallback=gradx.adamw(6e-4, b2=0.95,
+    weight_decay=0.1, mask=gradx.weights_only)``.
     """
     rule = scale_by_adamuon(
         ns_coeffs,

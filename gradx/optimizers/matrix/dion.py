@@ -1,4 +1,4 @@
-"""Dion: what a matrix's momentum is in a few directions, orthogonalised, and the rest kept."""
+"""Dion: orthogonalises a matrix's momentum along a few directions, and keeps the rest for later."""
 
 from __future__ import annotations
 
@@ -42,8 +42,8 @@ class DionState(NamedTuple):
     Attributes:
       count: the updates done so far, int32 ().
       mu: the gradients that have not gone into updates yet, like the parameters.
-      basis: the directions for the shorter side of a matrix, as columns of length one: (shorter
-        side, rank); with an axis in front that counts them for a stack of matrices.
+      basis: the directions for the shorter side of a matrix, as columns of length one, (shorter
+        side, rank); for a stack of matrices an axis in front counts them.
     """
 
     count: Count
@@ -64,7 +64,7 @@ def scale_by_dion(
     chunk: int | None = None,
     share: Sharing = None,
 ) -> Transform:
-    r"""Replaces each matrix by the polar factor of its momentum in the directions of a basis.
+    r"""Replaces each matrix by the polar factor of its momentum along a few directions.
 
     .. math::
         B &= M + G, \qquad P = \operatorname{qr}(B^* Q), \qquad R = B P \\
@@ -72,22 +72,23 @@ def scale_by_dion(
             Q_{:j} \leftarrow R_{:j} / \lVert R_{:j} \rVert \\
         u &= \sum_j R_{:j} P_{:j}^* / (\lVert R_{:j} \rVert + \epsilon)
 
-    for a matrix of \(m\) rows and \(n \ge m\) columns, and a taller one transposed. \(P\) is the
-    orthogonal factor of \(B^* Q\) with \(r\) columns, one power iteration from the last basis
-    \(Q\); what of \(B\) lies in them leaves the momentum with the factor \(\beta_1\), and all else
-    stays for a later step. Where the momentum keeps its singular vectors, \(u\) comes to be the
-    polar factor of its \(r\) largest parts: that of Muon, for a full rank.
+    for a matrix of \(m\) rows and \(n \ge m\) columns; a taller one is transposed. \(P\) is the Q
+    factor of the QR decomposition of \(B^* Q\), with \(r\) columns: one power iteration from the
+    last basis \(Q\). Along these columns the momentum keeps \(\beta_1\) of \(B\); all else stays
+    for a later step. If the singular vectors of the momentum do not change, \(u\) converges to the
+    polar factor of its \(r\) largest parts. At full rank this is Muon's.
 
     Args:
-      rank_fraction: the rank as a part of the shorter side, rounded up to a whole \(r\).
-      rank_multiple_of: what \(r\) is rounded up to a multiple of, from 1 on; not above \(m\).
+      rank_fraction: the rank as a fraction of the shorter side, rounded up to a whole \(r\).
+      rank_multiple_of: \(r\) is rounded up to a multiple of this number, from 1 on, but not above
+        \(m\).
       key: a random key, or the seed of one, for the first \(Q\). It is the same for all matrices of
         one shape.
       axes: which axes are the rows and columns (see `matrixwise`). Without it every leaf must have
         two axes.
 
     Raises:
-      ValueError: a number out of range; at `init`, a leaf that is no matrix, with its path.
+      ValueError: a number out of range; at `init`, a leaf that is not a matrix, with its path.
 
     Example:
       >>> import gradx, jax.numpy as jnp
@@ -104,11 +105,11 @@ def scale_by_dion(
 
     Reference: Ahn et al., *Dion: Distributed orthonormalized updates*,
     https://arxiv.org/abs/2504.05295, and the authors' code, https://github.com/microsoft/dion.
-    Deviations from it: \(Q\) begins with random numbers of its own key; the orthogonal factor is
-    Householder's, without a random sketch; a column of \(B^* Q\) that the ones before it span, or
-    a column of \(R\) with less than \(10^{-6}\) of the squares of \(B\), is rounding to float32:
-    it has no part in the update and keeps its direction in \(Q\), where the authors' code does
-    this if \(B\) is zero, and else takes what rounding leaves of it for a direction.
+    Deviations from it: \(Q\) begins with random numbers of its own key. The QR decomposition is
+    Householder's, without a random sketch. A column counts as rounding error if the columns of
+    \(B^* Q\) before it span it, or if in \(R\) it has less than \(10^{-6}\) (for float32) of the
+    squares of \(B\): it has no part in the update, and keeps its direction in \(Q\). The authors'
+    code does so only if \(B\) is zero, and otherwise takes the rounding error for a direction.
     """
     check_key("key", key)
     first = partial(
@@ -134,7 +135,7 @@ def scale_by_dion(
 def _first_basis(p: Array, *, fraction: float, multiple: int, key: Array | int) -> Array:
     shorter = min(p.shape)
     shape = shorter, part_of(shorter, fraction, multiple)
-    # In float32, so that wider numbers begin in the same directions.
+    # In float32, so that wider dtypes begin with the same directions.
     start = jax.random.normal(as_key(key), shape, jnp.float32).astype(p.dtype)
     return start / jnp.linalg.norm(start, axis=0, keepdims=True)
 
@@ -142,7 +143,7 @@ def _first_basis(p: Array, *, fraction: float, multiple: int, key: Array | int) 
 def _dion(g: Array, s: DionState, p: None, h: Numbers) -> tuple[Array, DionState]:
     if not g.size:
         return g, s
-    if g.shape[0] > g.shape[1]:  # of a leaf with several parts, which is not turned
+    if g.shape[0] > g.shape[1]:  # the lift does not turn leaves with several parts
         u, turned = _dion(g.T, s._replace(mu=s.mu.T), p, h)
         return u.T, turned._replace(mu=turned.mu.T)
     b = s.mu + polar.bounded(g)
@@ -151,12 +152,12 @@ def _dion(g: Array, s: DionState, p: None, h: Numbers) -> tuple[Array, DionState
     size = jnp.where(size > 0, size, 1.0)
     b_scaled = b / size
     q, triangle = decompositions.qr(times(adjoint(b_scaled), s.basis))
-    # The length of each column without what the ones before it span.
+    # The length of each column that the columns before it do not span.
     new = jnp.abs(jnp.diagonal(triangle))
     known = new > max(b.shape) * jnp.finfo(b.dtype).eps * jnp.max(new)
     right = times(b_scaled, q)
     square = jnp.sum(abs_sq(right), axis=0, keepdims=True)
-    # Where those before are nearly dependent, what is left of a column may be rounding, but longer.
+    # After nearly dependent columns, the rounding error that is left of a column may be longer.
     known &= square[0] >= rounding_of_factors(b.dtype)
     left, right = jnp.where(known[None], q, 0.0), jnp.where(known[None], right, 0.0)
     length = sqrt(jnp.where(known[None], square, 1.0))
@@ -186,7 +187,7 @@ def dion(
     chunk: int | None = None,
     share: Sharing = None,
 ) -> Transform:
-    r"""Dion for the matrices, and Adam for all else.
+    r"""Dion: low-rank orthogonal updates for the matrices, and Adam for all other leaves.
 
     .. math:: u = -\eta_t \left(\sqrt{n / m}\, \sum_j R_{:j} P_{:j}^* / (\lVert R_{:j} \rVert
               + \epsilon) + \lambda \theta\right)
@@ -195,17 +196,18 @@ def dion(
 
     Args:
       learning_rate: The authors begin with 0.01.
-      rank_fraction: the rank of an update as a part of the shorter side. The authors take 1/4 for
-        large matrices.
+      rank_fraction: the rank of an update as a fraction of the shorter side. The authors take 1/4
+        for large matrices.
       weight_decay: how strongly the matrices are drawn to zero.
       mu_dtype, rank_multiple_of, key: see `scale_by_dion`.
       consistent_rms: see `scale_by_shape`, a constant.
       convention: see `scale_by_shape`; by default ``"spectral"``.
-      axes: which leaves are matrices, in which axes (see `matrixwise`), with None for a leaf that
-        is none. By default `matrices_by_name`: embeddings, heads, norms and biases are not.
-      fallback: what the other leaves are given; by default Adam with `learning_rate`, the betas
+      axes: which leaves are matrices, and which axes are their rows and columns (see `matrixwise`);
+        None for any other leaf. By default `matrices_by_name`, which leaves out embeddings, heads,
+        norms and biases.
+      fallback: the optimizer of the other leaves; by default Adam with `learning_rate`, the betas
         (0.9, 0.95), eps 1e-8 and no weight decay. A rate for orthogonal updates is usually far too
-        large for it: give ``fallback=gradx.adamw(3e-3)``.
+        large for Adam: give ``fallback=gradx.adamw(3e-3)``.
 
     Raises:
       ValueError: a number out of range, `consistent_rms` and `convention` together; at `init`, axes
@@ -222,7 +224,7 @@ def dion(
 
     Reference: Ahn et al., *Dion: Distributed orthonormalized updates*,
     https://arxiv.org/abs/2504.05295, and the authors' code, https://github.com/microsoft/dion; see
-    `scale_by_dion` for where it differs. Other leaves decay there, too.
+    `scale_by_dion` for where it differs. There the other leaves decay, too.
     """
     inner = or_by_name(axes)
     by_shape = convention_or("spectral", convention, consistent_rms)

@@ -1,4 +1,4 @@
-"""Dion2: Muon for the largest rows of a matrix's momentum, which the others wait to become."""
+"""Dion2: Muon for the largest rows of a matrix's momentum; the other rows wait."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def scale_by_dion2(
     chunk: int | None = None,
     share: Sharing = None,
 ) -> Transform:
-    r"""Replaces the largest rows of each matrix by the polar factor of their momentum.
+    r"""Replaces the largest rows of each matrix by the polar factor of their momentum, others by 0.
 
     .. math::
         M &\leftarrow M + G, \qquad
@@ -72,21 +72,21 @@ def scale_by_dion2(
         u_K &\approx U V^\top, \qquad M_K = U S V^\top, \qquad u_{ij} = 0 \text{ for } i \notin K \\
         M_K &\leftarrow \mu M_K
 
-    for a matrix with fewer rows than columns. Of any other, columns are chosen: of a square one the
-    outputs, as in the authors' code. With a fraction of 1 it is Muon without looking ahead and
-    without bias correction.
+    for a matrix with fewer rows than columns. In any other, it chooses columns: in a square one
+    these are the outputs, as in the authors' code. With a fraction of 1 it is Muon without looking
+    ahead and without bias correction.
 
     Args:
-      fraction: the part of the shorter side that is updated in a step, rounded up to a whole
-        number. The work of a step falls with it.
+      fraction: the fraction of the shorter side that a step updates, rounded up to a whole number.
+        The smaller it is, the less work a step is.
       ef_decay: how much stays of the momentum that has gone into an update.
-      eps: It is that of `scale_by_muon`.
+      eps: It is the `eps` of `scale_by_muon`.
       axes: which axes are the rows and columns (see `matrixwise`). Without it every leaf must have
         two axes.
 
     Raises:
-      ValueError: a number out of range, a preset that is not there; at `init`, a leaf that is no
-        matrix, with its path.
+      ValueError: a number out of range, an unknown preset; at `init`, a leaf that is not a matrix,
+        with its path.
 
     Example:
       >>> import gradx, jax.numpy as jnp
@@ -103,8 +103,8 @@ def scale_by_dion2(
 
     Reference: Ahn, Amsel and Langford, *Dion2: A simple method to shrink matrix in Muon*,
     https://arxiv.org/abs/2512.16928, and the authors' code, https://github.com/microsoft/dion.
-    Deviations from it: of rows of one size the first are chosen; products are of
-    factors in `dtype`, where it always takes them in bfloat16.
+    Deviations from it: among rows of equal size the first are chosen; matrices are multiplied in
+    `dtype`, there always in bfloat16.
     """
     flags, scalars = polar_arguments(ns_coeffs, ns_steps, preconditioning, dtype, gram)
     return matrixwise(
@@ -125,7 +125,7 @@ def _dion2(g: Array, s: Dion2State, p: None, h: Numbers) -> tuple[Array, Dion2St
     rows, columns = g.shape
     if not g.size:
         return g, s
-    if rows >= columns:  # a square matrix, or one of a leaf with several, which are not turned
+    if rows >= columns:  # square, or of a leaf with several parts, which the lift does not turn
         u, mu = _by_rows(g.T, s.mu.T, h)
         return u.T, s._replace(mu=mu.T)
     u, mu = _by_rows(g, s.mu, h)
@@ -166,29 +166,30 @@ def dion2(
     chunk: int | None = None,
     share: Sharing = None,
 ) -> Transform:
-    r"""Dion2 for the matrices, and Adam for all else.
+    r"""Dion2: Muon for the largest rows of the matrices, and Adam for all other leaves.
 
     .. math:: u = -\eta_t \left(\sqrt{n / m}\, O + \lambda \theta\right)
 
-    with the update \(O\) of `scale_by_dion2`, which is zero but for some rows (or columns), for
-    \(m\) rows (inputs) and \(n\) columns (outputs).
+    with the update \(O\) of `scale_by_dion2`, which is zero except in some rows (or columns). A
+    matrix has \(m\) rows (inputs) and \(n\) columns (outputs).
 
     Args:
       learning_rate: The authors begin with 0.01.
-      fraction: the part of the shorter side that is updated in a step.
+      fraction: the fraction of the shorter side that a step updates.
       ef_decay, eps: see `scale_by_dion2`.
       weight_decay: how strongly the matrices are drawn to zero, in all their rows.
-      consistent_rms: see `scale_by_shape`, a constant. The shape is that of the whole matrix.
+      consistent_rms: see `scale_by_shape`, a constant. It goes by the shape of the whole matrix.
       convention: see `scale_by_shape`; by default ``"spectral"``.
-      axes: which leaves are matrices, in which axes (see `matrixwise`), with None for a leaf that
-        is none. By default `matrices_by_name`: embeddings, heads, norms and biases are not.
-      fallback: what the other leaves are given; by default Adam with `learning_rate`, the betas
+      axes: which leaves are matrices, and which axes are their rows and columns (see `matrixwise`);
+        None for any other leaf. By default `matrices_by_name`, which leaves out embeddings, heads,
+        norms and biases.
+      fallback: the optimizer of the other leaves; by default Adam with `learning_rate`, the betas
         (0.9, 0.95), eps 1e-8 and no weight decay. A rate for orthogonal updates is usually far too
-        large for it: give ``fallback=gradx.adamw(3e-3)``.
+        large for Adam: give ``fallback=gradx.adamw(3e-3)``.
 
     Raises:
-      ValueError: a number out of range, a preset that is not there, `consistent_rms` and
-        `convention` together; at `init`, axes that do not fit a leaf, with its path.
+      ValueError: a number out of range, an unknown preset, `consistent_rms` and `convention`
+        together; at `init`, axes that do not fit a leaf, with its path.
 
     Example:
       >>> import gradx, jax.numpy as jnp
@@ -202,7 +203,7 @@ def dion2(
 
     Reference: Ahn, Amsel and Langford, *Dion2: A simple method to shrink matrix in Muon*,
     https://arxiv.org/abs/2512.16928, and the authors' code, https://github.com/microsoft/dion; see
-    `scale_by_dion2` for where it differs. Other leaves decay there, too.
+    `scale_by_dion2` for where it differs. There the other leaves decay, too.
     """
     inner = or_by_name(axes)
     by_shape = convention_or("spectral", convention, consistent_rms)

@@ -1,4 +1,4 @@
-"""An optimizer for the leaves that are matrices, and another one for those that are none."""
+"""One optimizer for the leaves that are matrices, and another one for all other leaves."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def matrix_optimizer(
     b2: float = 0.999,
     mu_dtype: Any = None,
 ) -> Transform:
-    """The rule with its decay for the matrices; for the others `fallback`, or Adam with b1, b2."""
+    """`rule` with weight decay for the matrices; for the others `fallback`, or Adam(b1, b2)."""
     steps = scale_and_decay(learning_rate, weight_decay, weight_decay_mask, decay)
     if fallback is None:
         fallback = adam_for_others(learning_rate, b1, b2, mu_dtype)
@@ -57,10 +57,10 @@ def with_fallback(
     axes: Any,
     name: str = "axes",
 ) -> Transform:
-    """`tx` for the leaves that are matrices, `other` for those that are none.
+    """`tx` for the leaves that are matrices, `other` for all others.
 
-    `axes`, the argument `name`, says which are; without it, `matrices_by_name`. Numbers by path may
-    name leaves of either.
+    `axes`, which errors call `name`, says which are matrices; without it `matrices_by_name` does.
+    Numbers given `by_path` may name leaves of either group.
     """
     where = core.where()
     check_inner(other, where, "fallback")
@@ -87,22 +87,22 @@ def with_fallback(
     def update(
         updates: Updates, state: State, params: Params | None = None, **extra: Any
     ) -> tuple[Updates, State]:
-        flat, made = gtree.flatten(updates), split
-        lost = [path for path, g in zip(flat.paths, flat.values, strict=True) if g is None]
-        if lost and params is not None:  # without a gradient there is no shape, either
+        flat, by_label = gtree.flatten(updates), split
+        missing = [path for path, g in zip(flat.paths, flat.values, strict=True) if g is None]
+        if missing and params is not None:  # the parameters have the shapes of missing gradients
             with core.inside(where):
-                made = partition(groups, labels(params), optional=True)
-        elif lost and not all(works_by_leaf(stage_of(tx)) for tx in groups.values()):
+                by_label = partition(groups, labels(params), optional=True)
+        elif missing and not all(works_by_leaf(stage_of(tx)) for tx in groups.values()):
             raise ValueError(
-                f"{where}: at {lost[0]!r} there is no gradient. If there is a parameter, its shape "
-                f"is needed: call update(updates, state, params)."
+                f"{where}: at {missing[0]!r} there is no gradient. If there is a parameter, its "
+                f"shape is needed: call update(updates, state, params)."
             )
         with beside(flat.paths):
-            return made.update(updates, state, params, **extra)
+            return by_label.update(updates, state, params, **extra)
 
     return wide_throughout(Transform(init, update, parts=described))
 
 
 def or_by_name(axes: Any) -> Any:
-    """What was chosen, or else what names and shapes tell."""
+    """The user's choice, or without one `matrices_by_name`."""
     return matrices_by_name if axes is None else axes

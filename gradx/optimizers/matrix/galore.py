@@ -1,4 +1,4 @@
-"""GaLore: an optimizer at work on a few directions of each matrix, in which it keeps its state."""
+"""GaLore: an optimizer that sees only a few directions of each matrix, so its state is small."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class _Low(NamedTuple):
 
     matrix: Matrix
     rank: int
-    left: bool  # the rows are projected, else the columns
+    left: bool  # whether the rows are projected, not the columns
 
     @property
     def projector(self) -> tuple[int, int]:
@@ -69,17 +69,18 @@ class _Low(NamedTuple):
 @partial(jax.jit, static_argnums=0)  # one trace per shape and dtype, instead of one per leaf
 @gtree.mixing
 def _project(m: _Low, g: Array, projector: Array, renew: Array) -> tuple[Array, Array]:
-    """The gradient along the projector's directions, and the projector, renewed if it is time."""
+    """The gradient along the projector's directions, and the projector, renewed if it is due."""
     matrix = m.matrix.flat(widen(g))
     old = widen(projector)
 
     def renewed() -> Array:
-        made = _directions(matrix if m.left else _adjoint(matrix), m.rank)
-        return jnp.where(renew, _turned(made, old), old)
+        directions = _directions(matrix if m.left else _adjoint(matrix), m.rank)
+        return jnp.where(renew, _turned(directions, old), old)
 
     new = rarely(renew, renewed, lambda: old, (matrix, old)) if m.rank else old
     low = _adjoint(new) @ matrix if m.left else matrix @ new
-    # Along directions that the gradient does not have, nothing: the base may divide by its root.
+    # Zero along directions that the gradient does not have: the base optimizer may divide by its
+    # size, and turn rounding errors into large steps.
     bases = (new, new[:0, :0]) if m.left else (new[:0, :0], new)
     low = jnp.where(known(squares(low), rounding_of_products(low.dtype), *bases), low, 0)
     return low, new.astype(projector.dtype)
@@ -99,13 +100,12 @@ def _adjoint(x: Array) -> Array:
 def _directions(x: Array, rank: int) -> Array:
     """The left singular vectors of the largest singular values, as the columns of a matrix.
 
-    From the eigenvectors of the smaller of the two matrices of inner products, at a half to a
-    quarter of what a singular value decomposition costs. In float32 vectors whose singular value is
-    below 3e-4 of the largest, the root of its precision, may be mixed with each other; what they
-    span together is right.
+    They come from the eigenvectors of the smaller Gram matrix, at a half to a quarter of the cost
+    of a singular value decomposition. In float32 vectors whose singular value is below 3e-4 of the
+    largest, the root of the precision, may be mixed with each other; their span is right.
     """
     largest = jnp.max(jnp.abs(x))
-    x = x / jnp.where(largest > 0, largest, 1.0)  # squares shall not over- or underflow
+    x = x / jnp.where(largest > 0, largest, 1.0)  # so that squares do not over- or underflow
     product = partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
     wide = x.shape[0] < x.shape[1]
     inner = product(x, _adjoint(x)) if wide else product(_adjoint(x), x)
@@ -113,7 +113,7 @@ def _directions(x: Array, rank: int) -> Array:
     largest_first = vectors[:, ::-1][:, :rank]
     if wide:
         return largest_first
-    # Orthonormal also where singular values are 0, which x @ vectors / values would not be.
+    # QR gives orthonormal columns even where singular values are 0; x @ vectors / values would not.
     directions: Array = decompositions.qr(product(x, largest_first))[0]
     return directions
 
@@ -121,8 +121,8 @@ def _directions(x: Array, rank: int) -> Array:
 def _turned(new: Array, old: Array) -> Array:
     """The same directions with the signs (or phases) that agree best with the old ones.
 
-    A singular vector has no sign of its own. What the state holds along the old ones shall not
-    push the other way.
+    The sign of a singular vector is arbitrary. A flip would make the moments along the old vector
+    push the wrong way.
     """
     overlap = jnp.sum(old.conj() * new, axis=0, keepdims=True)
     if jnp.iscomplexobj(new):
@@ -139,9 +139,10 @@ class GaLoreState(NamedTuple):
 
     Attributes:
       count: the updates done so far, int32 ().
-      base_optimizer_state: that of the base optimizer; for a matrix with m rows and n columns its
-        arrays are (rank, n) if m >= n, else (m, rank), and like the parameter for other leaves.
-      projector: for each matrix the directions, (m, rank) or (n, rank); (0, 0) for other leaves.
+      base_optimizer_state: the state of the base optimizer. For a matrix with m rows and n columns
+        its arrays are (rank, n) if m >= n, else (m, rank); for other leaves they are like the
+        parameter.
+      projector: the directions of each matrix, (m, rank) or (n, rank); (0, 0) for other leaves.
     """
 
     count: Count
@@ -159,7 +160,7 @@ def scale_by_galore(
     *,
     side: Literal["longer", "shorter"] = "longer",
 ) -> Transform:
-    r"""Lets an optimizer see, of each matrix, only the directions in which gradients are largest.
+    r"""Shows an optimizer only the largest directions of each gradient matrix, to save memory.
 
     .. math::
         P &\leftarrow \text{the first } r \text{ left singular vectors of } G
@@ -167,25 +168,27 @@ def scale_by_galore(
         U &= c\, P\, T(P^* G)
 
     for a matrix \(G\) with at least as many rows as columns; for others, with the right singular
-    vectors, \(U = c\, T(G P) P^*\). \(T\) is the base optimizer, whose state is as small as what it
-    sees. Leaves that are no matrices it sees as they are, and \(c\) is not for them.
+    vectors, \(U = c\, T(G P) P^*\). \(T\) is the base optimizer, whose state is as small as the
+    projections. It gets the other leaves unprojected, and without \(c\).
 
     Args:
-      rank: \(r\), a whole number from 1 on; where a matrix has fewer directions, all of them.
-      update_proj_gap: \(k\), a whole number from 1 on.
+      rank: how many directions of each matrix are kept, \(r\), a whole number from 1 on. A matrix
+        that has fewer keeps all of them.
+      update_proj_gap: the steps from one choice of directions to the next, \(k\), a whole number
+        from 1 on.
       scale: what the updates of the matrices are multiplied by.
-      base_optimizer: \(T\), gradx's or Optax's; by default `scale_by_adam()`. It is given no
+      base_optimizer: \(T\), gradx's or Optax's; by default `scale_by_adam()`. It gets no
         parameters.
       weight_dimension_numbers: which leaves are matrices, and which of their axes are the rows and
-        the columns: one `GaLoreDimensionNumbers` for all leaves of two and more axes; a tree of
-        them (or a prefix of one) with `None` for leaves to leave as they are; a function that makes
-        one; or `by_path`. By default the leaves with two axes.
-      side: project the longer side of a matrix, as Optax does, which keeps the moments smallest; or
-        the shorter one as the paper does, which keeps the projector smallest.
+        the columns: one `GaLoreDimensionNumbers` for all leaves with two or more axes; a tree of
+        them (or a prefix of one) with `None` for other leaves; a function that makes one; or
+        `by_path`. By default the leaves with two axes.
+      side: which side of a matrix is projected: the longer one as in Optax, which keeps the moments
+        smallest; or the shorter one as in the paper, which keeps the projector smallest.
 
     Raises:
       ValueError: an argument is out of range; at `init`, dimension numbers that do not fit, with
-        the path. In `update`, a base optimizer that needs the parameters.
+        the path. In `update`, the base optimizer needs the parameters.
 
     Example:
       >>> import gradx, jax.numpy as jnp
@@ -198,9 +201,9 @@ def scale_by_galore(
       >>> state.projector.shape
       (2, 1)
 
-    Reference: Zhao et al., *GaLore: memory-efficient LLM training by gradient low-rank
-    projection*, https://arxiv.org/abs/2403.03507; \(c\) is its \(\alpha\). Singular vectors are the
-    eigenvectors of \(G^* G\), and a new one has the sign that agrees with the old one in its place.
+    Reference: Zhao et al., *GaLore: memory-efficient LLM training by gradient low-rank projection*,
+    https://arxiv.org/abs/2403.03507; \(c\) is its \(\alpha\). Singular vectors are calculated as
+    eigenvectors of \(G^* G\). A new one gets the sign that agrees with the old one in its place.
     """
     where = core.where()
     if not isinstance(rank, int) or isinstance(rank, bool) or rank < 1:
@@ -213,8 +216,8 @@ def scale_by_galore(
     projection = _Projection(rank, gap, scale, base, weight_dimension_numbers, side, where)
 
     def described(params: Params, state: State) -> list[Part]:
-        some = bool(jax.tree.leaves(params))  # not if somebody only looks at the state
-        seen = jax.eval_shape(projection.proxies, params) if some else params
+        has_leaves = bool(jax.tree.leaves(params))  # not if only the state is described
+        seen = jax.eval_shape(projection.proxies, params) if has_leaves else params
         return [Part("base_optimizer", base, seen, state.base_optimizer_state)]
 
     stage = TreeFirst(projection.init, projection.prepare)
@@ -223,7 +226,7 @@ def scale_by_galore(
 
 @dataclass(frozen=True, eq=False)
 class _Projection:
-    """The projections of all leaves, and the base optimizer on what they give."""
+    """Projects all leaves, and runs the base optimizer on the projections."""
 
     rank: int
     gap: int
@@ -243,7 +246,7 @@ class _Projection:
         return _Low(matrix, min(self.rank, m, n), m >= n if self.side == "longer" else m < n)
 
     def proxies(self, params: Params) -> Params:
-        """What the base optimizer takes for the parameters: zeros of the shapes that it sees."""
+        """Stand-ins for the parameters: zeros of the shapes that the base optimizer sees."""
         flat = gtree.flatten(params)
         pairs = zip(flat.values, self.lows(flat), strict=True)
         return flat.unflatten([None if p is None else _zeros(p, m and m.low) for p, m in pairs])
@@ -258,13 +261,13 @@ class _Projection:
         projectors = flat.unflatten(
             [None if p is None else _zeros(p, m.projector if m else (0, 0)) for p, m in pairs]
         )
-        kept = self.base.init(self.proxies(params))
-        return GaLoreState(jnp.zeros((), jnp.int32), kept, projectors)
+        base_state = self.base.init(self.proxies(params))
+        return GaLoreState(jnp.zeros((), jnp.int32), base_state, projectors)
 
     def prepare(
         self, leaves: Leaves, state: State, extra: Mapping[str, Any]
     ) -> tuple[list[Call | None], State]:
-        """The base optimizer's updates of all projections; each leaf then projects its own back."""
+        """Runs the base optimizer on all projections; each leaf then projects its update back."""
         check_state(state, GaLoreState, self.where)
         flat, gate = gtree.flatten(leaves.tree), leaves.gate
         projectors = gtree.flatten_like(flat, state.projector, "the state's projector", self.where)
@@ -278,20 +281,21 @@ class _Projection:
                 seen[i], projectors[i] = _project(m, g, projectors[i], renew)
             elif g is not None:
                 seen[i] = widen(g)
-        made, kept = self._base(leaves, flat.unflatten(seen), state.base_optimizer_state, extra)
-        made = gtree.flatten_like(flat, made, "the base optimizer's updates", self.where)
+        projected = flat.unflatten(seen)
+        updates, base_state = self._base(leaves, projected, state.base_optimizer_state, extra)
+        updates = gtree.flatten_like(flat, updates, "the base optimizer's updates", self.where)
         active = [i for i, u in enumerate(leaves.updates) if not isinstance(u, MaskedNode)]
-        known = isinstance(self.scale, float)  # and not handed in by inject_hyperparams, say
-        fixed = (("scale", self.scale, ""),) if known else ()
-        scale = {} if known else {"scale": self.scale}
+        constant = isinstance(self.scale, float)  # an array may come from inject_hyperparams, say
+        fixed = (("scale", self.scale, ""),) if constant else ()
+        scale = {} if constant else {"scale": self.scale}
         calls: list[Call | None] = [None] * len(leaves.updates)
-        for i, u, p, m in zip(active, made, projectors, lows, strict=True):
+        for i, u, p, m in zip(active, updates, projectors, lows, strict=True):
             if u is not None:
                 static = (("how", m, ""), *fixed)
                 traced = {"low": widen(u), "projector": widen(p), **scale}
                 calls[i] = Call(_project_back, static, traced, NO_STATE, False)
         count = counted(state.count, gate)
-        return calls, type(state)(count, kept, flat.unflatten(projectors))
+        return calls, type(state)(count, base_state, flat.unflatten(projectors))
 
     def _base(
         self, leaves: Leaves, seen: Updates, state: State, extra: Mapping[str, Any]
@@ -299,13 +303,15 @@ class _Projection:
         gate, conditional = leaves.gate, None if leaves.conditional else False
         try:
             if gate is not None:
-                given = seen, state, None, extra
-                return gated_update(self.base, self.where, gate, *given, conditional=conditional)
+                arguments = seen, state, None, extra
+                return gated_update(
+                    self.base, self.where, gate, *arguments, conditional=conditional
+                )
             return core.with_extra_args(self.base).update(seen, state, None, **extra)
         except Exception as error:
             error.add_note(
-                f"This was in the base optimizer of {self.where}, which is given no parameters: "
-                f"decay weights by weight_decay of galore."
+                f"This was in the base optimizer of {self.where}, which gets no parameters: for "
+                f"weight decay use weight_decay of galore."
             )
             raise
 
@@ -346,7 +352,7 @@ def galore(
     side: Literal["longer", "shorter"] = "longer",
     decay: DecayKind = "learning_rate",
 ) -> Transform:
-    r"""GaLore: Adam, or another optimizer, on low-rank projections of the gradients.
+    r"""GaLore: Adam, or another optimizer, on low-rank projections of gradients, to save memory.
 
     .. math:: U = -\eta_t \left(c\, P\, T(P^* G) + \lambda \Theta\right)
 
@@ -358,7 +364,7 @@ def galore(
       scale: what the updates of the matrices are multiplied by.
       base_optimizer: \(T\), without a learning rate and weight decay; by default `scale_by_adam()`.
       weight_dimension_numbers: which leaves are matrices (see `scale_by_galore`).
-      side: project the longer side of a matrix, or the shorter one as the paper does.
+      side: which side of a matrix is projected: the longer one, or the shorter one as in the paper.
 
     Raises:
       ValueError: an argument is out of range; dimension numbers do not fit a leaf.

@@ -40,23 +40,23 @@ class ScaleByHyperballState(NamedTuple):
 def _facts(
     leaves: gtree.Flat, extra: Mapping[str, Any] | None, *, choice: Any, where: str
 ) -> list[Mapping[str, Any] | None]:
-    """How each leaf is seen as matrices."""
+    """The `Matrix` layout of each leaf; at `init` it also checks that each norm is positive."""
     if extra is None:
         check_paths(choice, leaves, where)
-    found: list[Mapping[str, Any] | None] = []
+    layouts: list[Mapping[str, Any] | None] = []
     for p, m, path in zip(
         leaves.values, only_matrices(choice, leaves, where, "axes"), leaves.paths, strict=True
     ):
         radius: Any = None if m is None or extra is not None else _norms(widen(p), m)
-        # What is traced, or a shape, has no value: a matrix of zeros stays where it is then.
-        known = radius is not None and not isinstance(radius, jax.core.Tracer) and p.size
-        if known and not bool(jnp.all(radius > 0)):
+        # A traced array or a shape has no value to check: then a matrix of zeros stays zero.
+        concrete = radius is not None and not isinstance(radius, jax.core.Tracer) and p.size
+        if concrete and not bool(jnp.all(radius > 0)):
             raise ValueError(
                 f"{where}: the matrix at {path!r} begins at zero (or is not finite), and has no "
-                f"norm to keep. Initialise it at random, or leave it to the fallback, by axes."
+                f"norm to keep. Initialise it at random, or use axes to leave it to the fallback."
             )
-        found.append(None if m is None else {"layout": m})
-    return found
+        layouts.append(None if m is None else {"layout": m})
+    return layouts
 
 
 def _start(p: Array, known: Mapping[str, Any]) -> Mapping[str, Array]:
@@ -66,22 +66,22 @@ def _start(p: Array, known: Mapping[str, Any]) -> Mapping[str, Array]:
 
 @core.recorded
 def scale_by_hyperball(learning_rate: Hyper, axes: Any = None) -> Transform:
-    r"""Turns the updates into steps, downhill, that keep the norm of each matrix.
+    r"""Turns updates into downhill steps that keep the norm of each matrix.
 
     .. math::
         W' &= W - \eta R\, U / \lVert U \rVert_F, \qquad R = \lVert W_0 \rVert_F \\
         u &= R\, W' / \lVert W' \rVert_F - W
 
-    It stands at the end of a chain, in place of the learning rate and of weight decay: the size of
-    the updates does not matter, and \(\eta\) is the step in units of the matrix.
+    Put it at the end of a chain, in place of the learning rate and of weight decay. The size of the
+    updates does not matter: \(\eta\) is the length of a step relative to the norm of the matrix.
 
     Args:
-      axes: which leaves are matrices, in which axes (see `hyperball`). Without it every leaf must
-        have two axes; a stack of matrices has a norm for each.
+      axes: which leaves are matrices, and which axes are their rows and columns (see `hyperball`).
+        Without it every leaf must have two axes; a stack of matrices has a norm for each.
 
     Raises:
-      ValueError: at `init`, a matrix of zeros, or a leaf that is no matrix, with its path; `update`
-        is called without the parameters.
+      ValueError: at `init`, a matrix of zeros, or a leaf that is not a matrix, with its path;
+        `update` is called without the parameters.
 
     Example:
       >>> import gradx, jax.numpy as jnp
@@ -93,9 +93,9 @@ def scale_by_hyperball(learning_rate: Hyper, axes: Any = None) -> Transform:
              [ 0. ,  3.2]], dtype=float32)
 
     Reference: Wen et al., *Fantastic pretraining optimizers and where to find them II: hyperball
-    optimization*, https://arxiv.org/abs/2606.16899. The radius is kept in the state, so that
-    rounding (of parameters in bfloat16, say) does not add up. A matrix without an update keeps its
-    place; one that the parameters are loaded into later is brought back to the old norm.
+    optimization*, https://arxiv.org/abs/2606.16899. The state has the radius, so that rounding
+    errors (of parameters in bfloat16, say) do not add up. A matrix without an update stays where it
+    is. If other parameters are loaded later, the next step brings them to the old norm.
     """
     return leafwise(
         _on_sphere,
@@ -110,7 +110,7 @@ def scale_by_hyperball(learning_rate: Hyper, axes: Any = None) -> Transform:
 
 def _norms(x: Array, m: Matrix) -> Array:
     """The norm of each matrix of a leaf, (count,)."""
-    if m.shape[0] == 1:  # without a look at its axes
+    if m.shape[0] == 1:  # a single matrix needs no reshape
         return sqrt(jnp.sum(abs_sq(x)))[None]
     return sqrt(jnp.sum(abs_sq(m.stack(x)), axis=(1, 2)))
 
@@ -148,7 +148,7 @@ def hyperball(
     axes: Any = None,
     fallback: Contract | None = None,
 ) -> Transform:
-    r"""Gives the matrices the directions of any rule, at a fixed norm; the other leaves Adam.
+    r"""Matrices move along any rule's updates and keep their norm; other leaves have Adam.
 
     .. math:: W \leftarrow R\, \frac{W'}{\lVert W' \rVert_F}, \qquad
               W' = W - \eta R\, \frac{T(G)}{\lVert T(G) \rVert_F}, \qquad
@@ -158,19 +158,19 @@ def hyperball(
     MuonH, ``hyperball(scale_by_adam(), 0.01)`` their AdamH.
 
     Args:
-      inner: \(T\), a rule before its learning rate, without weight decay: its updates go uphill, as
-        those of every ``scale_by_…`` do. It sees the matrices only.
-      learning_rate: the step in units of the matrix.
-      axes: which leaves are matrices, in which axes: a `MatrixAxes`, a tree of them with None for
-        other leaves, a function that makes one, or `by_path`. By default `matrices_by_name`:
-        embeddings, heads, norms and biases are none. `inner` has to be told by itself of leaves
-        that are seen otherwise than as one matrix of two axes, with the same `axes`.
-      fallback: what the other leaves are given; by default Adam with `learning_rate`.
+      inner: \(T\), a rule without learning rate and weight decay, whose updates go uphill, as those
+        of every ``scale_by_…`` do. It sees the matrices only.
+      learning_rate: the length of a step relative to the norm of the matrix.
+      axes: which leaves are matrices, and which axes are their rows and columns: a `MatrixAxes`, a
+        tree of them with None for other leaves, a function that makes one, or `by_path`. By default
+        `matrices_by_name`, which leaves out embeddings, heads, norms and biases. If they see a leaf
+        otherwise than as one matrix with two axes, give `inner` the same `axes`.
+      fallback: the optimizer of the other leaves; by default Adam with `learning_rate`.
 
     Raises:
-      ValueError: `inner` is no transformation, or has a learning rate of its own, which turns its
-        updates downhill; a number out of range; at `init`, a matrix of zeros, with its path;
-        `update` is called without the parameters.
+      ValueError: `inner` is not a transformation, or has a learning rate, which turns its updates
+        downhill; a number out of range; at `init`, a matrix of zeros, with its path; `update` is
+        called without the parameters.
 
     Example:
       >>> import gradx, jax.numpy as jnp
@@ -188,8 +188,8 @@ def hyperball(
     if _has_rate(inner):
         raise ValueError(
             f"{core.where()}: inner must be a rule before its learning rate, whose updates go "
-            f"uphill; got {core.show(inner)}. Give scale_by_… and the like, and the learning rate "
-            f"to hyperball."
+            f"uphill; got {core.show(inner)}. Give a scale_by_… or the like, and give the learning "
+            f"rate to hyperball."
         )
     matrix = chain(inner, scale_by_hyperball(learning_rate, or_by_name(axes)))
     other = adam_for_others(learning_rate) if fallback is None else fallback
@@ -197,8 +197,8 @@ def hyperball(
 
 
 def _has_rate(tx: Any) -> bool:
-    """Whether a transformation was made with a learning rate, as far as it can tell."""
+    """Whether a transformation was made with a learning rate, as far as its spec shows."""
     spec = getattr(tx, "spec", None)
-    given = dict(spec.arguments) if spec is not None else {}
-    parts = jax.tree.leaves(list(given.values()), is_leaf=core.is_transform)
-    return "learning_rate" in given or any(_has_rate(x) for x in parts)
+    arguments = dict(spec.arguments) if spec is not None else {}
+    parts = jax.tree.leaves(list(arguments.values()), is_leaf=core.is_transform)
+    return "learning_rate" in arguments or any(_has_rate(x) for x in parts)

@@ -1,8 +1,8 @@
-"""Factors and eigenvalues of the normal distribution that is closest to the gradients of a matrix.
+"""What KL-Shampoo and KL-SOAP share: factors fitted to a matrix's gradients by KL divergence.
 
-Closest by the divergence of Kullback and Leibler. Of its covariance, the Kronecker product of a
-matrix for each side, KL-Shampoo and KL-SOAP keep both matrices, their eigenvalues, which change in
-every step, and their eigenvectors, which change in some.
+They fit a normal distribution whose covariance is a Kronecker product of one factor for each side.
+The state has both factors, their eigenvalues, which change in every step, and their eigenvectors,
+which change in some steps.
 """
 
 from __future__ import annotations
@@ -49,9 +49,9 @@ def lifted(
     renew: Callable[[LeafState, Numbers], LeafState],
     **how: Any,
 ) -> Transform:
-    """The transformation. `state` has the moments, in `like_leaf`, and the fields of `_first`.
+    """Lifts `rule`. `state` has the moments, named in `like_leaf`, and the fields of `_first`.
 
-    `rule` ends with `gathered`, and `renew` begins with `renewed`.
+    `rule` must end with `gathered`, and `renew` must begin with `renewed`.
     """
     if shampoo_beta is not None:
         hypers["shampoo_beta"] = shampoo_beta
@@ -80,9 +80,9 @@ def _of_the_step(h: Numbers, t: Array) -> Mapping[str, Any]:
 
 
 def gathered(g: Array, seen: Array, s: LeafState, h: Numbers) -> LeafState:
-    """The factors and eigenvalues with a further gradient, each side weighed by the other one.
+    """Averages a new gradient into factors and eigenvalues, weighted by the other side's values.
 
-    There are no weights in the first step.
+    In the first step the weights are 1.
     """
     left, right = s.row_factor, s.column_factor
     rows, columns = s.row_basis, s.column_basis

@@ -1,4 +1,4 @@
-"""KL-SOAP: Adam in the eigenbasis of the two factors that fit the gradients best."""
+"""KL-SOAP: SOAP whose two factors are fitted to the gradients by KL divergence."""
 
 from __future__ import annotations
 
@@ -37,19 +37,20 @@ __all__ = ["KLSoapState", "kl_soap", "scale_by_kl_soap"]
 class KLSoapState(NamedTuple):
     r"""The state of KL-SOAP; for a leaf with m rows and n columns.
 
-    A side that is longer than `max_precond_dim` has (0, 0) for its factor and its basis. Arrays of
-    a leaf that holds several matrices have an axis in front that counts them.
+    On a side longer than `max_precond_dim` the factor and the basis have the shape (0, 0). For a
+    leaf that holds several matrices, each array has an axis in front that counts them.
 
     Attributes:
       count: the updates done so far, int32 ().
-      mu: the first moment, in the bases, like the parameters; with `b3` two, as `Averages`.
+      mu: the first moment, in the bases, like the parameters; with `b3` two averages, as
+        `Averages`.
       nu: the second moment, in the bases, like the parameters, real.
       row_factor: \(L\), (m, m).
       column_factor: \(R\), (n, n).
-      row_basis: the eigenvectors of the one, nearly, as columns (m, m).
-      column_basis: those of the other (n, n).
-      row_values: the eigenvalues of the one, (m,).
-      column_values: those of the other, (n,).
+      row_basis: the approximate eigenvectors of `row_factor`, as columns, (m, m).
+      column_basis: the same for `column_factor`, (n, n).
+      row_values: the eigenvalues of `row_factor`, (m,).
+      column_values: the eigenvalues of `column_factor`, (n,).
     """
 
     count: Count
@@ -83,7 +84,7 @@ def scale_by_kl_soap(
     chunk: int | None = None,
     share: Sharing = None,
 ) -> Transform:
-    r"""Rescales each matrix by Adam's rule, in the eigenbasis of the factors that fit best.
+    r"""Rescales each matrix by Adam's rule, in the eigenbasis of factors fitted by KL divergence.
 
     .. math::
         H &= Q_L^* G Q_R, \qquad
@@ -95,31 +96,31 @@ def scale_by_kl_soap(
         l_i \leftarrow \max\left(\beta l_i + \frac{1 - \beta}{n} \sum_j |H_{ij}|^2 / r_j,
             \ c^{-2}\right)
 
-    for \(m\) rows and \(n\) columns, and \(R\) and \(r\) likewise, with \(1 / m\) and the old
-    \(l\). In the first step the weights \(1 / r\) are 1, \(Q_L\) becomes the eigenvectors of
+    for \(m\) rows and \(n\) columns. \(R\) and \(r\) are updated likewise, with \(1 / m\) and the
+    old \(l\). In the first step the weights \(1 / r\) are 1, \(Q_L\) becomes the eigenvectors of
     \(L\), \(l\), \(M\) and \(V\) stay, and the update is zero. At the end of each \(k\)-th step
-    from there \(Q_L\) becomes the orthogonal factor of \(L Q_L\), and \(M\) is turned from the old
-    basis to the new one.
+    from there \(Q_L\) becomes the Q factor of the QR decomposition of \(L Q_L\), and \(M\) is
+    turned from the old basis to the new one.
 
     Args:
-      eps: With 0 an element that has had no gradient yet gives NaN.
-      precondition_frequency: \(k\), a whole number from 1 on.
-      max_precond_dim: a side that is longer keeps its eigenvalues and no factor, with the identity
-        for its basis; a whole number from 0 on.
-      rtol: a row or a column with less than this share of all \(V\) is taken for rounding, and has
-        no step; so is an element with less than a tenth of the root of this share of what its row
-        and its column let expect. By default the square of 100 units of rounding, 1e-10 in float32.
-        With 0, the authors' way, rounding has a step as large as any.
-      init_factor: where the eigenvalues begin.
+      eps: With 0 an element without a gradient so far gives NaN.
+      precondition_frequency: It is \(k\), a whole number from 1 on.
+      max_precond_dim: the longest side that has a factor, a whole number from 0 on. A longer one
+        has its eigenvalues alone, and the identity for its basis.
+      rtol: the share of all \(V\) below which a row or a column is taken for rounding error and
+        gets no step. Neither does an element below a tenth of the root of this share, times what
+        its row and its column predict. By default the square of 100 units of rounding, 1e-10 in
+        float32. With 0, as the authors have it, rounding errors get steps as large as any.
+      init_factor: the eigenvalues at the start.
       max_clamp_value: the upper bound of \(c\), which is otherwise the length of the side, and at
         least 10.
-      staggered: renew the bases of a \(k\)-th part of the matrices of each shape in every step,
-        instead of all in every \(k\)-th, so that no step takes longer than others.
+      staggered: renew the bases of \(1/k\) of the matrices of each shape in every step, instead of
+        all bases in every \(k\)-th, so that no step takes longer than others.
       axes: which axes are the rows and columns: a `MatrixAxes`, a tree of them, a function that
         makes one from the parameters, or `by_path`. Without it every leaf must have two axes.
 
     Raises:
-      ValueError: a number out of range; at `init`, a leaf that is no matrix, with its path.
+      ValueError: a number out of range; at `init`, a leaf that is not a matrix, with its path.
 
     Example:
       >>> import gradx, jax.numpy as jnp
@@ -134,8 +135,8 @@ def scale_by_kl_soap(
 
     Reference: Lin et al., *Understanding and improving Shampoo and SOAP via Kullback-Leibler
     minimization*, https://arxiv.org/abs/2509.03378, and the authors' code,
-    https://github.com/yorkerlin/KL-Methods, which calculates in bfloat16 and knows
-    neither `max_precond_dim` nor `rtol`.
+    https://github.com/yorkerlin/KL-Methods, which calculates in bfloat16 and has neither
+    `max_precond_dim` nor `rtol`.
     """
     slow = slow_average(b3, alpha)
     return lifted(
@@ -197,25 +198,26 @@ def kl_soap(
     chunk: int | None = None,
     share: Sharing = None,
 ) -> Transform:
-    r"""KL-SOAP for the matrices, and Adam for all else.
+    r"""KL-SOAP: SOAP fitted by KL divergence for the matrices, Adam for all other leaves.
 
     .. math::
         U = -\eta_t \left(Q_L \left(M / (\sqrt V + \epsilon)\right) Q_R^*
             + \lambda \Theta\right)
 
-    with the bases and moments of `scale_by_kl_soap`. In the first step matrices do nothing but
-    decay.
+    with the bases and moments of `scale_by_kl_soap`. In the first step matrices only decay.
 
     Args:
       learning_rate: The authors begin with 0.0001.
       weight_decay: how strongly the matrices are drawn to zero.
-      max_precond_dim: a side that is longer has the identity for its basis.
-      init_factor: where the eigenvalues begin.
-      max_clamp_value: what bounds them from below (see `scale_by_kl_soap`).
-      axes: which leaves are matrices, in which axes: as for `scale_by_kl_soap`, with None for a
-        leaf that is none. By default `matrices_by_name`: embeddings, heads, norms and biases are
-        not.
-      fallback: what the other leaves are given; by default Adam with `learning_rate`, the betas
+      max_precond_dim: the longest side that has a factor. A longer one has the identity for its
+        basis.
+      init_factor: the eigenvalues at the start.
+      max_clamp_value: a bound on \(c\), which bounds the eigenvalues from below (see
+        `scale_by_kl_soap`).
+      axes: which leaves are matrices, and which axes are their rows and columns: as for
+        `scale_by_kl_soap`, with None for any other leaf. By default `matrices_by_name`, which
+        leaves out embeddings, heads, norms and biases.
+      fallback: the optimizer of the other leaves; by default Adam with `learning_rate`, the betas
         (0.9, 0.98), eps 1e-8 and no weight decay.
 
     Raises:
@@ -236,8 +238,8 @@ def kl_soap(
 
     Reference: Lin et al., *Understanding and improving Shampoo and SOAP via Kullback-Leibler
     minimization*, https://arxiv.org/abs/2509.03378. Deviations from the authors' code: the
-    parameters decay as in AdamW, in the first step too and not by what the step has made of them;
-    what is no matrix has Adam, and does not decay.
+    parameters decay as in AdamW: in the first step too, and by their value before the step. Leaves
+    that are not matrices have Adam, and do not decay.
     """
     rule = scale_by_kl_soap(
         b1,

@@ -1,4 +1,4 @@
-"""Muon: the momentum of a matrix, orthogonalised."""
+"""Muon: orthogonalised momentum for matrices."""
 
 from __future__ import annotations
 
@@ -30,11 +30,12 @@ _KELLER = (3.4445, -4.7750, 2.0315)
 
 @core.registered
 class MuonDimensionNumbers(NamedTuple):
-    """Which axes of a leaf are a matrix, in Optax's words; `MatrixAxes` says a little more.
+    """Which axes of a leaf form a matrix, under Optax's names; `MatrixAxes` can say more.
 
     Attributes:
       reduction_axis: the axis or axes of the inputs.
-      output_axis: the axis or axes of the outputs. An axis that is in neither counts matrices.
+      output_axis: the axis or axes of the outputs. An axis that is in neither counts the matrices
+        of a stack.
     """
 
     reduction_axis: int | tuple[int, ...] = 0
@@ -46,7 +47,7 @@ class MuonState(NamedTuple):
 
     Attributes:
       count: the updates done so far, int32 ().
-      mu: the average of gradients, like the parameters; with `b3` two, as `Averages`.
+      mu: the average of gradients, like the parameters; with `b3` two averages, as `Averages`.
       ns_coeffs: the coefficients of the polynomials, float32 (3,) or (steps, 3).
     """
 
@@ -86,39 +87,42 @@ def scale_by_muon(
     start at zero.
 
     Args:
-      ns_coeffs: \((a, b, c)\) for every step, a sequence of them for each step, or a name:
-        ``"standard"`` (Jordan's), ``"dion"`` (You's), ``"polar_express"``,
+      ns_coeffs: \((a, b, c)\) for all steps, a sequence with three numbers for each step, or a
+        name: ``"standard"`` (Jordan's), ``"dion"`` (You's), ``"polar_express"``,
         ``"polar_express_safe"``, ``"modded_nanogpt"``, ``"cans"``, ``"cubic"``, ``"deepseek"``, and
         ``"exact"`` for singular values. `gradx.linalg.polar.NS_PRESETS` has their numbers.
-      ns_steps: how many steps, from 1 on. Of coefficients for each step, and of ``"dion"``, the
-        last `ns_steps` are taken; the other names know their steps, and take the default or their
-        own number.
-      b3: With it a slow average \(M_2\) of the gradients is kept as well, as in AdEMAMix, and \(N +
-        \alpha M_2\) takes the place of \(N\). It is not corrected for its start, since it is to
-        fill slowly, and does not look ahead. The state's `mu` is then `Averages` of two trees.
-      alpha: In the first part of a long run it should grow, and so should `b3`
-        (`half_life_schedule`).
+      ns_steps: how many steps, from 1 on. If there are coefficients for each step (or ``"dion"``),
+        the last `ns_steps` of them are used. The other names but ``"standard"`` fix their number:
+        leave the default, or give that number.
+      b3: With it the state also has a slow average \(M_2\) of the gradients, as in AdEMAMix, and
+        \(N + \alpha M_2\) takes the place of \(N\). It is meant to fill slowly, so it is not
+        corrected for its start, and does not look ahead. The state's `mu` is then `Averages` of two
+        trees.
+      alpha: It should grow in the first part of a long run, and so should `b3` (see
+        `half_life_schedule`).
       adaptive: multiply by \(\langle N, U V^\top \rangle\), so that the step grows with the
         gradient.
-      preconditioning: what \(N\) is divided by: its ``"frobenius"`` or ``"spectral"`` norm; or, in
-        the first step, the row sums of \(|N N^\top|\) (``"aol"``) or the Frobenius norm of \(N
-        N^\top\) (``"schatten"``), which leave larger singular values to begin with.
+      preconditioning: what \(N\) is divided by: its ``"frobenius"`` or ``"spectral"`` norm; or,
+        from the product of the first step, the row sums of \(|N N^\top|\) (``"aol"``) or the
+        Frobenius norm of \(N N^\top\) (``"schatten"``). These two leave larger singular values to
+        begin with.
       weight_dimension_numbers: which axes are the rows and columns: a `MatrixAxes` (or Optax's
         `MuonDimensionNumbers`), a tree of them, a function that makes one from the parameters, or
         `by_path`. Without it every leaf must have two axes.
-      bias_correction: False for Jordan's own form, \(N = (1 - \beta) G + \beta M\) as it is.
-      dtype: of the factors of the products, which are added up in float32 or wider: a dtype, or a
-        precision for factors as they are, ``"highest"``, ``"high"`` or ``"default"`` (see
-        `jax.lax.Precision`). By default bfloat16 on accelerators, as all published Muons have it,
-        and ``"highest"`` on CPUs and for matrices that are not of float32. Singular values stay
-        within 1% of the range that the coefficients promise; with `gram` in bfloat16, 10%.
-      gram: whether the steps work on \(N N^\top\); by default where this takes less operations, for
-        five steps from about \(n = 1.5 m\) on. Where products are narrow, what has to be read and
-        written counts, too: from \(1.6 m\) on for large matrices, and \(2.4 m\) for small.
+      bias_correction: whether \(N\) is corrected for the start at zero; False is Jordan's own form.
+      dtype: the dtype that matrices are multiplied in, with sums in float32 or wider; or a
+        precision, ``"highest"``, ``"high"`` or ``"default"`` (see `jax.lax.Precision`), which
+        leaves their dtype as it is. By default bfloat16 on accelerators, as in all published Muons,
+        and ``"highest"`` on CPUs and for matrices that are not float32. Singular values stay within
+        1% of the range that the coefficients promise; with `gram` in bfloat16, 10%.
+      gram: whether the steps work on the Gram matrix \(N N^\top\); by default where this takes
+        fewer operations, for five steps from about \(n = 1.5 m\) on. Where products are narrow,
+        reads and writes count, too: then from \(1.6 m\) on for large matrices, and \(2.4 m\) for
+        small ones.
 
     Raises:
-      ValueError: a number out of range, a preset that is not there; at `init`, a leaf that is no
-        matrix, with its path.
+      ValueError: a number out of range, an unknown preset; at `init`, a leaf that is not a matrix,
+        with its path.
 
     Example:
       >>> import gradx, jax.numpy as jnp
@@ -131,10 +135,10 @@ def scale_by_muon(
     Reference: Jordan, *Muon*, https://kellerjordan.github.io/posts/muon/; Amsel et al., *The Polar
     Express*, https://arxiv.org/abs/2505.16932; Grishina et al., *CANS*,
     https://arxiv.org/abs/2506.10935; Boissin et al., *Turbo-Muon*,
-    https://arxiv.org/abs/2512.04632. As in Optax the average is corrected for its start, which
-    Jordan's is not. Deviations from Optax: products are of factors in `dtype`, where Optax takes
-    them in the gradient's dtype and JAX's default precision; with stacked matrices `adaptive` has
-    one number for each.
+    https://arxiv.org/abs/2512.04632. As in Optax, and unlike Jordan's, the average is corrected for
+    its start. Deviations from Optax: matrices are multiplied in `dtype`, where Optax has the
+    gradient's dtype and JAX's default precision; with stacked matrices `adaptive` has one number
+    for each.
     """
     return joined(
         MuonState,
@@ -187,7 +191,7 @@ def muon(
     chunk: int | None = None,
     share: Sharing = None,
 ) -> Transform:
-    r"""Muon for the matrices, and Adam for all else.
+    r"""Muon: orthogonalised momentum for the matrices, and Adam for all other leaves.
 
     .. math:: u = -\eta_t \left(s(m, n)\, U V^\top + \lambda \theta\right)
 
@@ -201,21 +205,21 @@ def muon(
       adam_eps_root: a small number inside Adam's root.
       adam_weight_decay: how strongly Adam's parameters are drawn to zero.
       adam_learning_rate: the step size of Adam; by default `learning_rate`.
-      muon_weight_dimension_numbers: which leaves are matrices, in which axes: as for
-        `scale_by_muon`, with None for a leaf that is none. By default `matrices_by_name`:
-        embeddings, heads, norms and biases are not.
+      muon_weight_dimension_numbers: which leaves are matrices, and which axes are their rows and
+        columns: as for `scale_by_muon`, with None for any other leaf. By default
+        `matrices_by_name`, which leaves out embeddings, heads, norms and biases.
       consistent_rms: see `scale_by_shape`, a constant; 0.2 is Moonlight's.
       adam_nesterov: whether Adam looks ahead.
       convention: see `scale_by_shape`; by default ``"keller"``.
-      fallback: what the other leaves are given, instead of Adam with these numbers; by default with
-        `learning_rate`, the betas (0.9, 0.999), eps 1e-8 and no weight decay. A rate for orthogonal
-        updates, such as 0.02, is usually far too large for it: give an `adam_learning_rate`, or
-        ``fallback=gradx.adamw(3e-3)``.
+      fallback: the optimizer of the other leaves, in place of Adam with these numbers. By default
+        Adam has `learning_rate`, the betas (0.9, 0.999), eps 1e-8 and no weight decay. A rate for
+        orthogonal updates, such as 0.02, is usually far too large for Adam: give an
+        `adam_learning_rate`, or ``fallback=gradx.adamw(3e-3)``.
       bias_correction, dtype, gram, chunk, share: see `scale_by_muon`.
 
     Raises:
-      ValueError: a number out of range, a preset that is not there, `consistent_rms` and
-        `convention` together; at `init`, axes that do not fit a leaf, with its path.
+      ValueError: a number out of range, an unknown preset, `consistent_rms` and `convention`
+        together; at `init`, axes that do not fit a leaf, with its path.
 
     Example:
       >>> import gradx, jax.numpy as jnp
@@ -230,10 +234,10 @@ def muon(
       Array([-0.1, -0.1], dtype=float32)
 
     Reference: Jordan, *Muon*, https://kellerjordan.github.io/posts/muon/. Deviations from Optax:
-    which leaves are matrices is said by their names too, where Optax takes all with two axes and no
-    other (``muon_weight_dimension_numbers=lambda params: jax.tree.map(lambda x:
-    gradx.MatrixAxes() if x.ndim == 2 else None, params)``); Adam does not inherit `nesterov`
-    (``adam_nesterov=True``). Jordan's Adam has the rate 3e-4, betas (0.9, 0.95) and eps 1e-10.
+    names decide, too, which leaves are matrices. Optax takes exactly those with two axes
+    (``muon_weight_dimension_numbers=lambda params: jax.tree.map(lambda x: gradx.MatrixAxes() if
+    x.ndim == 2 else None, params)``); Adam does not inherit `nesterov` (``adam_nesterov=True``).
+    Jordan's Adam has the rate 3e-4, betas (0.9, 0.95) and eps 1e-10.
     """
     axes = muon_weight_dimension_numbers
     inner = or_by_name(axes)

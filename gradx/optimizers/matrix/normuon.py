@@ -1,4 +1,4 @@
-"""NorMuon: Muon with a learning rate for each neuron."""
+"""NorMuon: Muon with a step size for each neuron."""
 
 from __future__ import annotations
 
@@ -39,9 +39,9 @@ class NorMuonState(NamedTuple):
 
     Attributes:
       count: the updates done so far, int32 ().
-      mu: the average of gradients, like the parameters; with `b3` two, as `Averages`.
-      nu: of each output neuron the average of the mean square of its updates, real (columns,) for a
-        matrix; with an axis in front that counts them for a stack of matrices.
+      mu: the average of gradients, like the parameters; with `b3` two averages, as `Averages`.
+      nu: the average, for each output neuron, of the mean square of its updates, real, (columns,);
+        for a stack of matrices an axis in front counts them.
       ns_coeffs: the coefficients of the polynomials, float32 (3,) or (steps, 3).
     """
 
@@ -75,7 +75,7 @@ def scale_by_normuon(
     chunk: int | None = None,
     share: Sharing = None,
 ) -> Transform:
-    r"""Replaces each matrix by the polar factor of its momentum, with neurons of like size.
+    r"""Replaces each matrix by the polar factor of its momentum, normalised for each neuron.
 
     .. math::
         \mu &\leftarrow \beta_1 \mu + (1 - \beta_1) G, \qquad O \approx U V^\top, \qquad
@@ -83,20 +83,20 @@ def scale_by_normuon(
         \nu_j &\leftarrow \beta_2 \nu_j + (1 - \beta_2) \operatorname{mean}_i |O_{ij}|^2 \\
         u_{ij} &= c\, O_{ij} / (\sqrt{\nu_j} + \epsilon)
 
-    where the column \(j\) of a matrix (inputs, outputs) belongs to one output neuron, and \(c\) is
-    one number for a matrix, such that \(\lVert u \rVert_F = \lVert O \rVert_F\).
+    where column \(j\) of a matrix (inputs, outputs) belongs to one output neuron. \(c\) is one
+    number for each matrix, such that \(\lVert u \rVert_F = \lVert O \rVert_F\).
 
     Args:
-      eps: It is that of `scale_by_muon`, too.
+      eps: It is also the `eps` of `scale_by_muon`.
       nesterov: orthogonalise \((1 - \beta_1) G + \beta_1 \mu\).
-      consistent_rms: the root mean square that \(c\) gives to \(u\) instead. It may be live. `None`
-        keeps the norm.
+      consistent_rms: the root mean square that \(c\) gives to \(u\) instead; `None` keeps the norm.
+        It may be a live value.
       axes: which axes are the rows and columns (see `matrixwise`). Without it every leaf must have
         two axes.
 
     Raises:
-      ValueError: a number out of range, a preset that is not there; at `init`, a leaf that is no
-        matrix, with its path.
+      ValueError: a number out of range, an unknown preset; at `init`, a leaf that is not a matrix,
+        with its path.
 
     Example:
       >>> import gradx, jax.numpy as jnp
@@ -108,7 +108,7 @@ def scale_by_normuon(
 
     Reference: Li et al., *NorMuon: Making Muon more efficient and scalable*,
     https://arxiv.org/abs/2510.05491, where a matrix is (outputs, inputs) and a neuron is a row. The
-    paper's step has the root mean square 0.2; that of the authors' code,
+    paper's step has the root mean square 0.2. The authors' code,
     https://github.com/zichongli5/NorMuon, keeps the norm and looks ahead.
     """
     aligned = {} if consistent_rms is None else {"consistent_rms": consistent_rms}
@@ -135,7 +135,7 @@ def scale_by_normuon(
             flags={"aligned": bool(aligned)},
             axes=axes,
             chunk=chunk,
-            share=False,  # sums of squares, for which no matrix has to be whole
+            share=False,  # sums of squares need no whole matrix on one device
         ),
     )
 
@@ -150,7 +150,7 @@ def _balanced(o: Array, s: _Neurons, p: None, h: Numbers) -> tuple[Array, _Neuro
     nu = average(s.nu, squares / rows, h.b2)
     root = sqrt(nu) + h.eps
     factor = jnp.where(root > 0, 1 / root, 0.0)
-    # The norm of the result is known before it is made.
+    # The norm of the result follows from the sums, so that no further pass over it is needed.
     size = sqrt(jnp.sum(factor**2 * squares))
     wanted = h.consistent_rms * math.sqrt(o.size) if h.aligned else sqrt(jnp.sum(squares))
     u = o * (factor * (wanted / jnp.where(size > 0, size, 1.0)))[None]
@@ -183,7 +183,7 @@ def normuon(
     chunk: int | None = None,
     share: Sharing = None,
 ) -> Transform:
-    r"""NorMuon for the matrices, and Adam for all else.
+    r"""NorMuon: Muon normalised for each neuron for the matrices, Adam for all other leaves.
 
     .. math::
         u = -\eta_t \left(c\, O / (\sqrt{\nu} + \epsilon) + \lambda \theta\right), \qquad
@@ -193,23 +193,24 @@ def normuon(
     (inputs) and \(n\) columns (outputs).
 
     Args:
-      learning_rate: What suits Adam, such as 6e-4; with ``consistent_rms=None`` the authors begin
-        with 0.02.
+      learning_rate: Take what suits Adam, such as 6e-4; with ``consistent_rms=None`` the authors
+        begin with 0.02.
       weight_decay: how strongly the matrices are drawn to zero.
-      consistent_rms: the number 0.2 above, the root mean square of every update, about that of
-        Adam's. It may be live. `None` keeps the norm of \(O\), and `convention` scales it.
+      consistent_rms: the root mean square of every update, the 0.2 of the formula, which is about
+        Adam's. It may be a live value. `None` keeps the norm of \(O\), and `convention` scales it.
       convention: see `scale_by_shape`; by default ``"spectral"``. Only with
         ``consistent_rms=None``.
-      axes: which leaves are matrices, in which axes (see `matrixwise`), with None for a leaf that
-        is none. By default `matrices_by_name`: embeddings, heads, norms and biases are not.
-      fallback: what the other leaves are given; by default Adam with `learning_rate`, the betas
+      axes: which leaves are matrices, and which axes are their rows and columns (see `matrixwise`);
+        None for any other leaf. By default `matrices_by_name`, which leaves out embeddings, heads,
+        norms and biases.
+      fallback: the optimizer of the other leaves; by default Adam with `learning_rate`, the betas
         (0.9, 0.95), eps 1e-8 and no weight decay. With ``consistent_rms=None`` a rate that suits
-        the matrices, such as 0.02, is usually far too large for it: give
+        the matrices, such as 0.02, is usually far too large for Adam: give
         ``fallback=gradx.adamw(3e-3)``.
 
     Raises:
-      ValueError: a number out of range, a preset that is not there, `consistent_rms` and
-        `convention` together; at `init`, axes that do not fit a leaf, with its path.
+      ValueError: a number out of range, an unknown preset, `consistent_rms` and `convention`
+        together; at `init`, axes that do not fit a leaf, with its path.
 
     Example:
       >>> import gradx, jax.numpy as jnp
@@ -226,7 +227,7 @@ def normuon(
     https://github.com/zichongli5/NorMuon, is ``normuon(0.02, eps=1e-10, weight_decay=0.0,
     nesterov=True, consistent_rms=None, convention="keller")``. That of
     https://github.com/microsoft/dion has ``consistent_rms=None`` and the coefficients
-    ``"modded_nanogpt"``; other leaves decay there, too.
+    ``"modded_nanogpt"``; there the other leaves decay, too.
     """
     inner = or_by_name(axes)
     by_shape = convention_or("spectral", convention, consistent_rms)

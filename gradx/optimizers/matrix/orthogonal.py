@@ -1,4 +1,4 @@
-"""What optimizers share that orthogonalise: a momentum, its polar factor, a scale by shape."""
+"""The parts that Muon and its kin share: a momentum, its polar factor, a scale by shape."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from gradx.pieces.norms import by_factor
 
 __all__ = ["scale_by_shape"]
 
-# Three numbers for every step, three for each step, or the name of a preset.
+# Three numbers for all steps, three for each step, or the name of a preset.
 NSCoefficients = Any
 Normalisation = Literal["frobenius", "spectral", "aol", "schatten"]
 Convention = Literal["keller", "moonlight", "spectral", "splus", "none"]
@@ -54,9 +54,9 @@ def momentum(
     bias_correction: bool,
     name: str = "beta",
 ) -> Transform:
-    """An average of the gradients; with `nesterov`, what it will be after a step like this one.
+    """An average of the gradients; with `nesterov`, after one more step with the same gradient.
 
-    With `b3` there is a slow one, too, and does not look ahead.
+    With `b3` there is a slow average, too, which does not look ahead.
     """
     return averaging(
         _momentum,
@@ -111,7 +111,7 @@ def orthogonalise(
     chunk: int | None = None,
     share: Sharing = None,
 ) -> Transform:
-    """The polar factor of each matrix, nearly. The coefficients stand in the state, as in Optax."""
+    """The approximate polar factor of each matrix. The state has the coefficients, as in Optax."""
     flags, scalars = polar_arguments(ns_coeffs, ns_steps, preconditioning, dtype, gram)
     return matrixwise(
         _orthogonal,
@@ -130,9 +130,9 @@ def orthogonalise(
 def polar_arguments(
     ns_coeffs: NSCoefficients, ns_steps: int, preconditioning: Normalisation, dtype: Any, gram: Any
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The flags and the scalars of a rule that takes a `polar_factor`; it needs `eps` besides."""
+    """The flags and scalars of a rule that calls `polar_factor`; the rule also needs `eps`."""
     where = core.where()
-    kept, count = coefficients(ns_coeffs, ns_steps, where)
+    coeffs, count = coefficients(ns_coeffs, ns_steps, where)
     factors = factors_of("dtype", dtype)
     if isinstance(factors, np.dtype) and factors.itemsize < 2:
         if gram:
@@ -147,31 +147,31 @@ def polar_arguments(
         "dtype": factors,
         "gram": gram,
     }
-    return flags, {"ns_coeffs": kept}
+    return flags, {"ns_coeffs": coeffs}
 
 
-def factors_of(name: str, given: Any) -> Factors | None:
-    """Checks what the factors of products are to be; None stays, for what suits the target.
+def factors_of(name: str, choice: Any) -> Factors | None:
+    """Checks the dtype or precision of matrix products; None stays: then the target decides.
 
     Raises:
-      ValueError: it is no floating-point dtype, and no precision.
+      ValueError: it is neither a floating-point dtype nor a precision.
     """
-    if given is None or isinstance(given, jax.lax.Precision):
-        return given
+    if choice is None or isinstance(choice, jax.lax.Precision):
+        return choice
     names = [precision.name.lower() for precision in jax.lax.Precision]
-    if isinstance(given, str) and given in names:
-        return jax.lax.Precision[given.upper()]
-    dtype: Factors | None = dtype_of(given, jnp.floating)
+    if isinstance(choice, str) and choice in names:
+        return jax.lax.Precision[choice.upper()]
+    dtype: Factors | None = dtype_of(choice, jnp.floating)
     if dtype is None:
         raise ValueError(
             f"{core.where()}: {name} must be a floating-point dtype, one of {names}, or None for "
-            f"what suits the hardware; got {core.show(given)}."
+            f"what suits the hardware; got {core.show(choice)}."
         )
     return dtype
 
 
 def coefficients(ns_coeffs: NSCoefficients, ns_steps: int, where: str) -> tuple[np.ndarray, int]:
-    """As the state keeps them, (3,) or (n, 3), and the number of steps; 0 for the exact factor."""
+    """The coefficients for the state, (3,) or (n, 3), and the number of steps; 0 for "exact"."""
     count = steps("ns_steps", ns_steps, 1)
     if isinstance(ns_coeffs, str):
         if ns_coeffs == "exact":
@@ -190,27 +190,27 @@ def coefficients(ns_coeffs: NSCoefficients, ns_steps: int, where: str) -> tuple[
         else:
             _check_own_steps(ns_coeffs, count, len(preset), where)
             return np.asarray(preset), len(preset)
-    kept: Any
+    coeffs: Any
     try:
-        kept = np.asarray(ns_coeffs, np.float64)
+        coeffs = np.asarray(ns_coeffs, np.float64)
     except (TypeError, ValueError):
-        kept = np.zeros(0)
-    if kept.ndim not in (1, 2) or kept.shape[-1] != 3 or not np.isfinite(kept).all():
+        coeffs = np.zeros(0)
+    if coeffs.ndim not in (1, 2) or coeffs.shape[-1] != 3 or not np.isfinite(coeffs).all():
         raise ValueError(
             f"{where}: ns_coeffs must be three finite numbers, or three for each step; got "
             f"{core.show(ns_coeffs)}."
         )
-    if kept.ndim == 1:
-        return kept, count
-    if len(kept) < count:
+    if coeffs.ndim == 1:
+        return coeffs, count
+    if len(coeffs) < count:
         raise ValueError(
-            f"{where}: ns_steps is {count}, and ns_coeffs are for {len(kept)} steps only."
+            f"{where}: ns_steps is {count}, and ns_coeffs are for {len(coeffs)} steps only."
         )
-    return kept[-count:], count
+    return coeffs[-count:], count
 
 
 def _check_own_steps(name: str, count: int, own: int, where: str) -> None:
-    """A preset that knows its steps takes no other number; 5, the default, is none that is said."""
+    """A preset with its own number of steps takes no other; 5, the default, counts as not given."""
     if count not in (5, own):
         raise ValueError(
             f"{where}: ns_steps is {count}, and ns_coeffs={name!r} has {own or 'no'} steps. Leave "
@@ -219,13 +219,13 @@ def _check_own_steps(name: str, count: int, own: int, where: str) -> None:
 
 
 def _orthogonal(g: Array, s: Orthogonalised, p: None, h: Numbers) -> tuple[Array, Orthogonalised]:
-    made = polar_factor(g, h)
-    # The dual norm of g, for a step whose size follows the gradient's.
-    return (jnp.sum(g.conj() * made) * made if h.adaptive else made), s
+    factor = polar_factor(g, h)
+    # The product is the dual norm of g, so that the step grows with the gradient.
+    return (jnp.sum(g.conj() * factor) * factor if h.adaptive else factor), s
 
 
 def polar_factor(g: Array, h: Numbers) -> Array:
-    """That of one matrix of any shape, nearly, as `polar_arguments` have said."""
+    """The approximate polar factor of a matrix of any shape, by the flags of `polar_arguments`."""
     if g.shape[0] > g.shape[1]:
         return polar_factor(g.T, h).T
     if not h.steps:
@@ -235,8 +235,8 @@ def polar_factor(g: Array, h: Numbers) -> Array:
 
     def nearly(factors: Factors, g: Array, every: Array) -> Array:
         x, square = polar.normalised(g, h.preconditioning, h.eps, factors)
-        made = polar.newton_schulz(x, every, square, factors=factors, gram=h.gram)
-        return made.astype(g.dtype)
+        factor = polar.newton_schulz(x, every, square, factors=factors, gram=h.gram)
+        return factor.astype(g.dtype)
 
     return with_factors(h.dtype, nearly, g, every)
 
@@ -245,14 +245,14 @@ def polar_factor(g: Array, h: Numbers) -> Array:
 
 
 def part(name: str, fraction: float) -> float:
-    """Checks what part of a matrix an optimizer works on; it decides over shapes."""
+    """Checks the fraction of a matrix that a step works on. It is constant: shapes depend on it."""
     static(name, fraction)
     return float(hyper.constant(name, fraction, "(0, 1]"))
 
 
 def part_of(length: int, fraction: float, multiple: int = 1) -> int:
-    """That part of a length, rounded up to a multiple, but no more than there is."""
-    # A part in 10⁹ less, since 0.1 * 30 is a little more than 3 in floating point.
+    """The fraction of a length, rounded up to a multiple, but at most the whole length."""
+    # Less a part in 10⁹, since 0.1 * 30 is a little more than 3 in floating point.
     return min(multiple * math.ceil(fraction * length / multiple * (1 - 1e-9)), length)
 
 
@@ -260,7 +260,7 @@ def part_of(length: int, fraction: float, multiple: int = 1) -> int:
 
 
 def by_shape(factor: Callable[[int, int], float], axes: Any, axes_name: str) -> Transform:
-    """Multiplies each matrix by a number that follows from its rows and columns."""
+    """Multiplies each matrix by a function of its numbers of rows and columns."""
     where = core.where()
 
     def facts(leaves: gtree.Flat, extra: Any) -> list[Mapping[str, Any] | None]:
@@ -285,7 +285,7 @@ _FACTORS: dict[str, Callable[[int, int], float]] = {
 def convention_or(
     default: Convention, convention: Convention | None, consistent_rms: Any
 ) -> Convention | None:
-    """Checks what a user said about sizes; None if `consistent_rms` gives them."""
+    """The convention that scales updates; None if `consistent_rms` does."""
     where = core.where()
     if consistent_rms is None:
         return default if convention is None else convention
@@ -305,7 +305,7 @@ def scale_by_shape(
     *,
     convention: Convention | None = None,
 ) -> Transform:
-    r"""Multiplies each matrix by a number that follows from its shape.
+    r"""Multiplies orthogonal updates by a factor that follows from the shape of the matrix.
 
     .. math::
         \text{keller:} \ \sqrt{\max(1, n / m)} \qquad
@@ -318,13 +318,13 @@ def scale_by_shape(
     Args:
       weight_dimension_numbers: which leaves are matrices (see `muon`); others stay as they are.
         Without it, those with two axes.
-      consistent_rms: the root mean square that the updates of an orthogonal matrix have after the
-        factor \(c \sqrt{\max(m, n)}\).
+      consistent_rms: the root mean square that an orthogonal matrix gets, by the factor \(c
+        \sqrt{\max(m, n)}\).
       convention: instead of `consistent_rms`: ``"keller"``, ``"moonlight"``, ``"spectral"``,
         ``"splus"`` or ``"none"``. By default ``"keller"``.
 
     Raises:
-      ValueError: an argument that is none of these, or both.
+      ValueError: an unknown convention, a number out of range, or both arguments are given.
 
     Example:
       >>> import gradx, jax.numpy as jnp

@@ -34,7 +34,7 @@ __all__ = ["PSGDKronState", "precond_update_prob_schedule", "psgd_kron", "scale_
 MemorySaveMode = Literal["one_diag", "all_diag"] | None
 Probe = Literal["normal", "expected"]
 
-_LARGEST = 1.1  # root mean square of an update; that of white noise is 1
+_LARGEST = 1.1  # the largest root mean square of an update; white noise has 1
 
 
 class PSGDKronState(NamedTuple):
@@ -42,11 +42,11 @@ class PSGDKronState(NamedTuple):
 
     Attributes:
       count: the updates done so far, int32 ().
-      mu: the average of gradients, like the parameters; with `b3` two, as `Averages`.
+      mu: the average of gradients, like the parameters; with `b3` two averages, as `Averages`.
       left: the upper triangular factor of the rows (m, m), or its diagonal (m,).
       right: the upper triangular factor of the columns (n, n), or its diagonal (n,).
-      since: the updates since the factors were last fitted, int32 ().
-      key: the random key of the next update, raw (2,) or, if a typed one was given, ().
+      since: how many updates ago the factors were last fitted, int32 ().
+      key: the random key of the next update, a raw key (2,), or a typed key ().
     """
 
     count: Count
@@ -67,7 +67,7 @@ def precond_update_prob_schedule(
     decay: Annotated[float, Number("[0, inf)", "d")] = 0.001,
     flat_start: int = 500,
 ) -> ScheduleFn:
-    r"""How often PSGD fits its preconditioner: always at first, then less and less.
+    r"""A schedule of how often PSGD fits its preconditioner: always at first, then less and less.
 
     .. math:: p(t) = \min(\max(p_0 e^{-d (t - s)}, p_1), p_0)
 
@@ -75,7 +75,7 @@ def precond_update_prob_schedule(
       max_prob: the probability at the beginning.
       min_prob: the probability at the end.
       decay: how fast it falls.
-      flat_start: \(s\), the steps before it begins to fall, from 0 on.
+      flat_start: the steps before it begins to fall, \(s\), a whole number from 0 on.
 
     Raises:
       ValueError: a number out of range.
@@ -121,7 +121,7 @@ def scale_by_psgd_kron(
     chunk: int | None = None,
     share: Sharing = None,
 ) -> Transform:
-    r"""Whitens each matrix of momentum between two factors that are fitted on the way.
+    r"""Whitens the momentum of each matrix by two triangular factors that are fitted on the way.
 
     .. math::
         M &\leftarrow \beta_1 M + (1 - \beta_1) G, \qquad
@@ -132,24 +132,27 @@ def scale_by_psgd_kron(
             \frac{\mathrm{triu}(A^\top A - B^\top B)}{\lVert A^\top A + B^\top B \rVert}\, Q_R \\
         P &= Q_L^\top Q_L \hat M Q_R^\top Q_R, \qquad u = P / \max(1, \mathrm{RMS}(P) / 1.1)
 
-    where \(\hat M\) is corrected for its start at zero, \(V\) is white noise, \(\delta\) 0.00035
-    times the mean of \(|\hat M|\), and the norm is a lower bound of the spectral one.
+    where \(\hat M\) is corrected for its start at zero, \(V\) is white noise, \(\delta\) is 0.00035
+    times the mean of \(|\hat M|\), and the norm is a lower bound of the spectral norm.
 
     Args:
-      preconditioner_update_probability: how often the factors are fitted, as soon as \(1/p\) steps
-        have passed. 1 / k is every k-th step; by default `precond_update_prob_schedule`.
-      max_size_triangular: the length, from 0 on, above which a side has a diagonal factor.
-      memory_save_mode: ``"one_diag"`` for a diagonal on the longer side, ``"all_diag"`` for two.
+      preconditioner_update_probability: how often the factors are fitted: whenever \(1/p\) steps
+        have passed, so 1 / k means every k-th step. By default `precond_update_prob_schedule`.
+      max_size_triangular: the longest side that has a triangular factor, from 0 on; a longer one
+        has a diagonal.
+      memory_save_mode: ``"one_diag"`` for a diagonal factor on the longer side, ``"all_diag"`` on
+        both.
       preconditioner_lr: the step size of the factors.
-      preconditioner_init_scale: what \(Q_L \otimes Q_R\) begins with, times the identity.
-      probe: ``"normal"`` noise; or ``"expected"``, for the means of \(A A^\top\), \(B B^\top\) and
-        their kin over all noise, which take products of as many operations and no random numbers.
+      preconditioner_init_scale: the multiple of the identity that \(Q_L \otimes Q_R\) begins with.
+      probe: ``"normal"`` draws the noise \(V\); ``"expected"`` takes the expectations of \(A
+        A^\top\), \(B B^\top\), \(A^\top A\) and \(B^\top B\) over it, at as many operations and
+        without random numbers.
       key: a random key, or the seed of one (see `add_noise`). All matrices of one shape see the
         same noise.
 
     Raises:
-      ValueError: a number out of range, a mode that is not there; at `init`, a leaf that is no
-        matrix, with its path.
+      ValueError: a number out of range, an unknown mode; at `init`, a leaf that is not a matrix,
+        with its path.
 
     Example:
       >>> import gradx, jax.numpy as jnp
@@ -164,10 +167,10 @@ def scale_by_psgd_kron(
 
     Reference: Li, *Preconditioned stochastic gradient descent*, https://arxiv.org/abs/1512.04202;
     https://github.com/lixilinx/psgd_torch; https://github.com/evanatyourservice/psgd_jax, whose
-    names these are. Deviations from the latter: products in float32 or wider; a schedule is asked
-    for the count 0 first, where it asks for 1; the factors are balanced, which does not change the
-    update, whenever they are fitted and not by chance; a matrix without any gradient keeps its
-    factors, which would grow until they overflow.
+    names these are. Deviations from the latter: products are in float32 or wider. A schedule is
+    first called with the count 0, there with 1. The factors are balanced, which does not change the
+    update, at every fit and not at random. A matrix without any gradient keeps its factors; there
+    they grow until they overflow.
     """
     check_key("key", key)
     limit = steps("max_size_triangular", max_size_triangular, 0)
@@ -212,7 +215,7 @@ def _correction(h: Numbers, t: Array) -> Mapping[str, Any]:
 def _planned(h: Numbers, sums: Sums) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
     """Whether the factors are fitted in this step, and the key of its noise."""
     waited = h.since + 1
-    # A little less than 1, since 10 times a tenth may be a little less in float32.
+    # A little less than 1, since 10 times 0.1 may be a little less than 1 in float32.
     due = as_float(waited) * h.preconditioner_update_probability >= 1 - 1e-6
     key, now = jax.random.split(h.key) if h.probe == "normal" else (h.key, None)
     return {"due": due, "now": now}, {"since": jnp.where(due, 0, waited), "key": key}
@@ -226,7 +229,7 @@ def _whitened(g: Array, s: PSGDKronState, p: None, h: Numbers) -> tuple[Array, P
         return g, s
     mu = remembered(s.mu, polar.bounded(g), h)
     m = momentum_of(mu, h, h.of_mu)
-    # Not one matrix but the step decides, so that this stays a conditional under `vmap`.
+    # The step decides, not each matrix, so that this stays a conditional under `vmap`.
     left, right = jax.lax.cond(
         h.due,
         lambda left, right: fitted(m, left, right, h.preconditioner_lr, h.now),
@@ -266,7 +269,7 @@ def psgd_kron(
     chunk: int | None = None,
     share: Sharing = None,
 ) -> Transform:
-    r"""PSGD-Kron for the matrices, and Adam for all else.
+    r"""PSGD-Kron: whitened momentum for the matrices, and Adam for all other leaves.
 
     .. math:: u = -\eta_t \left(P / \max(1, \mathrm{RMS}(P) / 1.1) + \lambda \theta\right),
               \qquad P = Q_L^\top Q_L \hat M Q_R^\top Q_R
@@ -278,21 +281,23 @@ def psgd_kron(
       weight_decay: how strongly the matrices are drawn to zero.
       preconditioner_update_probability: how often the factors are fitted; by default
         `precond_update_prob_schedule`.
-      max_size_triangular: the length above which a side has a diagonal factor.
-      memory_save_mode: ``"one_diag"`` for a diagonal on the longer side, ``"all_diag"`` for two.
+      max_size_triangular: the longest side that has a triangular factor; a longer one has a
+        diagonal.
+      memory_save_mode: ``"one_diag"`` for a diagonal factor on the longer side, ``"all_diag"`` on
+        both.
       preconditioner_lr: the step size of the factors.
-      preconditioner_init_scale: what \(Q_L \otimes Q_R\) begins with.
+      preconditioner_init_scale: the multiple of the identity that \(Q_L \otimes Q_R\) begins with.
       mu_dtype: the dtype to keep averages of gradients in, Adam's too.
-      probe: ``"normal"`` noise, or ``"expected"``, without any (see `scale_by_psgd_kron`).
-      axes: which leaves are matrices, in which axes: a `MatrixAxes`, a tree of them with None for a
-        leaf that is none, a function that makes one, or `by_path`. By default `matrices_by_name`:
-        embeddings, heads, norms and biases are not.
-      fallback: what the other leaves are given; by default Adam with `learning_rate`, the betas
+      probe: ``"normal"`` draws noise, ``"expected"`` needs none (see `scale_by_psgd_kron`).
+      axes: which leaves are matrices, and which axes are their rows and columns: a `MatrixAxes`, a
+        tree of them with None for other leaves, a function that makes one, or `by_path`. By default
+        `matrices_by_name`, which leaves out embeddings, heads, norms and biases.
+      fallback: the optimizer of the other leaves; by default Adam with `learning_rate`, the betas
         (0.9, 0.999), eps 1e-8 and no weight decay.
 
     Raises:
-      ValueError: a number out of range, a mode that is not there; at `init`, axes that do not fit a
-        leaf, with its path.
+      ValueError: a number out of range, an unknown mode; at `init`, axes that do not fit a leaf,
+        with its path.
 
     Example:
       >>> import gradx, jax.numpy as jnp

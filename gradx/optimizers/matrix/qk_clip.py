@@ -1,4 +1,4 @@
-"""QK-clip: queries and keys made smaller where the logits of their attention have grown large."""
+"""QK-clip: shrinks queries and keys whose attention logits have grown too large."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ __all__ = ["HeadAxis", "qk_clip"]
 
 @core.registered
 class HeadAxis(NamedTuple):
-    r"""Where a query's or a key's leaf has its heads.
+    r"""Where a leaf of queries or keys has its heads, for `qk_clip`.
 
     Attributes:
-      axis: the axis that counts the heads; several, where the logits have several axes: those of a
-        leaf of stacked layers; or none, ``()``, where one number is given for the leaf.
-      side_by_side: the heads lie next to each other along `axis` (the last of them), as in a kernel
-        (in, heads · size), and there are as many as there are logits.
-      power: the leaf is multiplied by this power of \(\gamma\): a half for queries and keys; 1 for
-        queries whose keys are shared by several heads, and are left out.
+      axis: the axis that counts the heads; several if the logits have several axes, as for stacked
+        layers; or none, ``()``, if there is one logit for the leaf.
+      side_by_side: whether the heads lie next to each other along `axis` (the last one), as in a
+        kernel (in, heads · size). There are then as many heads as logits.
+      power: the power of \(\gamma\) that multiplies the leaf: 0.5 for queries and keys; 1 for
+        queries whose keys several heads share, and that are left out.
 
     Example:
       >>> import gradx
@@ -48,7 +48,7 @@ class HeadAxis(NamedTuple):
 
 
 class _Heads(NamedTuple):
-    """A checked `HeadAxis` of a leaf."""
+    """The checked `HeadAxis` of a leaf, with axes from 0 on."""
 
     axes: tuple[int, ...]
     side_by_side: bool
@@ -58,7 +58,7 @@ class _Heads(NamedTuple):
 def _facts(
     leaves: gtree.Flat, extra: Mapping[str, Any] | None, *, choice: Any, where: str
 ) -> list[Mapping[str, Any] | None]:
-    """The heads of queries and keys, and their logits; other leaves pass."""
+    """The heads of each query or key, and their logits; None for other leaves."""
     columns = leaves.paths, leaves.values, _chosen(choice, leaves, where)
     pairs = list(zip(*columns, strict=True))
     seen = [None if x is None else _checked(h, path, x, where) for path, x, h in pairs]
@@ -75,43 +75,43 @@ def _facts(
         return [{}] * len(seen)
     logits = _by_block(extra.get("max_logits"), where) if any(seen) else {}
 
-    def known(path: str, x: Any, heads: _Heads) -> Mapping[str, Any]:
-        mine = _fitted(_of(logits, path, where), heads, jnp.shape(x), path, where)
-        return {"heads": heads, "logits": mine}
+    def facts(path: str, x: Any, heads: _Heads) -> Mapping[str, Any]:
+        own = _checked_logits(_logits_of(logits, path, where), heads, jnp.shape(x), path, where)
+        return {"heads": heads, "logits": own}
 
-    found = zip(pairs, seen, strict=True)
-    return [None if heads is None else known(path, x, heads) for (path, x, _), heads in found]
+    checked = zip(pairs, seen, strict=True)
+    return [None if heads is None else facts(path, x, heads) for (path, x, _), heads in checked]
 
 
 @core.recorded
 def qk_clip(
     threshold: Annotated[Hyper, Number(symbol=r"\tau")] = 100.0, heads: Any = None
 ) -> Transform:
-    r"""Shrinks the queries and keys of each head whose attention has too large logits.
+    r"""Shrinks the queries and keys of each head whose attention logits are too large.
 
     .. math::
         \gamma_h = \min(1, \tau / S_h), \qquad
         u \leftarrow \sqrt{\gamma_h}\,(\theta + u) - \theta
 
-    for the weights \(\theta\) of head \(h\), queries and keys alike, after whatever step \(u\) they
-    make. It stands at the end of a chain, behind the learning rate; ``chain(muon(0.02),
-    qk_clip())`` is MuonClip.
+    for the weights \(\theta\) of head \(h\), queries and keys alike, after their step \(u\). Put it
+    at the end of a chain, behind the learning rate; ``chain(muon(0.02), qk_clip())`` is MuonClip.
 
     Args:
       heads: which leaves are queries and keys, and where they have their heads: a tree of
         `HeadAxis`, with None for other leaves; a function that makes one from the parameters; or
         `by_path`. By default leaves called ``query``, ``key``, ``q``, ``k``, ``query_proj``,
-        ``key_proj``, ``q_proj``, ``k_proj``, ``wq`` or ``wk``, or the ``kernel``, ``w``,
-        ``weight``, ``bias`` and ``b`` in such ones: with kernels (in, heads, size) and biases
+        ``key_proj``, ``q_proj``, ``k_proj``, ``wq`` or ``wk``, or a ``kernel``, ``w``, ``weight``,
+        ``bias`` or ``b`` in one of these. Their shapes are kernels (in, heads, size) and biases
         (heads, size), perhaps stacked; or kernels (in, heads · size) and biases (heads · size). A
         ``weight`` has its outputs first, as in Equinox and PyTorch: (heads · size, in), perhaps
         stacked.
 
-    `update` is given ``max_logits``, \(S_h\), the largest logit of each head in this step's batch,
-    as an array (heads,), or (layers, heads) for stacked layers, or a number for all heads. It is a
-    dictionary by block, ``{"layer_0/attention": …}``, or a nested one like the parameters; an entry
-    is for all queries and keys below it, and a bare array for all that there are. Logits that are
-    not finite change nothing. On several devices take their maximum over these.
+    `update` needs ``max_logits``, \(S_h\), the largest logit of each head in this step's batch: an
+    array (heads,), or (layers, heads) for stacked layers, or one number for all heads. Give a
+    dictionary by block, ``{"layer_0/attention": …}``, or one nested like the parameters. An entry
+    holds for all queries and keys below it; an array without a dictionary holds for all of them.
+    Logits that are not finite change nothing. On several devices, give the maximum over the
+    devices.
 
     Raises:
       ValueError: at `init`, no leaf is a query or key, or an axis does not fit, with its path; in
@@ -126,10 +126,10 @@ def qk_clip(
       >>> updates["attention"]["query"].ravel()
       Array([-0.5, 0. ], dtype=float32)
 
-    Reference: Kimi Team, *Kimi K2: open agentic intelligence*, https://arxiv.org/abs/2507.20534. A
-    rotary part of the keys that all heads share is left out there, and that of the queries
-    multiplied by \(\gamma_h\) (``HeadAxis(power=1.0)``); here this is meant for keys of grouped
-    queries, too.
+    Reference: Kimi Team, *Kimi K2: open agentic intelligence*, https://arxiv.org/abs/2507.20534.
+    There a rotary part of the keys that all heads share is left out, and the rotary part of the
+    queries is multiplied by \(\gamma_h\) (``HeadAxis(power=1.0)``). Do the same here for the shared
+    keys of grouped queries.
     """
     return leafwise(
         _clip,
@@ -153,7 +153,7 @@ def _clip(g: Array, s: LeafState, p: Array, h: Numbers) -> tuple[Array, LeafStat
         scale = jnp.repeat(scale, g.shape[axes[-1]] // scale.shape[-1], axis=-1)
     if scale.ndim:
         scale = scale.reshape([n if i in axes else 1 for i, n in enumerate(g.shape)])
-    # So that a head with the scale 1 makes its own step, without a rounding.
+    # In this form a head with the scale 1 makes its step without a rounding error.
     return scale * g + (scale - 1) * p, s
 
 
@@ -229,7 +229,7 @@ def _by_block(max_logits: Any, where: str) -> dict[str, Any]:
     return {path: x for path, x in zip(flat.paths, flat.values, strict=True) if x is not None}
 
 
-def _of(logits: Mapping[str, Any], path: str, where: str) -> Any:
+def _logits_of(logits: Mapping[str, Any], path: str, where: str) -> Any:
     """The entry of the innermost block around a leaf."""
     steps = path.split("/")
     for n in range(len(steps), -1, -1):
@@ -241,22 +241,24 @@ def _of(logits: Mapping[str, Any], path: str, where: str) -> Any:
     )
 
 
-def _fitted(logits: Any, heads: _Heads, shape: tuple[int, ...], path: str, where: str) -> Array:
-    found = jnp.asarray(logits)
-    found = found.astype(gtree.wide(found.dtype))
-    if not jnp.issubdtype(found.dtype, jnp.floating):
+def _checked_logits(
+    logits: Any, heads: _Heads, shape: tuple[int, ...], path: str, where: str
+) -> Array:
+    values = jnp.asarray(logits)
+    values = values.astype(gtree.wide(values.dtype))
+    if not jnp.issubdtype(values.dtype, jnp.floating):
         raise ValueError(
             f"{where}: the max_logits for {path!r} must be real numbers, got {core.show(logits)}."
         )
     lengths = tuple(shape[n] for n in heads.axes)
-    fits = found.shape == lengths
-    if heads.side_by_side and found.size and 0 < found.ndim == len(lengths):
-        fits = found.shape[:-1] == lengths[:-1] and lengths[-1] % found.shape[-1] == 0
-    if found.shape and not fits:
+    fits = values.shape == lengths
+    if heads.side_by_side and values.size and 0 < values.ndim == len(lengths):
+        fits = values.shape[:-1] == lengths[:-1] and lengths[-1] % values.shape[-1] == 0
+    if values.shape and not fits:
         wanted = f"{core.show(lengths)}{' (or a divisor)' if heads.side_by_side else ''}"
         raise ValueError(
-            f"{where}: the max_logits for {path!r} have the shape {found.shape}, and its heads "
+            f"{where}: the max_logits for {path!r} have the shape {values.shape}, and its heads "
             f"{wanted}. If several heads share a key, leave keys out and give queries "
             f"HeadAxis(…, power=1.0)."
         )
-    return found
+    return values

@@ -36,10 +36,10 @@ ScionNorm = Literal["auto", "spectral", "spectral_max", "spectral_conv", "sign",
 
 
 class ScionState(NamedTuple):
-    """The state of Scion's average; that of the polar factor follows it.
+    """The state of Scion's average; the state of the polar factor follows it.
 
     Attributes:
-      mu: the average of gradients, like the parameters; with `b3` two, as `Averages`.
+      mu: the average of gradients, like the parameters; with `b3` two averages, as `Averages`.
     """
 
     mu: Updates
@@ -50,7 +50,7 @@ class ScionState(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class _Norms:
-    """Which norm a leaf has, and which of its axes are the rows and columns for that."""
+    """Which norm each leaf has, and which of its axes are the rows and columns."""
 
     norms: Any
     axes: Any
@@ -61,15 +61,15 @@ class _Norms:
             check_paths(choice, gtree.flatten(params), self.where)
 
     def of(self, tree: Any) -> list[tuple[str, Any]]:
-        """For each leaf the name of its norm, and its axes: None for a norm without matrices."""
+        """The name of each leaf's norm, and its axes: None for a norm without matrices."""
         flat = gtree.flatten(tree)
         norms = _at_leaves(self.norms, flat, f"{self.where}: norms", _is_name)
         axes = _at_leaves(self.axes, flat, f"{self.where}: axes", is_axes)
-        found: list[tuple[str, Any]] = []
+        chosen: list[tuple[str, Any]] = []
         columns = flat.paths, flat.values, judged(tree), norms, axes
-        for path, x, judgement, norm, given in zip(*columns, strict=True):
+        for path, x, judgement, norm, own_axes in zip(*columns, strict=True):
             if x is None:
-                found.append(("rms", None))
+                chosen.append(("rms", None))
                 continue
             shape, usual = jnp.shape(x), judgement.axes
             by_name = _by_name(judgement)
@@ -79,7 +79,7 @@ class _Norms:
                     f"{self.where}: norms must be one of {['auto', *_FACTORS]} for each leaf; at "
                     f"{path!r} it is {core.show(norm)}."
                 )
-            if norm == "rms" and given is not None and not is_axes(self.axes):
+            if norm == "rms" and own_axes is not None and not is_axes(self.axes):
                 raise ValueError(
                     f"{self.where}: the norm at {path!r} is 'rms', for which axes make no "
                     f"difference. Give it another one in norms ('sign' for a table that is a head "
@@ -87,8 +87,9 @@ class _Norms:
                 )
             if norm == "spectral_conv" and by_name != norm:
                 usual = MatrixAxes(tuple(range(len(shape) - 1)), -1)
-            found.append((norm, None if norm == "rms" else given or usual or MatrixAxes(-2, -1)))
-        return found
+            seen_as = own_axes or usual or MatrixAxes(-2, -1)
+            chosen.append((norm, None if norm == "rms" else seen_as))
+        return chosen
 
     def labels(self, label_of: Mapping[str, str]) -> Callable[[Any], Any]:
         return lambda tree: gtree.flatten(tree).unflatten([label_of[n] for n, _ in self.of(tree)])
@@ -118,7 +119,7 @@ def _of_window(m: Matrix, shape: tuple[int, ...]) -> float:
     return math.sqrt(m.columns / max(channels, 1)) * channels / max(m.rows, 1)
 
 
-# What the polar factor, the signs and the directions are multiplied by.
+# The factor of the polar factor, of the signs or of the normalised vectors, for each norm.
 _FACTORS: dict[str, Callable[[Any, tuple[int, ...]], float]] = {
     "spectral": lambda m, shape: math.sqrt(m.columns / max(m.rows, 1)),
     "spectral_max": lambda m, shape: math.sqrt(max(1.0, m.columns / max(m.rows, 1))),
@@ -131,7 +132,7 @@ _MATRIX_OR_VECTORS = {norm: "vectors" if norm == "rms" else "matrices" for norm 
 
 
 def _by_size(norms: _Norms) -> Transform:
-    """Multiplies each leaf by the number that follows from its norm and shape."""
+    """Multiplies each leaf by the factor of its norm and shape."""
 
     def facts(leaves: gtree.Flat, extra: Any) -> list[Mapping[str, Any] | None]:
         if extra is None:
@@ -170,7 +171,7 @@ def scale_by_scion(
     chunk: int | None = None,
     share: Sharing = None,
 ) -> Transform:
-    r"""Replaces the average of gradients by the point of a ball that lies farthest along it.
+    r"""Replaces the average of gradients by the farthest point along it in the ball of a norm.
 
     .. math::
         \mu &\leftarrow (1 - \gamma) \mu + \gamma G, \qquad
@@ -180,27 +181,27 @@ def scale_by_scion(
         \text{rms:} \quad u = \rho\, \mu / \operatorname{RMS}(\mu)
 
     for a matrix of \(m\) rows (inputs) and \(n\) columns (outputs). The root mean square is taken
-    along the last axis: for a table of embeddings, of each row.
+    along the last axis: in a table of embeddings, for each row.
 
     Args:
-      momentum: the weight of the newest gradient: 1 minus the usual momentum, so that 0.1 here is
-        0.9 elsewhere.
+      momentum: the weight of the newest gradient: 1 minus the usual momentum, so 0.1 here is 0.9
+        elsewhere.
       eps: a small number added to the norms.
-      norms: for each leaf ``"spectral"``, ``"spectral_max"`` (with \(\max(1, \sqrt{n / m})\), for
-        the layer that sees images), ``"spectral_conv"`` (with \(\sqrt{n / c} / k\) for \(c\)
-        channels and a window of \(k\) points), ``"sign"``, ``"rms"`` or ``"auto"``: as a tree, a
-        prefix of it, a function that makes one from the parameters, or `by_path`. By default
-        ``"auto"``, which goes by names as `matrices_by_name` does: heads have ``"sign"``,
-        embeddings, biases and norms ``"rms"``, matrices ``"spectral"``.
+      norms: the norm of each leaf: ``"spectral"``, ``"spectral_max"`` (with \(\max(1, \sqrt{n /
+        m})\), for the layer that reads images), ``"spectral_conv"`` (with \(\sqrt{n / c} / k\) for
+        \(c\) channels and a window of \(k\) points), ``"sign"``, ``"rms"`` or ``"auto"``. Give one
+        name, a tree of them, a prefix of it, a function that makes one from the parameters, or
+        `by_path`. By default ``"auto"``, which goes by names as `matrices_by_name` does: heads have
+        ``"sign"``, embeddings, biases and norms ``"rms"``, matrices ``"spectral"``.
       radius: the radius for all norms but ``"sign"``.
       head_radius: the radius for ``"sign"``.
-      axes: which axes are the rows and columns, as for `muon`; None at a leaf: by its name. A table
-        that serves as embedding and head wants ``MatrixAxes(rows=1, columns=0)``, and ``"sign"`` in
-        `norms`: by its name it has ``"rms"``, for which there are no axes.
+      axes: which axes are the rows and columns, as for `muon`; None at a leaf goes by its name.
+        Give a table that is both embedding and head ``MatrixAxes(rows=1, columns=0)``, and
+        ``"sign"`` in `norms`: by its name it has ``"rms"``, which has no axes.
 
     Raises:
-      ValueError: a number out of range, a name that is not there; at `init`, a leaf that does not
-        fit its norm, with its path.
+      ValueError: a number out of range, an unknown name; at `init`, a leaf that does not fit its
+        norm, with its path.
 
     Example:
       >>> import gradx, jax.numpy as jnp
@@ -307,27 +308,26 @@ def scion(
     chunk: int | None = None,
     share: Sharing = None,
 ) -> Transform:
-    r"""Scion: a conditional gradient method, with a norm for each kind of layer and no Adam.
+    r"""Scion: a conditional gradient method, with a norm for each kind of layer and without Adam.
 
     .. math:: \theta \leftarrow (1 - \eta_t)\, \theta - \eta_t u
 
-    with \(u\) of `scale_by_scion`. The parameters never leave the balls of the radii \(\rho\) if
-    they begin inside; `unconstrained` leaves the factor \(1 - \eta_t\) out.
+    with \(u\) of `scale_by_scion`. Parameters that begin inside the balls of the radii \(\rho\)
+    never leave them. `unconstrained` leaves out the factor \(1 - \eta_t\).
 
     Args:
-      learning_rate: More than 1 overshoots. It goes with the radii: the authors begin with
-        \(2^{-12}\) and the radii 50 and 3000 for a GPT, which are the defaults, with \(2^{-6}\), 1
-        and \(2^{10}\) for an MLP (``"spectral_max"`` for its first layer), and with \(2^{-4}\), 8
-        and 128 for a CNN (and `momentum` 0.5).
-      momentum: the weight of the newest gradient: 1 minus the usual momentum, so that 0.1 here is
-        0.9 elsewhere.
+      learning_rate: More than 1 overshoots. Choose it with the radii: the authors begin with
+        \(2^{-12}\) and the radii 50 and 3000, the defaults, for a GPT; with \(2^{-6}\), 1 and
+        \(2^{10}\) for an MLP (``"spectral_max"`` for its first layer); and with \(2^{-4}\), 8 and
+        128 for a CNN (and `momentum` 0.5).
+      momentum: the weight of the newest gradient: 1 minus the usual momentum, so 0.1 here is 0.9
+        elsewhere.
       b3, alpha, norms, radius, head_radius: see `scale_by_scion`.
-      unconstrained: no decay towards zero.
+      unconstrained: whether to leave out the decay towards zero.
 
     Raises:
-      ValueError: a number out of range, a name that is not there; at `init`, a leaf that does not
-        fit its norm, with its path; `update` is called without the parameters, unless
-        `unconstrained`.
+      ValueError: a number out of range, an unknown name; at `init`, a leaf that does not fit its
+        norm, with its path; `update` is called without the parameters, unless `unconstrained`.
 
     Example:
       >>> import gradx, jax.numpy as jnp
@@ -344,7 +344,7 @@ def scion(
     Reference: Pethick et al., *Training deep learning models with norm-constrained LMOs*,
     https://arxiv.org/abs/2502.07529.
     """
-    made = scale_by_scion(
+    rule = scale_by_scion(
         momentum,
         ns_coeffs,
         ns_steps,
@@ -363,4 +363,4 @@ def scion(
         share=share,
     )
     towards_zero = [] if unconstrained else [add_decayed_weights(1.0)]
-    return wide_throughout(chain(made, *towards_zero, descend(learning_rate)))
+    return wide_throughout(chain(rule, *towards_zero, descend(learning_rate)))

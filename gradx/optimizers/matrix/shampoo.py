@@ -1,4 +1,4 @@
-"""Shampoo: the gradient between inverse roots of its two second moments, rows' and columns'."""
+"""Shampoo: multiplies gradients on both sides by inverse roots of their second moments."""
 
 from __future__ import annotations
 
@@ -38,19 +38,19 @@ _GRAFTS = ("adam", "rmsprop", "adagrad", "sgd", "none")
 class ShampooState(NamedTuple):
     """The state of Shampoo, for matrices of m rows and n columns.
 
-    One of at most `block_size` rows and columns is one block, with `left` (m, m) and `right`
-    (n, n). Of a larger one each block has its own, which stand beside each other, in the rows of
-    `left` (m, blocks in a row times `block_size`) and of `right` (n, blocks in a column times
-    `block_size`) that are the block's rows and columns; blocks that are smaller leave zeros.
+    A matrix with at most `block_size` rows and columns is one block, with `left` (m, m) and `right`
+    (n, n). In a larger matrix each block has its own factors. They stand side by side in `left` (m,
+    blocks in a row times `block_size`), in the block's rows, and in `right` (n, blocks in a column
+    times `block_size`), in the rows that are the block's columns. Smaller blocks leave zeros.
 
     Attributes:
       count: the updates done so far, int32 ().
-      mu: the average of gradients, like the parameters; with `b3` two, as `Averages`.
-      nu: the graft's second moment, like the parameters, real; (0,) where it needs none.
+      mu: the average of gradients, like the parameters; with `b3` two averages, as `Averages`.
+      nu: the graft's second moment, like the parameters, real; (0,) if the graft needs none.
       left: the average of \\(G G^\\top\\), (m, m) for one block.
       right: the average of \\(G^\\top G\\), (n, n) for one block.
-      left_root: the inverse root of `left`, of its shape.
-      right_root: the inverse root of `right`, of its shape.
+      left_root: the inverse root of `left`, of the same shape.
+      right_root: the inverse root of `right`, of the same shape.
     """
 
     count: Count
@@ -84,7 +84,7 @@ def scale_by_shampoo(
     chunk: int | None = None,
     share: Sharing = None,
 ) -> Transform:
-    r"""Multiplies each matrix, or each block of it, from both sides by an inverse root.
+    r"""Multiplies each matrix, or each block of it, on both sides by an inverse root.
 
     .. math::
         M &\leftarrow \beta_1 M + (1 - \beta_1) G \\
@@ -94,34 +94,35 @@ def scale_by_shampoo(
             u = \frac{\lVert A \rVert_F}{\lVert P \rVert_F} P, \qquad
             A = \frac{\hat M}{\sqrt{\hat\nu} + \epsilon_a}
 
-    where hats undo the start at zero, and \(A\) is the step of the graft, whose size is taken. With
-    \(\beta_2 = 1\), \(L\) and \(R\) are sums. The roots are calculated from eigenvalues, in the
-    first step and then in every \(k\)-th. A gradient that is not finite stays in the averages for
-    good: `apply_if_finite` keeps it out.
+    where hats mark averages corrected for the start at zero. \(A\) is the step of the graft,
+    another optimizer that gives the size of the step. With \(\beta_2 = 1\), \(L\) and \(R\) are
+    sums. The roots are calculated from eigenvalues, in the first step and then in every \(k\)-th. A
+    gradient that is not finite stays in the averages for good; `apply_if_finite` keeps it out.
 
     Args:
-      b2: the decay of the factors. With the authors' 1 they are sums, as in AdaGrad; with Adam's
-        graft they also recommend 0.999.
-      eps: Eigenvalues that rounding makes negative are moved up to it.
-      rtol: an eigenvalue that is, with `eps`, less than this share of the sum of all is taken for
-        rounding, and its inverse root is 0: no step in that direction until the roots are renewed.
-        By default 8 units of rounding, 1e-6 in float32; 0 is the authors' way.
-      block_size: the most rows and columns of a block, from 1 on. What is left at the right and
-        below makes smaller blocks.
-      precondition_frequency: \(k\), from 1 on.
-      staggered: a \(k\)-th part of the matrices of each shape in every step, instead of all of them
-        in every \(k\)-th.
-      graft: whose step gives the size: ``"adam"``, ``"rmsprop"`` (\(\nu\) as it is), ``"adagrad"``
-        (the sum of squares), ``"sgd"`` (\(\hat M\) itself), or ``"none"``, for \(P\) as it is.
+      b2: the decay of the factors. With 1, the authors' choice, they are sums, as in AdaGrad; with
+        Adam's graft the authors also recommend 0.999.
+      eps: Where rounding makes eigenvalues negative, all are moved up until the least is `eps`.
+      rtol: the share of the sum of all eigenvalues below which one, with `eps` added, is taken for
+        rounding error. Its inverse root is then 0: there is no step in its direction until the
+        roots are renewed. By default 8 units of rounding, 1e-6 in float32; the authors have 0.
+      block_size: the most rows and columns of a block, from 1 on. The last blocks of a row or
+        column may be smaller.
+      precondition_frequency: the steps from one renewal of the roots to the next, \(k\), from 1 on.
+      staggered: renew the roots of \(1/k\) of the matrices of each shape in every step, instead of
+        all in every \(k\)-th.
+      graft: the optimizer whose step gives the size: ``"adam"``, ``"rmsprop"`` (\(\nu\) without
+        bias correction), ``"adagrad"`` (the sum of squares), ``"sgd"`` (\(\hat M\) itself), or
+        ``"none"``, which leaves \(P\) as it is.
       graft_b2: the decay of the graft's second moment.
-      graft_eps: keeps the graft's division finite.
-      exponent: the exponent of the inverse roots. 1/4 is the paper's for matrices, 1/2 that of the
-        best Kronecker product.
-      bias_correction: False for the averages as they are.
+      graft_eps: a small number that keeps the graft's division finite.
+      exponent: the exponent of the inverse roots. The paper has 1/4 for matrices; 1/2 is that of
+        the best Kronecker product.
+      bias_correction: whether the averages are corrected for their start at zero.
 
     Raises:
-      ValueError: a number out of range, a graft that is not there; at `init`, a leaf that is no
-        matrix, with its path.
+      ValueError: a number out of range, an unknown graft; at `init`, a leaf that is not a matrix,
+        with its path.
 
     Example:
       >>> import gradx, jax.numpy as jnp
@@ -134,11 +135,10 @@ def scale_by_shampoo(
     Reference: Gupta et al., *Shampoo*, https://arxiv.org/abs/1802.09568; Shi et al., *A distributed
     data-parallel PyTorch implementation of the Distributed Shampoo optimizer*,
     https://arxiv.org/abs/2309.06497. Deviations from the code of the latter
-    (facebookresearch/optimizers): `rtol`; with \(k > 1\) the first roots are those of the
-    first step, where it waits for step \(k\), with the graft's own step until then; where
-    eigenvalues cannot be found the old roots stay, without an error after three times; a matrix has
-    two sides however small it is, where by default those of no more than `block_size` elements are
-    flattened to vectors.
+    (facebookresearch/optimizers): `rtol`; with \(k > 1\) the first roots are those of the first
+    step, where that code makes the graft's steps until step \(k\). If eigenvalues cannot be
+    calculated the old roots stay; that code raises an error after three times. Every matrix has two
+    sides; there, by default, one with no more than `block_size` elements is flattened to a vector.
     """
     block = steps("block_size", block_size, 1)
     has_nu = graft in ("adam", "rmsprop", "adagrad")
@@ -222,12 +222,12 @@ def _with_roots(s: ShampooState, h: Numbers) -> ShampooState:
 def _root(side: Array, old: Array, h: Numbers) -> Array:
     """The inverse root of each block's factor; the old one where `eigh` does not converge."""
     width = min(side.shape[0], h.block)
-    made = []
+    roots = []
     for r in blocks.cuts(side.shape[0], h.block):
         factors = blocks.factors_of(side, r, h.block).swapaxes(1, 2)
         values, vectors = decompositions.eigh(h.of_sides * factors)
-        # Rounding moves the least ones below zero, and how far depends on the largest: as the
-        # authors do, all are moved up, before and not after the small eps is added.
+        # Rounding moves the least ones below zero, by an amount that depends on the largest. As in
+        # the authors' code all are moved up, before the small eps is added.
         values = values - jnp.minimum(values[..., :1], 0.0)
         least = least_share(h, rounding_of_factors(values.dtype))
         least = least * jnp.sum(values, axis=-1, keepdims=True)
@@ -239,24 +239,24 @@ def _root(side: Array, old: Array, h: Numbers) -> Array:
         fine = jnp.all(jnp.isfinite(root), axis=(-2, -1), keepdims=True)
         root = jnp.where(fine, root, before).swapaxes(1, 2)
         root = jnp.pad(root, ((0, 0), (0, 0), (0, 0), (0, width - r.length)))
-        made.append(root.reshape(r.many * r.length, -1))
-    return jnp.concatenate(made)
+        roots.append(root.reshape(r.many * r.length, -1))
+    return jnp.concatenate(roots)
 
 
 def _preconditioned(g: Array, s: ShampooState, p: None, h: Numbers) -> tuple[Array, ShampooState]:
     if not g.size:
         return g, s
     m = momentum_of(s.mu, h, h.of_mu)
-    made = blocks.times(s.right_root, blocks.times(s.left_root, m, h.block).mT, h.block).mT
+    direction = blocks.times(s.right_root, blocks.times(s.left_root, m, h.block).mT, h.block).mT
     if h.graft == "none":
-        return made, s
+        return direction, s
     step = m if h.graft == "sgd" else m / (sqrt(h.of_nu * s.nu) + h.graft_eps)
 
     def grafted(r: blocks.Cut, c: blocks.Cut, x: Array, like: Array) -> Array:
         size = blocks.norms(x)
         return x * (blocks.norms(like) / jnp.where(size > 0, size, 1.0))
 
-    return blocks.by_block(grafted, h.block, made, step), s
+    return blocks.by_block(grafted, h.block, direction, step), s
 
 
 # ---------------------------------------------------------------- the optimizer
@@ -289,7 +289,7 @@ def shampoo(
     chunk: int | None = None,
     share: Sharing = None,
 ) -> Transform:
-    r"""Shampoo for the matrices, and Adam for all else.
+    r"""Shampoo: gradients preconditioned on both sides for the matrices, Adam for all other leaves.
 
     .. math:: u = -\eta_t \left(\frac{\lVert A \rVert_F}{\lVert P \rVert_F} P + \lambda \theta
               \right), \qquad P = (\hat L + \epsilon I)^{-p} \hat M (\hat R + \epsilon I)^{-p}
@@ -297,28 +297,28 @@ def shampoo(
     with the parts of `scale_by_shampoo`.
 
     Args:
-      learning_rate: With Adam's graft, what suits Adam; the authors begin at 0.01.
+      learning_rate: With Adam's graft take what suits Adam; the authors begin with 0.01.
       b2: the decay of the factors. With 1 they are sums.
       eps: a small number under the roots.
       weight_decay: how strongly the matrices are drawn to zero.
       block_size: the most rows and columns of a block, from 1 on.
-      precondition_frequency: in every how many steps the roots are calculated anew.
-      staggered: a part of them in every step instead.
-      graft: whose step gives the size (see `scale_by_shampoo`).
+      precondition_frequency: the steps from one renewal of the roots to the next.
+      staggered: renew a part of the roots in every step, so that no step takes longer than others.
+      graft: the optimizer whose step gives the size (see `scale_by_shampoo`).
       graft_b2: the decay of the graft's second moment.
-      graft_eps: keeps the graft's division finite.
+      graft_eps: a small number that keeps the graft's division finite.
       exponent: the exponent of the inverse roots.
-      bias_correction: False for the averages as they are.
+      bias_correction: whether the averages are corrected for their start at zero.
       mu_dtype: the dtype to keep averages of gradients in, Adam's too.
-      axes: which leaves are matrices, in which axes: a `MatrixAxes`, a tree of them with None for a
-        leaf that is none, a function that makes one, or `by_path`. By default `matrices_by_name`:
-        embeddings, heads, norms and biases are not.
-      fallback: what the other leaves are given; by default Adam with `learning_rate`, the betas
+      axes: which leaves are matrices, and which axes are their rows and columns: a `MatrixAxes`, a
+        tree of them with None for other leaves, a function that makes one, or `by_path`. By default
+        `matrices_by_name`, which leaves out embeddings, heads, norms and biases.
+      fallback: the optimizer of the other leaves; by default Adam with `learning_rate`, the betas
         (0.9, 0.999), eps 1e-8 and no weight decay.
 
     Raises:
-      ValueError: a number out of range, a graft that is not there; at `init`, axes that do not fit
-        a leaf, with its path.
+      ValueError: a number out of range, an unknown graft; at `init`, axes that do not fit a leaf,
+        with its path.
 
     Example:
       >>> import gradx, jax.numpy as jnp
@@ -333,8 +333,8 @@ def shampoo(
       Array([-0.1, -0.1], dtype=float32)
 
     Reference: Gupta et al., *Shampoo*, https://arxiv.org/abs/1802.09568; Shi et al.,
-    https://arxiv.org/abs/2309.06497, whose defaults these are, but for the graft, which they do not
-    set, and for vectors, which they give Shampoo with one side.
+    https://arxiv.org/abs/2309.06497, whose defaults these are. The exceptions: the authors set no
+    graft, and give vectors Shampoo with one side.
     """
     rule = scale_by_shampoo(
         b1,

@@ -45,17 +45,18 @@ __all__ = ["SoapState", "scale_by_soap", "soap"]
 class SoapState(NamedTuple):
     r"""The state of SOAP; for a leaf with m rows and n columns.
 
-    A side that is longer than `max_precond_dim` has (0, 0) for its factor and its basis. Arrays of
-    a leaf that holds several matrices have an axis in front that counts them.
+    On a side longer than `max_precond_dim` the factor and the basis have the shape (0, 0). For a
+    leaf that holds several matrices, each array has an axis in front that counts them.
 
     Attributes:
       count: the updates done so far, int32 ().
-      mu: the first moment, in the bases, like the parameters; with `b3` two, as `Averages`.
+      mu: the first moment, in the bases, like the parameters; with `b3` two averages, as
+        `Averages`.
       nu: the second moment, in the bases, like the parameters, real.
       row_factor: the average of \(G G^*\), (m, m).
       column_factor: the average of \(G^* G\), (n, n).
-      row_basis: the eigenvectors of the one, nearly, as columns (m, m).
-      column_basis: those of the other (n, n).
+      row_basis: the approximate eigenvectors of `row_factor`, as columns, (m, m).
+      column_basis: the same for `column_factor`, (n, n).
     """
 
     count: Count
@@ -98,27 +99,29 @@ def scale_by_soap(
 
     with moments corrected for their start at zero. In the first step \(Q_L\) and \(Q_R\) become the
     eigenvectors of \(L\) and \(R\), and the update is zero. At the end of each \(k\)-th step from
-    there the columns of \(Q_L\) and with them the rows of \(V\) are sorted by
-    \(\operatorname{diag}(Q_L^* L Q_L)\), falling; then \(Q_L\) becomes the orthogonal factor of
-    \(L Q_L\), and \(M\) is turned from the old basis to the new one. The other side likewise.
+    there the columns of \(Q_L\), and with them the rows of \(V\), are sorted by falling
+    \(\operatorname{diag}(Q_L^* L Q_L)\). Then \(Q_L\) becomes the Q factor of the QR decomposition
+    of \(L Q_L\), and \(M\) is turned from the old basis to the new one. The other side is treated
+    likewise.
 
     Args:
-      eps: With 0 an element that has had no gradient yet gives NaN.
-      precondition_frequency: \(k\), a whole number from 1 on.
-      max_precond_dim: a side that is longer keeps no factor, and \(Q\) is the identity there; a
-        whole number from 0 on. With one side the memory is that of Shampoo's smaller factor.
-      rtol: a row or a column with less than this share of all \(V\) is taken for rounding, and has
-        no step; so is an element with less than a tenth of the root of this share of what its row
-        and its column let expect. By default the square of 100 units of rounding, 1e-10 in float32.
-        With 0, the authors' way, rounding has a step as large as any.
-      bias_correction: False for the moments as they are.
-      staggered: renew the bases of a \(k\)-th part of the matrices of each shape in every step,
-        instead of all in every \(k\)-th, so that no step takes longer than others.
+      eps: With 0 an element without a gradient so far gives NaN.
+      precondition_frequency: It is \(k\), a whole number from 1 on.
+      max_precond_dim: the longest side that has a factor, a whole number from 0 on. On a longer one
+        \(Q\) is the identity. With a factor on one side only, the memory is that of Shampoo's
+        smaller factor.
+      rtol: the share of all \(V\) below which a row or a column is taken for rounding error and
+        gets no step. Neither does an element below a tenth of the root of this share, times what
+        its row and its column predict. By default the square of 100 units of rounding, 1e-10 in
+        float32. With 0, as the authors have it, rounding errors get steps as large as any.
+      bias_correction: whether the moments are corrected for their start at zero.
+      staggered: renew the bases of \(1/k\) of the matrices of each shape in every step, instead of
+        all bases in every \(k\)-th, so that no step takes longer than others.
       axes: which axes are the rows and columns: a `MatrixAxes`, a tree of them, a function that
         makes one from the parameters, or `by_path`. Without it every leaf must have two axes.
 
     Raises:
-      ValueError: a number out of range; at `init`, a leaf that is no matrix, with its path.
+      ValueError: a number out of range; at `init`, a leaf that is not a matrix, with its path.
 
     Example:
       >>> import gradx, jax.numpy as jnp
@@ -132,9 +135,9 @@ def scale_by_soap(
              [ 0.8,  0.6]], dtype=float32)
 
     Reference: Vyas et al., *SOAP: improving and stabilizing Shampoo using Adam*,
-    https://arxiv.org/abs/2409.11321, and the authors' code,
-    https://github.com/nikhilvyas/SOAP, from which it differs in `rtol`, and in \(\epsilon\): it
-    stands beside the corrected \(\sqrt{\hat V}\), as Adam has it, and not beside \(\sqrt V\).
+    https://arxiv.org/abs/2409.11321, and the authors' code, https://github.com/nikhilvyas/SOAP,
+    from which it differs in `rtol` and in \(\epsilon\): this is added to the corrected \(\sqrt{\hat
+    V}\), as in Adam, not to \(\sqrt V\).
     """
     slow = slow_average(b3, alpha)
     hypers = {"b1": b1, "b2": b2, "eps": eps, **slow, **cut(rtol)}
@@ -159,7 +162,7 @@ def scale_by_soap(
 
 
 def _of_the_step(h: Numbers, t: Array) -> Mapping[str, Any]:
-    # Adam begins with the second step, when there are bases for it.
+    # Adam begins with the second step, the first one that has bases.
     own, begun = jnp.maximum(t - 1, 1), t > 1
     correct_mu = 1 / weight_so_far(h.b1, own) if h.corrects else 1.0
     correct_nu = 1 / weight_so_far(h.b2, own) if h.corrects else 1.0
@@ -190,16 +193,16 @@ def _start(s: SoapState, h: Numbers) -> SoapState:
 
 
 def _renew(s: SoapState, h: Numbers) -> SoapState:
-    nu, made = s.nu, []
+    nu, bases = s.nu, []
     sides = (s.row_factor, s.row_basis), (s.column_factor, s.column_basis)
     for axis, (factor, basis) in enumerate(sides):
         if factor.size:
-            next_one = power(factor, basis)
-            order = largest_first(next_one, basis)
+            product = power(factor, basis)
+            order = largest_first(product, basis)
             nu = jnp.take(nu, order, axis=axis)
-            basis = orthogonal(next_one[:, order], basis[:, order], factor)
-        made.append(basis)
-    rows, columns = made
+            basis = orthogonal(product[:, order], basis[:, order], factor)
+        bases.append(basis)
+    rows, columns = bases
     mu = moved(s.mu, (s.row_basis, s.column_basis), (rows, columns))
     return s._replace(mu=mu, nu=nu, row_basis=rows, column_basis=columns)
 
@@ -228,22 +231,24 @@ def soap(
     chunk: int | None = None,
     share: Sharing = None,
 ) -> Transform:
-    r"""SOAP for the matrices, and Adam for all else.
+    r"""SOAP: Adam in Shampoo's eigenbasis for the matrices, plain Adam for all other leaves.
 
     .. math::
         u = -\eta_t \left(Q_L \left(\hat M / (\sqrt{\hat V} + \epsilon)\right) Q_R^*
             + \lambda \theta\right)
 
-    with the bases and moments of `scale_by_soap`. In the first step matrices do nothing but decay.
+    with the bases and moments of `scale_by_soap`. In the first step matrices only decay.
 
     Args:
       learning_rate: The authors begin with 0.003.
       weight_decay: how strongly the matrices are drawn to zero.
-      max_precond_dim: a side that is longer has the identity for its basis.
-      bias_correction: False for the moments of the matrices as they are.
-      axes: which leaves are matrices, in which axes: as for `scale_by_soap`, with None for a leaf
-        that is none. By default `matrices_by_name`: embeddings, heads, norms and biases are not.
-      fallback: what the other leaves are given; by default Adam with `learning_rate`, the betas
+      max_precond_dim: the longest side that has a factor. A longer one has the identity for its
+        basis.
+      bias_correction: whether the moments of the matrices are corrected for their start at zero.
+      axes: which leaves are matrices, and which axes are their rows and columns: as for
+        `scale_by_soap`, with None for any other leaf. By default `matrices_by_name`, which leaves
+        out embeddings, heads, norms and biases.
+      fallback: the optimizer of the other leaves; by default Adam with `learning_rate`, the betas
         (0.95, 0.95), eps 1e-8 and no weight decay.
 
     Raises:
@@ -264,10 +269,10 @@ def soap(
 
     Reference: Vyas et al., *SOAP: improving and stabilizing Shampoo using Adam*,
     https://arxiv.org/abs/2409.11321. Deviations from the authors' code: the parameters decay as in
-    AdamW, in the first step too and not by what the step has made of them; other leaves have
-    Adam from the first step on, and do not decay; embeddings and heads, up to a length of
-    `max_precond_dim`, are matrices there (``axes=`` ``lambda params:
-    jax.tree.map(lambda x: gradx.MatrixAxes() if x.ndim == 2 else None, params)``).
+    AdamW: in the first step too, and by their value before the step. Other leaves have Adam from
+    the first step on, and do not decay. There embeddings and heads are matrices, up to a length of
+    `max_precond_dim` (``axes=`` ``lambda params: jax.tree.map(lambda x: gradx.MatrixAxes() if
+    x.ndim == 2 else None, params)``).
     """
     rule = scale_by_soap(
         b1,

@@ -36,24 +36,24 @@ from gradx.pieces.weight_decay import DecayKind, scale_and_decay
 
 __all__ = ["SplusState", "scale_by_splus", "splus"]
 
-# The authors' `nonstandard_constant`. A matrix has 2η / (m + n), so that η is some hundred times
-# a rate of Adam's: leaves that are no matrix must not have it as it is.
+# The authors' `nonstandard_constant`. A matrix has 2η / (m + n), so η is some hundred times Adam's
+# learning rate, and too large for leaves that are not matrices.
 _OF_OTHERS = 0.001
 
 
 class SplusState(NamedTuple):
     r"""The state of SPlus; for a leaf with m rows and n columns.
 
-    A side that is longer than `max_precond_dim` has (0, 0) for its factor and its basis. Arrays of
-    a leaf that holds several matrices have an axis in front that counts them.
+    On a side longer than `max_precond_dim` the factor and the basis have the shape (0, 0). For a
+    leaf that holds several matrices, each array has an axis in front that counts them.
 
     Attributes:
       count: the updates done so far, int32 ().
-      mu: the first moment, like the parameters; with `b3` two, as `Averages`.
+      mu: the first moment, like the parameters; with `b3` two averages, as `Averages`.
       row_factor: the average of \(G G^*\), (m, m).
       column_factor: the average of \(G^* G\), (n, n).
-      row_basis: the eigenvectors that the one had when they were last renewed, as columns (m, m).
-      column_basis: those of the other (n, n).
+      row_basis: the eigenvectors of `row_factor` at the last renewal, as columns, (m, m).
+      column_basis: the same for `column_factor`, (n, n).
     """
 
     count: Count
@@ -81,7 +81,7 @@ def scale_by_splus(
     chunk: int | None = None,
     share: Sharing = None,
 ) -> Transform:
-    r"""Replaces each matrix by the signs of its momentum, taken in a Shampoo eigenbasis.
+    r"""Replaces each matrix by the signs of its momentum, taken in Shampoo's eigenbasis.
 
     .. math::
         M &\leftarrow \beta_1 M + (1 - \beta_1) G \\
@@ -91,28 +91,29 @@ def scale_by_splus(
         L &\leftarrow \beta_2 L + (1 - \beta_2) G G^*, \qquad
         R \leftarrow \beta_2 R + (1 - \beta_2) G^* G
 
-    with 0/0 = 0. \(Q_L\) and \(Q_R\) begin as identities, so the first step is that of the signs
-    of \(G\). At its end, and at that of each \(k\)-th step from there, they become the eigenvectors
-    of \(L\) and \(R\). However old they are, no element of \(Q_L^* U Q_R\) is larger than 1. The
-    first ones are those of a single gradient, and arbitrary in the directions that it has not.
+    with 0/0 = 0. \(Q_L\) and \(Q_R\) begin as identities, so the first update is the signs of
+    \(G\). At the end of the first step, and of each \(k\)-th step from there, they become the
+    eigenvectors of \(L\) and \(R\). However old they are, no element of \(Q_L^* U Q_R\) is larger
+    than 1. The first eigenvectors come from a single gradient, and are arbitrary in the directions
+    that it lacks.
 
     Args:
-      eps: It is relative to the largest element, so that the size of the gradients makes no
-        difference; 0 gives the sign, as the authors have it.
-      precondition_frequency: \(k\), a whole number from 1 on.
-      max_precond_dim: a side that is longer keeps no factor, and \(Q\) is the identity there; a
-        whole number from 0 on. With 0 the update is the sign of the momentum.
-      rtol: a row or a column with less than this share of all \(|Q_L^* M Q_R|^2\) is taken for
-        rounding, and has no step; so is an element with less than a tenth of the root of this share
-        of what its row and its column let expect. By default the square of 100 units of rounding,
-        1e-10 in float32. With 0, the authors' way, rounding has a step as large as any.
-      staggered: renew the bases of a \(k\)-th part of the matrices of each shape in every step,
-        instead of all in every \(k\)-th, so that no step takes longer than others.
+      eps: It is relative to the largest element, so the size of the gradients makes no difference.
+        0 gives the sign, as the authors have it.
+      precondition_frequency: It is \(k\), a whole number from 1 on.
+      max_precond_dim: the longest side that has a factor, a whole number from 0 on. On a longer one
+        \(Q\) is the identity. With 0 the update is the sign of the momentum.
+      rtol: the share of all \(|Q_L^* M Q_R|^2\) below which a row or a column is taken for rounding
+        error and gets no step. Neither does an element below a tenth of the root of this share,
+        times what its row and its column predict. By default the square of 100 units of rounding,
+        1e-10 in float32. With 0, as the authors have it, rounding errors get steps as large as any.
+      staggered: renew the bases of \(1/k\) of the matrices of each shape in every step, instead of
+        all bases in every \(k\)-th, so that no step takes longer than others.
       axes: which axes are the rows and columns: a `MatrixAxes`, a tree of them, a function that
         makes one from the parameters, or `by_path`. Without it every leaf must have two axes.
 
     Raises:
-      ValueError: a number out of range; at `init`, a leaf that is no matrix, with its path.
+      ValueError: a number out of range; at `init`, a leaf that is not a matrix, with its path.
 
     Example:
       >>> import gradx, jax.numpy as jnp
@@ -130,9 +131,9 @@ def scale_by_splus(
 
     Reference: Frans, Levine and Abbeel, *A stable whitening optimizer for efficient neural network
     training*, https://arxiv.org/abs/2506.07254, and the authors' code,
-    https://github.com/kvfrans/splus. Its steps are 1, k, 2k, ... where those here are 1, k + 1,
-    2k + 1, ...; it has no `rtol`; its `eps` is added to the factors before their eigenvectors
-    are taken, which does not change them.
+    https://github.com/kvfrans/splus. That code renews the bases in the steps 1, k, 2k, ..., this
+    one in 1, k + 1, 2k + 1, ...; it has no `rtol`; it adds `eps` to the factors before it takes
+    their eigenvectors, which does not change these.
     """
     slow = slow_average(b3, alpha)
     return matrixwise(
@@ -163,7 +164,7 @@ def _splus(g: Array, s: SplusState, p: None, h: Numbers) -> tuple[Array, SplusSt
 def _signs(x: Array, eps: Any) -> Array:
     size = jnp.abs(x)
     soft = size + eps * jnp.max(size, initial=0.0)
-    # A product with a reciprocal would not be 1 or -1 to the last bit.
+    # A division, since a product with the reciprocal would not be 1 or -1 to the last bit.
     return jnp.where(soft > 0, x / jnp.where(soft > 0, soft, 1.0), 0.0)
 
 
@@ -195,26 +196,28 @@ def splus(
     chunk: int | None = None,
     share: Sharing = None,
 ) -> Transform:
-    r"""SPlus for the matrices, and Adam with a thousandth of the learning rate for all else.
+    r"""SPlus: signs in Shampoo's eigenbasis for the matrices, and Adam for all other leaves.
 
     .. math::
         u = -\frac{2 \eta_t}{m + n} \left(Q_L \operatorname{sign}_\epsilon(Q_L^* M Q_R)\, Q_R^*
             + \lambda \theta\right)
 
     for \(m\) rows and \(n\) columns, with the momentum and bases of `scale_by_splus`. So the decay
-    is by shape, too.
+    depends on the shape, too. Adam has a thousandth of the learning rate.
 
     Args:
-      learning_rate: It is not Adam's: the authors begin with 0.2, or with Adam's times twice the
-        width of the network, and keep it for all widths.
+      learning_rate: It differs from Adam's: the authors begin with 0.2, or with Adam's times twice
+        the width of the network, and keep it for all widths.
       eps: It is relative to the largest element (see `scale_by_splus`).
       weight_decay: how strongly the matrices are drawn to zero.
-      max_precond_dim: a side that is longer has the identity for its basis.
+      max_precond_dim: the longest side that has a factor. A longer one has the identity for its
+        basis.
       decay: what \(\lambda\) is multiplied by (see `adamw`): \(2 \eta_t / (m + n)\), the schedule
         alone, or nothing.
-      axes: which leaves are matrices, in which axes: as for `scale_by_splus`, with None for a leaf
-        that is none. By default `matrices_by_name`: embeddings, heads, norms and biases are not.
-      fallback: what the other leaves are given; by default Adam with 0.001 `learning_rate`, the
+      axes: which leaves are matrices, and which axes are their rows and columns: as for
+        `scale_by_splus`, with None for any other leaf. By default `matrices_by_name`, which leaves
+        out embeddings, heads, norms and biases.
+      fallback: the optimizer of the other leaves; by default Adam with 0.001 `learning_rate`, the
         betas (0.9, 0.999), eps 1e-8 and no weight decay.
 
     Raises:
@@ -231,8 +234,8 @@ def splus(
       >>> updates["bias"]
       Array([-0.0005, -0.0005], dtype=float32)
 
-      Steps this large leave noise in the parameters. To evaluate or to deploy, take their average,
-      which the authors say is a part of the method; `ema` keeps it, corrected for its start:
+      Steps this large leave noise in the parameters. To evaluate or deploy, take their average,
+      which the authors count as part of the method; `ema` keeps it, corrected for its start:
 
       >>> average = gradx.ema(0.999)
       >>> state, kept = tx.init(params), average.init(params)
@@ -245,11 +248,11 @@ def splus(
 
     Reference: Frans, Levine and Abbeel, *A stable whitening optimizer for efficient neural network
     training*, https://arxiv.org/abs/2506.07254. Deviations from the authors' code,
-    https://github.com/kvfrans/splus: the average of the parameters is no part of the state; other
-    leaves have Adam, where the sign of the momentum (``fallback=signum(0.001 * learning_rate,
-    beta=b1)``) and decay are theirs; embeddings are among them, and a matrix with a side longer
-    than `max_precond_dim` is not: it has its \(2 / (m + n)\), and not 0.001; and those of
-    `scale_by_splus`.
+    https://github.com/kvfrans/splus, beside those of `scale_by_splus`: the average of the
+    parameters is not in the state. Other leaves have Adam; there they have the sign of the momentum
+    (``fallback=signum(0.001 * learning_rate, beta=b1)``) and decay. Embeddings are among the other
+    leaves. A matrix with a side longer than `max_precond_dim` is not: its factor is \(2 / (m +
+    n)\), not 0.001.
     """
     inner = or_by_name(axes)
     rule = scale_by_splus(
@@ -269,7 +272,7 @@ def splus(
     )
     ends = scale_and_decay(learning_rate, weight_decay, weight_decay_mask, decay)
     by_shape = scale_by_shape(inner, convention="splus")
-    # The shape is a factor of the learning rate, so also of the decay that is multiplied by it.
+    # The shape scales the learning rate, and so the decay, if that is multiplied by the rate.
     ends = (*ends, by_shape) if decay == "learning_rate" else (by_shape, *ends)
     if fallback is None:
         others = adam_for_others(learning_rate, b1=0.9, b2=0.999, mu_dtype=mu_dtype)

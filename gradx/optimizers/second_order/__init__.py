@@ -1,1 +1,1 @@
-"""Methods that use the curvature of the loss, or an estimate of it."""
+"""Optimizers that use the curvature of the loss, or an estimate of it."""

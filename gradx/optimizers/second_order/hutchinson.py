@@ -1,4 +1,4 @@
-"""Estimates of the curvature of the loss, for the rules that divide by it."""
+"""Hutchinson's estimate of the Hessian's diagonal, for rules that divide by the curvature."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class HutchinsonState(NamedTuple):
     """The state of `hutchinson_estimator_diag_hessian`.
 
     Attributes:
-      key: the random key of the next estimate, raw (2,) or, if a typed one was given, ().
+      key: the random key of the next estimate, a raw key (2,), or a typed key ().
     """
 
     key: Array
@@ -36,20 +36,20 @@ class HutchinsonState(NamedTuple):
 def hutchinson_estimator_diag_hessian(
     random_seed: Array | int | None = None, *, axis_name: Any = None
 ) -> Transform:
-    r"""Replaces the updates by an estimate of the diagonal of the Hessian.
+    r"""Replaces the updates by an unbiased estimate of the Hessian's diagonal, for Sophia.
 
     .. math:: u = r \odot \nabla^2 L(\theta)\, r, \qquad r_i = \pm 1 \text{ at random}
 
-    It is right on average, and costs about two gradients. `update` needs the parameters and the
-    extra argument `obj_fn`, the loss as a function of the parameters alone.
+    An estimate costs about two gradients. `update` needs the parameters and the extra argument
+    `obj_fn`, the loss as a function of the parameters alone.
 
     Args:
-      random_seed: a random key, or the seed of one; by default that of seed 0, as in Optax.
+      random_seed: a random key, or the seed of one; by default seed 0, as in Optax.
       axis_name: the mapped axis over which the estimates are averaged, inside `shard_map` or `pmap`
-        with a share of the batch on every device, or several, or `sharded`. Without it the devices'
-        parameters would part. In `shard_map` `obj_fn` may also be the average of all devices'
-        losses; elsewhere it must be the device's own. The estimates of a parameter that is cut
-        along the axis are not averaged.
+        with a share of the batch on every device, or several, or `sharded`. Without it the
+        parameters of the devices would diverge. In `shard_map` `obj_fn` may also be the average of
+        all devices' losses; elsewhere it must be the device's own loss. The estimates of a
+        parameter that is cut along the axis are not averaged.
 
     Raises:
       ValueError: `update` is called without the parameters or without `obj_fn`.
@@ -63,7 +63,7 @@ def hutchinson_estimator_diag_hessian(
 
     Reference: Hutchinson, *A stochastic estimator of the trace of the influence matrix for
     Laplacian smoothing splines*, 1989; Liu et al., *Sophia*, https://arxiv.org/abs/2305.14342,
-    Algorithm 1, where \(r\) is Gaussian: signs have a lower variance. The same key gives the same
+    Algorithm 1. There \(r\) is Gaussian; signs have a lower variance. The same key gives the same
     signs as in Optax.
     """
     where = core.where()
@@ -100,18 +100,18 @@ def hutchinson_estimator_diag_hessian(
         alike: list[mapped.Kinds] = [((), ())] * len(leaves)
         if over:
             cut, alike = _on_axes(over, params, obj_fn, where)
-            # Else JAX would sum, over the devices, what it derives for parameters that are alike.
+            # Otherwise JAX would sum the derivatives of replicated parameters over the devices.
             pairs = zip(leaves, alike, strict=True)
             leaves = [vary(jnp.asarray(p), frozenset(typed)) for p, (typed, _) in pairs]
         signs = [
             vary(_signs(_apart(k, names), jnp.shape(p), jnp.result_type(p)), varies_over(p))
             for k, p, names in zip(keys, leaves, cut, strict=True)
         ]
-        here = structure.unflatten(leaves)
-        _, products = jax.jvp(jax.grad(obj_fn), (here,), (structure.unflatten(signs),))
-        made = [_times(h, r) for h, r in zip(jax.tree.leaves(products), signs, strict=True)]
-        made = mapped.over_each(jax.lax.pmean, made, alike)
-        return structure.unflatten(made), HutchinsonState(key)
+        point = structure.unflatten(leaves)
+        _, products = jax.jvp(jax.grad(obj_fn), (point,), (structure.unflatten(signs),))
+        estimates = [_times(h, r) for h, r in zip(jax.tree.leaves(products), signs, strict=True)]
+        estimates = mapped.over_each(jax.lax.pmean, estimates, alike)
+        return structure.unflatten(estimates), HutchinsonState(key)
 
     return Transform(init, update)
 
@@ -119,7 +119,7 @@ def hutchinson_estimator_diag_hessian(
 def _on_axes(
     over: mapped.Axes, params: Params, obj_fn: Callable[[Params], Array], where: str
 ) -> tuple[list[tuple[Hashable, ...]], list[mapped.Kinds]]:
-    """For each parameter the axes that it is cut along, and those to average its estimates over."""
+    """For each parameter: the axes that cut it, and the axes to average its estimates over."""
     flat = gtree.flatten(params)
     spans = mapped.spans(over, flat, None, where, plain=False)
     varying = varies_over(jax.eval_shape(obj_fn, params))
@@ -127,16 +127,16 @@ def _on_axes(
     for p, span in zip(flat.values, spans, strict=True):
         if p is None:
             continue
-        by_type, said = span.of(p)
-        # A loss that does not vary over an axis has been averaged over it.
+        by_type, by_user = span.of(p)
+        # A loss that does not vary over an axis is an average over it already.
         typed = tuple(name for name in span.typed if name in varying and name not in by_type)
-        cut.append((*by_type, *said))
+        cut.append((*by_type, *by_user))
         alike.append((typed, tuple(name for name in span.whole if name not in span.typed)))
     return cut, alike
 
 
 def _apart(key: Array, names: tuple[Hashable, ...]) -> Array:
-    """Another key on each device that has a part of the parameter, for independent signs."""
+    """A different key on each device that has a part of the parameter, for independent signs."""
     for name in names:
         key = jax.random.fold_in(key, jax.lax.axis_index(name))
     return key

@@ -1,4 +1,4 @@
-r"""L-BFGS: gradients times an estimate of the inverse Hessian, made of the last few steps."""
+"""L-BFGS: gradients times an estimate of the inverse Hessian from the last few steps."""
 
 from __future__ import annotations
 
@@ -37,7 +37,8 @@ class ScaleByLBFGSState(NamedTuple):
       updates: its gradients, like the parameters.
       diff_params_memory: the last steps of the parameters, `(m, *shape)` for each.
       diff_updates_memory: the changes of the gradients in these steps, `(m, *shape)` for each.
-      weights_memory: one over the inner product of the two, (m,); 0 for a step that is not used.
+      weights_memory: one over the inner product of step and change, (m,); 0 for a step that is not
+        used.
     """
 
     count: Count
@@ -58,17 +59,18 @@ def scale_by_lbfgs(memory_size: int = 10, scale_init_precond: bool = True) -> Tr
         V_j &= I - \rho_j y_j s_j^\top, \qquad \rho_j = 1 / \langle y_j, s_j \rangle, \qquad
         s_j = \theta_{j+1} - \theta_j, \qquad y_j = g_{j+1} - g_j
 
-    over the last \(m\) steps, without ever forming a matrix. It has to see the parameters that its
-    updates led to, so `update` needs them.
+    over the last \(m\) steps, without ever forming a matrix. It measures the steps that were really
+    made, so `update` needs the parameters.
 
     Args:
-      memory_size: \(m\), 1 or more; the state has \(2m + 2\) arrays for each parameter.
-      scale_init_precond: \(\gamma_k = \langle s, y \rangle / \lVert y \rVert^2\) of the last step,
-        and \(\min(1, 1 / \lVert g_0 \rVert)\) at first, so that the first step is no longer than 1.
-        Otherwise \(\gamma_k = 1\).
+      memory_size: how many steps it remembers, \(m\), from 1 on. The state has \(2m + 2\) arrays
+        for each parameter.
+      scale_init_precond: take \(\gamma_k = \langle s, y \rangle / \lVert y \rVert^2\) of the last
+        step, and \(\min(1, 1 / \lVert g_0 \rVert)\) at first, so that the first step is no longer
+        than 1. With False \(\gamma_k\) is 1.
 
     Raises:
-      ValueError: `memory_size` is no whole number of 1 or more; `update` is called without the
+      ValueError: `memory_size` is not a whole number from 1 on; `update` is called without the
         parameters.
 
     Example:
@@ -86,9 +88,9 @@ def scale_by_lbfgs(memory_size: int = 10, scale_init_precond: bool = True) -> Tr
     Reference: Nocedal and Wright, *Numerical Optimization*, 2006, Algorithm 7.4; Liu and Nocedal,
     *On the limited memory BFGS method for large scale optimization*, 1989,
     https://doi.org/10.1007/BF01589116. A step along which the gradient did not grow, with
-    \(\langle s, y \rangle \le 0\), is not used: it would make \(P\) indefinite, and the way down a
-    way up. Wolfe's conditions exclude it; backtracking and fixed step sizes do not. (Optax uses
-    such steps.)
+    \(\langle s, y \rangle \le 0\), is not used: it would make \(P\) indefinite, and the update
+    might go uphill. The Wolfe conditions exclude such steps; backtracking and fixed step sizes do
+    not. (Optax uses them.)
     """
     where = core.where()
     init = partial(_first_state, size=steps("memory_size", memory_size, 1), where=where)
@@ -100,13 +102,13 @@ def _first_state(params: Params, *, size: int, where: str) -> ScaleByLBFGSState:
     check_params(params, where)
     zeros = jax.tree.map(lambda p: jnp.zeros_like(widen(p)), params)
 
-    def memory(z: Array) -> Array:  # repeated, not made by shape: so it is sharded like z
+    def memory(z: Array) -> Array:  # a broadcast of z, so that it is sharded like z
         return jnp.broadcast_to(z, (size, *z.shape))
 
     return ScaleByLBFGSState(
         count=jnp.zeros((), jnp.int32),
         params=zeros,
-        updates=jax.tree.map(jnp.array, zeros),  # a donated state must not hold a buffer twice
+        updates=jax.tree.map(jnp.array, zeros),  # a copy: a donated state holds no buffer twice
         diff_params_memory=jax.tree.map(memory, zeros),
         diff_updates_memory=jax.tree.map(memory, zeros),
         weights_memory=jnp.zeros(size, real_dtype(params)),
@@ -116,7 +118,7 @@ def _first_state(params: Params, *, size: int, where: str) -> ScaleByLBFGSState:
 def _prepare(
     leaves: Leaves, state: State, extra: Mapping[str, Any], *, scaled: bool, where: str
 ) -> tuple[list[Call | None], State]:
-    """The direction of all leaves at once; each leaf then takes its own."""
+    """Calculates the direction of all leaves at once; each leaf then takes its own."""
     check_state(state, ScaleByLBFGSState, where)
     if leaves.params is None:
         raise ValueError(f"{where}: needs the parameters: call update(updates, state, params).")
@@ -129,9 +131,9 @@ def _prepare(
     for i in active:
         check_array(leaves.updates[i], flat, i, where, "update")
         check_shape(flat, i, leaves.params[i], where, "parameter")
-    given = (list(map(gtree.as_number, leaves.updates)), leaves.params, *columns)
+    arguments = (list(map(gtree.as_number, leaves.updates)), leaves.params, *columns)
     direction, new, weights = _step(
-        *([column[i] for i in active] for column in given),
+        *([column[i] for i in active] for column in arguments),
         state.weights_memory,
         state.count,
         leaves.gate,
@@ -173,8 +175,8 @@ def _step(
 ) -> tuple[Arrays, list[Arrays], Array]:
     """The direction, the new state by leaf, and the new weights.
 
-    In a program that donates its state all of this happens in place, but for the direction itself:
-    what is overwritten is chosen once the sums are known that read it.
+    In a program that donates its state all of this but the direction happens in place: an array is
+    overwritten only once the sums that read it are known.
     """
     size = weights.shape[0]
     last = (count - 1) % size
@@ -184,7 +186,7 @@ def _step(
 
     zero = nothing([*s, *y, weights], weights.dtype)
     curvature = under_condition(begun, lambda: _in_turn(_dot_in, s, y, last, zero), lambda: zero)
-    # Not for a pair so flat that the weight would be infinite.
+    # A pair is not used if it is so flat that the weight would be infinite.
     useful = curvature > jnp.finfo(weights.dtype).tiny
     weight = jnp.where(useful, 1 / jnp.where(useful, curvature, 1), 0)
     weight = weight if gate is None else jnp.where(gate, weight, weights[last])
@@ -213,12 +215,12 @@ def _step(
 
 
 def _weighed(weight: Array, product: Array) -> Array:
-    """Of a step that is not used nothing, also where the product has overflown."""
+    """Weight times product; 0 for a step that is not used, even if the product overflowed."""
     return jnp.where(weight > 0, weight * product, 0)
 
 
 def _scale_of(g: Arrays, y: Arrays, weights: Array, newest_first: Array, zero: Array) -> Array:
-    """What the identity is multiplied by: from the newest useful step, at first from the norm."""
+    """The factor of the identity: from the newest useful step, or without one from the norm."""
     useful = weights[newest_first] > 0
     newest = newest_first[jnp.argmax(useful)]
 
@@ -226,7 +228,7 @@ def _scale_of(g: Arrays, y: Arrays, weights: Array, newest_first: Array, zero: A
         return 1 / (weights[newest] * _in_turn(_dot_in, y, y, newest, zero))
 
     def from_norm() -> Array:
-        # The squares may overflow; with a factor of 0 it would never move.
+        # The squares may overflow, and a factor of 0 would never move.
         squares = inner(g, g).astype(weights.dtype)
         norm = jnp.sqrt(jnp.minimum(squares, jnp.finfo(weights.dtype).max))
         return jax.lax.stop_gradient(jnp.minimum(1.0, 1 / norm))
@@ -250,7 +252,7 @@ def _remember(
 
 @jax.jit
 def _renewed(new: Array, old: Array, renew: Array) -> Array:
-    """The new value in the place of the old one: see `once_known`."""
+    """The new value, written over the old one (see `once_known`)."""
     return jnp.where(renew, new.astype(old.dtype), old)
 
 
@@ -274,7 +276,7 @@ def _dot_with(total: Array, x: Array, y: Array, i: Array) -> Array:
 
 
 def _after(total: Array, i: Array) -> Array:
-    """The index, once the leaves before are done; or the parts of all would wait together."""
+    """The index, once the leaves before are done; else the parts of all would wait in memory."""
     return jnp.where(once_known(total), i, 0)
 
 
@@ -289,8 +291,8 @@ def _times(x: Array, factor: Array) -> Array:
 
 
 def _at(memory: Array, i: Array) -> Array:
-    made: Array = jax.lax.dynamic_index_in_dim(memory, i, keepdims=False)
-    return made
+    entry: Array = jax.lax.dynamic_index_in_dim(memory, i, keepdims=False)
+    return entry
 
 
 # ---------------------------------------------------------------- the optimizer
@@ -305,21 +307,20 @@ def lbfgs(
         max_linesearch_steps=20, initial_guess_strategy="one"
     ),
 ) -> Transform:
-    r"""L-BFGS with a line search.
+    r"""L-BFGS with a line search, for objectives without noise: the whole data in each step.
 
     .. math:: u = -\eta_k P_k\, g_k
 
     with the estimate \(P_k\) of the inverse Hessian of `scale_by_lbfgs` and the step size
-    \(\eta_k\) of the line search. It is made for objectives without noise: the whole data in each
-    step.
+    \(\eta_k\) of the line search.
 
     Args:
       learning_rate: a factor before the line search; 1 by default.
-      memory_size: the steps that \(P_k\) is made of, 1 or more.
+      memory_size: how many steps \(P_k\) is made of, from 1 on.
       scale_init_precond: whether \(P_k\) begins with a scaled identity (see `scale_by_lbfgs`).
-      linesearch: what finds the step size, such as `scale_by_zoom_linesearch` (the default, with at
-        most 20 steps tried, 1 first) and `scale_by_backtracking_linesearch`; `None` for \(\eta_k\)
-        = `learning_rate`.
+      linesearch: the line search, such as `scale_by_zoom_linesearch` (the default; it tries at most
+        20 step sizes, 1 first) or `scale_by_backtracking_linesearch`; `None` for \(\eta_k\) =
+        `learning_rate`.
 
     Raises:
       ValueError: an argument out of its range; `update` is called without the parameters, or
@@ -332,8 +333,8 @@ def lbfgs(
       >>> tx = gradx.lbfgs()
       >>> value_and_grad = gradx.value_and_grad_from_state(f)
 
-      A whole run is one program. The state says when to stop: after a search it has the value and
-      the gradient at the new parameters.
+      The whole run is one program. The state tells when to stop: after a search it has the value
+      and the gradient at the new parameters.
 
       >>> def body(carry):
       ...     x, state = carry
@@ -354,7 +355,7 @@ def lbfgs(
     Reference: Liu and Nocedal, *On the limited memory BFGS method for large scale optimization*,
     1989, https://doi.org/10.1007/BF01589116.
     """
-    # Where there is a learning rate, it negates; where there is none, something has to.
+    # A learning rate negates the updates; without one `scale` does.
     negative = scale(-1.0) if learning_rate is None else scale_by_learning_rate(learning_rate)
     search = identity() if linesearch is None else linesearch
     return chain(scale_by_lbfgs(memory_size, scale_init_precond), negative, search)

@@ -1,4 +1,4 @@
-"""Sophia: an average of gradients over the curvature, which is estimated in a few steps only."""
+"""Sophia: momentum divided by the curvature, which is estimated in a few steps only."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class SophiaState(NamedTuple):
       count: the updates done so far, int32 ().
       mu: the average of gradients, like the parameters.
       nu: the average of estimates of the Hessian's diagonal, like the parameters.
-      hessian_fn_state: the state of what estimates it.
+      hessian_fn_state: the state of the transformation that estimates it.
     """
 
     count: Count
@@ -76,7 +76,7 @@ def scale_by_sophia(
     verbose: bool = False,
     print_win_rate_every_n_steps: int = 0,
 ) -> Transform:
-    r"""Rescales the updates by Sophia's rule.
+    r"""Rescales the updates by Sophia's rule: momentum over curvature, clipped.
 
     .. math::
         \mu &\leftarrow \beta_1 \mu + (1 - \beta_1) g, \qquad \hat\mu = \mu / (1 - \beta_1^t) \\
@@ -84,20 +84,20 @@ def scale_by_sophia(
         \nu &\leftarrow \beta_2 \nu + (1 - \beta_2)\, \hat h
             \text{ in the steps } t = 1,\ 1 + k,\ 1 + 2k, \ldots
 
-    where \(\hat h\) is an estimate of the Hessian's diagonal, made in these steps only. What it
-    needs is given to `update` as extra arguments: `obj_fn` for Hutchinson's.
+    where \(\hat h\) is an estimate of the Hessian's diagonal, made in these steps only. `update`
+    gets what the estimate needs as extra arguments: `obj_fn` for Hutchinson's.
 
     Args:
       b2: Since \(\nu\) changes in every \(k\)-th step, it remembers \(k\) times as many steps as an
         average of gradients with the same number.
-      eps: what the curvature counts as where it is smaller or negative.
-      gamma: the more, the fewer elements are clipped.
-      clip_threshold: the largest absolute value of an element; `None` does not clip.
-      update_interval: \(k\), a whole number from 1 on.
-      hessian_diagonal_fn: a transformation that replaces gradients by the estimate.
-      verbose: print the win rate, the share of elements that are not clipped. The authors want it
-        between 0.1 and 0.5; a larger \(\gamma\) raises it.
-      print_win_rate_every_n_steps: in which steps; 0 prints nothing.
+      eps: the least denominator, where the curvature is smaller or negative.
+      gamma: a factor of the curvature; the larger, the fewer elements are clipped.
+      clip_threshold: the largest absolute value of an element; with `None` nothing is clipped.
+      update_interval: the steps from one estimate of the curvature to the next, \(k\), from 1 on.
+      hessian_diagonal_fn: the transformation that replaces gradients by the estimate.
+      verbose: print the win rate, the share of elements that are not clipped. The authors recommend
+        0.1 to 0.5; a larger \(\gamma\) raises it.
+      print_win_rate_every_n_steps: the steps from one print to the next; 0 prints nothing.
 
     Raises:
       ValueError: the win rate is asked for, but not `verbose`, or nothing is clipped; in `update`,
@@ -114,11 +114,11 @@ def scale_by_sophia(
       >>> updates.round(1), state.nu.round()
       (Array([0.6, 0.6], dtype=float32), Array([  1., 100.], dtype=float32))
 
-    Reference: Liu et al., *Sophia*, https://arxiv.org/abs/2305.14342, Algorithm 3. As in Optax,
-    and unlike the paper, \(\mu\) is corrected for its start at zero, and an estimate counts from
-    the step after it was made, so that in the first one \(u = \pm c\). The authors' SophiaG
-    divides by \(\rho B \nu + 10^{-15}\), with the batch size \(B\), for what is
-    \(\max(\gamma \nu, \epsilon)\) here and in the paper.
+    Reference: Liu et al., *Sophia*, https://arxiv.org/abs/2305.14342, Algorithm 3. As in Optax, and
+    unlike the paper, \(\mu\) is corrected for its start at zero, and an estimate counts from the
+    step after it was made, so that in the first step \(u = \pm c\). The authors' SophiaG divides by
+    \(\rho B \nu + 10^{-15}\), with the batch size \(B\), instead of \(\max(\gamma \nu, \epsilon)\)
+    here and in the paper.
     """
     where = core.where()
     check_inner(hessian_diagonal_fn, where, "hessian_diagonal_fn")
@@ -127,7 +127,7 @@ def scale_by_sophia(
     if report and not verbose:
         raise ValueError(f"{where}: print_win_rate_every_n_steps does nothing without verbose.")
     if verbose and clip_threshold is None:
-        raise ValueError(f"{where}: verbose needs a clip_threshold: all elements win without.")
+        raise ValueError(f"{where}: verbose needs a clip_threshold: without one all elements win.")
     clipping = {} if clip_threshold is None else {"clip_threshold": clip_threshold}
     moved = leafwise(
         _sophia,
@@ -140,10 +140,10 @@ def scale_by_sophia(
     averaged = leafwise(_average, init={"nu": real_zeros}, state=_Curvature, hypers={"b2": b2})
 
     def described(params: Params, state: State) -> list[Part]:
-        kept = own_state(state).hessian_fn_state
+        fn_state = own_state(state).hessian_fn_state
         return [
             Part("", moved, params, _moments(state)),
-            Part("hessian_diagonal_fn", hessian_diagonal_fn, params, kept),
+            Part("hessian_diagonal_fn", hessian_diagonal_fn, params, fn_state),
         ]
 
     estimates = _Estimates(
@@ -187,8 +187,8 @@ def _average(g: Array, s: _Curvature, p: None, h: Numbers) -> tuple[Array, _Curv
 class _Estimates:
     """The curvature of the whole tree, which some steps renew.
 
-    `moved` and `averaged` are rules for one array: every step, with the curvature as it was before,
-    and the average of estimates.
+    `moved` is the rule of every step, with the curvature from before the step; `averaged` is the
+    rule that averages estimates.
     """
 
     moved: Any
@@ -204,7 +204,7 @@ class _Estimates:
     def prepare(
         self, leaves: Leaves, state: State, extra: Mapping[str, Any]
     ) -> tuple[list[None], State]:
-        """What makes estimates, and the average of these, after this step."""
+        """Renews the state of the estimator and the average of estimates, if it is due."""
         inner = own_state(state)
         for i, u in enumerate(leaves.updates):
             if is_array(u) and jnp.iscomplexobj(u):
@@ -216,7 +216,7 @@ class _Estimates:
             self._print(leaves, state, extra)
         params = leaves.visible_params
 
-        def renew() -> Array:  # once more inside the conditional, which then waits for nothing
+        def renew() -> Array:  # again inside the conditional, which then need not wait for it
             now = inner.count % self.interval == 0
             return now if leaves.gate is None else now & leaves.gate
 
@@ -230,7 +230,7 @@ class _Estimates:
         def keep() -> tuple[State, Updates]:
             return inner.hessian_fn_state, inner.nu
 
-        # Devices may disagree about a gate, and the estimate may talk between them.
+        # Devices may have different gates, but a collective in the estimate needs all of them.
         due = renew() if leaves.conditional else inner.count % self.interval == 0
         new = rarely(due, estimate, keep, (leaves.updates, state, params))
         return [None] * len(leaves.updates), new
@@ -240,11 +240,11 @@ class _Estimates:
         return [state, _moments(state)]
 
     def pack(self, states: Sequence[State], old: State) -> State:
-        (kept, nu), moved = states
+        (fn_state, nu), moved = states
         moments = own_state(moved)
         if old is BEGINNING:
-            return with_own(moved, SophiaState(moments.count, moments.mu, moments.nu, kept))
-        new = type(own_state(old))(moments.count, moments.mu, nu, kept)
+            return with_own(moved, SophiaState(moments.count, moments.mu, moments.nu, fn_state))
+        new = type(own_state(old))(moments.count, moments.mu, nu, fn_state)
         return with_own(moved, new)
 
     def _renewed(
@@ -255,19 +255,21 @@ class _Estimates:
         extra: Mapping[str, Any],
         gate: Array,
     ) -> tuple[State, Updates]:
-        """The state of what makes an estimate, and the average with a new one in it."""
+        """The new state of the estimator, and the average with a new estimate in it."""
         inner = own_state(state)
         if "obj_fn" in extra:
             extra = {**extra, "obj_fn": _of_visible(leaves, extra["obj_fn"])}
-        made, kept = self.hessian.update(leaves.tree, inner.hessian_fn_state, params, **extra)
+        estimate, fn_state = self.hessian.update(
+            leaves.tree, inner.hessian_fn_state, params, **extra
+        )
         flat = gtree.flatten(leaves.tree)
-        diagonal = gtree.flatten_like(flat, made, "the Hessian's diagonal", self.where)
+        diagonal = gtree.flatten_like(flat, estimate, "the Hessian's diagonal", self.where)
         pairs = zip(flat.values, diagonal, strict=True)
-        only = flat.unflatten([None if g is None else d for g, d in pairs])
+        estimates = flat.unflatten([None if g is None else d for g, d in pairs])
         live = getattr(state, "hyperparams", {})
         before = self.averaged.wrapped(_Curvature(inner.count, inner.nu), None, live)
-        _, after = run(self.averaged, self.where, only, before, None, extra, gate)
-        chosen = jax.tree.map(partial(_chosen, gate), kept, inner.hessian_fn_state)
+        _, after = run(self.averaged, self.where, estimates, before, None, extra, gate)
+        chosen = jax.tree.map(partial(_chosen, gate), fn_state, inner.hessian_fn_state)
         return chosen, own_state(after).nu
 
     def _print(self, leaves: Leaves, state: State, extra: Mapping[str, Any]) -> None:
@@ -288,21 +290,21 @@ class _Estimates:
 
 
 def _moments(state: State) -> State:
-    """The part of Sophia's state that its rule has."""
+    """The part of Sophia's state that belongs to its rule."""
     inner = own_state(state)
     return with_own(state, ScaleByAdamState(inner.count, inner.mu, inner.nu))
 
 
 def _of_visible(leaves: Leaves, obj_fn: Any) -> Any:
-    """The loss as a function of the leaves that are not left out; the others are constants."""
+    """The loss as a function of the leaves that are not masked; the others are constants."""
     hidden = any(isinstance(u, MaskedNode) for u in leaves.updates)
     if leaves.params is None or not hidden or not callable(obj_fn):
         return obj_fn
     whole = leaves.params
 
     def of_visible(params: Params) -> Array:
-        given = gtree.flatten_like(leaves.flat, params, "the parameters of obj_fn", "sophia")
-        pairs = zip(given, whole, strict=True)
+        visible = gtree.flatten_like(leaves.flat, params, "the parameters of obj_fn", "sophia")
+        pairs = zip(visible, whole, strict=True)
         return obj_fn(
             leaves.flat.unflatten([p if isinstance(x, MaskedNode) else x for x, p in pairs])
         )
@@ -335,7 +337,7 @@ def sophia(
     *,
     decay: DecayKind = "learning_rate",
 ) -> Transform:
-    r"""Sophia with decoupled weight decay.
+    r"""Sophia: momentum over estimated curvature, with decoupled weight decay.
 
     .. math:: u = -\eta_t \left(\min(\max(\hat\mu / \max(\gamma \nu, \epsilon), -c), c)
               + \lambda \theta\right)
@@ -343,12 +345,13 @@ def sophia(
     with the averages of `scale_by_sophia`.
 
     Args:
-      gamma: the more, the fewer elements are clipped.
-      clip_threshold: the largest absolute value of an element; `None` does not clip.
+      gamma: a factor of the curvature; the larger, the fewer elements are clipped.
+      clip_threshold: the largest absolute value of an element; with `None` nothing is clipped.
       update_interval: the steps from one estimate of the curvature to the next.
-      hessian_diagonal_fn: what makes it; its extra arguments are those of `update`.
+      hessian_diagonal_fn: the transformation that estimates it, from the extra arguments of
+        `update`.
       verbose: print the share of elements that are not clipped.
-      print_win_rate_every_n_steps: in which steps; 0 prints nothing.
+      print_win_rate_every_n_steps: the steps from one print to the next; 0 prints nothing.
 
     Raises:
       ValueError: `update` is called without the parameters, or without what the estimate needs

@@ -1,1 +1,1 @@
-"""Methods that find the learning rate by themselves."""
+"""Learning-rate-free optimizers, which find their step size themselves."""

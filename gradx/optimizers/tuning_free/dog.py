@@ -1,4 +1,4 @@
-"""Step sizes from the distance travelled over the gradients seen: DoG and DoWG."""
+"""DoG and DoWG: step sizes from the distance travelled, divided by the gradients seen."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ __all__ = [
 
 
 def _start(p: Array, sums: Sums | None = None) -> Mapping[str, Array]:
-    return {"init_params": p}  # the lift copies it: a donated state must not free the parameters
+    return {"init_params": p}  # the lift copies it, since a donated state would free the parameters
 
 
 def _squares(g: Array, s: DoGState | DoWGState, p: Array, h: Numbers) -> Mapping[str, Array]:
@@ -57,7 +57,7 @@ class DoGState(NamedTuple):
     """The state of DoG.
 
     Attributes:
-      is_init_step: whether no update has been done yet, bool ().
+      is_init_step: whether the next update is the first, bool ().
       init_params: the parameters at `init`, like the parameters.
       max_dist: the largest distance from them so far, float32 or wider ().
       sum_sq_norm_grads: the sum of the squared gradient norms, float32 or wider ().
@@ -71,25 +71,26 @@ class DoGState(NamedTuple):
 
 @core.recorded
 def scale_by_dog(init_step: InitStep, eps: Hyper = 1e-8, *, axis_name: Any = None) -> Transform:
-    r"""Scales the updates by the distance travelled over the root of all squared gradients.
+    r"""Scales updates by DoG's step size: distance travelled over the root of squared gradients.
 
     .. math::
         \bar r &\leftarrow \max(\bar r, \lVert \theta - \theta_0 \rVert), \qquad
         G \leftarrow G + \lVert g \rVert^2 \\
         u &= \frac{\bar r}{\sqrt{G + \epsilon}}\, g
 
-    The norms are those of the whole tree.
+    The norms are taken over the whole tree.
 
     Args:
-      init_step: how it begins, a pair of a word and a number in (0, inf): ``"distance"``, the first
-        \(\bar r\); ``"heuristic"``, \(\bar r = \alpha (1 + \lVert \theta_0 \rVert)\) with this
-        \(\alpha\); ``"learning_rate"``, the factor of \(g\) for as long as the parameters have not
-        moved.
+      init_step: how it begins, a pair of a word and a number in (0, inf). After ``"distance"`` the
+        number is the first \(\bar r\). After ``"heuristic"`` it is \(\alpha\) in \(\bar r = \alpha
+        (1 + \lVert \theta_0 \rVert)\). After ``"learning_rate"`` it is the factor of \(g\) until
+        the parameters move.
       axis_name: the mapped axis over which the parameters are sharded (`shard_map`, `pmap`), or
         several, or `sharded`; `init` may be called inside or outside.
 
     Raises:
-      ValueError: another word or number in `init_step`; `update` is called without the parameters.
+      ValueError: an unknown word or a number out of range in `init_step`; `update` is called
+        without the parameters.
 
     Example:
       >>> import gradx, jax.numpy as jnp
@@ -100,8 +101,8 @@ def scale_by_dog(init_step: InitStep, eps: Hyper = 1e-8, *, axis_name: Any = Non
 
     Reference: Ivgi et al., *DoG is SGD's best friend*, https://arxiv.org/abs/2302.12022, 2023. The
     authors evaluate an average of the iterates. Deviation from Optax: with ``"learning_rate"`` the
-    first factor holds until the parameters move; there a first gradient (or learning rate) of zero
-    leaves \(\bar r\) at zero for ever.
+    first factor holds until the parameters move. In Optax a first gradient (or learning rate) of
+    zero leaves \(\bar r\) at zero for ever.
     """
     kind, value = _checked(init_step)
     return leafwise(
@@ -160,16 +161,16 @@ def dog(
     *,
     axis_name: Any = None,
 ) -> Transform:
-    r"""DoG, gradient descent whose step size is distance over gradients.
+    r"""DoG: learning-rate-free gradient descent, by distance over gradients.
 
     .. math:: u_t = -\eta \frac{\max_{k \le t} \lVert \theta_k - \theta_0 \rVert}
               {\sqrt{\sum_{k \le t} \lVert g_k \rVert^2 + \epsilon}}\, g_t
 
     Args:
-      learning_rate: a further factor; 1 is the method.
+      learning_rate: a further factor of the step; 1 is the method.
       init_step: how it begins (see `scale_by_dog`). The authors suggest ``("heuristic", 1e-6)``, or
-        1e-4 for a model with batch normalization. The heuristic reads the parameters that `init` is
-        given, all of them, whether they will have a gradient or not.
+        1e-4 for a model with batch normalization. The heuristic reads all parameters that `init` is
+        given, also those that never get a gradient.
       weight_decay: The decay is added to the gradient.
 
     Raises:
@@ -199,8 +200,8 @@ class DoWGState(NamedTuple):
 
     Attributes:
       init_params: the parameters at `init`, like the parameters.
-      weighted_sq_norm_grads: the sum of squared gradient norms, each times the squared distance
-        of its time, float32 or wider ().
+      weighted_sq_norm_grads: the sum of squared gradient norms, each times the squared distance at
+        its step, float32 or wider ().
       estim_sq_dist: the largest squared distance so far, float32 or wider ().
     """
 
@@ -216,14 +217,14 @@ def scale_by_dowg(
     *,
     axis_name: Any = None,
 ) -> Transform:
-    r"""Scales the updates by the squared distance travelled over weighted squared gradients.
+    r"""Scales updates by DoWG's step size: squared distance over the root of weighted gradients.
 
     .. math::
         \bar r^2 &\leftarrow \max(\bar r^2, \lVert \theta - \theta_0 \rVert^2), \qquad
         V \leftarrow V + \bar r^2 \lVert g \rVert^2 \\
         u &= \frac{\bar r^2}{\sqrt{V} + \epsilon}\, g
 
-    The norms are those of the whole tree.
+    The norms are taken over the whole tree.
 
     Args:
       init_estim_sq_dist: the first \(\bar r^2\); by default `eps`.
@@ -271,14 +272,14 @@ def dowg(
     *,
     axis_name: Any = None,
 ) -> Transform:
-    r"""DoWG, gradient descent whose step size is distance over weighted gradients.
+    r"""DoWG: learning-rate-free gradient descent, by squared distance over weighted gradients.
 
     .. math:: u = -\eta \frac{\bar r^2}{\sqrt{V} + \epsilon}\, g
 
     with the distance and the sum of `scale_by_dowg`.
 
     Args:
-      learning_rate: a further factor; 1 is the method.
+      learning_rate: a further factor of the step; 1 is the method.
       init_estim_sq_dist: the first \(\bar r^2\); by default `eps`.
       weight_decay: The decay is added to the gradient.
 

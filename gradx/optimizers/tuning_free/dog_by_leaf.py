@@ -1,4 +1,4 @@
-"""Layer-wise DoG: each leaf has its own distance over its own gradients."""
+"""Layer-wise DoG: each leaf has its own step size, of its own distance over its own gradients."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ class ScaleByDistanceOverGradientsState(NamedTuple):
     """The state of layer-wise DoG.
 
     Attributes:
-      max_dist: for each leaf the largest distance from where it began, float32 or wider ().
-      grad_sum_of_squares: for each leaf the sum of its squared gradients, float32 or wider (1,).
+      max_dist: the largest distance of each leaf from where it began, float32 or wider ().
+      grad_sum_of_squares: the sum of each leaf's squared gradients, float32 or wider (1,).
       init_params: the parameters at `init`, like the parameters, in `param_dtype`.
     """
 
@@ -46,7 +46,7 @@ def scale_by_distance_over_gradients(
     *,
     axis_name: Any = None,
 ) -> Transform:
-    r"""Scales each leaf by the distance it travelled over the root of its squared gradients.
+    r"""Scales each leaf by layer-wise DoG's step size: its distance over the root of its gradients.
 
     .. math::
         \bar r_i &\leftarrow \max(\bar r_i, \lVert \theta_i - \theta_{0,i} \rVert), \qquad
@@ -55,11 +55,11 @@ def scale_by_distance_over_gradients(
         \bar r_i = \alpha (1 + \lVert \theta_{0,i} \rVert) \text{ at first}
 
     Args:
-      reps_rel: the first distance relative to the norm; 1e-4 is suggested for models with batch
-        normalization.
+      reps_rel: the first distance relative to the norm; the authors suggest 1e-4 for models with
+        batch normalization.
       param_dtype: the dtype to keep \(\theta_0\) in; `None` for the parameter's, at least float32.
-        A narrower one moves \(\theta_0\): give float64 where the parameters are.
-      global_scale: a factor; -1 turns downhill.
+        A narrower dtype moves \(\theta_0\): give float64 if the parameters are float64.
+      global_scale: a factor of the updates; -1 turns them downhill.
       axis_name: the mapped axis over which the leaves are sharded (`shard_map`, `pmap`), or
         several, or `sharded`; `init` may be called inside or outside.
 
@@ -74,8 +74,9 @@ def scale_by_distance_over_gradients(
       >>> tx.update(grads, tx.init(params), params)[0]
       {'a': Array([0. , 0.6], dtype=float32), 'b': Array(0.1, dtype=float32)}
 
-    Reference: Ivgi et al., *DoG is SGD's best friend*, https://arxiv.org/abs/2302.12022, 2023: its
-    L-DoG. Deviation from Optax: a scalar parameter has a scalar update; there it is (1,).
+    Reference: Ivgi et al., *DoG is SGD's best friend*, https://arxiv.org/abs/2302.12022, 2023,
+    where it is L-DoG. Deviation from Optax: a scalar parameter has a scalar update; there it is
+    (1,).
     """
     dtype = storage("param_dtype", param_dtype)
     return leafwise(
@@ -90,14 +91,14 @@ def scale_by_distance_over_gradients(
 
 
 def _start(p: Array, sums: Sums, *, ratio: Any, dtype: Any) -> Mapping[str, Array]:
-    kept = p.dtype if dtype is None else dtype
-    kept = wide(kept, p.dtype) if jnp.iscomplexobj(p) else kept
+    stored = p.dtype if dtype is None else dtype
+    stored = wide(stored, p.dtype) if jnp.iscomplexobj(p) else stored
     real = p.real.dtype
     first = ratio * (1 + sqrt(sums["squares"]))
     return {
         "max_dist": jnp.asarray(first, real),
         "grad_sum_of_squares": jnp.zeros(1, real),
-        "init_params": jnp.array(p, kept),
+        "init_params": jnp.array(p, stored),
     }
 
 

@@ -1,4 +1,4 @@
-"""Mechanic: learns, while it runs, how far to go along the updates of another optimizer."""
+"""Mechanic: learns during the run how far to go along the updates of another optimizer."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class MechanicState(NamedTuple):
       r: the decaying sums of rewards, float32 or wider (num_betas,).
       m: the decaying maxima of rewards, float32 or wider (num_betas,).
       v: the decaying sums of squared rewards, float32 or wider (num_betas,).
-      s: the learned factors, whose sum is used, float32 or wider (num_betas,).
+      s: the learned factors, whose sum scales the updates, float32 or wider (num_betas,).
       x0: the parameters at the first update, like the parameters.
     """
 
@@ -52,7 +52,7 @@ class MechanicState(NamedTuple):
 
 
 class _Tuner(NamedTuple):
-    """The state without the base optimizer's: that of a rule which measures and moves."""
+    """The tuner's own state: that of `mechanize` without the base optimizer's."""
 
     count: Count
     r: Array
@@ -72,7 +72,7 @@ def mechanize(
     *,
     axis_name: Any = None,
 ) -> Transform:
-    r"""Mechanic: multiplies all that an optimizer has done so far by a factor that it learns.
+    r"""Mechanic: tunes the learning rate of any optimizer, by a learned factor of all its updates.
 
     .. math::
         \Delta &= (\theta - \theta_0) / (S + \epsilon), \qquad S = \textstyle\sum_i s_i \\
@@ -84,19 +84,20 @@ def mechanize(
         s_i &\leftarrow \frac{m_i\, s_\mathrm{init} / n + [r_i]_+}{\sqrt{v_i} + \epsilon}, \qquad
         u = \theta_0 + S (\Delta + u_\mathrm{base}) - \theta \text{ with the new } S
 
-    Norms and inner product are those of the whole tree.
+    Norms and inner product are taken over the whole tree.
 
     Args:
-      base_optimizer: the optimizer, gradx's or Optax's, learning rate and all: 1, or a schedule
+      base_optimizer: the optimizer, gradx's or Optax's, with its learning rate: 1, or a schedule
         with its peak at 1.
-      weight_decay: It is beside whatever the base optimizer has of it.
-      s_init: what all \(s_i\) begin with.
-      num_betas: \(n\), how many decays there are to learn from, a whole number of at least 1.
+      weight_decay: It comes on top of any weight decay of the base optimizer.
+      s_init: the first value of all \(s_i\).
+      num_betas: how many decays there are, \(n\), a whole number from 1 on.
       axis_name: the mapped axis over which the parameters are sharded, inside `shard_map` or
-        `pmap`, or several, or `sharded`; the base optimizer has to be told by itself.
+        `pmap`, or several, or `sharded`; give it to the base optimizer as well.
 
     Raises:
-      ValueError: `base_optimizer` is no transformation; `update` is called without the parameters.
+      ValueError: `base_optimizer` is not a transformation; `update` is called without the
+        parameters.
 
     Example:
       >>> import gradx, jax, jax.numpy as jnp
@@ -146,7 +147,7 @@ def mechanize(
     def pack(states: Sequence[State], old: State) -> State:
         return _join(MechanicState if old is BEGINNING else type(own_state(old)), *states)
 
-    # The tuner measures the gradients that the base optimizer is given, and moves by its updates.
+    # The tuner measures the gradients that the base optimizer gets, and moves by its updates.
     stages = [stage_of(base_optimizer), tuning.stage]
     both = InSequence(
         stages, pack, lambda state: _split(state, where), where, side_by_side=True, rounds=True
@@ -166,8 +167,8 @@ def _is_first(h: Numbers, t: Array) -> Mapping[str, Array]:
 
 
 def _products(g: Array, s: _Tuner, p: Array, h: Numbers) -> Mapping[str, Array]:
-    # What two consumers share is an array put aside: so once x0 - p and once p - x0, and a square
-    # of the gradient that is not shared with the base optimizer's second moment.
+    # A value that two consumers share would be stored in an array of its own. So one product has
+    # x0 - p and the other p - x0, and the base optimizer does not share the squared gradient.
     return {
         "gradient": jnp.sum(abs_sq(unshared(g, p))),
         "params": jnp.sum(abs_sq(p)),
@@ -181,7 +182,7 @@ def _learn(h: Numbers, sums: Sums) -> Decided:
     largest = jnp.finfo(h.s.dtype).max
     size = sqrt(jnp.minimum(sums["gradient"], largest)) / (sqrt(sums["params"]) + h.eps)
     gain = sums["gain"] - h.weight_decay * total * size * sums["growth"]
-    most = 0.5 * largest**0.5  # the square of which is finite, with what is added to it
+    most = 0.5 * largest**0.5  # so that its square is finite, even after the sum for `v`
     reward = jnp.clip(jnp.where(h.first, 0.0, gain / (total + h.eps)), -most, most)
     n = h.s.shape[0]
     betas = jnp.asarray(1 - 0.1 ** np.arange(1, n + 1), h.s.dtype)
@@ -192,7 +193,7 @@ def _learn(h: Numbers, sums: Sums) -> Decided:
     decided = {
         "rate": jnp.sum(s),
         "back": (total + h.eps - jnp.sum(s)) / (total + h.eps),
-        "begins": h.first & once_known(m[0]),  # x0 is overwritten after the sums that read it
+        "begins": h.first & once_known(m[0]),  # overwrites x0 only after the sums that read it
     }
     return decided, {"r": r, "m": m, "v": v, "s": s}
 
@@ -206,13 +207,13 @@ def _move(u: Array, s: _Tuner, p: Array, h: Numbers) -> tuple[Array, _Tuner]:
 
 
 def _split(state: State, where: str) -> tuple[State, State]:
-    """The state of the base optimizer, and that of the tuner."""
+    """The state of the base optimizer, and the state of the tuner."""
     inner = own_state(state)
     check_state(inner, MechanicState, where)
     own = _Tuner(*(getattr(inner, field) for field in _Tuner._fields))
     return inner.base_optimizer_state, with_own(state, own)
 
 
-def _join(kind: Any, base_state: State, tuner_state: State) -> State:
-    joined = kind(base_optimizer_state=base_state, **own_state(tuner_state)._asdict())
+def _join(state_class: Any, base_state: State, tuner_state: State) -> State:
+    joined = state_class(base_optimizer_state=base_state, **own_state(tuner_state)._asdict())
     return with_own(tuner_state, joined)

@@ -1,6 +1,6 @@
 """Step sizes from the value of the loss: Polyak's, and the momentum models MoMo and MoMo-Adam.
 
-They are told the loss, at the parameters that the gradient is of, in each call of `update`.
+Each call of `update` gets the loss, at the parameters where the gradient was taken, as `value`.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from gradx.pieces.scaling import descend
 
 __all__ = ["MomoAdamState", "MomoState", "momo", "momo_adam", "polyak_sgd", "scale_by_polyak"]
 
-# A squared norm up to this counts as zero, as in Optax: no step is taken then.
+# A squared norm up to this counts as zero, as in Optax: then there is no step.
 NOTHING = 2.0**-52
 
 
@@ -44,22 +44,22 @@ def scale_by_polyak(
     *,
     axis_name: Any = None,
 ) -> Transform:
-    r"""Scales the updates by Polyak's step size.
+    r"""Scales the updates by Polyak's step size, which needs the loss and its smallest value.
 
     .. math:: u = g \min\left(\frac{f(\theta) - f_\mathrm{min}}{\lVert g \rVert^2 + \epsilon},
               \gamma\right)
 
-    with the norm of the whole tree; 0 where the denominator is at most \(2^{-52}\). The loss
-    \(f(\theta)\) is given to `update` as the extra argument `value`.
+    with the norm of the whole tree; 0 if the denominator is at most \(2^{-52}\). Give the loss
+    \(f(\theta)\) to `update` as the extra argument `value`.
 
     Args:
-      f_min: the smallest loss that there is. Where it is too large the method ascends, unless the
-        variant is ``"sps+"``.
+      f_min: the smallest possible loss. If it is too large the method ascends, unless the variant
+        is ``"sps+"``.
       max_learning_rate: the largest step size.
-      variant: ``"sps"``, or ``"sps+"``: the difference of the losses is at least 0.
+      variant: ``"sps"``; or ``"sps+"``, where the difference of the losses is at least 0.
 
     Raises:
-      ValueError: another `variant`; `update` is called without `value`.
+      ValueError: an unknown `variant`; `update` is called without `value`.
 
     Example:
       >>> import gradx, jax.numpy as jnp
@@ -108,21 +108,21 @@ def polyak_sgd(
     *,
     axis_name: Any = None,
 ) -> Transform:
-    r"""Gradient descent with Polyak's step size.
+    r"""Gradient descent with Polyak's step size, for losses whose smallest value is known.
 
     .. math:: u = -s \min\left(\frac{f(\theta) - f_\mathrm{min}}{\lVert g \rVert^2 + \epsilon},
               \gamma\right) g
 
-    The loss \(f(\theta)\) is the extra argument `value`.
+    Give the loss \(f(\theta)\) to `update` as the extra argument `value`.
 
     Args:
       max_learning_rate: the largest step size.
       scaling: a factor of the step size.
-      f_min: the smallest loss that there is (see `scale_by_polyak`).
+      f_min: the smallest possible loss (see `scale_by_polyak`).
       variant: ``"sps"`` or ``"sps+"`` (see `scale_by_polyak`).
 
     Raises:
-      ValueError: another `variant`; `update` is called without `value`.
+      ValueError: an unknown `variant`; `update` is called without `value`.
 
     Example:
       >>> import gradx, jax, jax.numpy as jnp
@@ -134,8 +134,8 @@ def polyak_sgd(
       Array([0.5, 1. ], dtype=float32)
 
     Reference: Loizou et al., *Stochastic Polyak step-size for SGD*,
-    https://arxiv.org/abs/2002.10542, 2021. Deviation from Optax: \(s\) multiplies the step. There
-    it multiplies the gradient, and so divides the step wherever \(\gamma\) does not bound it.
+    https://arxiv.org/abs/2002.10542, 2021. Deviation from Optax: \(s\) multiplies the step. In
+    Optax it multiplies the gradient, and so divides the step unless \(\gamma\) bounds it.
     """
     hyper.Hypers({"scaling": scaling}, core.where(), {"scaling": "[0, inf)"})
     return chain(
@@ -169,10 +169,10 @@ def _shrinkage(h: Numbers) -> dict[str, Any]:
 
 
 def _decide(h: Numbers, sums: Sums) -> Decided:
-    """The step size of both: how far to go down a line that the averages draw."""
+    """The step size of MoMo and MoMo-Adam: how far to go along the averaged model of the loss."""
     barf = h.keep * h.barf + h.add * h.loss
     gamma = h.keep * h.gamma + h.add * sums["slope"]
-    rise = sums["height"] - h.growth * gamma  # first, as the two may be large and nearly the same
+    rise = sums["height"] - h.growth * gamma  # first, since both may be large and nearly equal
     floor = h.lb
     if h.adapt_lower_bound:
         cap = h.growth * barf + rise
@@ -183,7 +183,7 @@ def _decide(h: Numbers, sums: Sums) -> Decided:
     tau = jnp.minimum(h.learning_rate / h.weight, _over(gap, norm))
     new = {"barf": barf, "gamma": gamma}
     if h.adapt_lower_bound:
-        norm = jnp.minimum(norm, jnp.finfo(tau.dtype).max)  # else 0 times inf is NaN
+        norm = jnp.minimum(norm, jnp.finfo(tau.dtype).max)  # or 0 times inf would be NaN
         least = barf + (sums["height"] - gamma) - 0.5 * tau * norm
         new["lb"] = jnp.maximum(least / h.weight, h.lower_bound)
     return {"tau": tau}, new
@@ -217,7 +217,7 @@ def momo(
     *,
     axis_name: Any = None,
 ) -> Transform:
-    r"""MoMo: momentum whose step size comes from a model of the loss.
+    r"""MoMo: SGD with momentum whose step size comes from a model of the loss.
 
     .. math::
         m &\leftarrow \beta m + (1 - \beta) g, \quad
@@ -227,14 +227,14 @@ def momo(
                 + \langle m, \theta \rangle]_+}{\lVert m \rVert^2}\right) \\
         u &= -\tau m - \frac{\eta \lambda}{1 + \eta \lambda} \theta
 
-    In the first step \(\beta\) is 0. Norm and inner products are those of the whole tree; a squared
-    norm of at most \(2^{-52}\) means no step. The loss \(f(\theta)\) is given to `update` as the
-    extra argument `value`.
+    In the first step \(\beta\) is 0. Norm and inner products are taken over the whole tree; a
+    squared norm of at most \(2^{-52}\) means no step. Give the loss \(f(\theta)\) to `update` as
+    the extra argument `value`.
 
     Args:
       learning_rate: the largest step size.
-      lower_bound: what the loss cannot fall below.
-      adapt_lower_bound: estimate \(f_*\) as it goes, from `lower_bound` up.
+      lower_bound: a value that the loss cannot fall below.
+      adapt_lower_bound: estimate \(f_*\) during the run, from `lower_bound` upwards.
 
     Raises:
       ValueError: `update` is called without the parameters or without `value`.
@@ -265,7 +265,7 @@ def momo(
 
 
 def _momo_step(h: Numbers, t: Array) -> Mapping[str, Any]:
-    add = jnp.where(t == 1, 1.0, 1 - h.beta)  # all that is averaged begins at zero
+    add = jnp.where(t == 1, 1.0, 1 - h.beta)  # all averages begin at zero
     return {**_shrinkage(h), "weight": 1.0, "root": 1.0, "keep": h.beta, "add": add}
 
 
@@ -324,13 +324,13 @@ def momo_adam(
                 + \langle m, \theta \rangle]_+}{\langle m, m / D \rangle}\right) \\
         u &= -\tau m / D - \frac{\eta \lambda}{1 + \eta \lambda} \theta
 
-    Inner products are those of the whole tree; a denominator of at most \(2^{-52}\) means no step.
-    The loss \(f(\theta)\) is given to `update` as the extra argument `value`.
+    Inner products are taken over the whole tree; a denominator of at most \(2^{-52}\) means no
+    step. Give the loss \(f(\theta)\) to `update` as the extra argument `value`.
 
     Args:
       learning_rate: the largest step size.
-      lower_bound: what the loss cannot fall below.
-      adapt_lower_bound: estimate \(f_*\) as it goes, from `lower_bound` up.
+      lower_bound: a value that the loss cannot fall below.
+      adapt_lower_bound: estimate \(f_*\) during the run, from `lower_bound` upwards.
 
     Raises:
       ValueError: `update` is called without the parameters or without `value`.
@@ -370,7 +370,7 @@ def _momo_adam_step(h: Numbers, t: Array) -> Mapping[str, Any]:
 def _momo_adam_sums(g: Array, s: MomoAdamState, p: Array, h: Numbers) -> Mapping[str, Array]:
     mu = average(s.exp_avg, g, h.b1)
     nu = average(s.exp_avg_sq, abs_sq(g), h.b2)
-    # D is (root(nu) + small) / root, written in another way than below, with one scalar in a sum.
+    # D is (root(nu) + small) / root: that of the update, but with only one scalar in the sum.
     size = finite_sq(mu) / (sqrt(nu) + unshared(h.small, g))
     return sums_of(norm=size, height=products(mu, p), slope=products(g, p))
 

@@ -1,4 +1,4 @@
-"""Adam that finds its own learning rate, from a bound on the distance to the solution."""
+"""D-Adaptation and Prodigy: Adam whose learning rate is a bound on the distance to the solution."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ __all__ = ["DAdaptAdamWState", "ProdigyState", "dadapt_adamw", "prodigy"]
 
 
 def _two_betas(betas: Any) -> dict[str, Hyper]:
-    """The two decays of a pair, checked under the name that the user gave them."""
+    """The two decays of a pair, checked under the names `betas[0]` and `betas[1]`."""
     if getattr(betas, "shape", None) == (2,):
         betas = tuple(betas)
     if not isinstance(betas, tuple | list) or len(betas) != 2:
@@ -60,9 +60,9 @@ class DAdaptAdamWState(NamedTuple):
     Attributes:
       exp_avg: the average of steps, like the parameters.
       exp_avg_sq: the average of squared gradients, like the parameters, real.
-      grad_sum: the average of gradients, each times the step size of its time, like the parameters.
+      grad_sum: the average of gradients, each times its step size, like the parameters.
       estim_lr: the estimate of the distance, float32 or wider ().
-      numerator_weighted: the average of what the estimate is a quotient of, float32 or wider ().
+      numerator_weighted: the numerator of the estimate, an average, float32 or wider ().
       count: the updates done so far, int32 ().
     """
 
@@ -84,7 +84,7 @@ def dadapt_adamw(
     *,
     axis_name: Any = None,
 ) -> Transform:
-    r"""D-Adaptation for AdamW: the learning rate is an estimate of the distance to the solution.
+    r"""D-Adaptation: learning-rate-free AdamW, by an estimate of the distance to the solution.
 
     .. math::
         \lambda_t &= d\, \eta_t \sqrt{1 - \beta_2^t} / (1 - \beta_1^t), \qquad
@@ -97,12 +97,12 @@ def dadapt_adamw(
         d &\leftarrow \max\left(d, \frac{r}{(1 - \beta) \lVert s \rVert_1}\right) \\
         u &= -m / (\sqrt\nu + \epsilon) - \lambda_t w\, \theta
 
-    Inner product and 1-norm are those of the whole tree. Where \(s\) is zero, \(d\) stays.
+    Inner product and 1-norm are taken over the whole tree. If \(s\) is zero, \(d\) stays.
 
     Args:
-      learning_rate: a further factor; a schedule should have its peak at 1.
+      learning_rate: a further factor of the step; a schedule should have its peak at 1.
       betas: \((\beta_1, \beta_2)\), both in [0, 1).
-      estim_lr0: the first \(d\), well below the right one.
+      estim_lr0: the first \(d\). It should be well below the right one.
 
     Raises:
       ValueError: `update` is called without the parameters.
@@ -119,10 +119,10 @@ def dadapt_adamw(
       True
 
     Reference: Defazio and Mishchenko, *Learning-rate-free learning by D-Adaptation*,
-    https://arxiv.org/abs/2301.07733, 2023. Deviations: the estimate may grow by any factor in a
-    step, and steps are always corrected for bias, as in Optax; both are options of the authors'
-    code. In Optax a step with \(s = 0\) (a first gradient of zero, a learning rate that begins at
-    zero) makes the estimate NaN for ever.
+    https://arxiv.org/abs/2301.07733, 2023. Deviations: as in Optax, the estimate may grow by any
+    factor in a step, and steps always have bias correction; both are options of the authors' code.
+    In Optax a step with \(s = 0\) (a first gradient of zero, a learning rate that begins at zero)
+    makes the estimate NaN for ever.
     """
     return leafwise(
         _dadapt,
@@ -145,7 +145,7 @@ def dadapt_adamw(
 
 def _dadapt_step(h: Numbers, t: Array) -> Mapping[str, Any]:
     root = h.b2**0.5
-    rest = (1 - h.b2) / (1 + root)  # 1 - root, without the cancellation
+    rest = (1 - h.b2) / (1 + root)  # 1 - root, without cancellation
     step = _step_size(h, t)
     return {"step": step, "root": root, "rest": rest, "to_sum": rest * step}
 
@@ -156,9 +156,9 @@ def _dadapt_sums(g: Array, s: DAdaptAdamWState, p: Array, h: Numbers) -> Mapping
 
 
 def _dadapt_moments(g: Array, s: DAdaptAdamWState, h: Numbers) -> tuple[Array, Array, Array]:
-    """The products with the old moments, and the new ones, which overwrite them afterwards.
+    """The products with the old moments, and the new moments, which overwrite the old ones last.
 
-    Measured and moved by the same expressions, which are calculated once.
+    The measurement and the update use these same expressions, so they are calculated once.
     """
     nu = s.exp_avg_sq
     gain = products(g, s.grad_sum / (sqrt(nu) + unshared(jnp.asarray(h.eps, nu.dtype), g)))
@@ -189,13 +189,12 @@ class ProdigyState(NamedTuple):
     """The state of Prodigy.
 
     Attributes:
-      exp_avg: the average of gradients, each times the estimate of its time, like the parameters.
+      exp_avg: the average of gradients, each times the estimate at its step, like the parameters.
       exp_avg_sq: the average of their squares, like the parameters, real.
       grad_sum: the decaying sum of weighted gradients, like the parameters.
       params0: the parameters at `init`, like the parameters.
       estim_lr: the estimate of the distance, float32 or wider ().
-      numerator_weighted: the decaying sum of what the estimate is a quotient of, float32 or
-        wider ().
+      numerator_weighted: the numerator of the estimate, a decaying sum, float32 or wider ().
       count: the updates done so far, int32 ().
     """
 
@@ -221,7 +220,7 @@ def prodigy(
     *,
     axis_name: Any = None,
 ) -> Transform:
-    r"""Prodigy: AdamW whose learning rate is a fast growing estimate of the distance.
+    r"""Prodigy: learning-rate-free AdamW, like D-Adaptation with a faster growing estimate.
 
     .. math::
         \lambda_t &= d\, \eta_t \sqrt{1 - \beta_2^t} / (1 - \beta_1^t) \\
@@ -232,16 +231,16 @@ def prodigy(
         d &\leftarrow \max(d, c\, r / \lVert s \rVert_1) \\
         u &= -\lambda_t\, m / (\sqrt\nu + d \epsilon) - \lambda_t w\, \theta
 
-    Inner product and 1-norm are those of the whole tree. Where \(s\) is zero, \(d\) stays.
+    Inner product and 1-norm are taken over the whole tree. If \(s\) is zero, \(d\) stays.
 
     Args:
-      learning_rate: a further factor; a schedule should have its peak at 1.
+      learning_rate: a further factor of the step; a schedule should have its peak at 1.
       betas: \((\beta_1, \beta_2)\), both in [0, 1).
       beta3: the decay of the estimate's averages; by default \(\sqrt{\beta_2}\).
-      eps: With 0 an element that has had no gradient yet gives NaN.
-      estim_lr0: the first \(d\), well below the right one.
+      eps: With 0 an element without a gradient so far gives NaN.
+      estim_lr0: the first \(d\). It should be well below the right one.
       estim_lr_coef: how fast the estimate may grow.
-      safeguard_warmup: \(d\) in place of \(\lambda_t\) in \(s\), for a long warmup.
+      safeguard_warmup: use \(d\) in place of \(\lambda_t\) in \(s\), for a long warmup.
 
     Raises:
       ValueError: `update` is called without the parameters.
@@ -258,9 +257,9 @@ def prodigy(
       True
 
     Reference: Mishchenko and Defazio, *Prodigy*, https://arxiv.org/abs/2306.06101, 2023.
-    Deviations: the estimate may grow by any factor in a step, and steps are always corrected for
-    bias, as in Optax; both are options of the authors' code. In Optax a step with \(s = 0\) (a
-    first gradient of zero, a learning rate that begins at zero) makes the estimate NaN for ever.
+    Deviations: as in Optax, the estimate may grow by any factor in a step, and steps always have
+    bias correction; both are options of the authors' code. In Optax a step with \(s = 0\) (a first
+    gradient of zero, a learning rate that begins at zero) makes the estimate NaN for ever.
     """
     slowest = {} if beta3 is None else {"beta3": beta3}
     return leafwise(
