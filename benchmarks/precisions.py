@@ -1,4 +1,4 @@
-"""Muon's step with the factors of its products in each precision: what a digit costs here."""
+"""Times Muon's step with the factors of its products in each precision."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from benchmarks.clock import interleaved, paired, spread
 from benchmarks.runners import JaxRunner, Work, step_of
 from benchmarks.settings import Settings
 
-# As `muon(dtype=…)` takes them; None is what suits the platform.
+# Values for `muon(dtype=…)`; None chooses by platform.
 PRECISIONS: tuple[str | None, ...] = (None, "bfloat16", "float16", "default", "high", "highest")
 
 

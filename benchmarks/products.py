@@ -1,4 +1,4 @@
-"""How fast this machine multiplies matrices: one by one, in stacks, and in a step of Muon."""
+"""Times products of matrices on this machine: one by one, in stacks, and in a step of Muon."""
 
 from __future__ import annotations
 

@@ -79,7 +79,7 @@ def main(args: argparse.Namespace) -> None:
 def _begin(
     chip: chips.Chip, study: str, some: bool, resume: bool, before: stored.Stored | None, path: Path
 ) -> stored.Stored:
-    """What the new results go into: the file's, if it is of the same versions, or nothing."""
+    """The results to add to: those of the file, if it is of the same versions, or none."""
     if before is None or not (some or resume):
         return stored.Stored(chip.name, study, stored.versions(chip))
     _same_versions(chip, before, "measure all rows (no --rows, no --resume), or use another --json")

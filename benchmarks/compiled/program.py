@@ -1,9 +1,9 @@
-"""What a compiled program costs, counted in its text.
+"""Counts the cost of a compiled program in its text.
 
-Bytes are counted over the instructions of the entry computation: what each reads and writes in
-main memory; of an array of which a fusion only takes or replaces a slice, the slice. A loop or a
-conditional counts once, with what is handed to it and what comes back. On TPUs an array whose
-layout says `S(1)` is on the chip (VMEM), and does not count.
+Bytes are those that the instructions of the entry computation read and write in main memory. If a
+fusion only takes or replaces a slice of an array, only the slice counts. A loop or a conditional
+counts once, with its arguments and results. On TPUs an array whose layout says `S(1)` is on the
+chip (VMEM), and does not count.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-# What moves nothing by itself: names for what is there already, and the ends of what was begun.
+# Instructions that move nothing by themselves. The ends of asynchronous ones move nothing either.
 _NAMES = {
     "parameter", "constant", "tuple", "get-tuple-element", "bitcast", "opt-barrier", "after-all",
     "partition-id", "replica-id", "optimization-barrier", "add-dependency", "domain", "iota",
@@ -35,7 +35,7 @@ _OPERAND = re.compile(r"%([\w.\-]+)")
 
 @dataclass(frozen=True)
 class Instruction:
-    """An instruction: its name, what it gives (with layouts), what it does, and to what.
+    """An instruction: its name, its result (with layouts), its operation, and its operands.
 
     A parameter has its number as its only operand.
     """
@@ -54,7 +54,7 @@ class Cost:
     Attributes:
       moved: bytes through main memory.
       kernels: instructions of the entry computation that do work.
-      collectives: an operation to the bytes that it gives to a device, in the whole program.
+      collectives: by operation, the bytes that a device receives in the whole program.
     """
 
     moved: int
@@ -128,7 +128,7 @@ def _moved(i: Instruction, made: dict[str, str]) -> int:
 def _untouched(
     i: Instruction, made: dict[str, str], computations: dict[str, list[Instruction]]
 ) -> int:
-    """Bytes among a fusion's operands and results that are no part of the slices that it needs."""
+    """Bytes of a fusion's operands and results outside the slices that it reads and writes."""
     called = re.search(r"calls=%([\w.\-]+)", i.rest)
     if i.operation != "fusion" or called is None:
         return 0
@@ -154,7 +154,7 @@ def _beside_slices(name: str, whole: str, body: dict[str, Instruction]) -> int:
 
 
 def _users(name: str, body: dict[str, Instruction]) -> Iterator[tuple[Instruction, str]]:
-    """What reads a value, and under what name: another shape of it has one, too."""
+    """The readers of a value, and the name that each reads: a bitcast of it has another name."""
     for user in body.values():
         if name in user.operands:
             if user.operation == "bitcast":
@@ -169,7 +169,7 @@ def _arrays(text: str) -> Iterator[str]:
 
 
 def size(text: str, *, everywhere: bool = False) -> int:
-    """The bytes of a type in main memory; of a tuple, of all that is in it."""
+    """The bytes of a type in main memory; for a tuple, their sum."""
     total = 0
     for kind, shape, layout in _ARRAY.findall(text):
         if everywhere or "S(1)" not in (layout or ""):
@@ -185,10 +185,10 @@ def _bits(kind: str) -> int:
 
 
 def _collectives(text: str) -> dict[str, int]:
-    """What each operation gives; of one that is begun and ended apart, where it ends.
+    """The bytes that each operation gives. One with a start and an end counts at its end.
 
-    On TPUs one gather may stand in several fusions, each of which does a part of it, under the same
-    number of its channel.
+    On TPUs one gather may be in several fusions, each of which does a part of it. They have the
+    same channel number, and count once.
     """
     found: dict[str, int] = {}
     channels = set()
@@ -209,7 +209,7 @@ def temporaries(compiled: Any) -> int:
 
 
 def operations(compiled: Any) -> float:
-    """Floating-point operations of a device in a step; those of products where XLA counts none."""
+    """Floating-point operations of a device in a step; those of products if XLA counts none."""
     counted = compiled.cost_analysis()
     if isinstance(counted, list):
         counted = counted[0] if counted else None

@@ -1,6 +1,6 @@
-"""Compiles what it is told on its standard input, a job a line, and answers with what it costs.
+"""Reads jobs from standard input, one a line, compiles each, and answers with its cost.
 
-`python -m benchmarks.compiled.worker CHIP` is started by `runs.py`, and again where a compiler has
+`runs.py` starts `python -m benchmarks.compiled.worker CHIP`, and starts it again if a compiler has
 ended the process.
 """
 
@@ -40,14 +40,14 @@ def main(chip: str) -> None:
         job = Job(**json.loads(line))
         try:
             made = measure(CHIPS[chip], job)
-        except Exception as error:  # whatever a compiler refuses is a result
+        except Exception as error:  # a refusal by the compiler is a result, too
             made = {"error": f"{type(error).__name__}: {str(error)[:200]}"}
         print(json.dumps(made), flush=True)
         jax.clear_caches()
 
 
 def measure(chip: Chip, job: Job) -> dict[str, Any]:
-    """What a job costs on a chip: bytes and operations a parameter (and device)."""
+    """The cost of a job on a chip: bytes and operations a parameter (and device)."""
     shapes, devices = trees.TREES[job.tree](False), chip.devices(many=job.sharded)
     begin = time.process_time()
     made = compiled(case_of(job), job.library, shapes, devices)
@@ -66,7 +66,7 @@ def measure(chip: Chip, job: Job) -> dict[str, Any]:
 
 
 def case_of(job: Job) -> cases.Case:
-    """The row, of the benchmark's table or of the one that the laws run over."""
+    """The row of a job, from the benchmark's table or from the table of the tests."""
     if job.table == "benchmarks":
         return next(case for case in cases.CASES if case.name == job.row)
     sys.path.insert(0, str(ROOT / "tests"))
@@ -77,8 +77,8 @@ def case_of(job: Job) -> cases.Case:
 def compiled(case: cases.Case, library: str, shapes: trees.Shapes, devices: list[Any]) -> Any:
     """The program of one step, with donated parameters and state.
 
-    For many devices arrays are sharded by their first axis, where it divides, but for what `init`
-    places itself; and so are the results.
+    For many devices, arrays and results are sharded by their first axis if it divides, except for
+    arrays that `init` shards itself.
     """
     tx = case.make(MODULES[library])
     step = step_of(MODULES[library], case, tx)
