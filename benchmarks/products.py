@@ -56,10 +56,10 @@ def _ready(program: Callable[..., Any], *arguments: Any) -> Callable[[int], obje
 
 
 def _one_by_one(stack: jax.Array) -> jax.Array:
-    made = stack[0]
+    product = stack[0]
     for x in stack:
-        made = made @ x
-    return made
+        product = product @ x
+    return product
 
 
 def render(results: dict[str, dict[str, Any]]) -> str:

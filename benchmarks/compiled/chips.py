@@ -72,8 +72,8 @@ class Chip:
             return list(jax.devices("cpu"))
         from jax.experimental import topologies
 
-        made = topologies.get_topology_desc(platform=self.platform, **chosen)
-        return list(made.devices) if many else list(made.devices[:1])
+        topology = topologies.get_topology_desc(platform=self.platform, **chosen)
+        return list(topology.devices) if many else list(topology.devices[:1])
 
 
 _TPU = {

@@ -54,8 +54,8 @@ def main(args: argparse.Namespace) -> None:
     path = args.json or stored.file_of(chip.name, args.study)
     before = stored.load(path)
     if args.within is not None:
-        known = {} if before is None else before.results
-        jobs = [j for j in jobs if j in known and known[j].get("seconds", 0) <= args.within]
+        results = {} if before is None else before.results
+        jobs = [j for j in jobs if j in results and results[j].get("seconds", 0) <= args.within]
     if args.check:
         _check(chip, jobs, before, args.workers)
         return

@@ -53,9 +53,9 @@ def parse(text: str) -> Floor | None:
             raise ValueError("a row without a floor says why: 'none # why'")
         return None
     likes = grams = 0
-    for one in arithmetic.split(";"):
-        found = _TIMES.fullmatch(one.strip())
-        times, arrays = (int(found[1]), found[2]) if found else (1, one)
+    for part in arithmetic.split(";"):
+        repeated = _TIMES.fullmatch(part.strip())
+        times, arrays = (int(repeated[1]), repeated[2]) if repeated else (1, part)
         words = arrays.replace("->", " ", 1).split()
         if not words:
             raise ValueError(f"a floor is 'reads -> writes; …' or 'none # why', got {text!r}")

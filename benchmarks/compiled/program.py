@@ -66,9 +66,9 @@ def cost(text: str) -> Cost:
     """Counts in the text of a compiled program (`compiled.as_text()`)."""
     computations = _computations(text)
     entry = computations[_ENTRY]
-    made = {i.name: i.result for i in entry}
+    results = {i.name: i.result for i in entry}
     work = [i for i in entry if i.operation not in _NAMES and not i.operation.endswith(_ENDS)]
-    moved = sum(_moved(i, made) - _untouched(i, made, computations) for i in work)
+    moved = sum(_moved(i, results) - _untouched(i, results, computations) for i in work)
     return Cost(moved, len(work), _collectives(text))
 
 
@@ -84,14 +84,14 @@ def _computations(text: str) -> dict[str, list[Instruction]]:
 
 def _instructions(text: str) -> Iterator[Instruction]:
     for line in text.splitlines():
-        found = _INSTRUCTION.match(line)
-        if found is None:
+        match = _INSTRUCTION.match(line)
+        if match is None:
             continue
-        result, rest = _until_space(line[found.end() :])
+        result, rest = _until_space(line[match.end() :])
         operation, _, rest = rest.partition("(")
         inside, rest = _until_closed(rest)
         operands = [inside] if operation == "parameter" else _OPERAND.findall(inside)
-        yield Instruction(found[1], result, operation.strip(), operands, rest)
+        yield Instruction(match[1], result, operation.strip(), operands, rest)
 
 
 def _until_space(text: str) -> tuple[str, str]:
@@ -113,20 +113,20 @@ def _until_closed(text: str) -> tuple[str, str]:
     return text, ""
 
 
-def _moved(i: Instruction, made: dict[str, str]) -> int:
+def _moved(i: Instruction, results: dict[str, str]) -> int:
     if i.operation in _STARTS:  # as much is read as is written
-        source, arrays = made.get(i.operands[0], ""), list(_arrays(i.result))
+        source, arrays = results.get(i.operands[0], ""), list(_arrays(i.result))
         target = arrays[0 if i.operation == "copy-start" else 1]
         sides = [x for x in (source, target) if "S(1)" not in x]
         return size(target, everywhere=True) * len(sides)
-    read = sum(size(made.get(x, "")) for x in i.operands)
+    read = sum(size(results.get(x, "")) for x in i.operands)
     if i.operation.endswith("-start") and i.operation != "all-reduce-start":
         read = 0  # the result is (operands, results, …)
     return read + size(i.result)
 
 
 def _untouched(
-    i: Instruction, made: dict[str, str], computations: dict[str, list[Instruction]]
+    i: Instruction, results: dict[str, str], computations: dict[str, list[Instruction]]
 ) -> int:
     """Bytes of a fusion's operands and results outside the slices that it reads and writes."""
     called = re.search(r"calls=%([\w.\-]+)", i.rest)
@@ -135,7 +135,7 @@ def _untouched(
     body = {x.name: x for x in computations.get(called[1], [])}
     parameters = [x for x in body.values() if x.operation == "parameter"]
     return sum(
-        _beside_slices(x.name, made.get(i.operands[int(x.operands[0])], ""), body)
+        _beside_slices(x.name, results.get(i.operands[int(x.operands[0])], ""), body)
         for x in parameters
     )
 
@@ -164,8 +164,8 @@ def _users(name: str, body: dict[str, Instruction]) -> Iterator[tuple[Instructio
 
 
 def _arrays(text: str) -> Iterator[str]:
-    for found in _ARRAY.finditer(text):
-        yield found[0]
+    for match in _ARRAY.finditer(text):
+        yield match[0]
 
 
 def size(text: str, *, everywhere: bool = False) -> int:
@@ -190,16 +190,16 @@ def _collectives(text: str) -> dict[str, int]:
     On TPUs one gather may be in several fusions, each of which does a part of it. They have the
     same channel number, and count once.
     """
-    found: dict[str, int] = {}
+    totals: dict[str, int] = {}
     channels = set()
     for i in _instructions(text):
         name = i.operation.removesuffix("-done")
         if name in COLLECTIVES:
             channel = re.search(r"channel_id=\d+", i.rest)
             if channel is None or channel[0] not in channels:
-                found[name] = found.get(name, 0) + size(i.result, everywhere=True)
+                totals[name] = totals.get(name, 0) + size(i.result, everywhere=True)
             channels.add(channel and channel[0])
-    return found
+    return totals
 
 
 def temporaries(compiled: Any) -> int:
@@ -218,11 +218,11 @@ def operations(compiled: Any) -> float:
 
 def products(text: str) -> float:
     """2 m n k of each product in the text: `dot`s, fused or not, and calls of cuBLAS."""
-    made, total = {}, 0.0
+    results, total = {}, 0.0
     for i in _instructions(text):
-        made[i.name] = i.result
+        results[i.name] = i.result
         if i.operation == "dot" or (i.operation == "custom-call" and "__cublas$" in i.rest):
-            left = _shape(made[i.operands[0]])
+            left = _shape(results[i.operands[0]])
             axes = re.search(r'lhs_contracting_dim(?:ension)?s"?[=:][{\[]([\d",]*)', i.rest)
             contracted = [left[int(axis)] for axis in re.findall(r"\d+", axes[1])] if axes else []
             result = next(_arrays(i.result))
@@ -231,5 +231,5 @@ def products(text: str) -> float:
 
 
 def _shape(text: str) -> list[int]:
-    found = _ARRAY.search(text)
-    return [int(n.strip("<=")) for n in found[2].split(",") if n] if found else []
+    match = _ARRAY.search(text)
+    return [int(n.strip("<=")) for n in match[2].split(",") if n] if match else []

@@ -39,10 +39,10 @@ def main(chip: str) -> None:
     for line in sys.stdin:
         job = Job(**json.loads(line))
         try:
-            made = measure(CHIPS[chip], job)
+            result = measure(CHIPS[chip], job)
         except Exception as error:  # a refusal by the compiler is a result, too
-            made = {"error": f"{type(error).__name__}: {str(error)[:200]}"}
-        print(json.dumps(made), flush=True)
+            result = {"error": f"{type(error).__name__}: {str(error)[:200]}"}
+        print(json.dumps(result), flush=True)
         jax.clear_caches()
 
 
@@ -50,15 +50,15 @@ def measure(chip: Chip, job: Job) -> dict[str, Any]:
     """The cost of a job on a chip: bytes and operations a parameter (and device)."""
     shapes, devices = trees.TREES[job.tree](False), chip.devices(many=job.sharded)
     begin = time.process_time()
-    made = compiled(case_of(job), job.library, shapes, devices)
+    step = compiled(case_of(job), job.library, shapes, devices)
     seconds = time.process_time() - begin
-    text, n = made.as_text(), trees.size(shapes)
+    text, n = step.as_text(), trees.size(shapes)
     cost = program.cost(text)
     return {
         "moved": round(cost.moved / n, 4),
-        "temporaries": round(program.temporaries(made) / n, 4),
+        "temporaries": round(program.temporaries(step) / n, 4),
         "kernels": cost.kernels,
-        "operations": round(program.operations(made) / n, 1),
+        "operations": round(program.operations(step) / n, 1),
         "collectives": {name: round(b / n, 4) for name, b in sorted(cost.collectives.items())},
         "devices": len(devices),
         "seconds": round(seconds, 1),
@@ -98,16 +98,16 @@ def compiled(case: cases.Case, library: str, shapes: trees.Shapes, devices: list
 
     with jax.set_mesh(mesh):
         params = _placed(bare, by_rows)
-        begun = jax.jit(tx.init).lower(params).compile().output_shardings
+        of_init = jax.jit(tx.init).lower(params).compile().output_shardings
         state = jax.tree.map(
-            lambda x, found: _placed(
-                x, lambda x: by_rows(x) if found.is_fully_replicated else found
+            lambda x, sharding: _placed(
+                x, lambda x: by_rows(x) if sharding.is_fully_replicated else sharding
             ),
             jax.eval_shape(tx.init, bare),
-            begun,
+            of_init,
         )
-        places = jax.tree.map(lambda x: x.sharding, (params, state))
-        jitted = jax.jit(step, donate_argnums=(0, 1), out_shardings=places)
+        shardings = jax.tree.map(lambda x: x.sharding, (params, state))
+        jitted = jax.jit(step, donate_argnums=(0, 1), out_shardings=shardings)
         return jitted.lower(params, state, params).compile()
 
 
