@@ -59,13 +59,13 @@ def settings_of(args: argparse.Namespace) -> Settings:
 
 
 def result_file(platform: str, date: str, settings: Settings) -> Path:
-    """The full runs are kept; the others get a name that git ignores."""
+    """The file for the results. Only that of a full run has a name that git does not ignore."""
     full = settings in (Settings(), ACCELERATOR)
     return RESULTS / f"{platform}-{date}{'' if full else '-part'}.json"
 
 
 def command_line(argv: list[str]) -> str:
-    """As it was typed, but for absolute paths, of which only the name is anybody's business."""
+    """The command as it was typed, with absolute paths cut to their names, for privacy."""
     plain = [Path(a).name if Path(a).is_absolute() else a for a in argv]
     return shlex.join(["python", "-m", "benchmarks", *plain])
 

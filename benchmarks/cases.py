@@ -1,4 +1,4 @@
-"""What is measured: one row a transformation, made by gradx and by Optax with the same call.
+"""The rows of the benchmarks: one a transformation, made by gradx and by Optax with the same call.
 
 A new row is one line here; `README.md` says what the fields are for.
 """
@@ -17,7 +17,7 @@ import optax.contrib
 
 @dataclass(frozen=True)
 class Torch:
-    """The algorithm in torch.optim; it is run fused and foreach, as far as its class can."""
+    """The algorithm in torch.optim; it is run fused and foreach, if its class can."""
 
     name: str
     arguments: Mapping[str, Any] = field(default_factory=dict)
@@ -31,16 +31,16 @@ class Case:
 
     Attributes:
       name: what the tables and `--rows` call it.
-      make: the library's module, `gradx` or `optax`, to the transformation.
+      make: makes the transformation from the library's module, `gradx` or `optax`.
       torch: the peer in torch.optim, if there is one.
-      group: rows of a group stand together; targets speak of groups.
-      libraries: who takes part. A row that Optax does not have leaves it out.
+      group: rows of a group are listed together; targets name groups.
+      libraries: the libraries that have the row.
       tree: the parameters, a name in `trees.TREES`.
       calls: steps in one sample, for transformations whose steps differ from each other (an
         accumulation over k steps: k). Times are reported per step.
       compile_cost: whether the 1,000-leaf section compiles it too; about a minute a row.
-      compiled_tree: the parameters where the row is compiled for a chip (`compiled/`).
-      extra: `(params, grads)` to the extra arguments of `update`.
+      compiled_tree: the parameters if the row is compiled for a chip (`compiled/`).
+      extra: makes the extra arguments of `update` from `(params, grads)`.
       heavyball: the class in HeavyBall and its arguments, for the section on the matrix family.
     """
 
@@ -61,12 +61,12 @@ EVERY_TENTH = {"precondition_frequency": 10}
 
 
 def contrib(library: Any) -> Any:
-    """Where Optax keeps what its users contribute; gradx has one drawer."""
+    """`optax.contrib`, or gradx itself, which has all names at the top."""
     return getattr(library, "contrib", library)
 
 
 def two_axes(params: Any) -> Any:
-    """Optax's choice of matrices, for both."""
+    """Takes every leaf of two axes for a matrix, Optax's choice, for both libraries."""
     numbers = optax.contrib.MuonDimensionNumbers()
     return jax.tree.map(lambda p: numbers if p.ndim == 2 else None, params)
 
@@ -368,7 +368,7 @@ CASES = [
 
 
 def chosen(pattern: str, within: str = "") -> list[Case]:
-    """The rows in whose name both patterns are found."""
+    """The rows whose names match both patterns."""
     found = [case for case in CASES if re.search(pattern, case.name)]
     if not found:
         raise SystemExit(f"no row matches {pattern!r}; there are {[c.name for c in CASES]}")

@@ -27,13 +27,13 @@ def spread(samples: Sequence[float]) -> Spread:
 def paired(ours: Sequence[float], theirs: Sequence[float], scale: float = 1.0) -> Spread:
     """The spread of `ours / (scale * theirs)`, each ratio from samples of the same repeat.
 
-    What slows the machine down for a while slows both, and leaves the ratio.
+    If the machine is slow for a while, both are, and the ratio stays.
     """
     return spread([a / (scale * b) for a, b in zip(ours, theirs, strict=True)])
 
 
 def rotation(names: Sequence[str], repeats: int) -> Iterator[tuple[int, str]]:
-    """Everybody once in each repeat, and another one first each time."""
+    """Every name once in each repeat, and another one first each time."""
     names = list(names)
     for repeat in range(repeats):
         first = repeat % len(names)
@@ -54,10 +54,10 @@ def interleaved(
 
 
 def forget_freed_memory() -> None:
-    """Gives memory that was freed back to the system, as a program without neighbours has done.
+    """Gives freed memory back to the system, so that competitors do not inherit it.
 
-    Otherwise what one competitor freed (torch's foreach, mostly) spares the next one the page
-    faults of its temporaries, and a step is cheaper or dearer by the company it keeps.
+    Otherwise memory that one competitor freed (torch's foreach, mostly) spares the next one the
+    page faults of its temporaries, and a step's time depends on its neighbours.
     """
     if sys.platform == "linux":
         trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc has it, musl does not

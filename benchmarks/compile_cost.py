@@ -1,4 +1,4 @@
-"""What a step costs before it runs: tracing, lowering and compiling it, on 1,000 leaves."""
+"""Times what a step costs before it runs: tracing, lowering and compiling it, on 1,000 leaves."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def measure(settings: Settings) -> dict[str, Any]:
     params, small = _abstract(shapes), _abstract(trees.thousand(True))
     rows = []
     for case in chosen:
-        for name in case.libraries:  # what only the first compilation in a process pays
+        for name in case.libraries:  # the first compilation in a process costs more
             _cost(case, name, small)
         samples: dict[str, list[dict[str, float]]] = {name: [] for name in case.libraries}
         repeats = settings.compile_repeats if case.compile_cost else settings.trace_repeats
@@ -52,7 +52,7 @@ def _abstract(shapes: trees.Shapes) -> Tree:
 
 
 def _cost(case: cases.Case, name: str, params: Tree) -> dict[str, float]:
-    """Seconds to trace and lower, and to compile if that is asked for, with nothing cached."""
+    """Seconds to trace and lower, and to compile if the row says so, with nothing cached."""
     tx = case.make(MODULES[name])
     state = jax.eval_shape(tx.init, params)
     step = jax.jit(step_of(MODULES[name], case, tx), donate_argnums=(0, 1))
@@ -74,7 +74,7 @@ def _cost(case: cases.Case, name: str, params: Tree) -> dict[str, float]:
 
 def _row(samples: dict[str, list[dict[str, float]]]) -> dict[str, Any]:
     columns = {
-        name: {kind: [one[kind] for one in taken] for kind in KINDS if kind in taken[0]}
+        name: {kind: [sample[kind] for sample in taken] for kind in KINDS if kind in taken[0]}
         for name, taken in samples.items()
     }
     ours = columns["gradx"]

@@ -1,4 +1,4 @@
-"""The matrix optimizers step by step, as some steps take longer than others: over one renewal."""
+"""Times each step of the matrix optimizers over one renewal, as some steps take longer."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def _has_heavyball() -> bool:
 
 
 def _row(runners: dict[str, Runner], muon: Runner, cycle: int) -> dict[str, Any]:
-    """The first step, and each of the `cycle` steps after it; Muon takes turns with them."""
+    """Times the first step, and each of the `cycle` steps after it, in turn with steps of Muon."""
     first = {name: seconds(runner.run, 0) for name, runner in runners.items()}
     times: dict[str, list[float]] = {name: [] for name in (*runners, BASELINE)}
     for step in range(1, max(cycle, 5) + 1):

@@ -17,7 +17,7 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def number(x: float | None, digits: int = 1) -> str:
-    """The number, without a trailing minus zero; a dash for what was not measured."""
+    """The number, never as minus zero; a dash if it was not measured."""
     return NOTHING if x is None else f"{round(x, digits) + 0.0:.{digits}f}"
 
 

@@ -1,6 +1,6 @@
 """One measuring process: `python -m benchmarks.measure SETTINGS ANSWER`, both of them JSON.
 
-Started by `processes.py`, with the environment that the backend shall see.
+`processes.py` starts it, with the environment for the backend.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from benchmarks.settings import Settings
 
 
 def machine() -> dict[str, Any]:
-    """What the numbers depend on."""
+    """The hardware and the versions that the numbers depend on."""
     packages = ("jax", "jaxlib", "optax", "torch", "numpy")
     installed = [p for p in packages if importlib.util.find_spec(p)]
     devices = jax.devices()

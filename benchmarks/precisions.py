@@ -1,4 +1,4 @@
-"""Muon's step with the factors of its products in each precision: what a digit costs here."""
+"""Times Muon's step with the factors of its products in each precision."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from benchmarks.clock import interleaved, paired, spread
 from benchmarks.runners import JaxRunner, Work, step_of
 from benchmarks.settings import Settings
 
-# As `muon(dtype=…)` takes them; None is what suits the platform.
+# Values for `muon(dtype=…)`; None chooses by platform.
 PRECISIONS: tuple[str | None, ...] = (None, "bfloat16", "float16", "default", "high", "highest")
 
 
 def measure(settings: Settings) -> dict[str, Any]:
     work = Work("wide" if settings.large else "blocks", settings.quick)
-    runners = {_name(given): _runner(given, work, settings) for given in PRECISIONS}
+    runners = {_name(dtype): _runner(dtype, work, settings) for dtype in PRECISIONS}
     for runner in runners.values():
         runner.run(0)
     programs = {name: runner.run for name, runner in runners.items()}
@@ -37,12 +37,12 @@ def measure(settings: Settings) -> dict[str, Any]:
     return {"rows": rows}
 
 
-def _name(given: str | None) -> str:
-    return "by platform" if given is None else given
+def _name(dtype: str | None) -> str:
+    return "by platform" if dtype is None else dtype
 
 
-def _runner(given: str | None, work: Work, settings: Settings) -> JaxRunner:
-    case = cases.Case("muon", lambda lib: lib.muon(1e-3, dtype=given))
+def _runner(dtype: str | None, work: Work, settings: Settings) -> JaxRunner:
+    case = cases.Case("muon", lambda lib: lib.muon(1e-3, dtype=dtype))
     tx = case.make(gradx)
     return JaxRunner(step_of(gradx, case, tx), tx.init(work.params()), work, settings.burst)
 

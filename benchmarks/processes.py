@@ -1,5 +1,7 @@
-"""The processes that measure. XLA reads its flags when its backend starts, so each set of flags
-needs a process of its own; a run is one after the other, and joins what they wrote."""
+"""Runs the measuring processes one after the other, and joins their results.
+
+XLA reads its flags when its backend starts, so each set of flags needs a process of its own.
+"""
 
 from __future__ import annotations
 
@@ -24,11 +26,11 @@ class Process:
     Attributes:
       name: its key in the JSON.
       title: what the tables call it.
-      sections: what it measures, of what was asked for.
+      sections: the sections that it measures, if they were asked for.
       xla_flags: added to the environment's.
       platforms: where it makes sense, as `jax.default_backend()` calls them; None: everywhere.
       torch: whether torch takes part; once is enough.
-      rows: which of the rows that were asked for it measures, a regular expression.
+      rows: a regular expression for the rows that it measures, if they were asked for.
     """
 
     name: str
@@ -40,10 +42,10 @@ class Process:
     rows: str = ""
 
 
-# Where fusion matters, or has been seen to turn a ratio round.
+# Rows for which fusion matters, or has turned a ratio round.
 FUSION = r"^(adamw?|lion|adadelta|adabelief|adan|lamb|schedule_free|MultiSteps.*|clip_by.*)$"
 
-# The first one says what platform this is, and is the one that targets are about.
+# The first one finds the platform, and the targets are about its results.
 PROCESSES = [
     Process(
         "default",

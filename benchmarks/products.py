@@ -1,4 +1,4 @@
-"""How fast this machine multiplies matrices: one by one, in stacks, and in a step of Muon."""
+"""Times products of matrices on this machine: one by one, in stacks, and in a step of Muon."""
 
 from __future__ import annotations
 
@@ -56,10 +56,10 @@ def _ready(program: Callable[..., Any], *arguments: Any) -> Callable[[int], obje
 
 
 def _one_by_one(stack: jax.Array) -> jax.Array:
-    made = stack[0]
+    product = stack[0]
     for x in stack:
-        made = made @ x
-    return made
+        product = product @ x
+    return product
 
 
 def render(results: dict[str, dict[str, Any]]) -> str:

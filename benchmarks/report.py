@@ -1,4 +1,4 @@
-"""A run as Markdown: where and when, the targets, and the tables of each section."""
+"""Renders a run as Markdown: where and when, the targets, and the tables of each section."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The competitors: something that can do one step, and wait for its end."""
+"""The competitors, gradx, Optax, PyTorch and HeavyBall: each does one step, and waits for it."""
 
 from __future__ import annotations
 
@@ -75,12 +75,12 @@ def step_of(library: Any, case: Case, tx: optax.GradientTransformation) -> Step:
 
 
 def axpy(params: Tree, state: Tree, grads: Tree) -> tuple[Tree, Tree]:
-    """The least an optimizer can do: 12 bytes a parameter of traffic."""
+    """The least that an optimizer can do: 12 bytes of traffic a parameter."""
     return jax.tree.map(lambda p, g: p - 1e-3 * g, params, grads), state
 
 
 class JaxRunner:
-    """A compiled step with donated parameters and state, and the state it has reached."""
+    """A compiled step with donated parameters and state, and the state that it has reached."""
 
     def __init__(self, step: Step, state: Tree, work: Work, calls: int = 1) -> None:
         self.grads, self.n, self.calls = work.grads, work.n, calls
@@ -96,9 +96,11 @@ class JaxRunner:
         jax.block_until_ready((self.params, self.state))
 
     def facts(self) -> dict[str, float | None]:
-        """Bytes per parameter: temporaries, touched by a step, held in the state, and the least
-        that a step can touch (gradients read, parameters and state read and written). And the
-        operations of a step."""
+        """Bytes a parameter, and the operations of a step.
+
+        The bytes are temporaries, those touched by a step, those held in the state, and the least
+        that a step can touch (gradients read; parameters and state read and written).
+        """
         memory, cost = self.compiled.memory_analysis(), self.compiled.cost_analysis()
         touched = cost.get("bytes accessed") if isinstance(cost, dict) else None
         params, state = _bytes(self.params), _bytes(self.state)
@@ -128,7 +130,7 @@ def _bytes(tree: Tree) -> int:
 
 
 def torch_device() -> str | None:
-    """Where torch can do the same work as JAX does; None if it cannot."""
+    """The device on which torch can do the same work as JAX; None if there is none."""
     if importlib.util.find_spec("torch") is None:
         return None
     import torch
@@ -155,8 +157,8 @@ class TorchRunner:
         matrices = [p for p in self.params if peer.others is None or p.ndim == 2]
         self.optimizers = [getattr(torch.optim, peer.name)(matrices, **peer.arguments, **how)]
         if peer.others is not None:
-            rest = [p for p in self.params if p.ndim != 2]
-            self.optimizers.append(getattr(torch.optim, peer.others)(rest))
+            others = [p for p in self.params if p.ndim != 2]
+            self.optimizers.append(getattr(torch.optim, peer.others)(others))
 
     def run(self, repeat: int) -> None:
         for i in range(self.calls):
@@ -177,7 +179,7 @@ class TorchRunner:
 
 
 class HeavyBallRunner(TorchRunner):
-    """An optimizer of HeavyBall for the matrices, run as it is, and torch's AdamW for the rest."""
+    """An uncompiled optimizer of HeavyBall for the matrices, and torch's AdamW for the rest."""
 
     def __init__(self, peer: tuple[str, Mapping[str, Any]], work: Work) -> None:
         import heavyball
@@ -190,11 +192,11 @@ class HeavyBallRunner(TorchRunner):
 
 
 def torch_modes(peer: Torch) -> dict[str, dict[str, bool]]:
-    """The ways in which the class can be run: fused, foreach, or plain if it knows neither."""
+    """The ways in which the class can be run: fused, foreach, or plain if it has neither."""
     import torch
 
-    known = inspect.signature(getattr(torch.optim, peer.name)).parameters
-    modes = {f"torch {mode}": {mode: True} for mode in ("fused", "foreach") if mode in known}
+    arguments = inspect.signature(getattr(torch.optim, peer.name)).parameters
+    modes = {f"torch {mode}": {mode: True} for mode in ("fused", "foreach") if mode in arguments}
     return modes or {"torch plain": {}}
 
 
@@ -204,7 +206,7 @@ def torch_modes(peer: Torch) -> dict[str, dict[str, bool]]:
 def competitors(
     case: Case, work: Work, modules: dict[str, Any], torch: bool, burst: int = 1
 ) -> dict[str, Runner]:
-    """Everybody who takes part in a row; the axpy does in all of them."""
+    """All competitors of a row; the axpy is in every row."""
     runners: dict[str, Runner] = {"axpy": JaxRunner(axpy, (), work, burst)}
     for name in case.libraries:
         tx = case.make(modules[name])
@@ -218,7 +220,7 @@ def competitors(
 
 
 def check(cases: Sequence[Case], modules: dict[str, Any]) -> None:
-    """Makes everything once, so that what is missing is told at the start, and all of it."""
+    """Makes every row once. Raises SystemExit with all rows that cannot be made."""
     problems = []
     for case in cases:
         for name in case.libraries:

@@ -10,11 +10,11 @@ from benchmarks.settings import Settings
 
 class Section(Protocol):
     def measure(self, settings: Settings) -> dict[str, Any]:
-        """Plain data, for JSON. Rows stand in a list `rows`, with `name` and `group`."""
+        """Plain data, for JSON. Rows are in a list `rows`, and have `name` and `group`."""
         ...
 
     def render(self, results: dict[str, dict[str, Any]]) -> str:
-        """Markdown, from what was measured in each process, by the process's title."""
+        """Markdown, from the data of each process, by the process's title."""
         ...
 
 

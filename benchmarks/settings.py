@@ -1,4 +1,4 @@
-"""What a run was asked to do; it travels from the command line to the measuring processes."""
+"""The settings of a run, which travel from the command line to the measuring processes."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ class Settings:
       quick: small trees; only to see that everything runs.
       repeats: samples of each step time.
       compile_repeats: samples of each compile cost, some seconds each.
-      trace_repeats: samples where only tracing is measured.
-      warmup: runs of each competitor before the samples, first touches of memory among them.
-      torch: whether torch.optim takes part, where it is installed and has the algorithm.
-      large: whether rows have the trees that they are compiled with for accelerators.
-      burst: steps in one sample, so that a device that is given work ahead is kept busy.
-      minutes: after how many of them no further row is begun; what is left out is named.
+      trace_repeats: samples if only tracing is measured.
+      warmup: runs of each competitor before the samples; memory is touched first there.
+      torch: whether torch.optim takes part, if it is installed and has the algorithm.
+      large: whether to use the trees on which rows are compiled for accelerators.
+      burst: steps in one sample, so that a device with a queue of work is kept busy.
+      minutes: no row is begun after so many minutes; rows left out are named.
       pause: seconds of rest before a sample. Torch's OpenMP threads go on spinning for some
         milliseconds after their work, and would take a core away from the next competitor.
     """
@@ -51,7 +51,7 @@ class Settings:
         return Settings(**fields | {"sections": tuple(fields["sections"])})
 
 
-# What a GPU or TPU at hand is asked: 100 million parameters, and at most eight minutes in all.
+# For a GPU or TPU at hand: 100 million parameters, and at most eight minutes in all.
 ACCELERATOR = Settings(
     sections=("yardstick", "precisions", "steps"),
     repeats=7,

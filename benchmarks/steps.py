@@ -1,4 +1,4 @@
-"""One step: its time, its temporaries, the bytes it touches, the bytes its state holds."""
+"""Measures a step: its time, its temporaries, the bytes it touches, the bytes its state holds."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ MODULES = {"gradx": gradx, "optax": optax}
 def measure(settings: Settings) -> dict[str, Any]:
     chosen = [c for c in cases.chosen(settings.rows, settings.within) if c.group != family.GROUP]
     check(chosen, MODULES)
-    # Where time may run out, what torch has too comes first.
+    # If time may run out, rows that torch has too come first.
     chosen = sorted(chosen, key=lambda case: settings.minutes < math.inf and case.torch is None)
     trees = [case.compiled_tree if settings.large else case.tree for case in chosen]
     works = {tree: Work(tree, settings.quick) for tree in set(trees)}
@@ -56,7 +56,7 @@ def _row(case: cases.Case, runners: dict[str, Runner], settings: Settings) -> di
     gc.enable()
     times = {name: [t / runners[name].calls for t in of] for name, of in taken.items()}
     facts = {name: runner.facts() for name, runner in runners.items()}
-    # How often the step's least traffic would fit into its time at the axpy's rate.
+    # The step's least traffic, in units of the axpy's.
     least = (facts["gradx"]["least"] or 0.0) / yardstick.AXPY
     return {
         "competitors": {

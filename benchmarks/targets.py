@@ -1,4 +1,4 @@
-"""What gradx sets out to reach, as data, and whether a run reached it."""
+"""The targets of gradx's performance, as data, and whether a run reached them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from benchmarks import markdown
 
 Row = dict[str, Any]
 
-# B/param; below it are only scalars (a norm, bias corrections), which no memory bus notices.
+# B/param; smaller amounts are scalars (a norm, bias corrections), which cost no bandwidth.
 SCALARS = 0.01
 
 MEASURES: dict[str, Callable[[Row], float]] = {
@@ -46,7 +46,7 @@ class Target:
       measure: a name in `MEASURES`.
       bar: the largest value that reaches the target.
       rows: a regular expression for the whole of ``group/name``.
-      section: where the rows stand.
+      section: the section that has the rows.
     """
 
     measure: str
@@ -88,7 +88,7 @@ TARGETS = [
 
 @dataclass(frozen=True)
 class Outcome:
-    """What was measured for a target; no values if none of its rows was run."""
+    """The values measured for a target; none if none of its rows was run."""
 
     target: Target
     values: dict[str, float]

@@ -1,4 +1,4 @@
-"""The parameters: trees of float32 arrays, fixed, so that results stay comparable."""
+"""The parameters of the benchmarks: fixed trees of float32 arrays, so that results compare."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def _block(d: int) -> dict[str, tuple[int, ...]]:
 
 
 def thousand(quick: bool) -> Shapes:
-    """1,000 small leaves of ten shapes, for what is paid per leaf and not per element."""
+    """1,000 small leaves of ten shapes, for costs per leaf instead of per element."""
     shapes = [(8,), (16,), (32,), (64,), (8, 8), (8, 16), (16, 16), (16, 32), (32, 32), (4, 8, 8)]
     layer = {f"leaf_{i}": shape for i, shape in enumerate(shapes)}
     layer |= {"query": layer.pop("leaf_6"), "key": layer.pop("leaf_8")}  # which qk_clip looks for
@@ -47,7 +47,7 @@ def wide(quick: bool) -> Shapes:
 
 
 def thin(blocks: int) -> Callable[[bool], Shapes]:
-    """Transformer blocks of width 128, where a compiler takes minutes for a larger matrix."""
+    """Transformer blocks of width 128, for compilers that take minutes for a larger matrix."""
     return lambda quick: {f"block_{i}": _block(64 if quick else 128) for i in range(blocks)}
 
 
@@ -57,7 +57,7 @@ def deep(quick: bool) -> Shapes:
 
 
 def narrow(quick: bool) -> Shapes:
-    """One transformer block of width 512: does it compile?"""
+    """One transformer block of width 512, to see whether it compiles."""
     return {"block": _block(64 if quick else 512)}
 
 

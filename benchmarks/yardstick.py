@@ -1,4 +1,4 @@
-"""The yardstick: how fast this machine reads and writes memory, by an in-place axpy."""
+"""The yardstick: measures how fast this machine reads and writes memory, by an in-place axpy."""
 
 from __future__ import annotations
 

@@ -64,7 +64,7 @@ def read_included(app: Sphinx, path: Path, page: str, source: list[str]) -> None
 
 
 def link_names(app: Sphinx, doctree: nodes.document) -> None:
-    """Makes links of the public names that stand as code in the pages."""
+    """Turns public names that the pages write as code into links."""
     if Path(doctree["source"]).suffix == ".md":
         for code in list(doctree.findall(nodes.literal)):
             name = re.sub(r"^gradx\.|\(.*", "", code.astext(), flags=re.DOTALL)

@@ -1,7 +1,7 @@
 """The table of all optimizers: what each is, what it keeps and needs, and the rate to begin with.
 
-What an optimizer is stands in its docstring, its bytes and needs are found by calling it, and the
-rest is in gallery.toml. `python docs/gallery.py` prints the tables.
+The docstring says what an optimizer is, calls of it show its bytes and needs, and gallery.toml has
+the rest. `python docs/gallery.py` prints the tables.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ HEAD = """\
 | --- | --- | --: | --- | --- |
 """
 
-# What an optimizer has to be given beside its learning rate, by the name of the argument.
+# Required arguments beside the learning rate, by name.
 GIVEN: dict[str, Any] = {
     "base_optimizer": gradx.sgd(0.1),
     "inner": gradx.scale_by_adam(),
@@ -76,7 +76,7 @@ def made(name: str) -> Any:
 
 
 def state_bytes(tx: Any) -> str:
-    """The bytes that its state has for each parameter, large matrices being almost all of them."""
+    """The bytes of its state for each parameter; almost all parameters are in a large matrix."""
     params = shapes(1024)
     size = sum(leaf.size for leaf in jax.tree.leaves(params))
     return f"{gradx.state_bytes(jax.eval_shape(tx.init, params)) / size:.1f}".removesuffix(".0")
@@ -86,18 +86,18 @@ def needs(tx: Any) -> Iterator[str]:
     """What `update` asks for beside gradients and state, found by leaving it out."""
     params = shapes(8)
     state = jax.eval_shape(tx.init, params)
-    for given in (False, True):
+    for with_params in (False, True):
         try:
-            if given:
+            if with_params:
                 jax.eval_shape(tx.update, params, state, params)
             else:
                 jax.eval_shape(tx.update, params, state)
             return
         except (TypeError, ValueError) as missing:
             wanted = str(missing).partition(": call update")[0]
-        if not given and "needs the parameters" in wanted:
+        if not with_params and "needs the parameters" in wanted:
             yield "parameters"
-        elif given:
+        elif with_params:
             yield from (f"`{name}`" for name in re.findall(r"'(\w+)'", wanted))
 
 
@@ -112,26 +112,26 @@ def paper(doc: str) -> str:
     return f"{authors}, {year[0]}" if year else authors
 
 
-def row(name: str, told: dict[str, str]) -> str:
+def row(name: str, entry: dict[str, str]) -> str:
     tx, doc = made(name), inspect.getdoc(getattr(gradx, name)) or ""
     what = " ".join(doc.split("\n\n")[0].split())
-    wanted = ", ".join([*needs(tx), *([told["needs"]] if "needs" in told else [])])
+    wanted = ", ".join([*needs(tx), *([entry["needs"]] if "needs" in entry else [])])
     cells = [
         f"`{name}`<br>{paper(doc)}",
-        f"{what} *{told['when']}*" if "when" in told else what,
-        *[state_bytes(tx), wanted, told.get("rate", "")],
+        f"{what} *{entry['when']}*" if "when" in entry else what,
+        *[state_bytes(tx), wanted, entry.get("rate", "")],
     ]
     return f"| {' | '.join(cells)} |\n"
 
 
 def page() -> str:
     """A table for each family, in the order of gallery.toml."""
-    told = tomllib.loads(DATA.read_text())
+    entries = tomllib.loads(DATA.read_text())
     families = optimizers()
-    assert set(told) == set(families), f"gallery.toml: {set(told) ^ set(families)}"
+    assert set(entries) == set(families), f"gallery.toml: {set(entries) ^ set(families)}"
     tables = []
     for family, heading in FAMILIES.items():
-        rows = [row(name, told[name]) for name in told if families[name] == family]
+        rows = [row(name, entries[name]) for name in entries if families[name] == family]
         tables.append(f"## {heading}\n\n{HEAD}{''.join(rows)}")
     return "\n".join(tables)
 

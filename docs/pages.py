@@ -1,6 +1,6 @@
-r"""The Markdown files of the repository as pages of the site.
+r"""Translates the Markdown files of the repository into pages of the site.
 
-On GitHub their links lead to any file, and ``\(…\)`` is maths in the house's notation. Sphinx wants
+On GitHub their links lead to any file, and ``\(…\)`` is maths in gradx's notation. Sphinx wants
 links from docs, and ``$…$``.
 """
 
@@ -26,7 +26,7 @@ LINKS = re.compile(r"(\[(?:`[^`]*`|[^\[\]`])*\])\(([^)#\s]+)(#[^)\s]*)?\)|" + CO
 
 
 def for_site(text: str, folder: Path) -> str:
-    """The text of a file of this folder. Code stays as it is."""
+    """The text of a file in this folder, for the site. Code stays as it is."""
 
     def maths(match: re.Match[str]) -> str:
         return f"${match[1]}$" if match[1] else match[0]

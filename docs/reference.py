@@ -1,8 +1,8 @@
-"""The pages of the API reference: one a public name, one a room, made of docstrings at each build.
+"""Writes the API reference from docstrings at each build: a page for each public name and room.
 
 A room is a folder of gradx, as in docs/design.md; the docstring of its `__init__` says what belongs
-there. `write` makes reStructuredText files in docs/api, which git ignores: Sphinx reads the
-docstrings themselves (autodoc), and `rest` makes of their notation what it understands.
+there. `write` makes reStructuredText files in docs/api, which git ignores. Sphinx reads the
+docstrings themselves (autodoc), and `rest` translates their notation for it.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ def symbols() -> list[Symbol]:
 
 
 def write(folder: Path) -> None:
-    """The pages, and the index of the rooms. A page that is as before is not touched."""
+    """Writes the pages, and the index of the rooms. An unchanged page is not touched."""
     found = symbols()
     assert {symbol.room for symbol in found} == set(ROOMS), "give the new room its place in ROOMS"
     pages = {"index": index()}
@@ -99,8 +99,8 @@ def index() -> str:
     rows = "".join(f"   * - :doc:`rooms/{r}`\n     - {' '.join(a.split())}\n" for r, a in about)
     return (
         f"{title('API reference')}Every public name is flat: ``from gradx import adam``. They are "
-        "sorted here by room, the folder in which a name is defined. What Optax has besides, "
-        "losses and other functions, is found under the same names and documented there.\n\n"
+        "sorted here by room, the folder in which a name is defined. Optax's losses and other "
+        "functions are found under the same names, and documented there.\n\n"
         f".. list-table::\n   :widths: 35 65\n\n{rows}\n"
         f".. toctree::\n   :hidden:\n\n{entries}\n"
     )
@@ -188,18 +188,18 @@ class _Shown:
 
 def signature(value: Any) -> tuple[str, str]:
     """The arguments and the result, with annotations as they are written."""
-    found = inspect.signature(value)
-    given = []
-    for one in found.parameters.values():
-        if one.name == "self":
+    called = inspect.signature(value)
+    parameters = []
+    for parameter in called.parameters.values():
+        if parameter.name == "self":
             continue
-        if callable(one.default) and one.default is not one.empty:
-            one = one.replace(default=_Shown(one.default.__name__))
-        elif type(one.default) is object:
-            one = one.replace(default=_Shown("…"))
-        told = getattr(one.annotation, "__forward_arg__", one.annotation)
-        given.append(one.replace(annotation=told))
-    text = stringify_signature(found.replace(parameters=given))
+        if callable(parameter.default) and parameter.default is not parameter.empty:
+            parameter = parameter.replace(default=_Shown(parameter.default.__name__))
+        elif type(parameter.default) is object:
+            parameter = parameter.replace(default=_Shown("…"))
+        written = getattr(parameter.annotation, "__forward_arg__", parameter.annotation)
+        parameters.append(parameter.replace(annotation=written))
+    text = stringify_signature(called.replace(parameters=parameters))
     arguments, _, result = text.rpartition(" -> ")
     if inspect.isclass(value) or not arguments:
         return arguments or result, ""

@@ -2,11 +2,11 @@
 
     python examples/charlm_matrix.py [--steps 200] [--only Muon SOAP] [--out examples/pictures]
 
-Each has five learning rates, a factor of two apart; that with the lowest loss on seed 0 is trained
+Each has five learning rates, a factor of two apart; the one with the lowest loss on seed 0 is used
 on seeds 1, 2 and 3. The middle rates, and Muon's betas but 0.95, come from trials on a seed 10. All
-see the same batches, and all but Scion leave what is no matrix to AdamW at its best rate. Rates
-rise for a twentieth of the steps and stay. What is judged is the average of the weights over the
-last tenth of the steps so far: a decay would have to know the last step.
+see the same batches, and all but Scion train what is not a matrix by AdamW at its best rate. Rates
+rise for a twentieth of the steps and stay. Losses are those of the average of the weights over the
+last tenth of the steps so far, since a decay of the rate would have to know the last step.
 """
 
 import argparse
@@ -70,12 +70,12 @@ def loss_of(params: Any, texts: jax.Array) -> jax.Array:
     return optax.softmax_cross_entropy_with_integer_labels(logits, texts[:, 1:]).mean()
 
 
-def trainer(make: Any, rest: float, steps: int) -> Callable[[float, int], np.ndarray]:
+def trainer(make: Any, adamw_rate: float, steps: int) -> Callable[[float, int], np.ndarray]:
     """A function from learning rate and seed to validation losses."""
     warmup = gradx.linear_schedule(0.0, 1.0, steps // 20)
     rate = gradx.scaled(warmup, gradx.tunable(1.0, name="learning_rate"))
-    made = make(rate, fallback=adamw(gradx.scaled(warmup, rest)))
-    tx = gradx.chain(gradx.clip_by_global_norm(1.0), made)
+    optimizer = make(rate, fallback=adamw(gradx.scaled(warmup, adamw_rate)))
+    tx = gradx.chain(gradx.clip_by_global_norm(1.0), optimizer)
 
     def step(carry: Any, batch: jax.Array) -> tuple[Any, None]:
         t, params, average, state = carry
@@ -103,35 +103,35 @@ def trainer(make: Any, rest: float, steps: int) -> Callable[[float, int], np.nda
 
 
 def reached(losses: np.ndarray, target: float) -> Any:
-    """After which part of the steps the loss was down to the target; inf: it never was."""
+    """The part of the steps after which the loss is down to the target; inf if it never is."""
     return np.interp(-target, -np.fmin.accumulate(losses), POINTS, right=np.inf)
 
 
 def main(steps: int = 200, only: list[str] | None = None, out: Path = PICTURES) -> None:
     names = only or list(OPTIMIZERS)[1:]
 
-    def study(name: str, rest: float = 0.0) -> tuple[float, np.ndarray]:
+    def study(name: str, adamw_rate: float = 0.0) -> tuple[float, np.ndarray]:
         """The best rate of an optimizer, and the losses of each seed with it."""
         middle, make = OPTIMIZERS[name]
-        run = trainer(make, rest, steps)
+        run = trainer(make, adamw_rate, steps)
         best = middle * FACTORS[np.nanargmin([run(middle * f, 0)[-1] for f in FACTORS])]
         return best, np.stack([run(best, seed) for seed in SEEDS])
 
-    found = {"AdamW": study("AdamW")}
+    studies = {"AdamW": study("AdamW")}
     with ThreadPoolExecutor() as pool:  # since programs this small do not fill the cores
-        others = pool.map(partial(study, rest=found["AdamW"][0]), names)
-        found |= dict(zip(names, tqdm(others, total=len(names)), strict=True))
+        others = pool.map(partial(study, adamw_rate=studies["AdamW"][0]), names)
+        studies |= dict(zip(names, tqdm(others, total=len(names)), strict=True))
 
-    target = found["AdamW"][1][:, -1]  # for each seed
-    parts = {k: np.array(list(map(reached, losses, target))) for k, (_, losses) in found.items()}
-    names = sorted(found, key=lambda name: parts[name].mean())
+    target = studies["AdamW"][1][:, -1]  # for each seed
+    parts = {k: np.array(list(map(reached, losses, target))) for k, (_, losses) in studies.items()}
+    names = sorted(studies, key=lambda name: parts[name].mean())
     print("| optimizer | rate (*: edge) | loss | steps / AdamW's |\n| --- | --: | --: | --: |")
     for name in names:
-        (rate, losses), part = found[name], parts[name]
+        (rate, losses), part = studies[name], parts[name]
         edge = "*" if rate in OPTIMIZERS[name][0] * FACTORS[[0, -1]] else ""
         spread = f"{part.mean():.2f} ({part.min():.2f} to {part.max():.2f})"
         print(f"| {name} | {rate:.2g}{edge} | {losses[:, -1].mean():.3f} | {spread} |")
-    draw(steps, {n: found[n][1] for n in names}, parts, out / "charlm_matrix.png")
+    draw(steps, {n: studies[n][1] for n in names}, parts, out / "charlm_matrix.png")
     least = f"{names[0]} takes {parts[names[0]].mean():.2f} of AdamW's steps"
     print(f"charlm_matrix: {least} to {target.mean():.3f} nats a character, {len(SEEDS)} seeds")
 

@@ -3,8 +3,9 @@
     python examples/charlm_sweep.py [--steps 800] [--seed 0] [--out examples/pictures]
 
 The text is what `help()` prints about Python's own topics: it comes with CPython. The learning rate
-is a live value in the optimizer's state, so eight states differ in one number, and one compiled
-step trains eight models side by side on the same batches. A few minutes on two CPU cores.
+is a live value, a number in the optimizer's state. So eight states differ in one number, and one
+compiled step trains eight models side by side on the same batches. This takes a few minutes on two
+CPU cores.
 """
 
 import argparse
@@ -125,7 +126,7 @@ def main(steps: int = 800, chunk: int = 20, seed: int = 0, out: Path = PICTURES)
 def draw(rates: np.ndarray, losses: np.ndarray, valid: np.ndarray, path: Path) -> None:
     figure, (left, right) = plt.subplots(1, 2, figsize=(9, 4), layout="constrained")
     colors = plt.get_cmap("viridis")(np.linspace(0, 0.92, len(rates)))
-    span = max(1, losses.shape[1] // 40)  # of the running mean, without which curves blur
+    span = max(1, losses.shape[1] // 40)  # of a running mean, so that the curves can be told apart
     for curve, color in zip(losses, colors, strict=True):
         smooth = np.convolve(curve, np.ones(span) / span, mode="valid")
         left.plot(np.arange(len(smooth)) + span, smooth, lw=1.2, color=color)

@@ -2,7 +2,7 @@
 
     python examples/digits_linen_pmap.py [--steps 300] [--seed 0] [--out examples/pictures]
 
-Eight devices, virtual ones where there is no accelerator, each see an eighth of every batch. The
+Each of eight devices (virtual ones if there is no accelerator) sees an eighth of every batch. The
 program checks that their replicas stay equal to the last bit, then trains on one device with the
 whole batch, and compares.
 """
@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-# Before JAX is imported, and before the user's own flags, of which the last one wins.
+# Set before JAX is imported. The user's own flags come later, since the last one wins.
 os.environ["XLA_FLAGS"] = " ".join(
     ["--xla_force_host_platform_device_count=8", os.environ.get("XLA_FLAGS", "")]
 )
@@ -60,7 +60,7 @@ def digits() -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
 
 
 def train_step(state: TrainState, x: jax.Array, y: jax.Array) -> tuple[TrainState, jax.Array]:
-    """One device's part of a step: nothing here tells it from a step on a single device."""
+    """One device's part of a step, written just like a step on a single device."""
 
     def loss_of(params: Any) -> jax.Array:
         logits = state.apply_fn({"params": params}, x)
@@ -87,7 +87,7 @@ def train(
 
     rng, losses = np.random.default_rng(seed), []
     for _ in trange(steps, desc=f"devices: {devices}", unit="step"):
-        # The same rows in the same order whatever the number of devices.
+        # The rows and their order do not depend on the number of devices.
         rows = rng.choice(len(train_x), (devices, batch // devices), replace=False)
         # The outer columns are blank, so rolling the batch by one is a cheap augmentation.
         x = np.roll(train_x[rows], rng.integers(-1, 2), axis=-1)

@@ -71,7 +71,7 @@ def main(steps: int = 600, batch: int = 128, seed: int = 0, out: Path = PICTURES
     rate = gradx.warmup_cosine_decay_schedule(0.0, 4e-3, max(1, steps // 10), steps)
     tx = gradx.chain(
         gradx.clip_by_global_norm(1.0),
-        # Norms and biases are not decayed: no mask tree, a pattern for their paths.
+        # Norms and biases are not decayed: a pattern for their paths replaces a mask tree.
         gradx.adamw(rate, weight_decay=gradx.by_path({r"bias|scale": 0.0}, default=0.05)),
     )
     print(repr(tx))
@@ -91,7 +91,7 @@ def main(steps: int = 600, batch: int = 128, seed: int = 0, out: Path = PICTURES
         metrics = {"loss": loss, "accuracy": accuracy, "gradient norm": gradx.global_norm(grads)}
         return gradx.apply_updates(params, updates), state, metrics
 
-    # Donated trees are updated in place if they leave the step in the order they came in:
+    # Donated trees are updated in place if the step returns them in the order of its arguments:
     # (params, state, …) -> (params, state, …). With the order swapped, XLA copies both.
     step = jax.jit(step, donate_argnums=(0, 1))
     accuracy_of = jax.jit(lambda params: loss_of(params, test_x, test_y)[1])

@@ -1,1 +1,1 @@
-"""What a compiler makes of a row, for a chip that need not be there: bytes and temporaries."""
+"""Compiles rows for a chip that need not be there, and counts bytes and temporaries."""

@@ -9,7 +9,7 @@ from typing import Any
 
 import jax
 
-# Facts of the chip, as XLA wants to be told them.
+# Facts of the chip, in XLA's format.
 _H200 = """
 gpu_device_info {
   threads_per_block_limit: 1024 threads_per_warp: 32
@@ -34,12 +34,12 @@ class Chip:
 
     Attributes:
       name: as `--target` calls it.
-      package: what has to be installed for its compiler, and what to install for it.
-      environment: what has to be set before JAX starts.
-      platform, topology: what `jax.experimental.topologies` calls it; None is the machine itself.
+      package: the module of its compiler, and the requirement that installs it.
+      environment: variables to set before JAX starts.
+      platform, topology: its name in `jax.experimental.topologies`; None is the machine itself.
       mesh: the same for many of them.
-      thin: whether rows that decompose matrices have them of width 128. The compiler of TPUs writes
-        a decomposition out for each size, which takes minutes for a large one.
+      thin: whether rows that decompose matrices have matrices of width 128. The compiler of TPUs
+        writes a decomposition out for each size, which takes minutes for a large one.
     """
 
     name: str
@@ -51,14 +51,14 @@ class Chip:
     thin: bool = False
 
     def check(self, *, many: bool = False) -> None:
-        """Raises SystemExit if its compiler is not installed, or there is but one of it."""
+        """Raises SystemExit if its compiler is not installed, or if it has no mesh for `many`."""
         if self.package is not None and importlib.util.find_spec(self.package[0]) is None:
             raise SystemExit(self.refusal(f"the compiler in {self.package[0]} is not installed"))
         if many and self.mesh is None:
             raise SystemExit(f"--target {self.name} is one chip; a mesh needs another target")
 
     def refusal(self, why: str) -> str:
-        """What to do if it cannot be compiled for."""
+        """A message that says why it cannot be compiled for, and what to install."""
         install = self.package[1] if self.package else "jax"
         return (
             f"--target {self.name}: {why}. It needs pip install '{install}=={jax.__version__}', "
@@ -66,14 +66,14 @@ class Chip:
         )
 
     def devices(self, *, many: bool = False) -> list[Any]:
-        """What to compile for: one, or all of `mesh`."""
+        """The devices to compile for: one, or all of `mesh`."""
         chosen = self.mesh if many else self.topology
         if chosen is None:
             return list(jax.devices("cpu"))
         from jax.experimental import topologies
 
-        made = topologies.get_topology_desc(platform=self.platform, **chosen)
-        return list(made.devices) if many else list(made.devices[:1])
+        topology = topologies.get_topology_desc(platform=self.platform, **chosen)
+        return list(topology.devices) if many else list(topology.devices[:1])
 
 
 _TPU = {
@@ -114,7 +114,7 @@ CHIPS = {
 
 
 def named(name: str) -> Chip:
-    """The chip of a name; SystemExit if there is none."""
+    """The chip of this name; SystemExit if there is none."""
     if name not in CHIPS:
         raise SystemExit(f"no target {name!r}; there are {', '.join(CHIPS)}")
     return CHIPS[name]

@@ -54,8 +54,8 @@ def main(args: argparse.Namespace) -> None:
     path = args.json or stored.file_of(chip.name, args.study)
     before = stored.load(path)
     if args.within is not None:
-        known = {} if before is None else before.results
-        jobs = [j for j in jobs if j in known and known[j].get("seconds", 0) <= args.within]
+        results = {} if before is None else before.results
+        jobs = [j for j in jobs if j in results and results[j].get("seconds", 0) <= args.within]
     if args.check:
         _check(chip, jobs, before, args.workers)
         return
@@ -79,7 +79,7 @@ def main(args: argparse.Namespace) -> None:
 def _begin(
     chip: chips.Chip, study: str, some: bool, resume: bool, before: stored.Stored | None, path: Path
 ) -> stored.Stored:
-    """What the new results go into: the file's, if it is of the same versions, or nothing."""
+    """The results to add to: those of the file, if it is of the same versions, or none."""
     if before is None or not (some or resume):
         return stored.Stored(chip.name, study, stored.versions(chip))
     _same_versions(chip, before, "measure all rows (no --rows, no --resume), or use another --json")

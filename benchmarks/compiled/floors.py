@@ -5,11 +5,11 @@ like the parameters, of 4 bytes an element: `"g mu nu p -> mu nu p"`, AdamW's, i
 parameter. A second pass begins where a number of the whole leaf, or of the whole tree, has to be
 known first: `"g; g mu nu p -> mu nu p"` clips before it. Numbers of rows and columns count as
 nothing, and a row fits on the chip. `x:2` has 2 bytes an element; `A`, a capital, is the Gram
-matrix of each matrix, on its shorter side; `5 * x -> A` is done five times. Behind "#" stands what
-else a reader has to know. `none` says that a row has no floor, and why.
+matrix of each matrix, on its shorter side; `5 * x -> A` is done five times. A note for the reader
+follows "#". `none` is for a row without a floor, and its note says why.
 
-A program is the same in every step, so what one of its steps has to write, all do. On TPUs a
-program can be below its floor: a leaf may stay on the chip (in VMEM) from one pass to the next.
+A program is the same in every step. So if one step has to write an array, all steps write it. On
+TPUs a program can be below its floor: a leaf may stay on the chip (in VMEM) between two passes.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Floor:
     Attributes:
       likes: bytes an element of the parameters.
       grams: bytes an element of the Gram matrices.
-      note: what a reader has to know.
+      note: a note for the reader.
     """
 
     likes: int
@@ -46,16 +46,16 @@ class Floor:
 
 
 def parse(text: str) -> Floor | None:
-    """What a floor adds up to; None for `none`. Raises ValueError for what is no floor."""
+    """The sum of a floor's passes; None for `none`. Raises ValueError if the text is no floor."""
     arithmetic, _, note = text.partition("#")
     if arithmetic.strip() == "none":
         if not note.strip():
             raise ValueError("a row without a floor says why: 'none # why'")
         return None
     likes = grams = 0
-    for one in arithmetic.split(";"):
-        found = _TIMES.fullmatch(one.strip())
-        times, arrays = (int(found[1]), found[2]) if found else (1, one)
+    for part in arithmetic.split(";"):
+        repeated = _TIMES.fullmatch(part.strip())
+        times, arrays = (int(repeated[1]), repeated[2]) if repeated else (1, part)
         words = arrays.replace("->", " ", 1).split()
         if not words:
             raise ValueError(f"a floor is 'reads -> writes; …' or 'none # why', got {text!r}")
@@ -69,7 +69,7 @@ def parse(text: str) -> Floor | None:
 
 
 def why_none(text: str) -> str:
-    """The reason of a floor that is none."""
+    """The reason why a row has no floor."""
     return text.partition("#")[2].strip()
 
 
@@ -79,7 +79,7 @@ ADAM = "g mu nu p -> mu nu p"
 THREE = "g mu nu more p -> mu nu more p"
 NORM_FIRST = f"g; {SGD}"
 
-# Five steps of Newton and Schulz on an x in half precision: A = xxᵀ, B = bA + cAA, x = ax + Bx.
+# Five Newton–Schulz steps on an x in half precision: A = xxᵀ, B = bA + cAA, x = ax + Bx.
 STEPS = "5 * x:2 -> A:2; 5 * A:2 -> B:2; 5 * B:2 x:2 -> x:2"
 MUON = f"g mu -> mu x:2; {STEPS}; x:2 p -> p # the plain iteration in bfloat16"
 

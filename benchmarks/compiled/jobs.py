@@ -1,4 +1,4 @@
-"""What is compiled: a row, by a library, on a tree, for one chip or many; and the sets of these."""
+"""The jobs to compile: a row, by a library, on a tree, for one chip or many; and sets of jobs."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ DECOMPOSES = re.compile("galore|soap|splus|shampoo|psgd")
 
 @dataclass(frozen=True)
 class Job:
-    """One program.
+    """One program to compile.
 
     Attributes:
       row: its name in the table.
-      library: who makes the transformation, `gradx` or `optax`.
+      library: the library of the transformation, `gradx` or `optax`.
       tree: the parameters, a name in `trees.TREES`.
-      sharded: for many chips, each of which has a part of the rows.
-      table: where the row is from: `benchmarks`, or `tests`, whose laws run over 200 rows.
+      sharded: whether it is for many chips, each of which has a part of the rows of every array.
+      table: the table of the row: that of `benchmarks`, or that of `tests`, with 200 rows.
     """
 
     row: str
@@ -77,7 +77,7 @@ def sharded(pattern: str) -> list[Job]:
 
 
 def asked(study: str, chip: Chip, pattern: str) -> list[Job]:
-    """The jobs of a study for a chip, on trees that its compiler comes to an end with."""
+    """The jobs of a study for a chip, on trees that its compiler can finish."""
     return [
         replace(job, tree=f"{job.tree} thin") if chip.thin and DECOMPOSES.search(job.row) else job
         for job in STUDIES[study](pattern)

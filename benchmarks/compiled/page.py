@@ -1,4 +1,4 @@
-"""The stored results as Markdown: `docs/benchmarks_targets.md`."""
+"""Renders the stored results as Markdown: `docs/benchmarks_targets.md`."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def short(result: Result) -> str:
 
 
 def floor_of(row: str, tree: str = "wide") -> float | None:
-    """Bytes a parameter; None where a row has no floor."""
+    """The least bytes a parameter that a row can move; None if it has no floor."""
     parsed = floors.parse(floors.FLOORS[row])
     return None if parsed is None else parsed.per_parameter(trees.TREES[tree](False))
 

@@ -1,9 +1,9 @@
-"""What a compiled program costs, counted in its text.
+"""Counts the cost of a compiled program in its text.
 
-Bytes are counted over the instructions of the entry computation: what each reads and writes in
-main memory; of an array of which a fusion only takes or replaces a slice, the slice. A loop or a
-conditional counts once, with what is handed to it and what comes back. On TPUs an array whose
-layout says `S(1)` is on the chip (VMEM), and does not count.
+Bytes are those that the instructions of the entry computation read and write in main memory. If a
+fusion only takes or replaces a slice of an array, only the slice counts. A loop or a conditional
+counts once, with its arguments and results. On TPUs an array whose layout says `S(1)` is on the
+chip (VMEM), and does not count.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-# What moves nothing by itself: names for what is there already, and the ends of what was begun.
+# Instructions that move nothing by themselves. The ends of asynchronous ones move nothing either.
 _NAMES = {
     "parameter", "constant", "tuple", "get-tuple-element", "bitcast", "opt-barrier", "after-all",
     "partition-id", "replica-id", "optimization-barrier", "add-dependency", "domain", "iota",
@@ -35,7 +35,7 @@ _OPERAND = re.compile(r"%([\w.\-]+)")
 
 @dataclass(frozen=True)
 class Instruction:
-    """An instruction: its name, what it gives (with layouts), what it does, and to what.
+    """An instruction: its name, its result (with layouts), its operation, and its operands.
 
     A parameter has its number as its only operand.
     """
@@ -54,7 +54,7 @@ class Cost:
     Attributes:
       moved: bytes through main memory.
       kernels: instructions of the entry computation that do work.
-      collectives: an operation to the bytes that it gives to a device, in the whole program.
+      collectives: by operation, the bytes that a device receives in the whole program.
     """
 
     moved: int
@@ -66,9 +66,9 @@ def cost(text: str) -> Cost:
     """Counts in the text of a compiled program (`compiled.as_text()`)."""
     computations = _computations(text)
     entry = computations[_ENTRY]
-    made = {i.name: i.result for i in entry}
+    results = {i.name: i.result for i in entry}
     work = [i for i in entry if i.operation not in _NAMES and not i.operation.endswith(_ENDS)]
-    moved = sum(_moved(i, made) - _untouched(i, made, computations) for i in work)
+    moved = sum(_moved(i, results) - _untouched(i, results, computations) for i in work)
     return Cost(moved, len(work), _collectives(text))
 
 
@@ -84,14 +84,14 @@ def _computations(text: str) -> dict[str, list[Instruction]]:
 
 def _instructions(text: str) -> Iterator[Instruction]:
     for line in text.splitlines():
-        found = _INSTRUCTION.match(line)
-        if found is None:
+        match = _INSTRUCTION.match(line)
+        if match is None:
             continue
-        result, rest = _until_space(line[found.end() :])
+        result, rest = _until_space(line[match.end() :])
         operation, _, rest = rest.partition("(")
         inside, rest = _until_closed(rest)
         operands = [inside] if operation == "parameter" else _OPERAND.findall(inside)
-        yield Instruction(found[1], result, operation.strip(), operands, rest)
+        yield Instruction(match[1], result, operation.strip(), operands, rest)
 
 
 def _until_space(text: str) -> tuple[str, str]:
@@ -113,29 +113,29 @@ def _until_closed(text: str) -> tuple[str, str]:
     return text, ""
 
 
-def _moved(i: Instruction, made: dict[str, str]) -> int:
+def _moved(i: Instruction, results: dict[str, str]) -> int:
     if i.operation in _STARTS:  # as much is read as is written
-        source, arrays = made.get(i.operands[0], ""), list(_arrays(i.result))
+        source, arrays = results.get(i.operands[0], ""), list(_arrays(i.result))
         target = arrays[0 if i.operation == "copy-start" else 1]
         sides = [x for x in (source, target) if "S(1)" not in x]
         return size(target, everywhere=True) * len(sides)
-    read = sum(size(made.get(x, "")) for x in i.operands)
+    read = sum(size(results.get(x, "")) for x in i.operands)
     if i.operation.endswith("-start") and i.operation != "all-reduce-start":
         read = 0  # the result is (operands, results, …)
     return read + size(i.result)
 
 
 def _untouched(
-    i: Instruction, made: dict[str, str], computations: dict[str, list[Instruction]]
+    i: Instruction, results: dict[str, str], computations: dict[str, list[Instruction]]
 ) -> int:
-    """Bytes among a fusion's operands and results that are no part of the slices that it needs."""
+    """Bytes of a fusion's operands and results outside the slices that it reads and writes."""
     called = re.search(r"calls=%([\w.\-]+)", i.rest)
     if i.operation != "fusion" or called is None:
         return 0
     body = {x.name: x for x in computations.get(called[1], [])}
     parameters = [x for x in body.values() if x.operation == "parameter"]
     return sum(
-        _beside_slices(x.name, made.get(i.operands[int(x.operands[0])], ""), body)
+        _beside_slices(x.name, results.get(i.operands[int(x.operands[0])], ""), body)
         for x in parameters
     )
 
@@ -154,7 +154,7 @@ def _beside_slices(name: str, whole: str, body: dict[str, Instruction]) -> int:
 
 
 def _users(name: str, body: dict[str, Instruction]) -> Iterator[tuple[Instruction, str]]:
-    """What reads a value, and under what name: another shape of it has one, too."""
+    """The readers of a value, and the name that each reads: a bitcast of it has another name."""
     for user in body.values():
         if name in user.operands:
             if user.operation == "bitcast":
@@ -164,12 +164,12 @@ def _users(name: str, body: dict[str, Instruction]) -> Iterator[tuple[Instructio
 
 
 def _arrays(text: str) -> Iterator[str]:
-    for found in _ARRAY.finditer(text):
-        yield found[0]
+    for match in _ARRAY.finditer(text):
+        yield match[0]
 
 
 def size(text: str, *, everywhere: bool = False) -> int:
-    """The bytes of a type in main memory; of a tuple, of all that is in it."""
+    """The bytes of a type in main memory; for a tuple, their sum."""
     total = 0
     for kind, shape, layout in _ARRAY.findall(text):
         if everywhere or "S(1)" not in (layout or ""):
@@ -185,21 +185,21 @@ def _bits(kind: str) -> int:
 
 
 def _collectives(text: str) -> dict[str, int]:
-    """What each operation gives; of one that is begun and ended apart, where it ends.
+    """The bytes that each operation gives. One with a start and an end counts at its end.
 
-    On TPUs one gather may stand in several fusions, each of which does a part of it, under the same
-    number of its channel.
+    On TPUs one gather may be in several fusions, each of which does a part of it. They have the
+    same channel number, and count once.
     """
-    found: dict[str, int] = {}
+    totals: dict[str, int] = {}
     channels = set()
     for i in _instructions(text):
         name = i.operation.removesuffix("-done")
         if name in COLLECTIVES:
             channel = re.search(r"channel_id=\d+", i.rest)
             if channel is None or channel[0] not in channels:
-                found[name] = found.get(name, 0) + size(i.result, everywhere=True)
+                totals[name] = totals.get(name, 0) + size(i.result, everywhere=True)
             channels.add(channel and channel[0])
-    return found
+    return totals
 
 
 def temporaries(compiled: Any) -> int:
@@ -209,7 +209,7 @@ def temporaries(compiled: Any) -> int:
 
 
 def operations(compiled: Any) -> float:
-    """Floating-point operations of a device in a step; those of products where XLA counts none."""
+    """Floating-point operations of a device in a step; those of products if XLA counts none."""
     counted = compiled.cost_analysis()
     if isinstance(counted, list):
         counted = counted[0] if counted else None
@@ -218,11 +218,11 @@ def operations(compiled: Any) -> float:
 
 def products(text: str) -> float:
     """2 m n k of each product in the text: `dot`s, fused or not, and calls of cuBLAS."""
-    made, total = {}, 0.0
+    results, total = {}, 0.0
     for i in _instructions(text):
-        made[i.name] = i.result
+        results[i.name] = i.result
         if i.operation == "dot" or (i.operation == "custom-call" and "__cublas$" in i.rest):
-            left = _shape(made[i.operands[0]])
+            left = _shape(results[i.operands[0]])
             axes = re.search(r'lhs_contracting_dim(?:ension)?s"?[=:][{\[]([\d",]*)', i.rest)
             contracted = [left[int(axis)] for axis in re.findall(r"\d+", axes[1])] if axes else []
             result = next(_arrays(i.result))
@@ -231,5 +231,5 @@ def products(text: str) -> float:
 
 
 def _shape(text: str) -> list[int]:
-    found = _ARRAY.search(text)
-    return [int(n.strip("<=")) for n in found[2].split(",") if n] if found else []
+    match = _ARRAY.search(text)
+    return [int(n.strip("<=")) for n in match[2].split(",") if n] if match else []

@@ -1,4 +1,4 @@
-"""Jobs done by worker processes, which a compiler may end."""
+"""Runs jobs in worker processes, since a compiler may end its process."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from benchmarks.compiled.jobs import ROOT, Job
 Result = dict[str, Any]
 Keep = Callable[[Job, Result], None]
 
-# Seconds; a compiler that takes longer will not come to an end.
+# Seconds; a compiler that takes longer counts as one that never ends.
 LONGEST = 1800.0
 
 
@@ -28,10 +28,10 @@ def run(chip: Chip, jobs: Sequence[Job], keep: Keep, workers: int = 1) -> None:
     """Hands each result to `keep` as soon as it is there; a crash is a result, too."""
     left, lock = deque(jobs), threading.Lock()
     with ThreadPoolExecutor(workers) as pool:
-        done = [pool.submit(_work, chip, left, keep, lock) for _ in range(workers)]
+        futures = [pool.submit(_work, chip, left, keep, lock) for _ in range(workers)]
         try:
-            for one in done:
-                one.result()
+            for future in futures:
+                future.result()
         finally:
             left.clear()
 
@@ -103,7 +103,7 @@ def _answer(worker: subprocess.Popen[str]) -> Result | None:
 
 
 def _last_words(worker: subprocess.Popen[str], errors: IO[str]) -> str:
-    """Why a process has ended, as far as it said so; what it said is forgotten."""
+    """The reason why a process ended, from its standard error, which is then emptied."""
     worker.communicate()
     errors.seek(0)
     lines = [line.strip() for line in errors if line.strip()]

@@ -1,4 +1,4 @@
-"""What was measured for a target, in a file that later runs go on with, or are compared to."""
+"""Stores the results for a target in a file, which later runs continue or compare with."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from benchmarks.compiled.runs import Result
 
 RESULTS = ROOT / "benchmarks" / "results"
 
-# What may be more than the stored table says: a hundredth, and scalars (B/param).
+# How much more than the stored table is allowed: a hundredth, and scalars (B/param).
 TOLERANCE, SCALARS = 1.01, 0.01
 
 
@@ -47,16 +47,16 @@ class Stored:
 
 
 def load(path: Path) -> Stored | None:
-    """What is in a file; None if there is none."""
+    """The contents of a file; None if there is no file."""
     if not path.exists():
         return None
     read: dict[str, Any] = json.loads(path.read_text())
     fields = Job.__dataclass_fields__
     results = {
-        Job(**{k: v for k, v in one.items() if k in fields}): {
-            k: v for k, v in one.items() if k not in fields
+        Job(**{k: v for k, v in line.items() if k in fields}): {
+            k: v for k, v in line.items() if k not in fields
         }
-        for one in read.pop("results")
+        for line in read.pop("results")
     }
     return Stored(results=results, **read)
 
@@ -66,13 +66,13 @@ def file_of(target: str, study: str) -> Path:
 
 
 def versions(chip: Chip) -> dict[str, str]:
-    """Of the packages that decide what a compiler makes of gradx's program, as installed here."""
+    """The installed versions of the packages that decide how gradx's program is compiled."""
     packages = ["jax", "jaxlib", "optax", *([chip.package[0]] if chip.package else [])]
     return {name: version(name) for name in packages}
 
 
 def worse(now: Result, before: Result | None) -> list[str]:
-    """In what a result is worse than the stored one, as sentences; a crash always is."""
+    """Says in sentences how a result is worse than the stored one; a crash always is."""
     if "error" in now:
         return [now["error"]]
     if before is None or "error" in before:

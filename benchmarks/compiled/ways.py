@@ -1,6 +1,7 @@
-"""Ways to help a compiler that act on other targets than `gradx/lowering/policy.py` says.
+"""Lets ways to help a compiler act on other targets than `gradx/lowering/policy.py` says.
 
-To see what a way buys, or costs where it does not act. A worker is told by its environment.
+This shows what a way saves, or costs where it does not act. A worker reads the change from its
+environment.
 """
 
 from __future__ import annotations
@@ -15,25 +16,25 @@ from gradx.lowering.policy import PLATFORMS, POLICY
 _VARIABLE = "GRADX_BENCHMARK_WAYS"
 
 
-def changed(chip: Chip, given: Sequence[str]) -> Chip:
+def changed(chip: Chip, changes: Sequence[str]) -> Chip:
     """The chip with ways written ``name=target,target``, or ``name=`` for nowhere.
 
     Raises:
       SystemExit: there is no such way, or no such target.
     """
-    for one in given:
-        name, _, targets = one.partition("=")
+    for text in changes:
+        name, _, targets = text.partition("=")
         unknown = set(filter(None, targets.split(","))) - set(PLATFORMS)
-        if "=" not in one or name not in POLICY or unknown:
+        if "=" not in text or name not in POLICY or unknown:
             raise SystemExit(
-                f"--way {one}: must be NAME=TARGETS, a name of {sorted(POLICY)} and targets of "
+                f"--way {text}: must be NAME=TARGETS, a name of {sorted(POLICY)} and targets of "
                 f"{sorted(PLATFORMS)}, separated by commas"
             )
-    return replace(chip, environment={**chip.environment, _VARIABLE: " ".join(given)})
+    return replace(chip, environment={**chip.environment, _VARIABLE: " ".join(changes)})
 
 
 def change() -> None:
     """Changes the policy of this process as its environment says."""
-    for one in os.environ.get(_VARIABLE, "").split():
-        name, _, targets = one.partition("=")
+    for text in os.environ.get(_VARIABLE, "").split():
+        name, _, targets = text.partition("=")
         POLICY[name] = POLICY[name]._replace(targets=tuple(filter(None, targets.split(","))))

@@ -1,6 +1,6 @@
-"""Compiles what it is told on its standard input, a job a line, and answers with what it costs.
+"""Reads jobs from standard input, one a line, compiles each, and answers with its cost.
 
-`python -m benchmarks.compiled.worker CHIP` is started by `runs.py`, and again where a compiler has
+`runs.py` starts `python -m benchmarks.compiled.worker CHIP`, and starts it again if a compiler has
 ended the process.
 """
 
@@ -39,26 +39,26 @@ def main(chip: str) -> None:
     for line in sys.stdin:
         job = Job(**json.loads(line))
         try:
-            made = measure(CHIPS[chip], job)
-        except Exception as error:  # whatever a compiler refuses is a result
-            made = {"error": f"{type(error).__name__}: {str(error)[:200]}"}
-        print(json.dumps(made), flush=True)
+            result = measure(CHIPS[chip], job)
+        except Exception as error:  # a refusal by the compiler is a result, too
+            result = {"error": f"{type(error).__name__}: {str(error)[:200]}"}
+        print(json.dumps(result), flush=True)
         jax.clear_caches()
 
 
 def measure(chip: Chip, job: Job) -> dict[str, Any]:
-    """What a job costs on a chip: bytes and operations a parameter (and device)."""
+    """The cost of a job on a chip: bytes and operations a parameter (and device)."""
     shapes, devices = trees.TREES[job.tree](False), chip.devices(many=job.sharded)
     begin = time.process_time()
-    made = compiled(case_of(job), job.library, shapes, devices)
+    step = compiled(case_of(job), job.library, shapes, devices)
     seconds = time.process_time() - begin
-    text, n = made.as_text(), trees.size(shapes)
+    text, n = step.as_text(), trees.size(shapes)
     cost = program.cost(text)
     return {
         "moved": round(cost.moved / n, 4),
-        "temporaries": round(program.temporaries(made) / n, 4),
+        "temporaries": round(program.temporaries(step) / n, 4),
         "kernels": cost.kernels,
-        "operations": round(program.operations(made) / n, 1),
+        "operations": round(program.operations(step) / n, 1),
         "collectives": {name: round(b / n, 4) for name, b in sorted(cost.collectives.items())},
         "devices": len(devices),
         "seconds": round(seconds, 1),
@@ -66,7 +66,7 @@ def measure(chip: Chip, job: Job) -> dict[str, Any]:
 
 
 def case_of(job: Job) -> cases.Case:
-    """The row, of the benchmark's table or of the one that the laws run over."""
+    """The row of a job, from the benchmark's table or from the table of the tests."""
     if job.table == "benchmarks":
         return next(case for case in cases.CASES if case.name == job.row)
     sys.path.insert(0, str(ROOT / "tests"))
@@ -77,8 +77,8 @@ def case_of(job: Job) -> cases.Case:
 def compiled(case: cases.Case, library: str, shapes: trees.Shapes, devices: list[Any]) -> Any:
     """The program of one step, with donated parameters and state.
 
-    For many devices arrays are sharded by their first axis, where it divides, but for what `init`
-    places itself; and so are the results.
+    For many devices, arrays and results are sharded by their first axis if it divides, except for
+    arrays that `init` shards itself.
     """
     tx = case.make(MODULES[library])
     step = step_of(MODULES[library], case, tx)
@@ -98,16 +98,16 @@ def compiled(case: cases.Case, library: str, shapes: trees.Shapes, devices: list
 
     with jax.set_mesh(mesh):
         params = _placed(bare, by_rows)
-        begun = jax.jit(tx.init).lower(params).compile().output_shardings
+        of_init = jax.jit(tx.init).lower(params).compile().output_shardings
         state = jax.tree.map(
-            lambda x, found: _placed(
-                x, lambda x: by_rows(x) if found.is_fully_replicated else found
+            lambda x, sharding: _placed(
+                x, lambda x: by_rows(x) if sharding.is_fully_replicated else sharding
             ),
             jax.eval_shape(tx.init, bare),
-            begun,
+            of_init,
         )
-        places = jax.tree.map(lambda x: x.sharding, (params, state))
-        jitted = jax.jit(step, donate_argnums=(0, 1), out_shardings=places)
+        shardings = jax.tree.map(lambda x: x.sharding, (params, state))
+        jitted = jax.jit(step, donate_argnums=(0, 1), out_shardings=shardings)
         return jitted.lower(params, state, params).compile()
 
 
