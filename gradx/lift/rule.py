@@ -149,8 +149,8 @@ class Rule:
         facts = self.facts(flat, extra)
         if len(facts) != len(flat.values):
             raise ValueError(
-                f"{self.where}: facts must give a dictionary or None for each of the "
-                f"{len(flat.values)} leaves, and gives {len(facts)}."
+                f"{self.where}: facts must give a dictionary for each of the "
+                f"{len(flat.values)} leaves, or None, and gives {len(facts)} answers."
             )
         return facts
 

@@ -29,9 +29,9 @@ class _Names(SimpleNamespace):
             raise AttributeError(name)
         there = sorted(set(vars(self)) - set(RESERVED))
         raise AttributeError(
-            f"the function {core.show(self._reader)} of a rule reads h.{name}, but h has only "
-            f"{there}.{hint(name, there)} Give the lift a number as hypers={{{name!r}: …}}, an "
-            f"option as flags={{{name!r}: …}}, and make what depends on the step in per_step."
+            f"the function {core.show(self._reader)} of a rule reads h.{name}, which is missing; "
+            f"h has {there}.{hint(name, there)} Give the lift a number as hypers={{{name!r}: …}}, "
+            f"an option as flags={{{name!r}: …}}, and make what depends on the step in per_step."
         )
 
 
