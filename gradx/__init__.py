@@ -1,10 +1,10 @@
 """gradx: functional gradient transformations for JAX.
 
 The names of Optax, with one mechanism behind them: the maths of an optimizer is written once, for
-one array, and lifted over trees, groups of parameters, dtypes, devices and hyperparameters.
+one array. gradx applies it to trees, groups of parameters, dtypes, devices and hyperparameters.
 
-Every public name is here, flat; each module lists its own in `__all__`. What Optax has besides,
-losses and namespaces, is looked up there when it is asked for (`gradx/core/mirror.py`).
+Every public name can be imported from here; each module lists its own in `__all__`. Optax's losses
+and namespaces are looked up in Optax when they are asked for (`gradx/core/mirror.py`).
 """
 
 import types

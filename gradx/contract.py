@@ -1,7 +1,7 @@
-"""The contract that everything in the ecosystem speaks: Optax's types, under Optax's names.
+"""The contract of the ecosystem: Optax's types, under Optax's names.
 
-They are Optax's own objects, not copies of them, so that `isinstance` and `is` say the same in both
-libraries, and an annotation with one fits a function of the other.
+They are Optax's own objects, not copies. So `isinstance` and `is` give the same answer in both
+libraries, and an annotation of one fits functions of the other.
 
 =================================  ==============================================================
 name                               what it is
@@ -12,7 +12,7 @@ name                               what it is
 `TransformUpdateFn`                `(updates, state, params=None) -> (updates, state)`
 `TransformUpdateExtraArgsFn`       the same with `**extra_args`
 `Params`                           a tree of parameters
-`Updates`                          a tree like the parameters: gradients, and what becomes of them
+`Updates`                          a tree like the parameters: gradients, or updates made of them
 `OptState`                         a tree of arrays, the state of a transformation
 `EmptyState`                       the state of a transformation that keeps nothing
 `AdaptiveGradClipState`            `EmptyState`, which has several names in Optax
@@ -82,7 +82,7 @@ __all__ = [
 ]
 
 
-# Code outside asks for these by identity too.
+# Aliases, not subclasses, since code outside also compares them with `is`.
 AdaptiveGradClipState = AddDecayedWeightsState = ClipByGlobalNormState = EmptyState
 ClipState = ScaleState = EmptyState
 
@@ -102,11 +102,11 @@ def init_empty_state(params: Params) -> EmptyState:
 
 
 def with_extra_args_support(tx: GradientTransformation) -> GradientTransformationExtraArgs:
-    """The transformation with an `update` that accepts extra arguments, whether it uses them.
+    """Gives a transformation an `update` that accepts extra arguments, used or not.
 
     Args:
-      tx: any pair of `init` and `update`. If it accepts extra arguments already, as everything of
-        gradx's does, it is returned as it is; else they are dropped before its `update`.
+      tx: any pair of `init` and `update`. One that accepts extra arguments already, as all of
+        gradx's do, is returned as it is; for another one they are dropped.
 
     Example:
       >>> import gradx

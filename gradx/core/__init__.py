@@ -1,6 +1,6 @@
 """A transformation, and its description: the pair of functions, trees, errors, specs.
 
-`from gradx import core` is how the library says `core.recorded`, `core.where()`. May import:
+The library writes `core.recorded` and `core.where()`, after `from gradx import core`. May import:
 `contract` and `lowering`.
 """
 

@@ -1,6 +1,6 @@
-"""What the annotations of a function say of its arguments.
+"""Reads the annotations of a function: what each argument may be.
 
-Options (bools, enumerations, functions) are checked by them; `meaning` reads numbers from them.
+Options (bools, enumerations, functions) are checked against them; `meaning` reads the numbers.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from gradx.core.show import show
 
 
 def signature(factory: Callable[..., Any]) -> inspect.Signature:
-    """With every annotation evaluated that can be."""
+    """The signature, with every annotation evaluated that can be."""
     try:
         return _signature(factory)
     except TypeError:  # a callable without a hash
@@ -36,28 +36,28 @@ def _compiled(annotation: str) -> types.CodeType:
 
 
 def evaluated(factory: Callable[..., Any]) -> inspect.Signature:
-    """`signature`, looked up anew: while a module is read not every name is there."""
+    """`signature` without its cache: while a module is imported, some names are missing."""
     plain = inspect.signature(factory)
     module = sys.modules.get(getattr(factory, "__module__", ""))
     names = getattr(inspect.unwrap(factory), "__globals__", vars(module) if module else {})
 
-    def kind(annotation: Any) -> Any:
-        text = getattr(annotation, "__forward_arg__", annotation)  # that of a named tuple
-        # One by one: a name that is there for type checkers alone hides only its own.
+    def resolved(annotation: Any) -> Any:
+        text = getattr(annotation, "__forward_arg__", annotation)  # of a named tuple
+        # One by one: a name that only type checkers know spoils only its own annotation.
         with contextlib.suppress(NameError, AttributeError, TypeError, SyntaxError):
             return eval(_compiled(text), names) if isinstance(text, str) else text
         return annotation
 
-    typed = [p.replace(annotation=kind(p.annotation)) for p in plain.parameters.values()]
-    return plain.replace(parameters=typed, return_annotation=kind(plain.return_annotation))
+    typed = [p.replace(annotation=resolved(p.annotation)) for p in plain.parameters.values()]
+    return plain.replace(parameters=typed, return_annotation=resolved(plain.return_annotation))
 
 
 _signature = functools.lru_cache(maxsize=1024)(evaluated)
 
 
 def members(annotation: Any) -> tuple[Any, ...]:
-    """What an annotation allows: the members of a union, or itself; () where it says nothing."""
-    annotation = getattr(annotation, "__value__", annotation)  # that of `type Rate = …`
+    """The types that an annotation allows: those of a union, or itself; () for none."""
+    annotation = getattr(annotation, "__value__", annotation)  # of an alias, `type Rate = …`
     if annotation is inspect.Parameter.empty or isinstance(annotation, str):
         return ()
     origin = typing.get_origin(annotation)
@@ -84,12 +84,12 @@ def metadata(annotation: Any) -> tuple[Any, ...]:
 
 @dataclass(frozen=True)
 class Option:
-    """An argument that takes a bool, a word of several or a function, and no number."""
+    """An argument that takes a bool, one of several words or a function, but no number."""
 
     kinds: tuple[Any, ...]
 
     def taken(self, value: Any) -> tuple[bool, Any]:
-        """Whether the value is one of these, and what to hand on."""
+        """Whether the value is allowed, and the value to use."""
         for kind in self.kinds:
             origin = typing.get_origin(kind)
             if kind is bool:
@@ -122,7 +122,7 @@ class Option:
 
 
 def check_known(name: str, value: Any, where: str) -> None:
-    """Raises ValueError for a traced value where only the value itself can decide."""
+    """Raises ValueError for a traced value where the program depends on the value."""
     for x in value if type(value) in (list, tuple) else (value,):
         if isinstance(x, jax.core.Tracer):
             raise ValueError(
@@ -133,7 +133,7 @@ def check_known(name: str, value: Any, where: str) -> None:
 
 
 def is_bool(value: Any) -> bool:
-    """A bool that is known now; other values would be true or false by accident, as ``"no"`` is."""
+    """Whether it is a bool known now. Other values are truthy by accident, as ``"no"`` is."""
     if isinstance(value, bool | np.bool_):
         return True
     array = isinstance(value, np.ndarray | jax.Array) and not isinstance(value, jax.core.Tracer)
@@ -158,7 +158,7 @@ def options(factory: Callable[..., Any]) -> dict[str, Option]:
 
 @functools.lru_cache(maxsize=1024)
 def known_before(factory: Callable[..., Any]) -> tuple[str, ...]:
-    """The arguments that no array can be: options, whole numbers, and tuples of these."""
+    """The arguments that cannot be arrays: options, whole numbers, and tuples of these."""
     parameters = signature(factory).parameters.items()
     return tuple(name for name, p in parameters if _is_known(members(p.annotation)))
 
@@ -177,7 +177,7 @@ def _is_known(kinds: tuple[Any, ...]) -> bool:
 
 
 def _can_be_checked(kind: Any) -> bool:
-    """Not Any, and no number: the rule that takes a number checks it."""
+    """Not Any, and not a number, which is checked by the rule that takes it."""
     origin = typing.get_origin(kind)
     is_class = isinstance(origin or kind, type) and kind is not Any
     return origin is Literal or (is_class and kind not in (int, float, complex, jax.Array))

@@ -1,7 +1,7 @@
-"""A call that does not fit its function: which argument it is about, and what was meant.
+"""Errors for a call that does not fit its function: which argument is wrong, and what was meant.
 
-Who comes from PyTorch, Keras or DeepSpeed brings their words along. The two tables say what these
-are in gradx, and the answer depends on the function: for `betas`, one must have `b1` and `b2`.
+Users of PyTorch, Keras or DeepSpeed know other names. Two tables say what these are in gradx. The
+advice depends on the function: `betas` are `b1` and `b2` only where a function has both.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import optax
 from gradx.core.show import show
 from gradx.core.suggestions import nearest
 
-# Words of others, and the names that they may have here: the first one that the function has.
+# Names of other libraries, and names here: the first one that the function has is meant.
 RENAMED: dict[str, str] = {
     "lr eta base_lr initial_learning_rate": "learning_rate init_value step_size",
     "learning_rate": "init_value step_size",
@@ -37,14 +37,15 @@ RENAMED: dict[str, str] = {
 }
 
 DECAY = (
-    "decay as in PyTorch is a piece before it, chain(add_decayed_weights({v}), {f}(…)); decoupled "
-    "decay, as in AdamW, is an argument of adamw and others"
+    "for L2 decay, added to the gradient as in PyTorch, put a piece before it: "
+    "chain(add_decayed_weights({v}), {f}(…)); decoupled weight decay, as in AdamW, is an argument "
+    "of adamw and others"
 )
-NORM = "clipping by the global norm is a piece before it, chain(clip_by_global_norm({v}), {f}(…))"
+NORM = "to clip by the global norm, put a piece before it: chain(clip_by_global_norm({v}), {f}(…))"
 
-# Words for what is no argument: what the function must have for the advice to fit ("" is for all
-# that make an optimizer, or a part of one), and the advice. `{f}` is the function, `{v}` the value,
-# `{v0}` the first part of the value.
+# Names of what is no argument here: the arguments that a function must have for the advice to fit
+# ("" is for all that make an optimizer, or a part of one), and the advice. `{f}` is the function,
+# `{v}` the value, `{v0}` the first part of the value.
 PIECES: dict[str, dict[str, str]] = {
     "betas": {
         "b1 b2 b3": "give b1={v0}, b2={v1}, b3={v2}",
@@ -57,13 +58,13 @@ PIECES: dict[str, dict[str, str]] = {
     },
     "learning_rate lr": {
         "inner_factory": "name it in the second call, {f}(…)(learning_rate={v})",
-        "": "it is a piece after it, chain({f}(…), scale_by_learning_rate({v}))",
+        "": "put a piece after it: chain({f}(…), scale_by_learning_rate({v}))",
     },
     "global_clipnorm clip_norm max_grad_norm gradient_clipping grad_clip": {"": NORM},
-    "clipnorm": {"": f"Keras clips each array by itself, gradx all together: {NORM}"},
-    "clipvalue": {"": "clipping each number is a piece before it, chain(clip({v}), {f}(…))"},
+    "clipnorm": {"": f"Keras clips each array by its own norm, gradx all by one; {NORM}"},
+    "clipvalue": {"": "to clip each number, put a piece before it: chain(clip({v}), {f}(…))"},
     "amsgrad": {"b1 b2": "it is an optimizer of its own, amsgrad(…)"},
-    "maximize": {"": "to climb, turn the gradients round, chain(scale(-1.0), {f}(…))"},
+    "maximize": {"": "to maximize, negate the gradients: chain(scale(-1.0), {f}(…))"},
     "foreach fused capturable differentiable jit_compile": {
         "": "leave it out, since jax.jit fuses the whole step"
     },
@@ -81,24 +82,24 @@ def fit(
     """`signature.bind`, with errors for somebody who does not know the function yet.
 
     Raises:
-      TypeError: the call does not fit; with the function's name, the argument, and what to do.
+      TypeError: the call does not fit; the message names the function, the argument and a remedy.
     """
     try:
         return signature.bind(*args, **kwargs)
     except TypeError:
         pass  # Python's error would be shown before this one
-    raise TypeError(" ".join(_told(signature, who, args, kwargs)))
+    raise TypeError(" ".join(_sentences(signature, who, args, kwargs)))
 
 
-def _told(
+def _sentences(
     signature: inspect.Signature, who: str, args: Sequence[Any], kwargs: Mapping[str, Any]
 ) -> Iterator[str]:
-    taken = signature.parameters.values()
-    by_place = [p.name for p in taken if p.kind <= p.POSITIONAL_OR_KEYWORD]
-    by_name = [p.name for p in taken if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
-    stars = [p.name for p in taken if p.kind is p.VAR_POSITIONAL]
+    parameters = signature.parameters.values()
+    by_place = [p.name for p in parameters if p.kind <= p.POSITIONAL_OR_KEYWORD]
+    by_name = [p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+    stars = [p.name for p in parameters if p.kind is p.VAR_POSITIONAL]
     placed = by_place[: len(args)]
-    any_name = any(p.kind is p.VAR_KEYWORD for p in taken)
+    any_name = any(p.kind is p.VAR_KEYWORD for p in parameters)
     unknown = [] if any_name else [name for name in kwargs if name not in by_name]
     if unknown:
         word = unknown[0]
@@ -109,10 +110,10 @@ def _told(
         yield f"{who} is given {twice[0]} twice, {by_its_place} by place and"
         yield f"{show(kwargs[twice[0]])} by name."
     elif len(args) > len(by_place) and not stars:
-        yield f"{who} takes {len(by_place)} arguments by place and is given {len(args)}. Name them:"
-        yield "what is named cannot be taken for another one."
+        yield f"{who} takes {len(by_place)} arguments by place and is given {len(args)}. Give"
+        yield "them by name, so that none is taken for another one."
     else:
-        needed = [p.name for p in taken if p.default is p.empty and p.kind <= p.KEYWORD_ONLY]
+        needed = [p.name for p in parameters if p.default is p.empty and p.kind <= p.KEYWORD_ONLY]
         missing = [p for p in needed if p not in (*placed, *kwargs, *stars)]
         yield f"{who} needs {', '.join(missing)}."
     if placed[:1] == ["learning_rate"] and is_tree(args[0]):
@@ -124,22 +125,22 @@ def _told(
 def _meant(
     word: str, value: Any, signature: inspect.Signature, who: str, names: Sequence[str]
 ) -> str:
-    """What to give instead of an argument that there is not."""
+    """The advice for an argument that the function does not have."""
     renamed = [name for name in _entry(RENAMED, word, "").split() if name in names]
     if renamed:
         return f": did you mean {renamed[0]}?"
-    made = signature.return_annotation
-    makes_one = names and isinstance(made, type) and issubclass(made, optax.GradientTransformation)
+    returned = signature.return_annotation
+    is_factory = isinstance(returned, type) and issubclass(returned, optax.GradientTransformation)
     parts = value if isinstance(value, list | tuple) else ()
     words = {"f": who.split(" > ")[-1], "v": show(value)}
     words |= {f"v{i}": show(part) for i, part in enumerate(parts)}
     for needed, advice in _entry(PIECES, word, {}).items():
-        fits = set(needed.split()) <= set(names) if needed else makes_one
+        fits = set(needed.split()) <= set(names) if needed else names and is_factory
         wants_more = bool(parts) and f"{{v{len(parts)}}}" in advice  # than the value has
         if fits and not wants_more:
             return f": {advice.format_map(defaultdict(lambda: '…', words))}."
     if not names:
-        return ": name it in one of the things that it is made of."
+        return ": name it in one of its parts."
     near = nearest(word, names)
     return "." if near is None else f": did you mean {near}?"
 
@@ -149,7 +150,7 @@ def _entry(table: Mapping[str, Any], word: str, default: Any) -> Any:
 
 
 def is_tree(value: Any) -> bool:
-    """Whether this is a tree of arrays, or an iterator over such; not one number, nor several."""
+    """Whether this is a tree of arrays or an iterator over them, and not one number or several."""
     if isinstance(value, Iterator):
         return True
     if isinstance(value, list | tuple) and all(isinstance(x, int | float) for x in value):

@@ -1,7 +1,7 @@
-"""A call of a factory: what its annotations say of the arguments, and what becomes of these.
+"""A call of a factory: its arguments are checked and copied.
 
 Options (bools, enumerations, functions) are checked here for every factory, by its annotations. All
-arguments are made the factory's own: what the caller changes, donates or deletes later is a copy.
+arguments are copied, so that the caller may change, donate or delete the originals later.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def where() -> str:
 
 
 def ranges_of_factory() -> dict[str, str]:
-    """The ranges of the numbers that the factory being run takes, by name."""
+    """The range of each number that the factory being run takes, by name."""
     *_, (_, factory) = ("", None), *_building.get()
     if factory is None:
         return {}
@@ -45,7 +45,7 @@ def ranges_of_factory() -> dict[str, str]:
 
 @contextlib.contextmanager
 def inside(name: str, factory: Callable[..., Any] | None = None) -> Iterator[None]:
-    """Names a factory to `where` while it runs."""
+    """Lets `where` name a factory while it runs."""
     token = _building.set((*_building.get(), (name, factory)))
     try:
         yield
@@ -57,7 +57,7 @@ _PACKAGE = str(Path(__file__).parents[1])
 
 
 def warn(told: str, category: type[Warning] = UserWarning) -> None:
-    """Warns of the line outside gradx that led here."""
+    """Warns, with the line outside gradx that led here."""
     level, frame = 1, inspect.currentframe()
     while frame is not None and frame.f_code.co_filename.startswith(_PACKAGE):
         level, frame = level + 1, frame.f_back
@@ -70,7 +70,7 @@ def warn(told: str, category: type[Warning] = UserWarning) -> None:
 def renamed(**names: str) -> Callable[[Callable[P, T]], Callable[P, T]]:
     """Lets a recorded factory take arguments by the names that Optax had for them before.
 
-    Stands below `recorded`; `names` are old name to new name.
+    Write it below `recorded`; `names` maps old names to new ones.
     """
 
     def mark(factory: Callable[P, T]) -> Callable[P, T]:
@@ -81,37 +81,37 @@ def renamed(**names: str) -> Callable[[Callable[P, T]], Callable[P, T]]:
 
 
 def by_new_names(factory: Callable[..., Any], arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments of a call by their names of today, with a DeprecationWarning for each other.
+    """The arguments of a call by their present names; an old name gives a DeprecationWarning.
 
-    One that is `None` by its old name was not given: both names had that default.
+    An argument that is `None` by its old name was not given, since that was its default.
 
     Raises:
       ValueError: an argument is given by both of its names.
     """
-    made = dict(arguments)
+    by_name = dict(arguments)
     for old, new in getattr(factory, "renamed", {}).items():
-        value = made.pop(old, None)
+        value = by_name.pop(old, None)
         if value is None:
             continue
         who = factory.__name__
         warn(f"{who}: the argument {old} is called {new} now.", DeprecationWarning)
-        if made.get(new) is not None:
+        if by_name.get(new) is not None:
             raise ValueError(f"{who}: {new} and {old}, its old name, are one argument; give {new}.")
-        made[new] = value
-    return made
+        by_name[new] = value
+    return by_name
 
 
-# ---------------------------------------------------------------- what becomes of the arguments
+# ---------------------------------------------------------------- checks and copies
 
 
 def take(factory: Callable[..., Any], bound: inspect.BoundArguments) -> inspect.BoundArguments:
-    """Checks the options and numbers of a call, and makes all of its arguments the factory's own.
+    """Checks the options and numbers of a call, and copies all of its arguments.
 
     Returns:
-      What to call it with: numbers that remember their range, too.
+      The arguments to call the factory with; live values among them remember their range.
 
     Raises:
-      ValueError: an option that is none of what its annotation says, or a number out of range.
+      ValueError: an option that its annotation does not allow, or a number out of range.
     """
     own = {k: kept(v) for k, v in check(factory, bound.arguments, where()).items()}
     bound.arguments = own
@@ -122,10 +122,10 @@ def take(factory: Callable[..., Any], bound: inspect.BoundArguments) -> inspect.
 def check(
     factory: Callable[..., Any], arguments: Mapping[str, Any], where: str
 ) -> Mapping[str, Any]:
-    """The arguments of a call, with plain bools where these are asked for.
+    """The arguments of a call, with checked options: a bool becomes Python's.
 
     Raises:
-      ValueError: an option that is none of what its annotation says.
+      ValueError: an option that its annotation does not allow.
     """
     allowed = options(factory)
     for name in known_before(factory):
@@ -143,20 +143,20 @@ def check(
 
 
 def checked(function: Callable[P, T]) -> Callable[P, T]:
-    """`check` and `binding.fit` for a public function that leaves no description."""
+    """`check` and `binding.fit` for a public function that is not `recorded`."""
     plain = evaluated(function)
     by_place = [n for n, p in plain.parameters.items() if p.kind <= p.POSITIONAL_OR_KEYWORD]
 
     @functools.wraps(function)
     def call(*args: P.args, **kwargs: P.kwargs) -> T:
-        given = {**dict(zip(by_place, args, strict=False)), **kwargs}
+        arguments = {**dict(zip(by_place, args, strict=False)), **kwargs}
         who = where() if _building.get() else function.__name__
-        taken = check(function, given, who)
-        if taken is given:
+        taken = check(function, arguments, who)
+        if taken is arguments:
             try:
                 return function(*args, **kwargs)
             except TypeError:
-                fit(plain, function.__name__, args, kwargs)  # says it better, if it is the call
+                fit(plain, function.__name__, args, kwargs)  # a better error, if the call is wrong
                 raise
         bound = fit(plain, function.__name__, args, kwargs)
         bound.arguments |= {name: taken[name] for name in bound.arguments if name in taken}

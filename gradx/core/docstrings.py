@@ -1,7 +1,7 @@
-"""The ``Args:`` of a docstring: each argument in the order of the signature, in its words.
+"""Writes the ``Args:`` of a docstring: an entry for each argument, in the signature's order.
 
-What stands there already is kept. An entry that begins with a capital letter is added to what the
-argument's meaning says, any other takes the place of its sentence:
+An entry that the docstring has already is kept. If it begins with a capital letter, it is added to
+the sentence of the argument's meaning; any other entry replaces that sentence:
 
     Args:
       eps: With 0 an element without a gradient gives NaN.
@@ -41,18 +41,18 @@ def with_arguments(factory: Callable[..., Any], signature: inspect.Signature) ->
     else:
         start, margin = here.start(), here[1]
         own, end = _entries(doc, here.end(), margin)
-    said: dict[str, str] = {}  # by the names as they stand, some of which stand together
+    written: dict[str, str] = {}  # by the names before the colon, which may be several
     whole = {name: names for names in own for name in re.findall(r"\w+", names)}
     for name in parameters:
         names = whole.get(name, name)
         text = own.get(names)
         if name in known and names == name:
             words = known[name].told(_unwrapped(text), parameters[name].default)
-            said[name] = _filled(f"{name}: {words}", margin)
+            written[name] = _filled(f"{name}: {words}", margin)
         elif text is not None:
-            said[names] = text
+            written[names] = text
     blank = "\n" if here is None else ""
-    return f"{doc[:start]}{margin}Args:\n{''.join(said.values())}{blank}{doc[end:]}"
+    return f"{doc[:start]}{margin}Args:\n{''.join(written.values())}{blank}{doc[end:]}"
 
 
 def shown_signature(factory: Callable[..., Any]) -> inspect.Signature:
@@ -60,14 +60,15 @@ def shown_signature(factory: Callable[..., Any]) -> inspect.Signature:
     signature = inspect.signature(factory)
 
     def shown(parameter: inspect.Parameter) -> inspect.Parameter:
-        kind, said, _ = str(parameter.annotation).partition(", Number(")
-        return parameter.replace(annotation=kind.removeprefix("Annotated[")) if said else parameter
+        plain, number, _ = str(parameter.annotation).partition(", Number(")
+        plain = plain.removeprefix("Annotated[")
+        return parameter.replace(annotation=plain) if number else parameter
 
     return signature.replace(parameters=[shown(p) for p in signature.parameters.values()])
 
 
 def _entries(doc: str, start: int, margin: str) -> tuple[dict[str, str], int]:
-    """The entries that begin here, by their names, and where they end."""
+    """The entries that begin at `start`, by their names, and where they end."""
     found: dict[str, str] = {}
     end = start
     for line in doc[start:].splitlines(keepends=True):

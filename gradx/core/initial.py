@@ -1,7 +1,7 @@
-"""What a state begins with where only the shapes of the parameters are known.
+"""Makes a state from the shapes of the parameters alone.
 
-Who plans a large run has shapes, dtypes and shardings before there are any values. Most states
-begin with zeros, whatever the values are; a copy of the parameters has to wait for them.
+A large run is planned with shapes, dtypes and shardings, before there are any values. Most states
+begin with zeros, whatever the values are. A state that copies the parameters needs the values.
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ import jax.numpy as jnp
 
 from gradx.core import trees as gtree
 
-# `(params, state) -> parts`, as of `Transform`; this module stands below it.
+# `(params, state) -> parts`, as in `Transform`, which imports this module.
 Parts = Callable[[Any, Any], Sequence[Any]] | None
 
 
 def begun(init: Callable[[Any], Any], params: Any, who: str, parts: Parts) -> Any:
     """`init(params)`, where parameters may be shapes (`jax.ShapeDtypeStruct`) without values.
 
-    A first look, at the program of `init`, tells whether a value is read. If none is, zeros of
-    the same shapes, dtypes and shardings stand in for the values, so every array of the state is
-    where it would be for parameters that are there.
+    The program of `init` is traced first, to see whether it reads a value. If it reads none, zeros
+    of the same shapes, dtypes and shardings stand in for the values, so that every array of the
+    state has the sharding that it would have with values.
 
     Raises:
       ValueError: an array of the state depends on values that are not there.
@@ -41,29 +41,29 @@ def begun(init: Callable[[Any], Any], params: Any, who: str, parts: Parts) -> An
 
 
 def _is_shape(x: Any) -> bool:
-    """A random key, say, is nobody's to optimize: its shape stays what it is."""
+    """Whether it is the shape of numbers. That of a random key, say, stays as it is."""
     is_number = isinstance(x, jax.ShapeDtypeStruct) and jnp.issubdtype(x.dtype, jnp.number)
     return bool(is_number)
 
 
-def _reads(jaxpr: Any, given: Sequence[bool]) -> list[bool]:
-    """Which results of a program depend on the arguments that have True."""
-    depends = dict(zip(jaxpr.invars, given, strict=True))
+def _reads(jaxpr: Any, marked: Sequence[bool]) -> list[bool]:
+    """Which results of a program depend on the arguments that are marked True."""
+    depends = dict(zip(jaxpr.invars, marked, strict=True))
 
     def of(v: Any) -> bool:
         return not hasattr(v, "val") and depends.get(v, False)  # a literal has a value
 
     for eqn in jaxpr.eqns:
         read = [of(v) for v in eqn.invars]
-        made = [any(read)] * len(eqn.outvars)
+        results = [any(read)] * len(eqn.outvars)
         if eqn.primitive.name in ("jit", "pjit"):
-            made = _reads(eqn.params["jaxpr"].jaxpr, read)
-        depends |= dict(zip(eqn.outvars, made, strict=True))
+            results = _reads(eqn.params["jaxpr"].jaxpr, read)
+        depends |= dict(zip(eqn.outvars, results, strict=True))
     return [of(v) for v in jaxpr.outvars]
 
 
 def _culprit(who: str, parts: Parts, params: Any, flags: Any) -> tuple[str, str]:
-    """The innermost part whose state reads a value, and where in that state."""
+    """The innermost part whose state reads a value, and the path in that state."""
     for part in parts(params, flags) if parts is not None else ():
         if any(jax.tree.leaves(part.state)):
             spec = getattr(part.transform, "spec", None)

@@ -1,4 +1,4 @@
-"""Copies of what a caller gives, so that he can change, donate or delete his own."""
+"""Copies of a caller's arguments, so that the originals can be changed, donated or deleted."""
 
 from __future__ import annotations
 
@@ -17,23 +17,23 @@ _UNCHANGING = (type(None), bool, int, float, complex, str, bytes, type, types.Fu
 
 
 def kept(value: Any) -> Any:
-    """The same, in objects that nobody else has: it cannot be changed, donated or deleted later.
+    """A copy that nobody else can change, donate or delete.
 
-    Functions, and objects that are no trees to JAX, are not copied.
+    Functions, and objects that are not trees to JAX, are not copied.
     """
     if isinstance(value, (*_UNCHANGING, jax.core.Tracer)):
         return value
     if isinstance(value, optax.GradientTransformation) or hasattr(value, "spec"):
         return value
     if isinstance(value, jax.Array):
-        with jax.ensure_compile_time_eval():  # inside jit, too, it stays an array with a value
+        with jax.ensure_compile_time_eval():  # also inside jit it stays an array with a value
             return jnp.array(value, copy=True)
     if isinstance(value, np.ndarray):
         return value.copy()
-    if isinstance(value, dict):  # JAX would sort it
-        made = copy.copy(value)
-        made.update({k: kept(v) for k, v in value.items()})
-        return made
+    if isinstance(value, dict):  # `jax.tree.map` would sort it
+        copied = copy.copy(value)
+        copied.update({k: kept(v) for k, v in value.items()})
+        return copied
     if type(value) is set:
         return set(value)
     if type(value) is tuple or hasattr(value, "_fields"):
@@ -44,7 +44,7 @@ def kept(value: Any) -> Any:
         return [kept(v) for v in value]  # it can be read only once
     if isinstance(value, functools.partial):
         return value
-    if jax.tree_util.all_leaves([value]):  # a mapping that JAX does not know is a plain one
+    if jax.tree_util.all_leaves([value]):  # a mapping that JAX does not know becomes a dict
         return {k: kept(v) for k, v in value.items()} if isinstance(value, Mapping) else value
     structure: Any
     parts, structure = jax.tree.flatten(value, is_leaf=lambda x: x is not value)

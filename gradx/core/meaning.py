@@ -1,7 +1,7 @@
 """What an argument means, said once: in its annotation, or by its name in `vocabulary`.
 
-A number has a range, a symbol and a sentence, an option a sentence. By this `recorded` checks the
-numbers of a call, and writes what stands under ``Args:`` (see `docstrings`).
+A number has a range, a symbol and a sentence, an option a sentence. `recorded` uses them to check
+the numbers of a call, and to write the entries under ``Args:`` (see `docstrings`).
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class Meaning:
         return ""
 
     def told(self, own: str, default: Any) -> str:
-        """How an entry of ``Args:`` says it, with the words that stand there (see `docstrings`)."""
+        """The entry under ``Args:``; `own` are the docstring's own words (see `docstrings`)."""
         if self.sentence and (not own or own[0].isupper()):
             own = f"{self.sentence}. {own}".strip()
         formula = self.formula(default)
@@ -39,7 +39,7 @@ class Meaning:
 
 @dataclass(frozen=True)
 class Option(Meaning):
-    """What is no number: ``Annotated[bool, Option("look one step ahead")]``.
+    """What an option means: ``Annotated[bool, Option("look one step ahead")]``.
 
     Attributes:
       sentence: plain words, without a full stop.
@@ -54,9 +54,9 @@ class Number(Meaning):
 
     Attributes:
       interval: its range; without it that of `vocabulary`, or any number.
-      symbol: what the formulas call it, in LaTeX.
+      symbol: its symbol in the formulas, in LaTeX.
       sentence: plain words, without a full stop.
-      fixed: it decides over shapes, so nothing injects or traces it.
+      fixed: it decides shapes, so it is never injected or traced.
     """
 
     interval: str = ""
@@ -72,15 +72,15 @@ class Number(Meaning):
         return f"{words}, {default!r} by default" if number and words else words
 
     def over(self, general: Meaning | None) -> Number:
-        """This one, with what it does not say taken from a more general one."""
+        """This one, with what it leaves open taken from a more general one."""
         said = {name: value for name, value in vars(self).items() if value}
         return replace(general, **said) if isinstance(general, Number) else self
 
     def taken(self, value: Any, name: str, where: str, plain: bool) -> Any:
-        """A number that was given, checked as far as it is known now.
+        """Checks a number as far as it is known now, and returns the one to use.
 
-        What the run decides (a schedule) is checked by the rule that takes it, and live values
-        remember the range. `plain` is for arguments that take no source.
+        A schedule is checked by the rule that takes it, and live values remember the range.
+        `plain` is for arguments that take only a number.
         """
         if hasattr(value, "within") and not plain:
             return value.within(self.interval, name, where)
@@ -92,7 +92,7 @@ class Number(Meaning):
 
 
 def constant_of(value: Any) -> Any:
-    """The number to calculate with: Python's, or an array that nobody else has."""
+    """The number to calculate with: a Python float, or an array that nobody else has."""
     if isinstance(value, jax.core.Tracer):
         return as_float(value)
     # An array stays an argument of the program: a loop over arrays compiles once.

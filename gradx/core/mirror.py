@@ -1,15 +1,14 @@
 """Optax's namespaces under gradx's name, so that `import gradx as optax` finds every name of Optax.
 
-A module of gradx that mirrors one of Optax's looks a name up there when it is asked for one that it
-has not itself. It then decides by the object that it finds, not by the name, since
-`optax.tree.scale` is not `optax.scale`:
+A mirror looks a name up in Optax if it does not have it itself. What it returns depends on the
+object that it finds, not on the name, since `optax.tree.scale` is not `optax.scale`:
 
-* what gradx has written itself (a transformation, a schedule, a state class): gradx's;
+* what gradx has itself (a transformation, a schedule, a state class): gradx's;
 * a namespace: gradx's mirror of it;
 * anything else (a loss, a projection, a function of trees): Optax's own object.
 
-Type checkers cannot follow this. The mirrors list their names for them under `TYPE_CHECKING`, with
-sorting switched off, which would give each name a statement of its own.
+Type checkers cannot follow this. The mirrors list their names for them under `TYPE_CHECKING`.
+Sorting of imports is off there, since it would give each name a statement of its own.
 """
 
 from __future__ import annotations
@@ -25,14 +24,14 @@ import optax
 
 from gradx.core.suggestions import hint
 
-# Where Optax exports what gradx has flat, under the same names.
+# Where Optax exports the names that gradx has at its root.
 FLAT = [optax, optax.contrib, optax.schedules, optax.transforms]
 
 Mirror = tuple[Callable[[str], Any], Callable[[], list[str]], list[str]]
 
 
 def mirror(name: str, own: Iterable[str] = (), theirs: ModuleType | None = None) -> Mirror:
-    """What makes a module of gradx mirror one of Optax's: `__getattr__`, `__dir__` and `__all__`.
+    """Makes a module of gradx mirror one of Optax's: its `__getattr__`, `__dir__` and `__all__`.
 
     Args:
       name: the module's name, such as ``gradx.losses``; it mirrors ``optax.losses``.
@@ -64,8 +63,8 @@ def mirror(name: str, own: Iterable[str] = (), theirs: ModuleType | None = None)
 def public(module: ModuleType) -> list[str]:
     """The public names of a module of Optax; not the modules that it imports for its own use."""
     listed = set(getattr(module, "__all__", ()))
-    for name, made in vars(module).items():
-        if not (name.startswith("_") or (isinstance(made, ModuleType) and _is_private(made))):
+    for name, value in vars(module).items():
+        if not (name.startswith("_") or (isinstance(value, ModuleType) and _is_private(value))):
             listed.add(name)
     return sorted(listed)
 
@@ -89,7 +88,7 @@ def _namespace(name: str) -> ModuleType:
 
 
 def _mirrored(name: str, theirs: ModuleType) -> ModuleType:
-    """gradx's module of that name, or if it has none, one that is made now."""
+    """gradx's module of that name, or a new one if there is none."""
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError:

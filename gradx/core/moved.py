@@ -1,7 +1,7 @@
 """Where modules went, so that states that were pickled before still load.
 
-Pickle writes down the module of a class. A module that has moved is found here under its old name
-and gives what it had, from where that is now. Public names never move: `from gradx import adam`.
+Pickle stores the module of a class. A module that has moved is found here under its old name, and
+takes its contents from where they are now. Public names never move: `from gradx import adam`.
 """
 
 from __future__ import annotations
@@ -132,7 +132,7 @@ MOVED = {
     "wrap.views": "combinators.views",
 }
 
-# What was in one module, and is in several now.
+# Where else to look for the contents of modules that were split.
 _AND = {
     "joined": ["lift.rule"],
     "leafwise": ["lift.rule"],
@@ -145,7 +145,7 @@ _FOLDERS = {name.partition(".")[0] for name in MOVED if "." in name}
 
 
 class Moved(importlib.abc.MetaPathFinder, importlib.abc.Loader):
-    """Finds a module of gradx under the name that it had."""
+    """Finds a module of gradx under its old name."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
@@ -177,7 +177,7 @@ class Moved(importlib.abc.MetaPathFinder, importlib.abc.Loader):
 
 
 class Face(ModuleType):
-    """The module `gradx`. A module that is imported never replaces a function of its name.
+    """The module `gradx`. An imported module never replaces a function of its name here.
 
     `gradx.scale` is a function. There was a module of that name, which old pickles import.
     """
@@ -188,7 +188,7 @@ class Face(ModuleType):
 
 
 def find() -> None:
-    """Lets old names be found; what exists under a name is found first."""
+    """Makes old names importable; modules that exist are found first."""
     sys.modules["gradx"].__class__ = Face
     if not any(isinstance(finder, Moved) for finder in sys.meta_path):
         sys.meta_path.append(Moved())

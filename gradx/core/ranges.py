@@ -23,7 +23,7 @@ Scalar: TypeAlias = float | Array
 
 ANY = "(-inf, inf)"
 
-# What Optax means by numbers below these ranges, and how to get it.
+# How to get what Optax does with numbers below these ranges.
 BELOW = {
     "learning_rate": " To climb, put scale(-1.0) behind it in a chain.",
     "weight_decay": " add_decayed_weights takes any number.",
@@ -48,7 +48,7 @@ class Interval:
 
 
 def factor_range(interval: str) -> str:
-    """The range of a factor of a number: only its sign can be said."""
+    """The range of one factor of a product: only its sign is known."""
     return ANY if -1.0 in Interval(interval) else "[0, inf)"
 
 
@@ -57,7 +57,7 @@ _of_the_run: ContextVar[bool] = ContextVar("_of_the_run", default=False)
 
 @contextlib.contextmanager
 def of_the_run() -> Iterator[None]:
-    """Numbers in here are a schedule's, which may reach any value, as under `jit`."""
+    """Switches range checks off in a schedule, which may reach any value, as under `jit`."""
     token = _of_the_run.set(True)
     try:
         yield
@@ -72,12 +72,12 @@ HOW_TO_GIVE = (
 
 
 def no_number(value: Any, name: str, where: str) -> ValueError:
-    """The error for what is neither a number nor another source of one."""
+    """The error for a value that is neither a number nor another source of one."""
     if is_tree(value):
         return ValueError(
             f"{where}: {name} must be one real number, got a tree, a {type(value).__name__}. "
-            f"An optimizer is made without the parameters, which tx.init(params) is given; numbers "
-            f"that differ from leaf to leaf are by_path(…)."
+            f"An optimizer is made without the parameters, which tx.init(params) is given; for "
+            f"numbers that differ from leaf to leaf, use by_path(…)."
         )
     return ValueError(f"{where}: {name} must be one real number, got {show(value)}. {HOW_TO_GIVE}")
 
@@ -90,15 +90,14 @@ def check_number(value: float, interval: str, name: str, where: str) -> None:
 
 
 def check_in_float32(value: float, interval: str, name: str, where: str) -> None:
-    """The same, also for the number as float32 holds it: 1 - 1e-12 is 1 there, 1e39 infinite."""
+    """`check_number`, also of the number in float32: 1 - 1e-12 is 1 there, 1e39 infinite."""
     check_number(value, interval, name, where)
     with np.errstate(over="ignore"):
         check_number(float(np.float32(value)), interval, name, where)
 
 
 def check_constant(value: Any, interval: str, name: str, where: str) -> None:
-    """Raises ValueError unless this is one real number in its range. Of a traced one only the type
-    is known."""
+    """Raises ValueError unless it is one real number, and in its range if its value is known."""
     if not is_real(value):
         raise ValueError(f"{where}: {name} must be one real number, got {show(value)}.")
     if isinstance(value, jax.core.Tracer):
@@ -112,7 +111,7 @@ def check_constant(value: Any, interval: str, name: str, where: str) -> None:
 
 
 def is_real(value: Any) -> bool:
-    """One integer or floating-point number, of Python, NumPy or JAX; no bool."""
+    """Whether it is one integer or floating-point number, of Python, NumPy or JAX; no bool."""
     kinds = int | float | np.generic | np.ndarray | jax.Array
     if isinstance(value, bool) or not isinstance(value, kinds) or np.shape(value) != ():
         return False

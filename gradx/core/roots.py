@@ -1,4 +1,4 @@
-"""Roots and quotients with derivatives that are numbers, also where both of their parts are 0."""
+"""Roots and quotients with derivatives that stay finite near 0."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ Array = jax.Array
 
 
 def _power(function: Callable[[Array], Array], exponent: float) -> Callable[[Array], Array]:
-    r"""`function`, which is \(x^a\), with the derivative 0 at 0: the slope there is infinite, and
-    0 times infinity NaN. Also at infinity, as in JAX.
+    r"""`function`, \(x^a\), with the derivative 0 at 0, where an infinite slope times 0 is NaN.
 
-    It is the right one for what is smooth or constant around it: a norm below its bound, or
-    \(m / (\sqrt v + \epsilon)\) where \(m\) is 0, too. Programs without derivatives stay the same.
+    It is 0 at infinity too, as in JAX. This is right where the result is smooth or constant around
+    0: for a norm below its bound, or for \(m / (\sqrt v + \epsilon)\) where \(m\) is 0 as well.
+    Programs without derivatives stay the same.
     """
 
     @jax.custom_jvp
@@ -30,7 +30,7 @@ def _power(function: Callable[[Array], Array], exponent: float) -> Callable[[Arr
         x, slope = jnp.where(flat, 1.0, x), exponent * jnp.where(flat, 0.0, y)
         return y, jnp.where(flat, 0.0, dx / x * slope)
 
-    return jax.jit(power, inline=True)  # outside of a program, 20 times as fast
+    return jax.jit(power, inline=True)  # outside of jit, 20 times as fast
 
 
 sqrt = _power(jnp.sqrt, 1 / 2)
@@ -46,5 +46,5 @@ def divide(x: Array, y: Array) -> Array:
 
 @divide.defjvp
 def _(primals: tuple[Array, Array], tangents: tuple[Array, Array]) -> tuple[Array, Array]:
-    (_, y), (dx, dy), made = primals, tangents, divide(*primals)
-    return made, (dx - made * dy) / y
+    (_, y), (dx, dy), quotient = primals, tangents, divide(*primals)
+    return quotient, (dx - quotient * dy) / y

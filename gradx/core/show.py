@@ -49,7 +49,7 @@ def is_dtype(value: Any) -> bool:
 
 
 def foreign_name(tx: optax.GradientTransformation) -> str:
-    """What can be said of a transformation that carries no spec: where its `init` was written."""
+    """How a transformation without a spec reads: by where its `init` was written."""
     init = tx.init
     module = getattr(init, "__module__", "").partition(".")[0]
     name = getattr(init, "__qualname__", type(init).__name__).partition(".<locals>")[0]

@@ -1,8 +1,8 @@
-"""What an object was made by: by this it reads, compares, hashes and pickles.
+"""A `Spec`: how an object was made, for its repr, `==`, hash and pickle.
 
-A transformation has others among its arguments, and one that grew in a loop, `tx = chain(tx, …)`,
-has them as deep as the loop was long. So nothing here calls itself for the parts of a part, which
-Python allows a few hundred times: `inside_out` gives each after its parts.
+A transformation may have others among its arguments, and one that grew in a loop,
+`tx = chain(tx, …)`, has them as deep as the loop was long, beyond Python's limit of recursion. So
+nothing here calls itself for the parts of a part: `inside_out` gives each after its parts.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Spec:
         """Makes the object again, from these arguments or (by default) from its own."""
         given = dict(self.arguments if arguments is None else arguments)
         bound = inspect.BoundArguments(self.signature, given)
-        bound.apply_defaults()  # else what stands before `*args` could only be given by name
+        bound.apply_defaults()  # else arguments before `*args` could only be given by name
         return self.factory(*bound.args, **bound.kwargs)
 
     def __repr__(self) -> str:
@@ -54,14 +54,14 @@ class Spec:
 
     @functools.cached_property
     def _key(self) -> tuple[Any, ...]:
-        """Every different spec that this one consists of, once; parts are given by their place."""
+        """Every distinct spec in this one, once; parts are referred to by their place."""
         places: dict[Any, int] = {}
         place_of: dict[int, _Place] = {}
         for spec in _parts_first(self):
             key: Any = (spec.factory, _hashable(_with(place_of, spec.arguments)))
             try:
                 hash(key)
-            except TypeError:  # of arrays, mostly: it is equal to itself alone
+            except TypeError:  # mostly of arrays: it equals only itself
                 key = id(spec)
             place_of[id(spec)] = _Place(places.setdefault(key, len(places)))
         return tuple(places)
@@ -113,7 +113,7 @@ def _hashable(value: Any) -> Any:
 
 
 class Described:
-    """What every recorded factory returns: it reads, compares, hashes and pickles by its spec."""
+    """What every recorded factory returns: repr, `==`, hash and pickle go by its spec."""
 
     spec: Spec | None
 
@@ -129,7 +129,7 @@ class Described:
         return self is other
 
     def __ne__(self, other: object) -> bool:
-        return not self == other  # else a transform would take that of tuple
+        return not self == other  # else a transform would inherit that of tuple
 
     def __hash__(self) -> int:
         return id(self) if self.spec is None else hash(self.spec)
@@ -141,7 +141,7 @@ class Described:
         return self  # nothing in it changes
 
     def __reduce__(self) -> Any:
-        # What it is made of are closures; the specs say how to make them again.
+        # Closures cannot be pickled; the specs say how to make them again.
         if self.spec is None:
             raise TypeError(f"{self!r} cannot be pickled: it was not made by a recorded factory.")
         calls: list[tuple[Callable[..., Any], Any]] = []
@@ -153,11 +153,11 @@ class Described:
 
 
 def _remake(calls: Iterable[tuple[Callable[..., Any], tuple[tuple[str, Any], ...]]]) -> Any:
-    made: list[Any] = []
+    objects: list[Any] = []
     for factory, arguments in calls:
-        given = _mapped(lambda x: made[x.at] if isinstance(x, _Place) else x, arguments)
-        made.append(Spec(factory, given).call())
-    return made[-1]
+        own = _mapped(lambda x: objects[x.at] if isinstance(x, _Place) else x, arguments)
+        objects.append(Spec(factory, own).call())
+    return objects[-1]
 
 
 # ---------------------------------------------------------------- parts in parts in parts
@@ -165,14 +165,14 @@ def _remake(calls: Iterable[tuple[Callable[..., Any], tuple[tuple[str, Any], ...
 
 @dataclass(frozen=True)
 class _Place:
-    """A part, by its place among all."""
+    """Stands for a part: its place among all parts."""
 
     at: int
 
 
 @dataclass(frozen=True, repr=False)
 class _Text:
-    """A part, by what it reads like."""
+    """Stands for a part: its repr."""
 
     text: str
 
@@ -184,15 +184,15 @@ def inside_out(whole: T, parts: Callable[[T], Iterable[T]]) -> Iterator[T]:
     """All parts of parts, each once and after its own parts; the whole comes last."""
     waiting, opened, done = [whole], set[int](), set[int]()
     while waiting:
-        one = waiting[-1]
-        if id(one) not in opened:
-            opened.add(id(one))
-            waiting += reversed([part for part in parts(one) if id(part) not in opened])
+        last = waiting[-1]
+        if id(last) not in opened:
+            opened.add(id(last))
+            waiting += reversed([part for part in parts(last) if id(part) not in opened])
             continue
         waiting.pop()
-        if id(one) not in done:
-            done.add(id(one))
-            yield one
+        if id(last) not in done:
+            done.add(id(last))
+            yield last
 
 
 def _parts_first(spec: Spec) -> Iterator[Spec]:
@@ -213,7 +213,7 @@ def _with(place_of: Mapping[int, Any], arguments: Any) -> Any:
 
 
 def _mapped(change: Callable[[Any], Any], value: Any) -> Any:
-    """`value`, or what it is a container of, changed; in containers of the same kinds."""
+    """`change` of the value, or of all values in it if it is a container, which keeps its type."""
     if _is_made(value) or not isinstance(value, dict | list | tuple):
         return change(value)
     if isinstance(value, dict):
@@ -227,7 +227,7 @@ def _mapped(change: Callable[[Any], Any], value: Any) -> Any:
 
 
 def _is_made(value: Any) -> bool:
-    # Not what pickles in a way of its own, as a factory does that took the place of another one.
+    # Not an object that pickles in its own way, such as a factory that replaced another one.
     return (
         isinstance(value, Described)
         and value.spec is not None

@@ -1,4 +1,4 @@
-"""Which parts of a state are like the parameters, and a function over them."""
+"""Maps a function over the parts of a state that are like the parameters."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ __all__ = ["tree_map_params"]
 
 
 def _marker() -> Any:
-    """What Optax's transformations take for the parameters here, an empty tree of its own class.
+    """The object that Optax gives `init` in place of parameters: an empty tree of its own class.
 
-    It tells how a state is built: wherever it comes back from `init` there is a tree like the
-    parameters. It has no public name, so Optax's own function is asked for it.
+    Wherever `init` returns it, the state has a tree like the parameters. It has no public name, so
+    it is taken from a call of Optax's own function.
     """
-    given: list[Any] = []
-    optax.tree_map_params(given.append, lambda x: x, None)
-    return given[0]
+    received: list[Any] = []
+    optax.tree_map_params(received.append, lambda x: x, None)
+    return received[0]
 
 
 MARKER = _marker()
@@ -42,8 +42,8 @@ def tree_map_params(
 ) -> OptState:
     """Applies a function to everything in a state that belongs to one parameter.
 
-    A sharding, a name or a dtype of each parameter becomes one of each array that the optimizer
-    keeps for it, whatever the optimizer is.
+    It gives every array that an optimizer keeps for a parameter the parameter's sharding, name or
+    dtype, whatever the optimizer is.
 
     Args:
       initable: the transformation that made the state, gradx's or Optax's, or its `init`.
@@ -53,8 +53,8 @@ def tree_map_params(
       *rest: trees like the parameters.
       transform_non_params: `array -> new`, called at all other arrays (counts, live values); by
         default they stay.
-      is_leaf: what else is to be taken for a leaf of the parameters. What a mask hides
-        (`MaskedNode`) is not, by default, and stays as it is.
+      is_leaf: what else counts as a leaf of the parameters. By default what a mask hides
+        (`MaskedNode`) does not, and stays as it is.
 
     Returns:
       A tree of the state's structure.
@@ -97,7 +97,7 @@ def _is_marker(x: Any) -> bool:
 def _map_leaves(
     f: Callable[..., Any], part: Any, rest: tuple[Any, ...], is_leaf: Callable[[Any], bool] | None
 ) -> Any:
-    """`f` over a tree like the parameters, of which a mask may hide some."""
+    """`f` over a tree like the parameters; a mask may hide some leaves."""
 
     def is_chosen(x: Any) -> bool:
         return is_leaf is not None and is_leaf(x)
@@ -108,7 +108,7 @@ def _map_leaves(
     values, structure = jax.tree.flatten(part, is_leaf=lambda x: is_chosen(x) or is_hidden(x))
     flat = gtree.Flat(part, values, structure)
     try:
-        given = [
+        columns = [
             gtree.flatten_like(flat, tree, "the tree", "tree_map_params", "the parameters")
             for tree in rest
         ]
@@ -118,18 +118,18 @@ def _map_leaves(
             raise error
         return several
     return flat.unflatten(
-        [x if is_hidden(x) else f(x, *of) for x, *of in zip(values, *given, strict=True)]
+        [x if is_hidden(x) else f(x, *of) for x, *of in zip(values, *columns, strict=True)]
     )
 
 
 def _several(f: Callable[..., Any], part: Any, rest: tuple[Any, ...]) -> Any:
-    """The same where the state has several arrays for one parameter; `None` if it has not."""
+    """`_map_leaves` for a state with several arrays for one parameter; `None` for another."""
     params = gtree.flatten(rest[0])
     try:
-        arrays, *given = (
+        arrays, *columns = (
             gtree.flatten_like(params, tree, "the state", "") for tree in (part, *rest)
         )
     except ValueError:
         return None
-    pairs = zip(arrays, *given, strict=True)
+    pairs = zip(arrays, *columns, strict=True)
     return params.unflatten([jax.tree.map(lambda x, of=of: f(x, *of), xs) for xs, *of in pairs])

@@ -1,4 +1,4 @@
-"""Errors about names and arguments: the name that was meant, and what callers of Optax catch."""
+"""Suggestions for misspelt names, and errors of the classes that callers of Optax catch."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from collections.abc import Iterable
 
 
 def nearest(name: object, known: Iterable[str], cutoff: float = 0.6) -> str | None:
-    """The known name that is most like this one, if any is: misspelt, or in another case."""
+    """The known name that is most like this one, whatever its case; None if none is close."""
     lower, asked = {n.lower(): n for n in known}, str(name).lower()
     found = difflib.get_close_matches(asked, lower, n=10, cutoff=cutoff)
-    # Two letters changed places more often than one was left out.
+    # Swapped letters are a more likely mistake than a missing one.
     found.sort(key=lambda n: sorted(n) != sorted(asked))
     return lower[found[0]] if found else None
 
@@ -26,6 +26,6 @@ class MissingArgument(ValueError, TypeError):
 
 
 class FoundSeveral(ValueError, KeyError):
-    """A state has more than one of what was looked for. To Optax this is a `KeyError`."""
+    """A state has more than one match for what was asked for. To Optax this is a `KeyError`."""
 
     __str__ = Exception.__str__  # a KeyError would put quotes around its message

@@ -1,4 +1,4 @@
-"""A table as text that fits the terminal: what is too long for its column goes on below."""
+"""A table as text that fits the terminal: a cell that is too long continues below."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ NARROWEST = 10  # of a column that has to be cut anywhere
 
 
 def table(rows: Sequence[Sequence[str]], leads: Sequence[tuple[str, str]]) -> str:
-    """The rows below each other, the head first.
+    """The rows as text; the first one is the head.
 
     Args:
       rows: the cells of each row; they are broken at spaces first, but not at no-break spaces. The
         first cell of a row also takes the room of the second, if that is empty.
-      leads: what is drawn before the first cell of each row, and before this cell where it goes on.
+      leads: what stands before the first cell of each row, and before this cell where it continues.
     """
     widths = _widths(rows, [len(first) for first, _ in leads])
     lines = [_row(cells, lead, widths) for cells, lead in zip(rows, leads, strict=True)]
@@ -58,7 +58,7 @@ def _row(cells: Sequence[str], lead: tuple[str, str], widths: Sequence[int]) -> 
 
 
 def _wrapped(text: str, width: int) -> list[str]:
-    """Lines of a width, broken at spaces, where a word is too long behind `_=/(,`, or anywhere."""
+    """Lines of a width, broken at spaces; too long words are broken after `_=/(,`, or anywhere."""
     lines = [""]
 
     def add(part: str, gap: str, otherwise: Callable[[str], None]) -> None:

@@ -5,8 +5,8 @@ The pair is the contract that everything in the ecosystem speaks::
     init(params) -> state
     update(updates, state, params=None, **extra_args) -> (updates, state)
 
-The description (a `Spec`: which public factory made it, with which arguments) is what `repr`,
-`==`, `hash`, `describe`, `to_config` and `tunable(tx)` read. `recorded` puts it there.
+The description is a `Spec`: the factory (the public function) that made it, and the arguments.
+`repr`, `==`, `hash`, `describe`, `to_config` and `tunable(tx)` read it. `recorded` puts it there.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ Count: TypeAlias = Any  # an int32 scalar; not typed as one, since tuples have a
 # ---------------------------------------------------------------- the description
 
 REGISTRY: dict[str, Callable[..., Any]] = {}
-"""Every recorded factory by name: what `from_config` may call, and nothing else."""
+"""Every recorded factory by name; `from_config` calls nothing else."""
 
 FUNCTIONS: dict[str, Callable[..., Any]] = {}
 """Every registered function by name: masks and schedules that a config may name."""
@@ -58,11 +58,11 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {}
 
 @checked
 def recorded(factory: Callable[P, T]) -> Callable[P, T]:
-    """Makes a factory leave its name and arguments on what it returns; keeps its signature.
+    """Makes what a factory returns know its call, for `repr`, `==`, pickling and configs.
 
     Args:
       factory: a function of a module that returns a transformation (Optax's too), a schedule or a
-        source. Outside gradx it is registered as ``module:name``, so that it cannot shadow ours.
+        source. Outside gradx it is registered as ``module:name``, and cannot shadow one of gradx.
 
     Example:
       >>> import gradx
@@ -122,10 +122,10 @@ def given(bound: inspect.BoundArguments) -> tuple[tuple[str, Any], ...]:
 
 
 def registered(function: F) -> F:
-    """Lets configs name a function: a mask, a label function, a schedule of one's own.
+    """Lets configs name a function: your own mask, label function or schedule.
 
     Args:
-      function: a function of a module; it is registered as its name, outside gradx as
+      function: a function of a module; it is registered by its name, outside gradx by
         ``module:name``, and returned unchanged. A later function of the same name replaces it.
 
     Example:
@@ -180,8 +180,8 @@ class Transform(Described, optax.GradientTransformationExtraArgs):
     Two transforms made by the same factory from equal arguments are equal and hash alike, so a
     transform can be a static argument of `jax.jit`. To JAX it is a tree without leaves, so it can
     also be an ordinary argument, or a part of one (`jax.jit`, `scan`, `vmap`, `eqx.filter_jit`);
-    equal ones share a trace. One whose arguments have no hash (arrays with axes) equals itself
-    alone, and so does a function among the arguments.
+    equal ones share a trace. One whose arguments have no hash (arrays with axes) equals only
+    itself. Functions among the arguments are compared by identity.
 
     Example:
       >>> import gradx
@@ -197,7 +197,7 @@ class Transform(Described, optax.GradientTransformationExtraArgs):
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        jax.tree_util.register_static(cls)  # it is per class
+        jax.tree_util.register_static(cls)  # subclasses do not inherit it
 
     def __new__(
         cls,
@@ -248,5 +248,5 @@ class Part:
 
 
 def is_transform(value: Any) -> bool:
-    """Anything with the contract's two functions, whatever class it is of."""
+    """Whether it has the contract's two functions, whatever its class."""
     return callable(getattr(value, "init", None)) and callable(getattr(value, "update", None))

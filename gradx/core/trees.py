@@ -1,7 +1,7 @@
 """Trees of parameters: their leaves, their paths, and errors that name the place.
 
-`None` counts as a leaf here (Equinox marks "nothing to train" so), while Optax's `MaskedNode`,
-an empty container, disappears from the leaves as it does everywhere in JAX.
+`None` counts as a leaf here: Equinox puts it where there is nothing to train. Optax's `MaskedNode`
+is an empty container and has no leaves, as everywhere in JAX.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def _is_none_or_masked(x: Any) -> bool:
 
 @dataclass(frozen=True)
 class Flat:
-    """A flattened tree; paths are spelled out only when somebody asks."""
+    """A flattened tree; its paths are made only when they are asked for."""
 
     tree: Any
     values: list[Any]
@@ -54,7 +54,7 @@ def is_number(x: Any) -> bool:
 
 
 def is_inexact(x: Any) -> bool:
-    """Whether a leaf is of a kind that can be optimized; Python's numbers are."""
+    """Whether a leaf can be optimized: real or complex floating-point, or a Python number."""
     if not hasattr(x, "dtype"):
         return isinstance(x, int | float | complex) and not isinstance(x, bool)
     return jnp.issubdtype(x.dtype, jnp.inexact)
@@ -63,7 +63,7 @@ def is_inexact(x: Any) -> bool:
 def picked(
     tree: Any, chosen: Callable[[Any], bool]
 ) -> tuple[list[Any], Callable[[Sequence[Any]], Any]]:
-    """Some leaves, and a function that makes the tree again with others in their places."""
+    """The chosen leaves, and a function that rebuilds the tree with others in their places."""
     structure: Any
     leaves, structure = jax.tree.flatten(tree)
     places = [i for i, x in enumerate(leaves) if chosen(x)]
@@ -78,7 +78,7 @@ def picked(
 
 
 def map_numbers(fn: Callable[..., Any], tree: Any, *rest: Any) -> Any:
-    """`fn` at the leaves that are numbers; the others stay, whatever they are."""
+    """`fn` at the leaves that are numbers; the others stay."""
     return jax.tree.map(lambda x, *others: fn(x, *others) if is_number(x) else x, tree, *rest)
 
 
@@ -124,14 +124,14 @@ def _mismatch(flat: Flat, other: Any, what: str, like: str) -> str:
         return (
             f"{like} and {what} have the same leaves in different containers{_where(flat, found)}."
         )
-    told = [f"{like} and {what} must be trees with the same leaves."]
-    told += [f"Only in {like}: {listed(missing)}."] * bool(missing)
-    told += [f"Only in {what}: {listed(extra)}."] * bool(extra)
-    return " ".join(told)
+    sentences = [f"{like} and {what} must be trees with the same leaves."]
+    sentences += [f"Only in {like}: {listed(missing)}."] * bool(missing)
+    sentences += [f"Only in {what}: {listed(extra)}."] * bool(extra)
+    return " ".join(sentences)
 
 
 def _with_masked(tree: Any) -> Flat:
-    """With a path for each leaf that a mask hides, in whichever of the trees it hides it."""
+    """The tree, flattened so that a leaf that a mask hides has a path too."""
     values, treedef = jax.tree.flatten(tree, is_leaf=_is_none_or_masked)
     return Flat(tree, values, treedef, _is_none_or_masked)
 
@@ -150,7 +150,7 @@ def _beginnings(path: str) -> list[str]:
 
 
 def _differing(here: Any, there: Any, begin: int = 0) -> tuple[int, str, str] | None:
-    """The first containers of another class: the leaf with which they begin, and their names."""
+    """Where containers first differ: the index of their first leaf, and their class names."""
     if jax.tree_util.treedef_is_leaf(here):
         return None  # anything may be in its place
     parts = here.children(), there.children()
@@ -165,7 +165,7 @@ def _differing(here: Any, there: Any, begin: int = 0) -> tuple[int, str, str] | 
 
 
 def _key_paths(tree: Any, is_leaf: Callable[[Any], bool]) -> tuple[list[Any], bool]:
-    """The key path of each leaf, that of a variable of NNX without its `.value`; are there any?"""
+    """The leaves' key paths without the `.value` of NNX variables, and whether any had one."""
     with_paths, _ = jax.tree_util.tree_flatten_with_path(tree, is_leaf=is_leaf)
     keys = [path for path, _ in with_paths]
     siblings = Counter(path[:-1] for path in keys)
@@ -190,7 +190,7 @@ def path_name(path: Sequence[Any]) -> str:
 
 
 def _plain(path: tuple[Any, ...]) -> tuple[Any, ...]:
-    """Without the `.value` of a Flax NNX variable: paths are those of plain dictionaries."""
+    """The path without the `.value` of a Flax NNX variable, as in a plain dictionary."""
     alone = len(path) > 1 and getattr(path[-1], "name", None) == "value"
     return path[:-1] if alone else path
 
@@ -245,8 +245,8 @@ def broadcast(
 ) -> list[Any]:
     """The values of a prefix tree (a mask, labels) at every leaf of `tree`.
 
-    Where one of the two has variables of Flax NNX, paths decide alone: a `State` of `Param`s of
-    bools is a mask of plain dictionaries, and the other way round.
+    If one of the two has variables of Flax NNX, leaves are matched by path alone: a `State` of
+    `Param`s of bools is a mask for plain dictionaries, and the other way round.
 
     Raises:
       ValueError: `prefix` is no prefix of `tree`.
@@ -266,7 +266,7 @@ def broadcast(
 
 
 def _by_path(prefix: Any, flat: Flat, is_leaf: Callable[[Any], bool]) -> list[Any] | None:
-    """The value at the beginning of each leaf's path, if NNX is there and each has its leaves."""
+    """Each leaf's value, by the beginning of its path; None without NNX or if they do not match."""
     given, nnx_given = _key_paths(prefix, is_leaf)
     leaves, nnx = _key_paths(flat.tree, _is_none)
     if not (nnx or nnx_given):
@@ -309,7 +309,7 @@ def abs_sq(x: Array) -> Array:
 
 
 def finite_sq(x: Array) -> Array:
-    """`abs_sq`, but the largest number where that is infinite, for rules that divide by squares."""
+    """`abs_sq`, at most the largest finite number, for rules that divide by squares."""
     square = abs_sq(x)
     return jnp.minimum(square, jnp.finfo(square.dtype).max)
 
@@ -317,13 +317,13 @@ def finite_sq(x: Array) -> Array:
 def dot(x: Array, y: Array) -> Array:
     r"""The inner product of two arrays as real vectors, \(\mathrm{Re} \sum_i \bar x_i y_i\).
 
-    A sum of products, not `jnp.vdot`, which would have both of them put aside first.
+    A sum of products: `jnp.vdot` would store both arrays first.
     """
     return jnp.sum(products(x, y))
 
 
 def products(x: Array, y: Array) -> Array:
-    """What `dot` adds up, real."""
+    """The real products that `dot` adds up."""
     if jnp.iscomplexobj(x) or jnp.iscomplexobj(y):
         return x.real * y.real + x.imag * y.imag
     return x * y
@@ -333,8 +333,8 @@ def products(x: Array, y: Array) -> Array:
 def wide(*dtypes: Any) -> Any:
     """The dtype to calculate in with arrays of these dtypes: the widest, no narrower than float32.
 
-    It is complex if one of them is. What has no fraction counts for nothing. JAX may be told not to
-    promote (`jax_numpy_dtype_promotion`), and has no promotion for 8 bits at all.
+    It is complex if one of them is. Integers and bools do not count. JAX's own promotion can be
+    switched off (`jax_numpy_dtype_promotion`), and it has none for 8-bit floats.
     """
     inexact = [d for d in dtypes if jnp.issubdtype(d, jnp.inexact)]
     double = any(jnp.finfo(d).bits > 32 for d in inexact)
@@ -344,9 +344,9 @@ def wide(*dtypes: Any) -> Any:
 
 
 def mixing(work: Callable[P, T]) -> Callable[P, T]:
-    """Lets real numbers meet complex arrays in a function that is given some.
+    """Lets a function multiply real numbers by complex arrays, also where promotion is off.
 
-    Where JAX was told not to promote, it has no other way to write their product.
+    JAX has no other way to write their product then.
     """
 
     @functools.wraps(work)

@@ -27,14 +27,14 @@ def apply_updates(params: Params, updates: Updates) -> Params:
     .. math:: \theta \leftarrow \theta + u
 
     Args:
-      params: a tree of arrays; what is no number (`None`, a random key) stays as it is.
+      params: a tree of arrays; a leaf that is no number (`None`, a random key) stays as it is.
       updates: a tree of the same structure and shapes; a leaf that is no number (`None`, or the
         `float0` gradient of an integer) leaves its parameter as it is. Additions are done in the
         wider of the two dtypes.
 
     Returns:
-      The new parameters, each with the dtype of the old one. To an update with a fraction, a
-      parameter that is a Python number is a float: 3 is 3.0.
+      The new parameters, each with the dtype of the old one. With a floating-point update, a
+      parameter that is a Python number counts as a float: 3 is 3.0.
 
     Raises:
       ValueError: the trees or two shapes do not match; the message names the path.
@@ -67,9 +67,9 @@ def apply_updates(params: Params, updates: Updates) -> Params:
 def _add(p: jax.Array, u: jax.Array) -> jax.Array:
     if p.dtype == u.dtype:
         return p + u
-    some = gtree.is_inexact(p) or gtree.is_inexact(u)
-    kind = gtree.wide(p.dtype, u.dtype) if some else p.dtype
-    return (p.astype(kind) + u.astype(kind)).astype(p.dtype)
+    floating = gtree.is_inexact(p) or gtree.is_inexact(u)
+    dtype = gtree.wide(p.dtype, u.dtype) if floating else p.dtype
+    return (p.astype(dtype) + u.astype(dtype)).astype(p.dtype)
 
 
 @checked
@@ -85,7 +85,7 @@ def incremental_update(new_tensors: Params, old_tensors: Params, step_size: Any)
 
     Returns:
       The new average. Each leaf has the dtype of the old one, and is calculated in float32 or
-      wider. What cannot be averaged (counts, bools, random keys) is that of the new tree.
+      wider. Leaves that cannot be averaged (counts, bools, random keys) are those of the new tree.
 
     Raises:
       ValueError: the trees or two shapes do not match; a step size out of range.
@@ -96,7 +96,7 @@ def incremental_update(new_tensors: Params, old_tensors: Params, step_size: Any)
       Array([0.25], dtype=float32)
 
     Reference: Polyak and Juditsky, *Acceleration of stochastic approximation by averaging*, 1992.
-    A half-precision average stops short of its aim; keep it in float32.
+    A half-precision average stops short of its target; keep it in float32.
     """
     if isinstance(step_size, int | float) and not 0 <= step_size <= 1:
         raise ValueError(f"incremental_update: step_size must be in [0, 1], got {step_size!r}.")
@@ -121,7 +121,7 @@ def _mix(new: jax.Array, old: jax.Array, step_size: jax.Array) -> jax.Array:
 def periodic_update(
     new_tensors: Params, old_tensors: Params, steps: Any, update_period: Any
 ) -> Params:
-    r"""A copy of parameters that is renewed every k steps.
+    r"""A copy of parameters that is renewed every k steps, such as a target network.
 
     .. math:: \bar\theta \leftarrow \theta \text{ where } k \mid t, \qquad
               \bar\theta \text{ elsewhere}

@@ -1,4 +1,4 @@
-"""The words of the field: what the arguments mean that many factories have.
+"""What the usual arguments mean, by name: the range, symbol and sentence of `b1`, `eps`, ….
 
 A factory that means something else by a name says so in its annotation (see `meaning`).
 """
@@ -17,7 +17,7 @@ from gradx.core.meaning import Meaning, Number, Option
 from gradx.core.ranges import ANY
 
 VOCABULARY: dict[str, Meaning] = {
-    # What scales a step, and what draws parameters to zero.
+    # Step size and weight decay.
     "learning_rate": Number("[0, inf)", r"\eta", "the step size"),
     "weight_decay": Number("[0, inf)", r"\lambda", "how strongly parameters are drawn to zero"),
     "mask": Option("which leaves decay (see `add_decayed_weights`)"),
@@ -88,9 +88,9 @@ RANGES = {name: m.interval for name, m in VOCABULARY.items() if isinstance(m, Nu
 
 
 def meanings(factory: Callable[..., Any], parameters: Mapping[str, Any]) -> dict[str, Meaning]:
-    """What is known of the arguments of a factory, by name.
+    """The meanings of a factory's arguments, by name.
 
-    Their names have a meaning in gradx alone; elsewhere only annotations say something.
+    A name alone has a meaning only in gradx; in other packages only annotations count.
     """
     ours = factory.__module__.partition(".")[0] == "gradx"
     found: dict[str, Meaning] = {}
@@ -106,7 +106,7 @@ def meanings(factory: Callable[..., Any], parameters: Mapping[str, Any]) -> dict
 
 @functools.lru_cache(maxsize=1024)
 def numbers_of(factory: Callable[..., Any]) -> dict[str, tuple[Number, bool, bool]]:
-    """Name to the number that it is, whether it takes no source, and whether it may be None."""
+    """Name to its `Number`, whether it takes no source, and whether it may be None."""
     found = {}
     parameters = signature(factory).parameters
     for name, meaning in meanings(factory, parameters).items():
@@ -120,7 +120,7 @@ def numbers_of(factory: Callable[..., Any]) -> dict[str, tuple[Number, bool, boo
 def checked_numbers(
     factory: Callable[..., Any], arguments: Mapping[str, Any], where: str
 ) -> dict[str, Any]:
-    """The numbers of a call that are to be taken instead of those that were given.
+    """The numbers of a call, checked, to use instead of those that were given.
 
     Raises:
       ValueError: a number is out of its range.

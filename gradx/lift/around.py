@@ -1,4 +1,4 @@
-"""A stage around another one: it hides leaves from it, or judges what it has made of them."""
+"""A stage around another one: it hides leaves from it, or compares what it has made of them."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ class Around:
 
     Attributes:
       inner: the stage inside.
-      init: the parameters to the state.
-      enter: what the stage inside is given, made of what this one is given.
-      leave: the new state, of that of the stage inside and the old one.
-      judge: a call behind those of the stage inside; ``h.before`` is what that was given.
+      init: `params -> state`.
+      enter: `(leaves, state, extra)` of this stage to those of the stage inside.
+      leave: `(new state of the stage inside, old state) -> new state`.
+      judge: a call after those of the stage inside; ``h.before`` is the update before these.
     """
 
     inner: Stage
@@ -52,7 +52,8 @@ class Around:
             for row, start, u in zip(rows, starts, leaves.updates, strict=True):
                 if not gtree.is_inexact(u):
                     continue
-                if self.sees_tree and row and isinstance(row[0], Made):  # the row begins with more
+                # Then the row begins with what the stage inside has made, not with `u`.
+                if self.sees_tree and row and isinstance(row[0], Made):
                     before = {**self.judge.traced, "before": gtree.as_number(u)}
                     row.append(self.judge._replace(traced=before))
                 else:

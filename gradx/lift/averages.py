@@ -1,4 +1,4 @@
-"""Exponential moving averages, and what they begin with."""
+"""Exponential moving averages, their bias corrections and their first values."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def average(old: Array, new: Array, decay: float | Array) -> Array:
 def weight_so_far(decay: float | Array, t: Array) -> Array:
     r"""The weight \(1 - \beta^t\) that an average has gathered after `t` updates.
 
-    Through `expm1`, since the difference itself loses four digits of float32 to a decay of 0.999.
+    Through `expm1`: with a decay of 0.999 the difference loses four digits of float32.
     """
     t = as_float(t)
     if isinstance(decay, float):
@@ -36,7 +36,7 @@ def weight_so_far(decay: float | Array, t: Array) -> Array:
 
 
 def bias_corrections(h: Numbers, t: Array) -> Mapping[str, Array]:
-    """What undoes the averages' start at zero, as factors: leaves multiply, they do not divide."""
+    """The bias corrections of Adam, as factors: leaves multiply, they do not divide."""
     return {
         "correct_mu": 1 / weight_so_far(h.b1, t),
         "correct_next_mu": 1 / weight_so_far(h.b1, safe_increment(t)),
@@ -45,14 +45,14 @@ def bias_corrections(h: Numbers, t: Array) -> Mapping[str, Array]:
 
 
 def unbiased_mu(mu: Array, g: Array, h: Numbers) -> Array:
-    """The first moment without its bias; with `h.nesterov` looking one step ahead (Dozat)."""
+    """The bias-corrected first moment; with `h.nesterov` one step ahead (Dozat)."""
     if h.nesterov:
         return h.b1 * h.correct_next_mu * mu + (1 - h.b1) * h.correct_mu * g
     return h.correct_mu * mu
 
 
 def storage(name: str, dtype: Any) -> Any:
-    """Checks a dtype to keep an average in; `None` stays, for that of the parameter.
+    """Checks a dtype to keep an average in; `None` stays, and means that of the parameter.
 
     Raises:
       ValueError: it is no floating-point dtype.
@@ -93,15 +93,15 @@ def full(p: Array, *, value: float | Array) -> Array:
 
 
 def zero_moments(mu_dtype: Any = None) -> Mapping[str, Callable[..., Array]]:
-    """What Adam's state begins with: `mu` like the parameter, and a real `nu`."""
+    """Adam's first state: `mu` like the parameter, and a real `nu`."""
     return {"mu": partial(zeros, dtype=mu_dtype), "nu": real_zeros}
 
 
 def nu_correction(h: Numbers, t: Array) -> Mapping[str, Any]:
-    """What undoes the start of one average at zero, as a factor."""
+    """The bias correction of one average, as a factor; 1 without `h.bias_correction`."""
     return {"correct": 1 / weight_so_far(h.decay, t) if h.bias_correction else 1.0}
 
 
 def root(variance: Array, h: Numbers) -> Array:
-    """What `scale_by_rms` and `scale_by_stddev` divide by."""
+    """The divisor of `scale_by_rms` and `scale_by_stddev`."""
     return sqrt(variance + h.eps) if h.eps_in_sqrt else sqrt(variance) + h.eps

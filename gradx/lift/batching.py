@@ -1,4 +1,4 @@
-"""Matrices of one shape, stacked and worked on together, by one device or by several."""
+"""Runs a rule on all matrices of one shape together, on one device or several."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from gradx.lowering.stacks import alone_or_stacked, some_at_a_time, unknown_plac
 from gradx.numbers.namespace import namespace, reading, suited
 from gradx.numbers.sources import Array
 
-NumbersOf = Callable[[Any], Numbers]  # what a function of the rule, the argument, reads
+NumbersOf = Callable[[Any], Numbers]  # a function of the rule -> the `h` that it reads
 
 
 class How(NamedTuple):
-    """How the matrices of one shape are run through; it is part of a program."""
+    """How to run the matrices of one shape; it is part of a program."""
 
     chunk: int | None = None
     share: Share | None = None
@@ -40,7 +40,7 @@ class How(NamedTuple):
 def together(
     program: Any, numbers: Any, gs: list[Array], ps: list[Array] | None, states: list[LeafState]
 ) -> list[tuple[Array, LeafState]]:
-    """The rule on all matrices of one shape; updates are in float32 or wider."""
+    """Runs the rule on all matrices of one shape; updates are in float32 or wider."""
     like = list(zip(gs, states, strict=True))
     places = jax.tree.map(lambda x: jax.typeof(x).sharding, like)
     done: list[tuple[Array, LeafState]] = with_automatic_axes(
@@ -53,9 +53,7 @@ def together(
 def _together(
     program: Any, numbers: Any, gs: list[Array], ps: list[Array] | None, states: list[LeafState]
 ) -> list[tuple[Array, LeafState]]:
-    """They are stacked, which is quickly compiled, and easily shared; or, where that is faster and
-    they are not shared, done leaf by leaf.
-    """
+    """As a stack, which compiles fast and can be shared, or leaf by leaf, where that is faster."""
     _, _, layouts, _, how = program
     m, _ = layouts[0]
     if how.share is not None and sum(m.shape[0] for m, _ in layouts):
@@ -100,7 +98,7 @@ def _stacked(
 def _shared(
     program: Any, numbers: Any, gs: list[Array], ps: list[Array] | None, states: list[LeafState]
 ) -> list[tuple[Array, LeafState]]:
-    """The rule on the devices that share, and each leaf's part of what they have made."""
+    """Runs the rule on the devices that share, and gives each leaf its part of the results."""
     rule, static, layouts, like_leaf, how = program
 
     def alone(column: Any, i: int) -> Any:
@@ -152,14 +150,14 @@ def _leaves(
 
 
 def _stack(layouts: Any, like_leaf: bool, *parts: Array) -> Array:
-    """Arrays of all leaves, of the leaf's own shape or as the state keeps them for a matrix."""
+    """Stacks arrays of all leaves, in the leaf's shape or as the state keeps them for a matrix."""
     pairs = [(m, x) for (m, _), x in zip(layouts, parts, strict=True)]
     opened = [m.stack(widen(x)) if like_leaf else m.opened(x) for m, x in pairs]
     return opened[0] if len(opened) == 1 else jnp.concatenate(opened)
 
 
 def _part(m: Matrix, shape: tuple[int, ...], at: Any, like_leaf: bool, x: Array) -> Array:
-    """What of a stack belongs to the leaf that begins there."""
+    """The part of a stack that belongs to the leaf that begins at `at`."""
     mine = jax.lax.dynamic_slice_in_dim(x, at, m.shape[0])
     return m.unstack(mine, shape) if like_leaf else m.kept(mine)
 
@@ -179,7 +177,7 @@ def _places(counts: list[int], arrays: list[Array]) -> list[Any]:
 
 
 def _placed(x: Array, like: Array) -> Array:
-    """`x`, sharded like `like`, which a product does not see to; the choice costs nothing."""
+    """`x`, sharded like `like`; a product may lose the sharding, and the choice costs nothing."""
     return jnp.where(jnp.zeros_like(like, bool), like.astype(x.dtype), x)
 
 
@@ -192,7 +190,7 @@ def _run(rule: Callable[..., Any], static: Any, how: How) -> Callable[..., Any]:
     @gtree.mixing
     def some(numbers: Any, *stacks: Any) -> Any:
         traced, t, turn = numbers
-        # Of the function that reads it.
+        # For each function of the rule, since errors name it.
         h = functools.partial(namespace, static, suited(traced, stacks[0]))
         if how.gather is not None:
             gathered = _each(functools.partial(_checked, how.gather, h), how.chunk, stacks)
@@ -204,10 +202,7 @@ def _run(rule: Callable[..., Any], static: Any, how: How) -> Callable[..., Any]:
 
 
 def _each(one: Callable[..., Any], chunk: int | None, stacks: Any) -> Any:
-    """`one` for each of the stacked matrices.
-
-    If nothing is said, as many at a time as is best.
-    """
+    """`one` for each of the stacked matrices; without `chunk` as many at a time as is best."""
     arrays = jax.tree.leaves(stacks)
     count = arrays[0].shape[0]
     if count == 1 or chunk is not None:
@@ -222,7 +217,7 @@ def _in_chunks(one: Callable[..., Any], chunk: int, *stacks: Any) -> Any:
     if count == 1:
         made = one(*jax.tree.map(lambda x: x[0], stacks))
         return jax.tree.map(lambda x: x[None], made)
-    shapes: Any = None  # of what is made of one
+    shapes: Any = None  # of the results for one matrix
 
     def not_empty(xs: Any) -> list[Array]:
         nonlocal shapes
@@ -230,7 +225,7 @@ def _in_chunks(one: Callable[..., Any], chunk: int, *stacks: Any) -> Any:
         shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), made)
         return [x for x in jax.tree.leaves(made) if x.size]
 
-    size = None if chunk == 1 else chunk  # a stack of one is no matrix to a compiler
+    size = None if chunk == 1 else chunk  # a compiler does not see that a stack of one is a matrix
     # `map` does not put chunks of empty arrays together again.
     found = iter(jax.lax.map(not_empty, stacks, batch_size=size))
     return jax.tree.map(
@@ -265,9 +260,9 @@ def _like(old: LeafState, new: Any, rule: Any) -> LeafState:
 
 
 def _renewed(state: LeafState, h: NumbersOf, t: Array, turn: Array, how: How) -> LeafState:
-    """What is done in the first step for all matrices, and then in every k-th for all of them, or
-    in each step for a k-th part: for the first of them where `t` is `turn`, up to multiples of k.
-    Under a conditional of its own even if `t` is one of many."""
+    """Runs `start` at step 0; after that `renew` every k steps, or on 1/k of the matrices each step
+    if staggered: on the i-th where `t - turn` is i modulo k. It is a conditional under `vmap` too.
+    """
     count, phase = jax.tree.leaves(state)[0].shape[0], (t - turn) % how.every
     staggered = how.staggered and how.every > 1
     now = phase < min(count, how.every) if staggered else phase == 0
@@ -283,7 +278,7 @@ def _renewed(state: LeafState, h: NumbersOf, t: Array, turn: Array, how: How) ->
             return jax.tree.map(functools.partial(choose, now), done(how.renew, state), state)
         chosen = phase + how.every * jnp.arange(
             -(-count // how.every), dtype=phase.dtype
-        )  # some may not be there
+        )  # some may be past the end, and are dropped
         some = jax.tree.map(lambda x: jnp.take(x, chosen, axis=0, mode="clip"), state)
         return jax.tree.map(
             lambda x, y: x.at[chosen].set(y, mode="drop"), state, done(how.renew, some)

@@ -1,12 +1,12 @@
 """A rule for one array, lifted to a transformation of pytrees.
 
-The maths of an optimizer is written once, on one array::
+A rule is the maths of an optimizer, written once, on one array::
 
     def update(g, s, p, h):  # gradient, state, parameter, numbers
         velocity = h.decay * s.velocity + g
         return velocity, s._replace(velocity=velocity)
 
-`leafwise` knows the rest: trees, `None` and masked leaves, paths, half precision, live and
+`leafwise` does the rest: trees, `None` and masked leaves, paths, half precision, live and
 scheduled numbers, and the Optax-shaped state (`rule` turns it into calls, and `passes` runs them).
 """
 
@@ -53,40 +53,40 @@ def leafwise(
     axis_name: Any = None,
     needs_params: bool = False,
 ) -> Transform:
-    """Lifts a rule for one array to a transformation of trees.
+    """Lifts a rule for one array to a transformation of trees, to write an optimizer.
 
     Args:
-      update: `(g, s, p, h) -> (u, s)`, the rule. `g` and `p` are arrays of one leaf and `s` is
+      update: the rule, `(g, s, p, h) -> (u, s)`. `g` and `p` are arrays of one leaf and `s` is
         `state` with the arrays of that leaf, as in ``s.mu``, in float32 or wider whatever they are
         stored in; `p` is `None` unless `needs_params`. `h` has every hyperparameter, flag and
         per-step number as an attribute. Returns the update and ``s._replace(…)``. Write it as a
         function of the module, not a closure, so that equal programs share a trace.
-      init: what the state of one leaf begins with: `p -> {name: array}`, or a function for each
-        name, ``{"mu": jnp.zeros_like}``. A named tuple of functions makes several arrays for the
-        rule, and several trees in the state. In place of an array there may be a tuple of them, if
-        their number differs from leaf to leaf.
+      init: the first state of one leaf, `p -> {name: array}`, or a function for each name,
+        ``{"mu": jnp.zeros_like}``. A named tuple of functions makes several arrays for the rule,
+        and several trees in the state. In place of an array there may be a tuple of them, if their
+        number differs from leaf to leaf.
       state: the named tuple of the public state. The field `count` is kept by the lift (int32, the
         updates done so far), those in `scalars` are single numbers that `per_tree` changes; every
         other field becomes a tree like the parameters.
-      hypers: name to what the user gave, a number or any other source.
-      ranges: name to range, such as ``"[0, 1)"``, where `hyper.RANGES` has none or another one for
-        the name.
+      hypers: name to the user's value, a number or any other source.
+      ranges: name to range, such as ``"[0, 1)"``, for a name without a usual range
+        (`gradx/core/vocabulary.py`) or with another one.
       flags: hashable options for `update` that are no numbers: bools, strings, axes.
-      facts: `(leaves, extra) -> [{name: value} or None, …]`, what is known of each leaf before the
-        run, from ``leaves.paths`` and the shapes of ``leaves.values``. A dictionary adds names to
-        `h`. None leaves the leaf alone. `init` gets the same dictionary as its second argument.
-        `extra` are the extra arguments of `update`, and None in `init`.
-      per_step: `(h, t) -> numbers`, for what depends on the step but not on the leaf, such as a
-        bias correction. `t` is 1 in the first update; it is `None` if nothing counts.
-      measure: `(g, s, p, h) -> sums`, numbers of one leaf (its squared norm, say), which are
-        added up over all leaves before any is updated. `h` is without what `per_tree` makes.
-      per_tree: `(h, sums) -> (numbers, scalars)`, what is decided once for the whole tree: further
-        numbers for `update`, and the new values of the scalars that change. Without `measure` it is
-        also called in a step in which no leaf has a gradient.
-      per_leaf: `(g, s, p, h) -> numbers`, what is decided once for a leaf, such as its norm:
-        further numbers for `update`.
-      measure_init: `p -> sums`, numbers of one leaf when the state begins (the norm that the rule
-        starts from). `init` is then given them as well, `(p, sums)`.
+      facts: facts about each leaf before the run, `(leaves, extra) -> [{name: value} or None, …]`,
+        from ``leaves.paths`` and the shapes of ``leaves.values``. A dictionary adds names to `h`.
+        None leaves the leaf alone. `init` gets the same dictionary as its second argument. `extra`
+        are the extra arguments of `update`, and None in `init`.
+      per_step: numbers that depend on the step but not on the leaf, such as a bias correction,
+        `(h, t) -> numbers`. `t` is 1 in the first update; it is `None` if nothing counts.
+      measure: numbers of one leaf, such as its squared norm, `(g, s, p, h) -> sums`. They are added
+        up over all leaves before any is updated. `h` does not yet have what `per_tree` makes.
+      per_tree: decides once for the whole tree, `(h, sums) -> (numbers, scalars)`: further numbers
+        for `update`, and the new values of the scalars that change. Without `measure` it is also
+        called in a step in which no leaf has a gradient.
+      per_leaf: decides once for a leaf, by its norm, say, `(g, s, p, h) -> numbers`: further
+        numbers for `update`.
+      measure_init: numbers of one leaf when the state begins, such as the norm that the rule starts
+        from, `p -> sums`. `init` is then given them as well, `(p, sums)`.
       scalars: the fields of `state` that are one number for the tree, with what each begins at: a
         number, or a function of the sums of `measure_init` over all leaves. `h` has their old
         values.
@@ -94,8 +94,8 @@ def leafwise(
         are equal: `t` is made from the first, and schedules read the last.
       whole_tree: the hypers that `per_tree` reads, by default all. These may not be by path.
       axis_name: the mapped axis over which the leaves are sharded, inside `shard_map` or `pmap`, or
-        several, or `sharded`: sums are then those over all devices. A reduction of one leaf, in
-        `update` or `per_leaf`, takes ``h.span`` to `gradx.lift.mapped.total`.
+        several, or `sharded`: sums are then those over all devices. To reduce one leaf in `update`
+        or `per_leaf`, give ``h.span`` to `gradx.lift.mapped.total`.
       needs_params: whether `update` reads `p`.
 
     Returns:

@@ -1,8 +1,8 @@
-"""Axes that `pmap`, `shard_map` or `vmap` map a function over: what differs on them, and sums.
+"""Axes that `pmap`, `shard_map` or `vmap` map a function over: what varies on them, and sums.
 
-`shard_map` tracks in the type of each array over which axes it varies. There the type of a number
-says whether it belongs to one device's part of a leaf, and is to be added up, or to a leaf that all
-devices have alike. Elsewhere the user says which leaves are cut along an axis: `sharded`.
+In `shard_map` the type of an array says over which axes it varies. A number that varies is of one
+device's part of a leaf, and is added up. Another one is of a leaf that all devices have alike.
+Elsewhere the user says which leaves are cut along an axis: `sharded`.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def mapped(name: Any, who: str) -> Iterator[None]:
 
 
 def tracked(name: Any) -> bool:
-    """Whether types say what varies over a mapped axis; False in `pmap`, `vmap`, unchecked maps.
+    """Whether types track a mapped axis; they do not in `pmap`, `vmap` and unchecked maps.
 
     Raises:
       NameError: there is no such axis here.
@@ -68,8 +68,7 @@ def sharded(axis_name: Any, leaves: Any = None) -> Sharded:
 
     In `shard_map` the types of the arrays say it. In `pmap`, `vmap` and
     ``shard_map(check_vma=False)`` nothing does. There the bare name of an axis means that all
-    leaves are cut along it where norms and other sums are formed, and that none is in `pmean` and
-    `psum`.
+    leaves are cut along it, in norms and other sums, or that none is, in `pmean` and `psum`.
 
     Args:
       axis_name: the name of the axis, or a tuple of names.
@@ -103,7 +102,7 @@ class Axis(NamedTuple):
 
     name: Hashable
     said: Any = None
-    always: bool = False  # said for where types tell as well, which must agree
+    always: bool = False  # also checked where types tell: they must agree
 
 
 Axes = tuple[Axis, ...]
@@ -158,7 +157,7 @@ class Span:
     """How one leaf lies on the mapped axes.
 
     Attributes:
-      typed: the axes of which types tell what varies over them.
+      typed: the axes that types track.
       cut: the axes that the leaf is said to be cut along.
       whole: the axes that it is said to be the same on.
     """
@@ -168,7 +167,7 @@ class Span:
     whole: tuple[Hashable, ...]
 
     def of(self, x: Any) -> Kinds:
-        """The axes that a number of the leaf is one device's part on, by its type or as said."""
+        """The axes on which a number of the leaf is one device's part: by its type, and as said."""
         varying = varies_over(x)
         by_type = tuple(name for name in self.typed if name in varying)
         return by_type, tuple(name for name in self.cut if name not in self.typed)
@@ -239,8 +238,8 @@ def _check_types(
 def sum_over(parts: Sequence[Any], spans: Sequence[Span | None]) -> Any:
     """Numbers of single leaves (trees of one structure), added up over leaves and devices.
 
-    Over an axis only what is a part is added. The result is the same on all devices, also by its
-    type. There is one collective for each set of axes that leaves are cut along.
+    Only numbers of a device's part are added over an axis. The result is the same on all devices,
+    also by its type. There is one collective for each set of axes that leaves are cut along.
     """
     grouped: dict[Kinds, dict[int, Any]] = {}
     for part, span in zip(parts, spans, strict=True):
@@ -256,7 +255,7 @@ def sum_over(parts: Sequence[Any], spans: Sequence[Span | None]) -> Any:
 
 
 def _plus(x: Array, y: Array) -> Array:
-    """The sum, of leaves of any widths, in that of the widest."""
+    """The sum, in the wider dtype of the two."""
     if x.dtype == y.dtype:
         return x + y
     kind = gtree.wide(x.dtype, y.dtype)
@@ -269,7 +268,7 @@ def total(numbers: Any, span: Span | None) -> Any:
 
 
 def total_at_init(parts: Sequence[Any], flat: gtree.Flat, axes: Axes, where: str) -> list[Any]:
-    """`total` at each leaf, be `init` called outside the mapping, with whole leaves, or inside."""
+    """`total` at each leaf, if `init` is called inside the mapping; outside it leaves are whole."""
     here = []
     for axis in axes:
         with contextlib.suppress(NameError):

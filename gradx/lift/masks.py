@@ -31,7 +31,7 @@ def mask_flags(mask: Any, tree: Any, where: str, name: str = "mask") -> list[boo
     """A mask as one bool a leaf.
 
     Raises:
-      ValueError: the mask fits the tree nowhere, or has a value that is no bool.
+      ValueError: the mask does not fit the tree, or has a value that is no bool.
     """
     found = marks(mask, tree, f"{where}: {name}")
     flat = gtree.flatten(tree)

@@ -26,8 +26,8 @@ class MatrixAxes(NamedTuple):
     Attributes:
       rows: the axis of the inputs, or the axes that are flattened to it (those of a convolution's
         window and its channels).
-      columns: the axis or axes of the outputs. An axis that is in neither counts matrices: the
-        layers that `nn.scan` or `nnx.vmap` have stacked, or the heads of an attention.
+      columns: the axis or axes of the outputs. An axis that is in neither counts matrices: layers
+        that `nn.scan` or `nnx.vmap` stack, or the heads of an attention.
       parts: how many matrices stand side by side in the columns (3 for a fused QKV kernel).
 
     Example:
@@ -61,7 +61,7 @@ class Matrix(NamedTuple):
         return self.blocks * self.parts, self.rows, self.columns
 
     def turned(self) -> Matrix:
-        """Seen from the side from which it has at least as many columns as rows."""
+        """The matrix with at least as many columns as rows: transposed, if need be."""
         if self.rows <= self.columns or self.parts > 1:
             return self
         return Matrix(
@@ -115,10 +115,10 @@ def matrices(
 
 
 def only_matrices(choice: Any, flat: gtree.Flat, where: str, name: str) -> list[Matrix | None]:
-    """As `matrices`, with stacks, for a rule that takes nothing else; None for None.
+    """`matrices`, stacks too, for a rule that takes nothing else; None for a leaf that is None.
 
     Raises:
-      ValueError: a leaf is none; the message names the path.
+      ValueError: a leaf is no matrix; the message names the path.
     """
     found = matrices(choice, flat, where, name, stacked=True)
     for path, x, m in zip(flat.paths, flat.values, found, strict=True):
@@ -138,12 +138,12 @@ def check_paths(choice: Any, flat: gtree.Flat, where: str) -> None:
 
 
 def axis_numbers(given: Any) -> tuple[int, ...]:
-    """One axis, or several, as a tuple; raises TypeError for what is no whole number."""
+    """One axis, or several, as a tuple; raises TypeError for anything else."""
     return tuple(map(whole_number, given if np.iterable(given) else (given,)))
 
 
 def whole_number(n: Any) -> int:
-    """Also one of NumPy's, but no bool; raises TypeError for anything else."""
+    """An integer of Python or NumPy; raises TypeError for a bool or anything else."""
     if isinstance(n, bool):
         raise TypeError(f"{n} is no number")
     return operator.index(n)
@@ -175,20 +175,21 @@ def _matrix(flat: gtree.Flat, i: int, axes: Any, what: str, stacked: bool) -> Ma
         )
     shape = jnp.shape(flat.values[i])
     try:
-        given = [axis_numbers(group) for group in axes[:2]]
+        groups = [axis_numbers(group) for group in axes[:2]]
         parts = whole_number(getattr(axes, "parts", 1))
     except TypeError as error:
         raise ValueError(
             f"{what}: at {flat.paths[i]!r} the axes must be whole numbers or tuples of them, and "
             f"parts must be a whole number; got {core.show(axes)}."
         ) from error
-    all_axes = [n for group in given for n in group]
+    all_axes = [n for group in groups for n in group]
     in_range = all(-len(shape) <= n < len(shape) for n in all_axes)
-    rows, columns = [tuple(n % len(shape) for n in group) for group in given] if in_range else given
-    chosen = rows + columns
-    rest = tuple(n for n in range(len(shape)) if n not in chosen)
-    twice = len(set(chosen)) < len(chosen)
-    if not in_range or twice or not (rows and columns) or (rest and not stacked):
+    if in_range:
+        groups = [tuple(n % len(shape) for n in group) for group in groups]
+    rows, columns = groups
+    outer = tuple(n for n in range(len(shape)) if n not in rows + columns)
+    twice = len({*rows, *columns}) < len(rows + columns)
+    if not in_range or twice or not (rows and columns) or (outer and not stacked):
         each = "at most one" if stacked else "one"
         raise ValueError(
             f"{what}: at {flat.paths[i]!r} each axis of the shape {shape} must be in {each} of "
@@ -201,5 +202,5 @@ def _matrix(flat: gtree.Flat, i: int, axes: Any, what: str, stacked: bool) -> Ma
             f"{what}: at {flat.paths[i]!r} parts must be a whole number that divides the "
             f"{side_by_side} columns; got {core.show(axes)}."
         )
-    blocks, high = (math.prod(shape[n] for n in group) for group in (rest, rows))
-    return Matrix(rest, rows, columns, blocks, high, side_by_side // parts, parts)
+    blocks, high = (math.prod(shape[n] for n in group) for group in (outer, rows))
+    return Matrix(outer, rows, columns, blocks, high, side_by_side // parts, parts)

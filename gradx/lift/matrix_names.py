@@ -1,8 +1,8 @@
 """Which leaves are matrices, as far as names and shapes can tell.
 
-The judgement of a leaf reads its own shape, and the paths of the whole tree: those of leaves that a
-mask hides, and of leaves without a gradient, too. So it is the same in `init` and in `update`, for
-the whole tree and for the part of it that one group sees.
+A leaf is judged by its own shape and by the paths of the whole tree, also those of leaves that a
+mask hides or that have no gradient. So the judgement is the same in `init` and in `update`, for the
+whole tree and for the part of it that one group sees.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ _ATTENTION = ("attention", "attn", "mha")
 _INTO_HEADS = {"query", "key", "value", "qkv", "q", "k", "v"}
 _OUT_OF_HEADS = {"out", "o"}
 _LAST_LAYER = {"cls", "output", "outputs", "out", "predictions", "decoder", "fc"}
-# Also in the middle of a model, so that it is a head only where nothing else may be one.
+# Also inside a model, so it is a head only where nothing else may be one.
 _HIDDEN_TOO = {"fc"}
 _ARRAYS = {"kernel", "weight", "weights", "w", "bias", "b"}  # what a module calls its own
 
@@ -56,7 +56,7 @@ def _words(segment: str) -> list[str]:
 
 
 def _kind(words: list[str]) -> str | None:
-    """What a segment of these words is, if it is no matrix."""
+    """What these words, of a segment, say that a leaf is, if it is no matrix."""
     words = [word for word in words if len(word) > 1]  # `ln_f` is a norm
     if words[:1] in (["embed"], ["embedding"]) and _OF_EMBED.intersection(words[1:2]):
         return "an embedding"
@@ -197,7 +197,7 @@ def _judged(tree: _Tree, path: str, x: Any) -> Judgement:
 
 
 def reasons(choice: Any, flat: gtree.Flat, where: str, name: str) -> dict[str, str]:
-    """Path to why the leaf is a matrix, or none, and what matrices there are in it."""
+    """Path to the reason why the leaf is a matrix or not, and the shape of its matrices."""
     said = {}
     found = matrices(choice, flat, where, name, stacked=True)
     judgements = judged(flat.tree)
@@ -219,20 +219,20 @@ def matrices_by_name(params: Any) -> Any:
     What a leaf is depends on its shape and on the paths of the whole tree, not on its values, nor
     on which leaves have a gradient or are hidden by a mask.
 
-    No matrices are leaves with fewer than two axes, and those with a segment in their path that is,
-    by its last word:
+    A leaf is no matrix if it has fewer than two axes, or if the last word of a segment of its path
+    says that it is
 
     * an embedding: ``embed``, ``embedding(s)``, ``embedder``, ``emb``, ``wte``, ``wpe``, ``vocab``,
-      ``token(s)``, ``pos``, ``position(s)``; or by its first, ``embed`` or ``embedding``, if
+      ``token(s)``, ``pos``, ``position(s)``; or the first word is ``embed`` or ``embedding``, and
       ``in``, ``out``, ``tokens``, ``table``, ``positions``, ``matrix`` or ``weights`` follows;
-    * a head: ``head``, ``logits``, ``unembed``, ``unembedding``, ``readout``, ``classifier``; or by
-      its first, ``logits``; inside an ``attention``, ``attn`` or ``mha`` none is;
+    * a head: ``head``, ``logits``, ``unembed``, ``unembedding``, ``readout``, ``classifier``; or
+      the first word is ``logits``; but not inside an ``attention``, ``attn`` or ``mha``;
     * a bias, a scale or a norm: ``bias``, ``scale``, ``norm``, ``layernorm``, ``rmsnorm``,
       ``batchnorm``, ``groupnorm``, ``bn``, ``ln``.
 
     Words end at ``_``, at digits and where capitals begin (``LayerNorm_0``); digits and single
     letters do not count (``head_2``, ``ln_f``). So ``lm_head`` is a head, and ``token_mixer``,
-    ``multi_head_attention`` and ``scale_net`` are nothing of all this.
+    ``multi_head_attention`` and ``scale_net`` are none of these.
 
     A layer called ``cls``, ``decoder``, ``fc``, ``out``, ``output(s)`` or ``predictions`` is the
     head, too, if it is the model's last one: it holds the leaf itself, it is no part of a block,
@@ -241,12 +241,15 @@ def matrices_by_name(params: Any) -> Any:
     this cannot be told, as for the last of ``Dense_0`` and ``Dense_1`` in a tree without any head,
     the leaf is a matrix, and `describe` warns of it.
 
-    Of the other leaves, those with two axes are matrices, (inputs, outputs). With more axes a leaf
-    is one matrix, (window, inputs, outputs), below a word that begins with ``conv``; flattened over
-    its heads in an attention that has them in an axis of their own (``query``, ``k``, ``qkv``, …;
-    and ``out`` or ``o`` beside one of these or in an ``attention``); else a stack of matrices, in
-    its last two axes. A leaf called ``weight`` has its outputs first, as in Equinox and PyTorch:
-    (outputs, inputs), (outputs, inputs, window), and stacks of (outputs, inputs).
+    Every other leaf with two axes is a matrix, (inputs, outputs). A leaf with more axes is
+
+    * one matrix, (window, inputs, outputs), below a word that begins with ``conv``;
+    * a matrix with its heads side by side, if an attention has them in an axis of their own
+      (``query``, ``k``, ``qkv``, …; ``out`` or ``o`` beside one of these or in an ``attention``);
+    * else a stack of matrices, in its last two axes.
+
+    A leaf called ``weight`` has its outputs first, as in Equinox and PyTorch: (outputs, inputs),
+    (outputs, inputs, window), and stacks of (outputs, inputs).
 
     Args:
       params: the parameters, or anything with their shapes.
@@ -261,7 +264,7 @@ def matrices_by_name(params: Any) -> Any:
       {'bias': None, 'embed': None, 'mlp': MatrixAxes(rows=0, columns=1, parts=1)}
 
     Deviation from Optax, whose `muon` takes every leaf with two axes for a matrix, embeddings and
-    heads as well, and no leaf with more. For that pass a function: ``lambda params:
+    heads as well, and no leaf with more. To get that, pass a function: ``lambda params:
     jax.tree.map(lambda x: gradx.MatrixAxes() if x.ndim == 2 else None, params)``.
     """
     return gtree.flatten(params).unflatten([judgement.axes for judgement in judged(params)])

@@ -1,9 +1,9 @@
 """A rule for one matrix, lifted to a transformation of pytrees.
 
-What `leafwise` does for a rule on one array, `matrixwise` does for one that takes a matrix as a
-whole: a polar factor, a product with a preconditioner. A leaf may hold a matrix in any of its axes,
-or many. Matrices of one shape, from whichever leaves, are traced once, and where it is best stacked
-and worked on together, so that a thousand of them cost one compilation; devices may share them.
+`matrixwise` is `leafwise` for a rule that needs a whole matrix: a polar factor, a product with a
+preconditioner. A leaf may hold a matrix in any of its axes, or many. Matrices of one shape, from
+all leaves, are traced once, so that a thousand of them cost one compilation. They are stacked where
+that is faster, and devices may share them.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ __all__ = ["matrixwise"]
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class MatrixRule(Rule):
-    """A rule for one matrix, and what the lift has to know about it (see `matrixwise`)."""
+    """A rule for one matrix, with all that the lift needs (see `matrixwise`)."""
 
     choice: Any
     name: str
@@ -78,7 +78,7 @@ class MatrixRule(Rule):
         return {name: type(kind) for name, kind in like_leaf if isinstance(kind, tuple)}
 
     def seen(self, flat: gtree.Flat) -> list[Matrix | None]:
-        """Each leaf as matrices; None for what is not for this rule."""
+        """Each leaf as matrices; None for a leaf that is None."""
         found = only_matrices(self.choice, flat, self.where, self.name)
         return [m.turned() if m is not None and self.either_way else m for m in found]
 
@@ -102,11 +102,11 @@ class MatrixRule(Rule):
         return {**own, **zeros}
 
     def _sharers(self, p: Array) -> Share | None:
-        """For whom a state is cut; those who are named take it as it comes."""
+        """The devices among which a new state is cut. If `share` is given, it is not cut."""
         return None if self.share else sharers(self.share, [p], self.where)
 
     def step_of(self, state: State) -> Any:
-        """The updates done before this one, if something is done in some steps only."""
+        """The updates done before this one, if `renew` runs in some steps only."""
         return None if self.how.renew is None else getattr(own_state(state), self.counts[0])
 
     def begin(
@@ -142,12 +142,12 @@ class MatrixRule(Rule):
             sizes = [jnp.size(x) for x in jax.tree.leaves(calls[members[0]].state)]
             return max(sizes, default=0) / max(m.shape[0], 1)
 
-        # One shape's turns begin where another's end, so that no step has all of them; and those
-        # with the largest bases come first, which cost most, so that they are in different steps.
+        # The turns of one shape begin where those of another end, so that no step has them all. The
+        # largest bases cost most. They come first, so that they are in different steps.
         in_turn = sorted(groups.values(), key=largest_part, reverse=True)
 
-        # Under the conditional the gate is open, or under `vmap` perhaps another one's.
-        kept = if_open if leaves.conditional else choose_tree
+        # Inside the conditional the gate is open, or under `vmap` perhaps only another one's.
+        choose = if_open if leaves.conditional else choose_tree
 
         def work() -> list[list[tuple[Array, LeafState]]]:
             done: list[list[tuple[Array, LeafState]]] = []
@@ -156,7 +156,7 @@ class MatrixRule(Rule):
                 made = self._group(leaves, calls, seen, members, t, turn)
                 if leaves.gate is not None:
                     pairs = zip(members, made, strict=True)
-                    made = [(u, kept(leaves.gate, s, calls[i].state)) for i, (u, s) in pairs]
+                    made = [(u, choose(leaves.gate, s, calls[i].state)) for i, (u, s) in pairs]
                 done.append(made)
                 if self.how.staggered:
                     turn += sum(m.shape[0] for m in (seen[i] for i in members) if m is not None)
@@ -256,46 +256,46 @@ def matrixwise(
     chunk: int | None = None,
     share: Sharing = None,
 ) -> Transform:
-    r"""Lifts a rule for one matrix to a transformation of trees of them.
+    r"""Lifts a rule for one matrix to a transformation of trees, to write a matrix optimizer.
 
     Args:
-      update: `(g, s, p, h) -> (u, s)`, the rule. `g` and `p` are matrices (rows, columns) in
+      update: the rule, `(g, s, p, h) -> (u, s)`. `g` and `p` are matrices (rows, columns) in
         float32 or wider; `p` is `None` unless `needs_params`. `s` is `state` with the arrays of
         this matrix, as in ``s.mu``, and ``s._replace(…)`` is returned. `h` has every
         hyperparameter, flag and number of the step. Write it as a function of the module, not a
         closure.
-      init: `p -> {name: array}`, the state arrays of one matrix, of any shapes, by the names of the
+      init: the first state of one matrix, `p -> {name: array}`, of any shapes, by the names of the
         fields of `state` that are not in `like_leaf`; or a function for each name. The state of a
-        leaf that is a stack of matrices has an axis in front that counts them.
+        leaf that is a stack of matrices has a first axis that counts them.
       state: the named tuple of the public state, as for `leafwise`.
-      like_leaf: fields that have the shape of the leaf, seen as matrices by the rule like the leaf
-        itself, and begin at zero; with their dtypes, or None for the leaf's, at least float32, or
-        ``"real"`` for that without an imaginary part. A named tuple of these is one of several
-        arrays for the rule, and in the state one of several trees.
+      like_leaf: name to dtype, for fields that have the shape of the leaf and begin at zero; the
+        rule sees them as matrices, like the leaf itself. None is the leaf's dtype, at least
+        float32; ``"real"`` is that without an imaginary part. A named tuple of dtypes is one of
+        several arrays for the rule, and one of several trees in the state.
       hypers, ranges, flags, per_step, per_tree, scalars, count, whole_tree, needs_params: as for
         `leafwise`.
       axes: which leaves are matrices, in which axes: a `MatrixAxes` for all leaves, a tree of them,
         a function that makes one from the parameters, or `by_path`. Without it every leaf must have
         two axes.
       axes_name: the name that errors give this argument.
-      either_way: the rule gives for a transposed matrix the transposed update. It is then only
-        given matrices with at least as many columns as rows, and more of them in one stack.
-      renew: `(s, h) -> s`, what is expensive and done in some steps only, after `update`
-        and under a real conditional: in the steps \(t = k, 2k, \ldots\) where the first is 0.
-      start: `(s, h) -> s`, what is done after `update` in step 0 instead; by default
-        `renew`.
-      gather: `(g, s, p, h) -> s`, what is done before `renew` where `update` has to read
-        what this has made: with it the order is `gather`, `renew`, `update`.
-      every: \(k\), from 1 on.
+      either_way: whether the update of a transposed matrix is the transposed update. The rule is
+        then only given matrices with at least as many columns as rows, and more in one stack.
+      renew: expensive work for some steps only, such as an eigendecomposition, `(s, h) -> s`. It
+        runs after `update`, under a real conditional, in the steps \(t = k, 2k, \ldots\) where the
+        first is 0.
+      start: runs after `update` in step 0 instead, `(s, h) -> s`; by default `renew`.
+      gather: runs before `renew`, for an `update` that reads what `renew` has made,
+        `(g, s, p, h) -> s`: with it the order is `gather`, `renew`, `update`.
+      every: the steps from one `renew` to the next, \(k \ge 1\).
       staggered: renew a \(k\)-th part of the matrices of each shape in every step, instead of all
         of them in every \(k\)-th, so that no step takes longer than others.
       chunk: how many matrices of a stack to work on at a time, which bounds the memory. None: all
         of a shape, on CPUs as many as a cache holds; and large leaves one by one.
       share: the devices that share the matrices: ``Share(mesh, axis)``, False for none, or by
-        default those of the mesh in scope (`jax.set_mesh`). Of \(n\) devices each then has an
+        default those of the mesh in scope (`jax.set_mesh`). Each of \(n\) devices then has an
         \(n\)-th of the matrices of a shape, rounded up, and what the state keeps for a matrix
         begins cut among them. Inside `shard_map`, and with explicit axes where all leaves are
-        whole, nothing is shared. With `staggered` a device renews a part of what it has.
+        whole, nothing is shared. With `staggered` a device renews a part of its own.
 
     Returns:
       The transformation. Its updates come back in the gradients' dtypes; what follows it in a chain
@@ -321,7 +321,7 @@ def matrixwise(
         raise ValueError(f"{where}: chunk must be a whole number from 1 on, got {chunk!r}.")
     check_share(share, where)
     if unknown := set(like_leaf or {}) - set(state._fields):
-        raise ValueError(f"{where}: like_leaf has {sorted(unknown)}, the state {state._fields}.")
+        raise ValueError(f"{where}: like_leaf has {sorted(unknown)}, state has {state._fields}.")
     if renew is None and (start, gather, every, staggered) != (None, None, 1, False):
         raise ValueError(f"{where}: start, gather, every and staggered are about renew: give it.")
     if renew is not None and count not in state._fields:

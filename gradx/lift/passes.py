@@ -59,7 +59,7 @@ def run(
     gate: Array | None = None,
     **how: bool,
 ) -> tuple[Updates, State]:
-    """Collects what is to be done at each leaf, does it in one call a leaf, rebuilds the trees.
+    """Collects the calls at each leaf, runs them in one jitted call, rebuilds the trees.
 
     If there is a gate and it is closed, the updates are zero and the state stays as it is. `how`
     sets other fields of `Leaves`.
@@ -105,9 +105,9 @@ def run_leaves(
 
 
 def give(row: Row, made: Made) -> None:
-    """Puts an update at the head of a row, in which nothing has been called yet.
+    """Puts an update at the head of a row that has no calls yet.
 
-    What the end of the row rounds to is what the first one said.
+    The end of the row rounds to the dtype of the first one that was put there.
     """
     if any(isinstance(one, Call) for one in row):
         raise AssertionError("a stage that needs finished updates must begin a pass")
@@ -118,14 +118,14 @@ def give(row: Row, made: Made) -> None:
 def _run_row(
     row: Row, head: Any, leaves: Leaves, i: int, where: str
 ) -> tuple[Any, tuple[LeafState, ...]]:
-    """What the calls of a row make of one leaf, and their new states. A head has no state."""
+    """Runs the calls of a row: the leaf's update, and their new states. A head has no state."""
     made = row[0] if isinstance(row[0], Made) else None
     calls = [call for call in row if isinstance(call, Call)]
     kind = None if made is None else made.dtype
     if not calls:
         return (head if kind is None else jnp.asarray(head, kind)), ((),)
     g, p, flat = head, None if leaves.params is None else leaves.params[i], leaves.flat
-    if not all(call.any_kind for call in calls):  # else nobody optimizes it: an integer stays one
+    if not all(call.any_kind for call in calls):  # else it is not optimized: an integer stays one
         g = gtree.as_number(g)
         check_array(g, flat, i, where, "update")
     check_leaf(flat, i, where, g, p, calls)
@@ -153,7 +153,7 @@ def _run_row(
 
 
 def _heads(rows: Rows, updates: Sequence[Any]) -> list[Any]:
-    """What each row begins with; small arrays so that they can be worked on together."""
+    """The update that each row begins with; small ones may share a kernel (see `siblings`)."""
     heads = [
         row[0].update if row and isinstance(row[0], Made) else u
         for row, u in zip(rows, updates, strict=True)
@@ -166,7 +166,7 @@ def _heads(rows: Rows, updates: Sequence[Any]) -> list[Any]:
 
 
 def _sums_new_state(row: Sequence[Call]) -> bool:
-    """Whether a leaf's norm is of its new state: what writes this can sum it up, too, if alone."""
+    """Whether a leaf's norm is of its new state: a kernel of its own can write and sum this."""
     deciding = [k for k, call in enumerate(row) if call.per_leaf is not None]
     return bool(deciding) and any(jax.tree.leaves(call.state) for call in row[: deciding[-1] + 1])
 
@@ -211,9 +211,9 @@ def _apply(
                 decided = per_leaf(bare, wide, p, h)
             joined_names(vars(h) | numbers, decided, "per_leaf", core.show(rule))
             h = namespace(static, {**numbers, **compared, **decided}, rule)
-        given = u, wide, p if reads else None, h
-        with reading(rule, given[2]):
-            u, new = rule(*given) if gate is None else predicated(rule, gate, *given)
+        arguments = u, wide, p if reads else None, h
+        with reading(rule, arguments[2]):
+            u, new = rule(*arguments) if gate is None else predicated(rule, gate, *arguments)
         check_form(rule, new, old)
         new_states.append(jax.tree.map(lambda n, o: n.astype(o.dtype), new, old))
         made.append(u)
@@ -232,9 +232,9 @@ def measured(
 ) -> Mapping[str, Any]:
     """What a rule measures at one leaf, also traced once for each distinct shape.
 
-    What has no state measures the bare gradient, and reads it by itself: in half precision it is
-    widened for a norm and for the update, and might be kept in float32. What has state measures
-    more, and shares it with its update.
+    A rule without state measures the bare gradient, and reads it once more: one in half precision
+    is widened for the norm and for the update, and might else be stored in float32. A rule with
+    state measures more, and shares it with its update.
     """
     g = widen(g if jax.tree.leaves(state) else reread(g))
     p = None if p is None else widen(p)

@@ -32,7 +32,7 @@ def combined(
     """`jax.lax.pmean` or `psum` of the gradients of those parameters that all devices have alike.
 
     Raises:
-      ValueError: JAX has reduced a gradient already, and nobody said so; an axis is not mapped.
+      ValueError: a gradient is reduced already, without `already_reduced`; an axis is not mapped.
     """
     flat = gtree.flatten(updates)
     here = None if params is None else gtree.flatten_like(flat, params, "the parameters", where)

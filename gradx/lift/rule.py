@@ -40,13 +40,13 @@ from gradx.numbers.live import HyperparamsState
 from gradx.numbers.namespace import Static, ask, joined_names, split
 from gradx.numbers.sources import Array
 
-# (leaves, extra) -> what is known of each leaf, or None for a leaf that the rule leaves alone.
+# (leaves, extra) -> facts about each leaf, or None for a leaf that the rule leaves alone.
 Facts = Callable[[gtree.Flat, Mapping[str, Any] | None], Sequence[Mapping[str, Any] | None]]
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Rule:
-    """A rule for one array, and what the lift has to know about it (see `leafwise`)."""
+    """A rule for one array, with all that the lift needs (see `leafwise`)."""
 
     update: Update
     first: Callable[..., Mapping[str, Any]] | Mapping[str, Any] | None = None
@@ -69,7 +69,7 @@ class Rule:
 
     @property
     def kind(self) -> Any:
-        """The class of the state, without what live values add to it."""
+        """The class of the rule's own state, without the `HyperparamsState` around it."""
         return self.state
 
     @property
@@ -94,9 +94,9 @@ class Rule:
 
     def init(self, params: Params) -> State:
         flat = gtree.flatten(params)
-        known = self._known(flat, None)
+        facts = self._facts_of(flat, None)
         for i, p in enumerate(flat.values):
-            if is_array(p) and known[i] is not None and not self.any_kind:
+            if is_array(p) and facts[i] is not None and not self.any_kind:
                 check_array(p, flat, i, self.where, "parameter")
         if jax.tree.leaves(params):
             self.hypers.check_paths(gtree.array_paths(flat))
@@ -104,9 +104,9 @@ class Rule:
         if self.measure_init is not None:
             parts = [self.measure_init(widen(p)) if is_array(p) else None for p in flat.values]
             sums = mapped.total_at_init(parts, flat, self.axes, self.where)
-        made = self._first_states(flat, known if self.facts is not None else sums)
-        rest = [None if is_array(p) else p for p in flat.values]
-        pairs = list(zip(rest, made, strict=True))
+        own_states = self._first_states(flat, facts if self.facts is not None else sums)
+        others = [None if is_array(p) else p for p in flat.values]
+        pairs = list(zip(others, own_states, strict=True))
         trees = {
             name: closed(
                 self.several.get(name),
@@ -125,7 +125,7 @@ class Rule:
 
     @property
     def counted(self) -> bool:
-        """Whether there is a count beside the rule's own state, which has none for a schedule."""
+        """Whether a schedule needs a count beside the rule's own state, which has none."""
         return self.hypers.scheduled and not self.counts
 
     def wrapped(self, state: State, count: Any, values: Mapping[str, Array]) -> State:
@@ -148,17 +148,17 @@ class Rule:
             for p, x in pairs
         ]
 
-    def _known(self, flat: gtree.Flat, extra: Mapping[str, Any] | None) -> Sequence[Any]:
-        """What `facts` say of each leaf."""
+    def _facts_of(self, flat: gtree.Flat, extra: Mapping[str, Any] | None) -> Sequence[Any]:
+        """What `facts` says of each leaf."""
         if self.facts is None:
             return [{}] * len(flat.values)
-        known = self.facts(flat, extra)
-        if len(known) != len(flat.values):
+        facts = self.facts(flat, extra)
+        if len(facts) != len(flat.values):
             raise ValueError(
-                f"{self.where}: facts must say something of each of the {len(flat.values)} leaves, "
-                f"or None, and gives {len(known)} answers."
+                f"{self.where}: facts must give a dictionary for each of the "
+                f"{len(flat.values)} leaves, or None, and gives {len(facts)} answers."
             )
-        return known
+        return facts
 
     def _own_state(self, p: Any, sums: Mapping[str, Any] | None = None) -> Mapping[str, Any]:
         """The arrays of one leaf, in buffers of their own: donating the state must not free `p`."""
@@ -183,7 +183,7 @@ class Rule:
         return dict(made)
 
     def _first_scalars(self, flat: gtree.Flat, sums: Sequence[Any]) -> dict[str, Array]:
-        """The numbers of the state; those with a fraction in the widest dtype that `init` saw."""
+        """The scalars of a new state; floating-point ones in the widest dtype of the parameters."""
         if not self.scalars:
             return {}
         arrays = [widen(p) for p in flat.values if is_array(p)]
@@ -218,9 +218,9 @@ class Rule:
         done = counts or [None if outer is None else outer.count]
         live = {} if outer is None else outer.hyperparams
         step = sources.Step(done[-1], live, extra, self.where)
-        known: Sequence[Any] = leaves.aligned(self._known(gtree.flatten(leaves.tree), extra))
+        facts: Sequence[Any] = leaves.aligned(self._facts_of(gtree.flatten(leaves.tree), extra))
         takes = gtree.is_number if self.any_kind else is_array
-        active = [i for i, u in enumerate(leaves.updates) if takes(u) and known[i] is not None]
+        active = [i for i, u in enumerate(leaves.updates) if takes(u) and facts[i] is not None]
         group_of, groups = self.hypers.groups(leaves.flat, active)
         old_scalars = {name: getattr(inner, name) for name in self.scalars}
         numbers = [self._numbers(group, step, done[0], old_scalars) for group in groups]
@@ -228,9 +228,9 @@ class Rule:
         spans = leaves.spans(self.axes, self.where)
 
         def call(i: int, static: Static, traced: dict[str, Array]) -> Call:
-            further, arrays = split(known[i], self.where)
-            if known[i]:
-                joined_names({n: None for n, *_ in static} | traced, known[i], "facts", self.where)
+            further, arrays = split(facts[i], self.where)
+            if facts[i]:
+                joined_names({n: None for n, *_ in static} | traced, facts[i], "facts", self.where)
             return Call(
                 self.update,
                 (*static, *further, ("span", spans[i], str(spans[i]))),
@@ -296,7 +296,7 @@ class Rule:
         count: Array | None,
         scalars: Mapping[str, Array],
     ) -> dict[str, Any]:
-        """What a group of leaves is given as `h`, but for what takes the whole tree."""
+        """The `h` of a group of leaves, before `per_tree` adds to it."""
         h = {**self.flags, **scalars, **hyper.resolve(group, step)}
         if self.per_step is not None:
             t: Any = None if count is None else safe_increment(count)
@@ -304,7 +304,7 @@ class Rule:
         return h
 
     def _shared(self, step: sources.Step, scalars: Mapping[str, Array]) -> dict[str, Any]:
-        """What `per_tree` is given where numbers that it does not read go by path."""
+        """The `h` of `per_tree`, where numbers that it does not read are by path."""
         whole = {name: self.hypers.sources[name] for name in self.whole_tree or ()}
         return {**self.flags, **scalars, **hyper.resolve(whole, step)}
 

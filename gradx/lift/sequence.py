@@ -1,4 +1,4 @@
-"""Stages one after the other, and a stage around what has none."""
+"""Stages one after the other, and a stage around a transformation that has none."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class InSequence:
 
     Attributes:
       stages: the parts.
-      pack, unpack: make the state out of the parts' states, and open it.
+      pack, unpack: make the state from the parts' states, and split it again.
       where: who asks, for errors.
       rounds: the updates end in the dtype that they began with, whatever a part makes of them.
       wide: the same, and they are in float32 or wider from the first stage to the last, also
@@ -40,8 +40,8 @@ class InSequence:
       kind: the class of the state, if the parts are rules whose states are joined in it.
       check: called by `init` with the parameters; raises for wrong ones.
       needs_params: whether `update` must be given the parameters.
-      side_by_side: each is given the updates that the first one is given, not what that made of
-        them, so that none waits for another.
+      side_by_side: every stage is given the updates that the first one is given, not what that made
+        of them, so that none waits for another.
     """
 
     stages: Sequence[Stage]
@@ -58,7 +58,7 @@ class InSequence:
     by_leaf: bool = field(init=False)
 
     def __post_init__(self) -> None:
-        # Once: asked for later, a chain that grew in a loop would ask all chains that are in it.
+        # Stored: a property would recurse through all chains in a chain that grew in a loop.
         sees = any(stage.sees_tree for stage in self.stages)
         object.__setattr__(self, "sees_tree", sees or (self.wide and len(self.stages) > 1))
         object.__setattr__(self, "by_leaf", all(map(works_by_leaf, self.stages)))
@@ -110,7 +110,7 @@ def _begin(
 ) -> list[Callable[[Results], State]]:
     """The stages of one pass.
 
-    If they follow each other, what the first one makes of whole trees is what the next ones see.
+    If they follow each other, each sees the whole trees that those before it have made.
     """
     ends = []
     for stage, state in zip(stages, states, strict=True):
@@ -125,7 +125,7 @@ def _one_pass(*given: Any) -> Callable[[Results], list[State]]:
     return lambda results: [end(results) for end in ends]
 
 
-# ---------------------------------------------------------------- what is no stage
+# ---------------------------------------------------------------- transformations without a stage
 
 
 @dataclass(frozen=True, eq=False)
@@ -193,7 +193,7 @@ class Opaque:
             pairs = zip(map(jnp.asarray, given), shapes, strict=True)
             return [_rejected(old, x, leaves.passes) for old, x in pairs], state
 
-        # What is no number (a random key, a `float0` gradient) is nobody's to change.
+        # What is no number (a random key, a `float0` gradient) stays.
         given, with_numbers = gtree.picked(updates, gtree.is_number)
         if leaves.conditional:
             outcome = either(gate, accept, reject, (given, state, params, dict(extra)))
@@ -208,8 +208,8 @@ def _like(new: Any, old: Any) -> Any:
 
 
 def _rejected(old: Any, made: Any, passes: bool) -> Any:
-    """What comes out instead of an update of this shape and dtype."""
-    if old.shape != made.shape:  # from the gradients of single examples, of which none can pass
+    """The update with a closed gate, in the shape and dtype of an update with an open one."""
+    if old.shape != made.shape:  # gradients of single examples, which cannot pass
         return jnp.zeros(made.shape, made.dtype)
     return (old if passes else _zero(old)).astype(made.dtype)
 
@@ -219,7 +219,7 @@ def _zero(x: Any) -> Any:
 
 
 def stage_of(tx: optax.GradientTransformation, where: str | None = None) -> Stage:
-    """The transformation as a stage. What is none by itself becomes an `Opaque` stage."""
+    """The transformation as a stage. One without a stage becomes an `Opaque` one."""
     stage = getattr(tx, "stage", None)
     return Opaque(tx, core.where() if where is None else where) if stage is None else stage
 

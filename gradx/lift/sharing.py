@@ -1,4 +1,4 @@
-"""Devices that share matrices: which ones, and how the matrices go to them and come back.
+"""Devices that share matrices: which ones, and how matrices get there and results back.
 
 A leaf may be cut by rows or by columns, or be whole. A rule for matrices needs all of a matrix on
 one device, but not on every device. So the matrices of one shape form a stack. Each device receives
@@ -58,7 +58,7 @@ class Share(NamedTuple):
 
 
 Batches = tuple[tuple[int, ...], ...]
-Sharing = Share | Literal[False] | None  # those who are named, nobody, or who is in scope
+Sharing = Share | Literal[False] | None  # these devices, none, or those in scope
 
 
 def check_share(share: Any, where: str) -> None:
@@ -84,7 +84,7 @@ def sharers(share: Sharing, arrays: Sequence[Array], where: str) -> Share | None
 
     In `shard_map`, where an axis is manual, a device has its own matrices. With explicit axes the
     types of arrays say whether any of them is cut; where all are whole there is nothing to gather.
-    With automatic axes nobody knows before the program is compiled: all devices in scope share.
+    With automatic axes this is not known before compilation: all devices in scope share.
     """
     mesh = _explicit(arrays) or jax.sharding.get_abstract_mesh()
     if share is not None:
@@ -96,7 +96,7 @@ def sharers(share: Sharing, arrays: Sequence[Array], where: str) -> Share | None
     used = {name for x in arrays for name in jax.tree.leaves(partition_of(x))}
     if AxisType.Auto not in mesh.axis_types and not used:
         return None
-    # What is whole along an axis is cut along it first, which takes no exchange.
+    # Axes along which nothing is cut come first: to cut along them takes no exchange.
     return Share(mesh, tuple(sorted(mesh.axis_names, key=lambda name: name in used)))
 
 
@@ -129,7 +129,7 @@ def partition_of(x: Array) -> tuple[Hashable, ...]:
 
 
 def with_automatic_axes(fn: Callable[..., Any], places: Any, *args: Any) -> Any:
-    """`fn(*args)`, in which the compiler decides where arrays lie, but for the results."""
+    """`fn(*args)`, in which the compiler decides all shardings except those of the results."""
     arrays = jax.tree.leaves(args)
     mesh = _explicit(arrays)
     if mesh is None:
@@ -141,7 +141,7 @@ def with_automatic_axes(fn: Callable[..., Any], places: Any, *args: Any) -> Any:
 
 
 def _in_scope(mesh: Any, arrays: Sequence[Array]) -> contextlib.AbstractContextManager[Any]:
-    """Puts the mesh of the arrays' types in scope, if none is there: the user need not."""
+    """Puts the mesh of the arrays' types in scope if none is, so that the user need not."""
     if not jax.sharding.get_abstract_mesh().empty:
         return contextlib.nullcontext()
     if any(isinstance(x, jax.core.Tracer) for x in arrays):
@@ -151,7 +151,7 @@ def _in_scope(mesh: Any, arrays: Sequence[Array]) -> contextlib.AbstractContextM
 
 
 def initial_state(share: Share | None, fn: Callable[[Array], Any], p: Array) -> Any:
-    """`fn(p)`, what the state keeps for a leaf, cut among the devices that share its matrices.
+    """`fn(p)`, a leaf's first state, cut among the devices that share its matrices.
 
     Else a preconditioner would be whole on every device, and gathered there after each step.
     """
@@ -184,10 +184,10 @@ def _cuts(mesh: Any, axes: Sequence[str], shape: tuple[int, ...]) -> list[Any]:
 
 
 def batches(share: Share, counts: Sequence[int], kinds: Sequence[Hashable]) -> Batches:
-    """The numbers of the leaves that are sent together: those of one kind, which lie alike.
+    """The indices of the leaves that are sent together: those of one kind, which are cut alike.
 
-    A leaf of as many matrices as devices, or several times as many, goes alone: if it is cut along
-    the axis that counts them, it is where it should be.
+    A leaf with a multiple of `share.size` matrices goes alone: if it is cut along the axis that
+    counts them, nothing has to be sent.
     """
     found: dict[Hashable, list[int]] = {}
     for i, (count, kind) in enumerate(zip(counts, kinds, strict=True)):
@@ -200,17 +200,17 @@ def run_shared(
 ) -> list[list[Any]]:
     """`fn(numbers, *stacks)` for the stacks of all leaves; each device does its part of them.
 
-    The leaves of a batch are cut alike, so their stacks can be joined without a gather. Of each
-    batch as many matrices as fill all devices are sent as they are. The others of all batches share
-    one more stack, so that no device has more matrices than need be. Each batch is sent for itself,
-    with its matrices at their places in that stack, and the devices put the places together.
+    The leaves of a batch are cut alike, so their stacks can be joined without a gather. Each batch
+    sends as many matrices as fill all devices as they are. The others of all batches share one more
+    stack, so that no device has more matrices than necessary. Each batch sends its own at their
+    places in that stack, and the devices put the places together.
     """
     n, stacks = share.size, [_joined(batch) for batch in batches]
     counts = [_count(stack) for stack in stacks]
     wholes = [count - count % n for count in counts]
     begins = [*itertools.accumulate((count % n for count in counts), initial=0)]
     places = -(-begins[-1] // n) * n
-    last = np.minimum(np.arange(places), begins[-1] - 1)  # what fills up repeats the last matrix
+    last = np.minimum(np.arange(places), begins[-1] - 1)  # places left over repeat the last matrix
     owner = np.searchsorted(begins, last, side="right") - 1  # the batch that has a place
     mesh = jax.sharding.get_abstract_mesh()
     mesh = _automatic(share.mesh) if mesh.empty else mesh
@@ -245,7 +245,7 @@ def run_shared(
 
 
 def _automatic(mesh: Any) -> Any:
-    """The mesh for arrays whose types know of none: where they lie is the compiler's matter."""
+    """The mesh with automatic axes, for arrays whose types have none."""
     if not isinstance(mesh, jax.sharding.Mesh):
         return mesh
     kinds = (AxisType.Auto,) * len(mesh.axis_names)
@@ -253,10 +253,10 @@ def _automatic(mesh: Any) -> Any:
 
 
 def _along(mesh: Any, axes: tuple[str, ...], tree: Any) -> Any:
-    """Stacks that are cut along these axes of the mesh, and in themselves in any way.
+    """The stacks, cut along these axes of the mesh; each matrix may be cut in any way.
 
-    Matrices that are cut along two axes are sent along one after the other: there is an exchange
-    for each, but both at a time would be gathered.
+    Matrices that are cut along two axes are sent along one after the other, with an exchange for
+    each: both at a time would be a gather.
     """
 
     def one(x: Array) -> Array:
@@ -276,7 +276,7 @@ def _cut(tree: Any, begin: int, end: int | None) -> Any:
 
 
 def _split(tree: Any, counts: Sequence[int]) -> list[Any]:
-    """The stacks of which these have been joined."""
+    """Splits joined stacks again."""
     ends = itertools.pairwise(itertools.accumulate(counts, initial=0))
     return [_cut(tree, begin, end) for begin, end in ends]
 
@@ -284,7 +284,7 @@ def _split(tree: Any, counts: Sequence[int]) -> list[Any]:
 def _padded(tree: Any, begin: int, size: int) -> Any:
     """Stacks of that size, with these from `begin` on, and their ends repeated elsewhere.
 
-    Not zeros: a rule may divide by what it keeps, and the derivatives of its numbers were NaN.
+    Not zeros: a rule may divide by its state, and the derivatives of its numbers would be NaN.
     """
 
     def one(x: Array) -> Array:
@@ -296,7 +296,7 @@ def _padded(tree: Any, begin: int, size: int) -> Any:
 
 
 def _chosen(owner: Array, others: Any, numbered: tuple[int, Any]) -> Any:
-    """The stacks of the batch of this number, in its places; those of others elsewhere."""
+    """The stacks of the batch of this number at its places; those of other batches elsewhere."""
     number, tree = numbered
 
     def one(x: Array, other: Array) -> Array:

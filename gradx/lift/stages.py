@@ -50,8 +50,8 @@ class Made(NamedTuple):
     """At the head of a row: the update that the calls after it begin with.
 
     Attributes:
-      update: an array, or any leaf that nobody optimizes.
-      dtype: what the end of the row rounds to; None for the dtype of `update`.
+      update: an array, or any leaf that is not optimized.
+      dtype: the dtype that the end of the row rounds to; None for that of `update`.
       gated: the update already obeys the gate.
     """
 
@@ -72,7 +72,7 @@ class Leaves:
     flat: gtree.Flat
     updates: list[Any]  # None or MaskedNode: not for this stage
     params: list[Any] | None
-    gate: Array | None = None  # for the calls and for all else that the state is made of
+    gate: Array | None = None  # for the calls and for all else in the state
     conditional: bool = True  # what cannot be gated in place may run under `lax.cond`
     passes: bool = False  # with a closed gate updates pass as they are, instead of becoming zero
 
@@ -90,7 +90,7 @@ class Leaves:
         return self.flat.unflatten([u if isinstance(u, optax.MaskedNode) else p for u, p in pairs])
 
     def after(self, rows: Rows) -> Leaves:
-        """With the updates that have been made already, for the stages that come next."""
+        """The leaves with the updates that are made already, for the stages that come next."""
         if not any(row and isinstance(row[0], Made) for row in rows):
             return self
         made = [
@@ -102,7 +102,7 @@ class Leaves:
         return replace(self, updates=made)
 
     def aligned(self, found: Iterable[T]) -> list[T | None]:
-        """What was found at each leaf of `tree`, and None for the leaves that are left out."""
+        """The results for each leaf of `tree`, and None for the leaves that are left out."""
         rest = iter(found)
         return [None if isinstance(u, optax.MaskedNode) else next(rest) for u in self.updates]
 
@@ -115,7 +115,7 @@ class Leaves:
         return self.aligned(mapped.spans(axes, gtree.flatten(numbers), params, where))
 
     def only(self, flags: Sequence[bool]) -> Leaves:
-        """With one flag for each leaf of `tree`: hides those that have False."""
+        """Hides the leaves whose flag is False; there is one for each leaf of `tree`."""
         flag = iter(flags)
         hidden = optax.MaskedNode()
         kept = [
@@ -141,11 +141,11 @@ class Stage(Protocol):
     def begin(
         self, leaves: Leaves, state: State, extra: Mapping[str, Any], rows: Rows
     ) -> Callable[[Results], State]:
-        """Adds to the row of each leaf it acts on; returns what makes the new state.
+        """Adds to the row of each leaf it acts on; returns a function that makes the new state.
 
-        It adds a `Call`, or if it sees the tree the update that it has `Made`.
+        It adds a `Call`; or, if it sees the tree, the update that it has `Made`.
 
-        With a closed `leaves.gate` that state must be the old one; the calls see to their leaves'.
+        With a closed `leaves.gate` the new state must be the old one; calls do this for their leaf.
         """
         ...
 

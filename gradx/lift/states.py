@@ -1,4 +1,4 @@
-"""The state that a part is given: is it its own, and what is in it for each leaf."""
+"""Checks that a state belongs to a transformation, and splits it by leaf."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from gradx.numbers.live import HyperparamsState
 def check_state(state: Any, expected: Any, where: str, keys: Collection[Any] | None = None) -> None:
     """Raises ValueError for the state of another part; one of Optax's own class is welcome.
 
-    If there are keys, its only field is a dictionary with these. A part that keeps nothing takes
-    anything for its state (`None`, an empty dictionary, a number), as in Optax. Only what another
-    part keeps is refused: momentum, say, where an optimizer was built with one before.
+    With `keys`, its only field must be a dictionary with these. A part without a state accepts
+    anything (`None`, an empty dictionary, a number), as in Optax, except the state of another part:
+    momentum, say, of an optimizer that was built with it before.
     """
     found = type(state).__name__, getattr(state, "_fields", None)
     if not expected._fields and not (found[1] and jax.tree.leaves(state)):
@@ -35,7 +35,7 @@ def check_state(state: Any, expected: Any, where: str, keys: Collection[Any] | N
 def check_wrapping(state: Any, live: Collection[str], counted: bool, where: str) -> None:
     """Raises ValueError unless a rule's state has these live values, and a count if it needs one.
 
-    A value too many would be reported by `hyperparams` and used by nobody.
+    `hyperparams` would report a value too many, which nothing uses.
     """
     wrapped = isinstance(state, HyperparamsState)
     found = set(state.hyperparams) if wrapped else set()
@@ -59,7 +59,7 @@ def check_wrapping(state: Any, live: Collection[str], counted: bool, where: str)
 
 
 def opened(name: str, kind: Any, flat: gtree.Flat, value: Any, where: str) -> list[Any]:
-    """What a field of a state has for each leaf: an array, or a tuple or list of them.
+    """Splits a field of a state by leaf: into arrays, or tuples or lists of them.
 
     A field of several trees, the named tuple `kind`, has several arrays for each leaf.
 
@@ -84,7 +84,7 @@ def opened(name: str, kind: Any, flat: gtree.Flat, value: Any, where: str) -> li
 
 
 def closed(kind: Any, flat: gtree.Flat, found: list[Any]) -> Any:
-    """The field of a state that holds what is at all leaves: `opened` the other way round."""
+    """The field of a state from its parts at all leaves: the inverse of `opened`."""
     if kind is None:
         return flat.unflatten(found)
     found = [x if isinstance(x, kind) else kind(*[x] * len(kind._fields)) for x in found]

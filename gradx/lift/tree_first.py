@@ -1,4 +1,4 @@
-"""Work on the whole tree that ends in one call a leaf, so that what follows can join its pass."""
+"""Work on the whole tree, then one call for each leaf, which shares a pass with what follows."""
 
 from __future__ import annotations
 

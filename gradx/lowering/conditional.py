@@ -28,17 +28,17 @@ def either(gate: Array, accept: Callable[[], Any], reject: Callable[[], Any], gi
 
 
 def rarely(gate: Array, accept: Callable[[], Any], reject: Callable[[], Any], given: Any) -> Any:
-    """`either` for what is expensive and seldom done: under `vmap` it is a conditional still.
+    """`either` for work that is expensive and rare: it stays a conditional under `vmap`.
 
-    There the gate is one of many, which makes `lax.cond` do both and choose. Here `accept` is run
-    if any gate is open, so it has to give, where its own is closed, what `reject` gives.
+    Under `vmap` the gate is one of many, and `lax.cond` would run both branches and choose. Here
+    `accept` runs if any gate is open; where its own is closed, it must give what `reject` gives.
     """
     return either(_any_of_batch(gate), accept, reject, given)
 
 
 @jax.custom_jvp
 def if_open(gate: Array, new: Any, old: Any) -> Any:
-    """`new`, where `rarely` has come because a gate is open: under `vmap` perhaps another's."""
+    """`new`, inside `accept` of `rarely`; under `vmap` `old` where its own gate is closed."""
     return _if_open(gate, new, old)
 
 
@@ -79,7 +79,7 @@ def _(size: int, batched: Any, gate: Array) -> tuple[Array, bool]:
 
 
 def _agreeing(*branches: Callable[[], Any]) -> list[Callable[[], Any]]:
-    """Branches whose results vary over the same mapped axes, as `shard_map` wants them to."""
+    """Branches whose results vary over the same mapped axes, as `shard_map` requires."""
     axes = [jax.tree.map(varies_over, jax.eval_shape(branch)) for branch in branches]
     every = jax.tree.map(lambda *sets: frozenset().union(*sets), *axes)
 

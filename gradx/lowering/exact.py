@@ -1,4 +1,4 @@
-"""What an algebraic simplification would make another number of."""
+"""Numbers that stay exact where an algebraic simplification would change them."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ Array = jax.Array
 
 
 def root_or_zero(square: Array, root: Array) -> Array:
-    """The root of a sum of squares; 0 where the sum is.
+    """The root of a sum of squares; exactly 0 where the sum is 0.
 
-    XLA makes |x| of the root of a scalar's square, which is not 0 where the square is: a trust
-    ratio of 1e-30 instead of 1 leaves a parameter near 0 for ever.
+    XLA replaces the root of a scalar's square by |x|, which is not 0 where the square underflows:
+    a trust ratio of 1e-30 instead of 1 leaves a parameter near 0 for ever.
     """
     return jnp.where(square == 0, 0.0, root)
 

@@ -1,8 +1,8 @@
-"""Decompositions of many matrices: one after the other where they must not come together.
+"""Decompositions of many matrices, one after the other on CPUs, where stacks can deadlock.
 
 On CPUs jaxlib (0.10.2) shares a stack of matrices among the threads that run the program, and the
-thread that asks for it waits for the others. Where a program has as many stacks at a time as there
-are threads, two on two cores, all of them wait for ever.
+thread that asks for it waits for the others. If a program has as many stacks at a time as there are
+threads, such as two on two cores, all of them wait for ever.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ def one_by_one(decompose: Callable[[Array], Any], derivative: Any = None) -> Cal
     """A decomposition of matrices in the last two axes.
 
     Args:
-      decompose: what makes the parts of one matrix.
-      derivative: of the matrix's change and the parts; JAX's by default.
+      decompose: `matrix -> parts`, such as `jnp.linalg.qr`.
+      derivative: `(change of the matrix, *parts) -> changes of the parts`; JAX's by default.
     """
     alone = _alone(decompose)
 
@@ -30,7 +30,7 @@ def one_by_one(decompose: Callable[[Array], Any], derivative: Any = None) -> Cal
     def one(x: Array) -> Any:
         return by_target("one_by_one", alone, decompose, x)
 
-    @one.defjvp  # `custom_vmap` has no gradients in reverse
+    @one.defjvp  # `custom_vmap` has no reverse mode
     def _(primals: tuple[Array], tangents: tuple[Array]) -> Any:
         if derivative is None:
             return jax.jvp(decompose, primals, tangents)
@@ -44,7 +44,7 @@ def one_by_one(decompose: Callable[[Array], Any], derivative: Any = None) -> Cal
 
 
 def _alone(decompose: Callable[[Array], Any]) -> Callable[[Array], Any]:
-    """The function, which `vmap` makes a loop of; but a stack of one is as good as a matrix."""
+    """The function; under `vmap` a loop, except for a stack of one."""
 
     @jax.custom_batching.custom_vmap
     def alone(x: Array) -> Any:

@@ -1,4 +1,4 @@
-"""What is to be overwritten last: else a compiler keeps a copy of the old value."""
+"""Orders writes so that XLA overwrites arrays in place, without a copy of the old value."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ Array = jax.Array
 
 
 def write_after(value: Array, *done: Array) -> Array:
-    """`value`, for an array of the state whose old value the arrays `done` are made of.
+    """`value`, for an array of the state; it is written after `done`, made of the old value.
 
-    XLA does not see that it could calculate these first, and then write it in place: it
-    copies the old array, or the new one, in a kernel of its own. `done` are arrays that are stored
-    anyway. Where one of them is NaN the value is, too, on the targets where this acts.
+    XLA does not see that it could calculate these first and then write in place: it copies the old
+    array, or the new one, in a separate kernel. `done` are arrays that are stored anyway. Where one
+    of them is NaN the value is, too, on the targets where this acts.
     """
     return by_target("write_after", _waiting, _at_once, value, *done)
 
@@ -39,12 +39,11 @@ def _at_once(value: Array, *done: Array) -> Array:
 
 
 def in_place(new: Array, old: Array) -> Array:
-    """`new`, for an array of the state that holds `old`, where it is not calculated from it.
+    """`new`, written over `old` in the state, although it is not calculated from it.
 
-    XLA for GPUs and TPUs lets a kernel that reads an array write another one over it, but only one
-    that is made of it: else it writes elsewhere, and copies in a kernel of its own. So here `old`
-    is chosen where a condition holds that never does, as XLA does not see. An update that goes on
-    from the new value should read this one.
+    On GPUs and TPUs XLA writes over an array only what is made of it. Anything else it writes
+    elsewhere, and copies in a separate kernel. So `old` is chosen behind a predicate that is always
+    false, which XLA does not see. An update that continues from the new value should read this one.
     """
     return by_target("in_place", _never_old, _new, new, old)
 
@@ -61,7 +60,7 @@ def _new(new: Array, old: Array) -> Array:
 def under_condition(needed: Array, calculate: Callable[[], T], otherwise: Callable[[], T]) -> T:
     """`calculate()`; where it is not `needed` it must give what `otherwise()` gives.
 
-    For sums over arrays that the step has just written. On CPUs they stand under a conditional, or
+    For sums over arrays that the step has just written. On CPUs they run under a conditional; else
     XLA would keep a copy of the written part for them.
     """
     acting = functools.partial(jax.lax.cond, needed, calculate, otherwise)
@@ -69,9 +68,9 @@ def under_condition(needed: Array, calculate: Callable[[], T], otherwise: Callab
 
 
 def once_known(number: Array) -> Array:
-    """True; where it matters, as a value that depends on the number, as far as XLA can tell.
+    """True; on some targets as a predicate that XLA has to calculate from the number.
 
-    If the number is calculated from an array, then what is chosen by this comes later, and
+    If the number is calculated from an array, what this predicate chooses is written later, and
     overwrites the array without a copy.
     """
     return by_target("once_known", _compared, _true, number)

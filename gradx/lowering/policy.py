@@ -1,8 +1,8 @@
-"""Which of the ways to help a compiler acts on which target.
+"""Which way to help a compiler acts on which target.
 
 Each target's compiler has its own weak spots, so what saves an array on one costs an array on
-another. The choice is made when a program is lowered, not when it is traced: a program that is
-compiled on a machine for another one is right, too. Both ways are traced, and one is compiled.
+another. The choice is made when a program is lowered, not when it is traced: a program that one
+machine compiles for another is right, too. Both ways are traced, and one is compiled.
 
 The figures are bytes that a step moves, and bytes of temporaries, per parameter (jax 0.10 and 0.12;
 `python -m benchmarks --target …`).
@@ -104,7 +104,7 @@ POLICY = {
 
 
 def by_target(way: str, acting: Callable[..., T], default: Callable[..., T], *operands: Any) -> T:
-    """`acting(*operands)` on the targets of a way in `POLICY`, and elsewhere `default(*operands)`.
+    """`acting(*operands)` on the targets of a way in `POLICY`, `default(*operands)` elsewhere.
 
     The two must agree in structure, shapes and dtypes, and in the mapped axes they vary over.
     """

@@ -1,9 +1,9 @@
-"""A rule whose state changes only if a gate is open, at no cost in memory.
+"""Runs a rule so that its state changes only if a gate is open, at no cost in memory.
 
-To choose between old and new state after a rule has run would keep both alive, in buffers of their
-own: three times the temporaries, and half the speed. Here the choice is made where a new value of
-the state comes into being, so that what the rule goes on to compute from it reads the chosen one,
-and XLA can update the state in place. With a closed gate its loops do next to nothing.
+A choice between old and new state after the rule has run would keep both alive, in separate
+buffers: three times the temporaries, and half the speed. Here the choice is made where a new value
+of the state is first calculated. What the rule computes from it reads the chosen one, and XLA can
+update the state in place. With a closed gate its loops do next to nothing.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ def predicated(
 ) -> tuple[Array, Any]:
     """`rule(g, s, p, h)` that keeps its state, bit for bit, where `gate` is False.
 
-    The update is that of the rule if the gate is open; if it is closed, it means nothing.
+    The update is that of the rule if the gate is open, and has no meaning if it is closed.
     """
-    from jax.extend.core import Literal, Var  # where it is needed, as it imports Pallas
+    from jax.extend.core import Literal, Var  # imported late, since it imports Pallas
 
     old: list[Array] = jax.tree.leaves(state)
     structure: Any = jax.tree.structure(state)
@@ -37,7 +37,7 @@ def predicated(
         g, state, p
     )
     if jax.tree.structure(shape[1]) != structure:
-        return rule(g, state, p, h)  # which the caller refuses
+        return rule(g, state, p, h)  # the caller raises an error
     jaxpr = program.jaxpr
     update_var, *state_vars = jaxpr.outvars
     values: dict[Any, Any] = dict(zip(jaxpr.constvars, program.consts, strict=True))
@@ -49,7 +49,7 @@ def predicated(
     def choose(new: Any, kept: Array) -> Array:
         return jnp.where(gate, new, kept.astype(jnp.result_type(new)))
 
-    # An argument, a constant, or the same value as another one is chosen at the end.
+    # A new value that is an argument, a constant or that of two fields is chosen at the end.
     kept_for = {
         v: kept
         for v, kept in zip(state_vars, old, strict=True)
@@ -73,13 +73,13 @@ def predicated(
 
 
 def _nameless(jaxpr: Any) -> dict[str, Any]:
-    """The names of arguments and results, which no longer fit; where JAX keeps any."""
+    """Without the names of arguments and results, which no longer fit, where JAX keeps any."""
     forget = getattr(getattr(jaxpr, "debug_info", None), "with_unknown_names", None)
     return {} if forget is None else {"debug_info": forget()}
 
 
 def _evaluate(jaxpr: Any, begin: int, end: int, values: dict[Any, Any]) -> None:
-    """Adds the values of the variables that some equations make to those that are known."""
+    """Evaluates some equations, and adds the values of their variables to `values`."""
     from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
 
     eqns = jaxpr.eqns[begin:end]

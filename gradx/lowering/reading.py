@@ -1,4 +1,4 @@
-"""Values that are to be read or calculated twice, where a compiler would rather keep them."""
+"""Makes XLA read or calculate a value twice, where it would store it in between."""
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ Array = jax.Array
 def reread(tree: Any) -> Any:
     """The same arrays, to be read from memory once more; what is no array stays.
 
-    What two consumers calculate of an array alike (its square, its value in float32), XLA
-    calculates once, and for CPUs it puts it aside in an array of its own. It does not know that the
-    two read the same, if one reads this. Ask for all arrays of a pass at once: that is one choice.
+    If two consumers calculate the same from an array (its square, its value in float32), XLA
+    calculates it once, and on CPUs stores it. If one of them reads this instead, XLA does not know
+    that both read the same. Pass all arrays of a pass at once, so that there is one choice of
+    target.
     """
     structure: Any
     leaves, structure = jax.tree.flatten(tree)
@@ -40,11 +41,11 @@ def _as_they_are(arrays: list[Array]) -> list[Array]:
 
 
 def unshared(x: Array, leaf: Array) -> Array:
-    """The same number or array, for this use alone.
+    """The same number or array, for one use alone.
 
-    What two consumers share, an expensive value or a square of the gradient, XLA for CPUs stores
-    for them; and a number that the sums of several leaves share it makes an array of. `leaf` is any
-    array of the leaf: without one, all leaves would share it again. Inside `shard_map` the result
+    On CPUs XLA stores what two consumers share, such as an expensive value or a square of the
+    gradient. A number that the sums of several leaves share becomes an array. `leaf` is any array
+    of the leaf: without one, all leaves would share the value again. Inside `shard_map` the result
     varies over the axes that the leaf varies over.
     """
     return by_target("unshared", _behind_one_barrier, _varying, x, leaf)

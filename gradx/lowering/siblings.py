@@ -1,12 +1,12 @@
-"""Small arrays of one shape, so that a GPU works on many of them in one launch.
+"""Lets a GPU work on many small arrays of one shape in one launch.
 
 A launch takes microseconds, more than the bytes of a small leaf, and XLA makes a kernel or more for
 each leaf. One of its passes joins kernels, but only siblings: kernels of one shape that read the
 same array, which must not be a single number. The kernels of different leaves read no such array,
-so they are given one: two flags, of which XLA does not learn that they are True. Each leaf is
-chosen by them before zeros. XLA then joins leaves until a kernel has 96 operands and results: 13
-leaves for AdamW, 31 for SGD; or 8 sums. Nothing is copied, and each leaf stays where it is, so it
-makes no difference how leaves are sharded.
+so they are given one: two flags that are always True, which XLA does not see. They choose each leaf
+instead of zeros. XLA then joins leaves until a kernel has 96 operands and results: 13 leaves for
+AdamW, 31 for SGD; or 8 sums. Nothing is copied, and each leaf stays where it is, so it makes no
+difference how leaves are sharded.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ Array = jax.Array
 # Elements. The bytes that AdamW moves for a larger leaf take an H200 half a microsecond or more.
 SMALL = 2**16
 
-# XLA compares each leaf with all that read the same flags.
+# No more, since XLA compares each leaf with all that read the same flags.
 AT_ONCE = 128
 
 
@@ -32,8 +32,8 @@ def siblings(arrays: Sequence[Any]) -> list[Any]:
     """The same arrays, but small ones of one shape can share a kernel.
 
     Args:
-      arrays: leaves, or whatever stands in their place. What is large, has a shape of its own, or
-        is no part of a program (not traced) comes back as it is.
+      arrays: leaves, or anything in their place. One that is large, has a shape of its own, or is
+        no part of a program (not traced) comes back as it is.
     """
     alike: dict[tuple[int, ...], list[int]] = {}
     for i, x in enumerate(arrays):
@@ -44,14 +44,14 @@ def siblings(arrays: Sequence[Any]) -> list[Any]:
         for places in alike.values()
         for k in range(0, len(places) - 1, AT_ONCE)
     ]
-    found = list(arrays)
+    new = list(arrays)
     if groups:
-        given = [[arrays[i] for i in group] for group in groups]
-        made = by_target("siblings", _chosen_by_flags, _as_they_are, given)
-        for group, xs in zip(groups, made, strict=True):
+        grouped = [[arrays[i] for i in group] for group in groups]
+        chosen = by_target("siblings", _chosen_by_flags, _as_they_are, grouped)
+        for group, xs in zip(groups, chosen, strict=True):
             for i, x in zip(group, xs, strict=True):
-                found[i] = x
-    return found
+                new[i] = x
+    return new
 
 
 def _chosen_by_flags(groups: list[list[Array]]) -> list[list[Array]]:

@@ -15,7 +15,7 @@ from gradx.lowering.policy import by_target
 Array = jax.Array
 T = TypeVar("T")
 
-# As many elements of matrices as a CPU's cache holds together with what a rule makes of them.
+# As many elements of matrices as a CPU's cache holds, together with a rule's temporaries.
 _CACHED = 2**16
 # So large a matrix keeps an accelerator busy for longer than it takes to begin with the next.
 _BUSY = 2**20
@@ -24,14 +24,14 @@ _BUSY = 2**20
 def alone_or_stacked(
     size: int, alone: Callable[..., T], stacked: Callable[..., T], *arrays: Any, renewed: bool
 ) -> T:
-    """What is best for matrices of so many elements: `stacked(*arrays)`, or one after the other,
+    """The faster way for matrices of `size` elements: `stacked(*arrays)`, or one after the other,
     `alone(begin, *arrays)`, where the input x of each is `begin(x, before)` of the result before.
 
-    What is put into a stack and cut out again goes through memory four times: on the H200 Muon
-    moves 139 bytes a parameter with stacks and 114 without, SOAP 457 and 408. But many small
-    matrices are one product, and one program to compile. On CPUs a stack is multiplied a third
-    slower than its matrices, so there only the smallest are stacked. What is `renewed` is
-    decomposed, which is a long program on TPUs: so there it is one for all.
+    Into a stack and out again takes four passes through memory: on the H200 Muon moves 139 bytes a
+    parameter with stacks and 114 without, SOAP 457 and 408. But many small matrices are one
+    product, and one program to compile. On CPUs a stack is multiplied a third slower than its
+    matrices, so only the smallest are stacked there. Matrices that are `renewed` are decomposed,
+    which is a long program on TPUs, so there they share one.
     """
     if size < _CACHED:
         return stacked(*arrays)
@@ -42,10 +42,10 @@ def alone_or_stacked(
 
 
 def _begun_after(x: Array, before: Array) -> Array:
-    """`x`, as something that XLA cannot know without `before`: what is made of it comes later.
+    """`x`, behind a predicate that XLA has to calculate from `before`, so that its use comes later.
 
-    Else the temporaries of all leaves are there at a time. Muon's on the H200 are 4.8 bytes a
-    parameter then, and 1.3 if each leaf waits for the one before. On TPUs XLA sees to it itself.
+    Else the temporaries of all leaves are alive at a time. Muon's on the H200 are 4.8 bytes a
+    parameter then, and 1.3 if each leaf waits for the one before. On TPUs XLA does so by itself.
     """
     return jnp.where(_never(before), 0, x) if before.size else x
 
@@ -59,21 +59,21 @@ def some_at_a_time(
 ) -> T:
     """`some(n, *stacks)` on CPUs, for as many of the matrices as a cache holds; else all at once.
 
-    `count` are there, and `size` is the number of elements of the largest array of one of them.
+    `count` is the number of matrices, and `size` the elements of the largest array of one of them.
     """
     most = max(_CACHED // max(size, 1), 1)
     if count <= most:
         return all_of_them(*stacks)
-    # A divisor, since what remains would be compiled a second time; but not one that is too small.
+    # A divisor, since a remainder would be compiled a second time; but not one that is too small.
     few = next((n for n in range(most, most // 4, -1) if count % n == 0), most)
     return by_target("some_at_a_time", partial(some, few), all_of_them, *stacks)
 
 
 def unknown_places(places: list[int], value: Array) -> list[Array]:
-    """The numbers; on CPUs as such that XLA does not know, unless it has `value`.
+    """The places; on CPUs behind a predicate that is always false, so that XLA cannot fold them.
 
-    Where it knows at which place each leaf is cut out of a stack, it compiles one kernel for each
-    leaf, else one for all leaves of a shape.
+    If XLA knows at which place each leaf is cut out of a stack, it compiles one kernel for each
+    leaf, else one for all leaves of a shape. The predicate is calculated from `value`.
     """
 
     def known() -> list[Array]:
@@ -88,5 +88,5 @@ def unknown_places(places: list[int], value: Array) -> list[Array]:
 
 
 def _never(value: Array) -> Array:
-    """False, which XLA finds out when it has `value`."""
+    """A predicate that is always false, which XLA has to calculate from `value`."""
     return value.ravel()[0].real.astype(jnp.float32) > jnp.inf

@@ -1,4 +1,4 @@
-"""Several sums over one array, and whether it is finite, in as few readings as there need be."""
+"""Several sums over one array, and whether it is finite, with as few reads as possible."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ Array = jax.Array
 def sums_of(**summands: Array) -> dict[str, Array]:
     """The sum of each of several real arrays, which are of one shape and made of the same arrays.
 
-    XLA for GPUs lets the kernel that updates an array form a sum of what is made of it, but only
-    one: with a second sum it copies the array. So there all are formed by one reduction.
+    On GPUs the kernel that updates an array can also form one sum of what is made of it. With a
+    second sum XLA copies the array. So there all sums are one reduction.
     """
     return dict(zip(summands, _sums(list(summands.values())), strict=True))
 
@@ -51,8 +51,8 @@ def _one_by_one(arrays: list[Array]) -> list[Array]:
 def all_finite(arrays: list[Array]) -> Array:
     """Whether no element of any of the arrays is infinite or NaN, bool ().
 
-    A finite sum has only finite terms, and XLA for CPUs forms it in one reading without a
-    temporary. Where a sum is not finite, perhaps from overflow, every element is looked at.
+    A finite sum has only finite terms, and XLA for CPUs forms it in one read, without a temporary.
+    If a sum is not finite, perhaps from overflow, every element is looked at.
     """
     return by_target("finite_by_sum", _by_sum, _by_element, arrays)
 

@@ -1,4 +1,4 @@
-"""The mapped axes of `shard_map` that an array varies over, in which branches must agree."""
+"""The mapped axes of `shard_map` that an array varies over; branches must agree in them."""
 
 from __future__ import annotations
 

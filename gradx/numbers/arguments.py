@@ -21,12 +21,12 @@ from gradx.numbers.sources import Source
 
 @dataclass(frozen=True)
 class Argument:
-    """A value, and what its annotation and its default tell of it."""
+    """A value, and what its annotation and its default say about it."""
 
     value: Any
     default: Any
     kinds: tuple[Any, ...]  # the members of the annotation; () if there is none
-    fixed: bool  # whether it decides over shapes
+    fixed: bool  # whether it decides shapes
     typed: bool  # whether every number of its factory is annotated as `Hyper`
 
     @property
@@ -47,7 +47,7 @@ class Argument:
 
     @property
     def _takes_schedule(self) -> bool:
-        """A function is one unless the annotation says otherwise, as that of a mask does."""
+        """A function counts as a schedule unless the annotation says otherwise, as for a mask."""
         if self.typed:
             return self.takes_source
         function = collections.abc.Callable
@@ -56,7 +56,7 @@ class Argument:
 
     @property
     def is_float(self) -> bool:
-        """Also where an int is given."""
+        """Whether it stands for a float, also where an int is given."""
         says_so = float in self.kinds and int not in self.kinds
         return says_so or isinstance(self.default, float) or isinstance(self.value, float)
 
@@ -72,7 +72,7 @@ def _is_whole(value: Any) -> bool:
 
 
 def by_name(bound: inspect.BoundArguments, typed: bool) -> dict[str, Argument]:
-    """The arguments of a call, those in ``**kwargs`` too; but not what is in ``*args``."""
+    """The arguments of a call, those in ``**kwargs`` too, but not those in ``*args``."""
     found: dict[str, Argument] = {}
     for name, value in bound.arguments.items():
         parameter = bound.signature.parameters[name]

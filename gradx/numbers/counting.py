@@ -1,4 +1,4 @@
-"""Steps and counts: what a schedule is told when it is made, and what it is asked later."""
+"""Steps and counts: checks when a schedule is made, and arithmetic when it is called."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def power_of(name: str, value: Any) -> Scalar:
 
 
 def static(name: str, value: Any) -> None:
-    """Refuses a traced value where the program itself hangs on it."""
+    """Refuses a traced value where the program depends on it."""
     check_known(name, value, core.where())
 
 
@@ -47,7 +47,7 @@ Length = int | float  # of a part of a schedule, in steps
 
 
 def duration(name: str, value: Any, low: float = -math.inf) -> Length:
-    """A number of steps of a schedule, perhaps a share of the run that is no whole number."""
+    """A number of steps of a schedule; it may be a share of the run, and no whole number."""
     static(name, value)
     number = float(hyper.constant(name, value, ranges.ANY))
     if number < low:
@@ -56,7 +56,7 @@ def duration(name: str, value: Any, low: float = -math.inf) -> Length:
 
 
 def beginning(name: str, value: Any) -> Length:
-    """The steps before something begins; less than none are none, with a warning."""
+    """The steps before something begins; a negative number counts as 0, with a warning."""
     begin = duration(name, value)
     if begin < 0:
         odd(f"{name} is {begin}, which counts as 0")
@@ -64,15 +64,15 @@ def beginning(name: str, value: Any) -> Length:
 
 
 def odd(told: str) -> None:
-    """Warns of a schedule that has a meaning, but hardly the one that somebody wanted."""
+    """Warns of a schedule that is valid, but probably not what was meant."""
     warn(f"{core.where()}: {told}.")
 
 
-# ---------------------------------------------------------------- when it is asked
+# ---------------------------------------------------------------- when it is called
 
 
 def as_count(count: Any) -> Array:
-    """The count as an array of at least 32 bits; what these cannot hold becomes a float."""
+    """The count as an array of at least 32 bits; an integer too large for them becomes a float."""
     if isinstance(count, int | np.integer):
         count = int(count) if abs(int(count)) < 2**31 else float(count)
     count = jnp.asarray(count)
@@ -118,7 +118,7 @@ def elapsed(count: Any, begin: Length) -> Array:
 def shares(count: Any, length: Length, begin: Length = 0) -> tuple[Array, Array]:
     """The shares of the steps that are left and done: exactly 0 and 1 at both ends.
 
-    Each is a quotient of its own steps, so that a small one has all digits.
+    Neither is 1 minus the other, so that a small share has all digits.
     """
     done = since(as_count(count), begin)
     whole = isinstance(length, int) and jnp.issubdtype(done.dtype, jnp.integer)

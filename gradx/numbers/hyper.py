@@ -1,4 +1,4 @@
-"""The numbers of a rule: what a user may give, checked where it is given, resolved in each step."""
+"""The numbers of a rule: checked when a user gives them, resolved in each step."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from gradx.numbers.sources import (
 
 
 def as_source(value: Any, name: str, interval: str, where: str) -> Source:
-    """Checks what a user gave for a number, and turns it into a bound source.
+    """Checks a value that a user gave for a number, and turns it into a bound source.
 
     Raises:
       ValueError: it is no number or source, out of range, or a schedule of the wrong shape.
@@ -62,10 +62,10 @@ def _bound(value: Any, name: str, where: str) -> Source:
 
 
 def constant(name: str, value: Any, interval: str = ANY) -> Scalar:
-    """Checks a number where only a number makes sense, and no annotation says its range.
+    """Checks a number where only a number makes sense, and no annotation gives its range.
 
     Raises:
-      ValueError: it is no real number, or out of range. A traced number shows its type alone.
+      ValueError: it is no real number, or out of range. Of a traced number only the type counts.
     """
     check_constant(value, interval, name, core.where())
     made: Scalar = constant_of(value)
@@ -73,7 +73,7 @@ def constant(name: str, value: Any, interval: str = ANY) -> Scalar:
 
 
 def _check_schedule(schedule: Schedule, name: str, where: str) -> None:
-    """A schedule is asked for its type only, so that nothing is computed or printed twice."""
+    """Traces a schedule for its type only, so that nothing is computed or printed twice."""
     try:
         try:
             made: Any = jax.eval_shape(schedule, jax.ShapeDtypeStruct((), jnp.int32))
@@ -94,13 +94,13 @@ def _check_schedule(schedule: Schedule, name: str, where: str) -> None:
 
 
 class Hypers:
-    """The numbers of one rule: checked at construction, resolved once a step and group of leaves.
+    """The numbers of one rule: checked at construction, resolved once for each step and group.
 
     Args:
-      values: name to what the user gave.
+      values: name to the value that the user gave.
       where: the rule, for error messages.
-      ranges: of the names for which neither the factory that is being run nor `VOCABULARY` has one,
-        or another one.
+      ranges: name to range, where neither the factory that is being run nor `VOCABULARY` has the
+        right one.
     """
 
     def __init__(

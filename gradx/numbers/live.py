@@ -39,12 +39,12 @@ class HyperparamsState(NamedTuple):
 
 
 def own_state(state: Any) -> Any:
-    """A rule's own state, out of the wrapping of its live numbers if it has any."""
+    """A rule's own state, without the `HyperparamsState` around it if there is one."""
     return state.inner_state if isinstance(state, HyperparamsState) else state
 
 
 def with_own(state: Any, own: Any) -> Any:
-    """The state with another state of the rule in the same wrapping."""
+    """`state` with `own` as the rule's own state, in the `HyperparamsState` if there is one."""
     return state._replace(inner_state=own) if isinstance(state, HyperparamsState) else own
 
 
@@ -65,7 +65,7 @@ class InjectStatefulHyperparamsState(NamedTuple):
 
 
 class InjectHyperparamsState(NamedTuple):
-    """What `inject_hyperparams` of Optax before 0.1.9 kept; here to read old checkpoints.
+    """The state of `inject_hyperparams` in Optax before 0.1.9; here to read old checkpoints.
 
     Attributes:
       count: the updates done so far, int32 ().
@@ -83,8 +83,8 @@ def tunable(value: Any, name: str | None = None) -> Any:
     """Makes a number live: it is kept in the state, where it can be read, set and vmapped over.
 
     Args:
-      value: the initial number; or a whole transformation, of which every constant number becomes
-        live (schedules, and whatever Optax closed over, stay as they are).
+      value: the initial number; or a whole transformation, whose constant numbers all become live
+        (schedules, and whatever Optax closed over, stay as they are).
       name: the key in `hyperparams(state)`; by default the name of the argument that it is given
         for, such as ``learning_rate``.
 
@@ -186,7 +186,7 @@ def hyperparams(state: Any) -> dict[str, Array]:
     Returns:
       Name to value. A name that occurs more than once is preceded by the path that tells the
       places apart: ``adam/learning_rate``. The numbers of `inject_hyperparams` are among them,
-      those that it schedules too.
+      also those that it schedules.
 
     Example:
       >>> import gradx, jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""`h`: what a rule reads by name, its numbers, flags and scalars. No name hides another."""
+"""`h`: the numbers, flags and scalars that a rule reads by name. No name hides another."""
 
 from __future__ import annotations
 
@@ -24,15 +24,14 @@ RESERVED = ("before", "gate", "span")  # what the lift itself hands to calls
 class _Names(SimpleNamespace):
     __slots__ = ("_reader",)  # not among the names
 
-    def __getattr__(self, name: str) -> Any:  # only asked for what there is not
+    def __getattr__(self, name: str) -> Any:  # only called for a missing name
         if name.startswith("_"):  # what Python and its tools look for
             raise AttributeError(name)
         there = sorted(set(vars(self)) - set(RESERVED))
         raise AttributeError(
-            f"the function {core.show(self._reader)} of a rule reads h.{name}, which there is not; "
-            f"h has {there}.{hint(name, there)} A number is given to the lift as hypers="
-            f"{{{name!r}: …}}, an option as flags={{{name!r}: …}}, and what depends on the step is "
-            f"made by per_step."
+            f"the function {core.show(self._reader)} of a rule reads h.{name}, which is missing; "
+            f"h has {there}.{hint(name, there)} Give the lift a number as hypers={{{name!r}: …}}, "
+            f"an option as flags={{{name!r}: …}}, and make what depends on the step in per_step."
         )
 
 
@@ -43,10 +42,10 @@ def _named(h: Mapping[str, Any], reader: Any) -> Any:
 
 
 def ask(function: Callable[..., Any], h: Mapping[str, Any], *further: Any) -> Any:
-    """Calls a function of a rule with `h` as it reads it.
+    """Calls a function of a rule with its `h`, with JAX's promotion of dtypes.
 
-    Numbers of a step are of several widths, those of schedules and of the state; leaves are given
-    them in their own.
+    The numbers of a step, from schedules and from the state, have several widths. A leaf gets them
+    in its own width (see `suited`).
     """
     with jax.numpy_dtype_promotion("standard"):
         return function(_named(h, function), *further)
@@ -55,13 +54,13 @@ def ask(function: Callable[..., Any], h: Mapping[str, Any], *further: Any) -> An
 def namespace(
     static: Sequence[tuple[str, Any, str]], traced: Mapping[str, Array], reader: Any
 ) -> Any:
-    """`h` as a function of a rule, `reader`, reads it."""
+    """`h` for a function of a rule, `reader`, which errors name."""
     return _named({**{name: value for name, value, _ in static}, **traced}, reader)
 
 
 @contextlib.contextmanager
 def reading(rule: Any, p: Any) -> Iterator[None]:
-    """Says what to do where a rule reads the parameters, which it has not asked for."""
+    """Turns the error of a rule that reads parameters without needs_params into advice."""
     try:
         yield
     except (AttributeError, TypeError, ValueError) as error:
@@ -74,7 +73,7 @@ def reading(rule: Any, p: Any) -> Iterator[None]:
 
 
 def suited(traced: Mapping[str, Array], x: Array) -> dict[str, Array]:
-    """The numbers as wide as the arrays of a leaf, which they shall neither widen nor round."""
+    """The numbers in the width of a leaf's arrays, which they must neither widen nor round."""
     if not jnp.issubdtype(x.dtype, jnp.inexact):
         return dict(traced)
     real = jnp.finfo(x.dtype).dtype
@@ -87,7 +86,7 @@ def suited(traced: Mapping[str, Array], x: Array) -> dict[str, Array]:
 
 
 def split(h: Mapping[str, Any], where: str) -> tuple[Static, dict[str, Array]]:
-    """What is known now and becomes part of the program, and what is known only in the run."""
+    """The part of `h` that is known now, part of the program, and the part known in the run."""
     arrays_of = jax.Array | np.ndarray | np.generic
     traced = {k: jnp.asarray(v) for k, v in h.items() if isinstance(v, arrays_of)}
     # Equal values of different kinds (True and 1.0, 0.0 and -0.0) are different programs.
@@ -104,7 +103,7 @@ def split(h: Mapping[str, Any], where: str) -> tuple[Static, dict[str, Array]]:
 def check_names(
     where: str, ranges: Mapping[str, str] | None, **places: Collection[str] | None
 ) -> None:
-    """Raises ValueError for a name with two meanings, and for a range of no number."""
+    """Raises ValueError for a name with two meanings, and for a range without a number."""
     place_of: dict[str, str] = dict.fromkeys(RESERVED, "what the lift gives")
     for place, names in places.items():
         for name in names or ():
@@ -113,15 +112,14 @@ def check_names(
             place_of[name] = place
     if unknown := sorted(set(ranges or {}) - set(places["hypers"] or {})):
         raise ValueError(
-            f"{where}: ranges has {unknown}, which hypers has not; it has "
-            f"{sorted(places['hypers'] or {})}."
+            f"{where}: ranges has {unknown}, but hypers has only {sorted(places['hypers'] or {})}."
         )
 
 
 def joined_names(
     h: Mapping[str, Any], further: Mapping[str, Any], place: str, where: str
 ) -> dict[str, Any]:
-    """Both; raises ValueError for a name in both."""
+    """Both mappings in one; raises ValueError for a name in both."""
     for name in further:
         if name in h or name in RESERVED:
             raise _twice(where, name, "hypers, flags, scalars or an earlier function", place)

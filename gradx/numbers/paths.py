@@ -18,7 +18,7 @@ __all__ = ["by_path"]
 
 @dataclass(frozen=True, eq=False, repr=False)
 class ByPath(Source):
-    """Values by pattern; numbers when a rule takes it, anything (a label, a bool) as it is made."""
+    """Values by pattern: anything (a label, a bool); numbers, if a rule takes it."""
 
     rules: Mapping[str, Any]
     default: Any
@@ -40,7 +40,7 @@ class ByPath(Source):
         return picked.at(path)
 
     def mapped(self, change: Callable[[Any, str], Any]) -> ByPath:
-        """With every value changed by a function of it and its pattern, or ``default``."""
+        """With every value changed by a function of it and its pattern, or `"default"`."""
         rules = {pattern: change(v, pattern) for pattern, v in self.rules.items()}
         default = self.default if self.default is REQUIRED else change(self.default, "default")
         return replace(self, rules=rules, default=default)
@@ -91,7 +91,7 @@ class ByPath(Source):
 
 REQUIRED = object()
 
-# What an optimizer has split among its parts: a pattern for one part's leaves is known in all.
+# The leaves of all parts of a split optimizer: a pattern may be for those of another part only.
 _BESIDE: ContextVar[Collection[str]] = ContextVar("paths beside", default=())
 
 
@@ -137,7 +137,7 @@ def by_path(
       >>> updates
       {'bias': Array([-1.], dtype=float32), 'kernel': Array([-0.1], dtype=float32)}
 
-    It is a function of a tree as well, so it serves wherever a mask or labels are asked for:
+    It is also a function of a tree. Use it anywhere a mask or labels are accepted:
 
       >>> gradx.by_path({"bias": False}, default=True)(params)
       {'bias': False, 'kernel': True}

@@ -1,6 +1,6 @@
 """Where a number comes from: a constant, a schedule, the state, the leaf's path, or the call.
 
-Every rule takes its numbers so, and all of these work wherever a number does:
+A rule accepts each of these wherever it takes a number:
 
 =====================  =======================================  =================================
 source                 written                                  resolved
@@ -46,7 +46,7 @@ Schedule: TypeAlias = Callable[[Any], Any]
 
 @dataclass(frozen=True)
 class Step:
-    """What is known when a number is wanted: the count, the live values, the call's arguments."""
+    """What a source reads in a step: the count, the live values, the call's arguments."""
 
     count: Array | None
     live: Mapping[str, Array]
@@ -116,7 +116,7 @@ class Scheduled(Source):
 class Tunable(Source):
     initial: Scalar
     name: str | None = None  # the key in the state; set when a rule takes the source
-    intervals: tuple[str, ...] = ()  # in which it has to lie, as the factories on the way say
+    intervals: tuple[str, ...] = ()  # its ranges: one from each factory that passes it on
 
     def within(self, interval: str, name: str, where: str) -> Tunable:
         check_constant(self.initial, interval, name, where)
@@ -187,7 +187,7 @@ Hyper: TypeAlias = float | Array | Schedule | Source
 """What a rule accepts where it takes a number."""
 
 Fixed: TypeAlias = Annotated[float, meaning.Number(fixed=True)]
-"""A number that decides over shapes: nothing injects or traces it."""
+"""A number that decides shapes: it is never injected or traced."""
 
 
 def takes_number(annotation: Any) -> bool:
