@@ -36,9 +36,7 @@ def joined(schedules: Sequence[Schedule], boundaries: Sequence[Any]) -> Schedule
         for boundary, schedule in zip(boundaries, schedules[1:], strict=True):
             if is_beyond(boundary, count):
                 break
-            result = jnp.where(
-                is_before(count, boundary), result, schedule(since(count, boundary))
-            )
+            result = jnp.where(is_before(count, boundary), result, schedule(since(count, boundary)))
         return as_float(result)
 
     return value
