@@ -48,7 +48,7 @@ def cautious(
       direction: ``"descent"`` if the updates of `inner` are steps, to be added to the parameters;
         ``"ascent"`` if a later part negates them, as for ``cautious(scale_by_adam(),
         direction="ascent")``. Then the elements stay where \(T(g)_i\, g_i > 0\).
-      min_share: the least share that the updates are divided by; 1 does not rescale.
+      min_share: the least share that the updates are divided by. With 1 they are not rescaled.
 
     Raises:
       ValueError: `inner` is not a transformation; a number out of range; an unknown direction.

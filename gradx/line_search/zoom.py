@@ -79,7 +79,7 @@ def scale_by_zoom_linesearch(
 
     Args:
       max_linesearch_steps: the most steps to try, 1 or more.
-      max_learning_rate: the largest step size; none by default.
+      max_learning_rate: the largest step size. By default there is none.
       tol: by how much the conditions may be missed.
       increase_factor: what the step is multiplied by until an interval is found.
       slope_rtol: the share of the expected decrease that is enough.

@@ -274,7 +274,7 @@ def scale_by_trust_ratio(
     Where one of the two (bounded) norms is 0, the update stays as it is.
 
     Args:
-      min_norm: the least value of a norm; smaller ones count as this.
+      min_norm: the least value of a norm. Smaller ones count as this.
       trust_coefficient: the step of a layer relative to its norm.
       axis_name: the mapped axis over which leaves are sharded, inside `shard_map` or `pmap`, or
         several, or `sharded`. Without it each device measures its own part of a leaf.

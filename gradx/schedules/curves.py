@@ -345,7 +345,7 @@ def exponential_decay(
       staircase: whether the exponent is rounded down, so that the value changes every \(T\)
         steps only.
       end_value: a bound for the value: the least one for a rate below 1, the greatest one
-        otherwise; by default there is none. If `init_value` is beyond it, the schedule is constant
+        otherwise. By default there is none. If `init_value` is beyond it, the schedule is constant
         at `end_value`, with a warning.
 
     Example:
