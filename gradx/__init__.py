@@ -1,10 +1,10 @@
-"""gradx: functional gradient transformations for JAX.
+"""gradx: functional gradient transformations for JAX, under the names of Optax.
 
-The names of Optax, with one mechanism behind them: the maths of an optimizer is written once, for
-one array. gradx applies it to trees, groups of parameters, dtypes, devices and hyperparameters.
+The maths of each optimizer is written once, for one array: this is its rule. One mechanism lifts
+all rules over trees, groups of parameters, dtypes, devices and hyperparameters.
 
-Every public name can be imported from here; each module lists its own in `__all__`. Optax's losses
-and namespaces are looked up in Optax when they are asked for (`gradx/core/mirror.py`).
+All public names are here, flat; each module lists its own in `__all__`. Losses and other names that
+only Optax has are looked up there when they are asked for (`gradx/core/mirror.py`).
 """
 
 import types

@@ -1,7 +1,7 @@
-"""The contract of the ecosystem: Optax's types, under Optax's names.
+"""The contract, a pair of functions `(init, update)`: Optax's types, under Optax's names.
 
-They are Optax's own objects, not copies. So `isinstance` and `is` give the same answer in both
-libraries, and an annotation of one fits functions of the other.
+They are Optax's own objects, not copies of them. So `isinstance` and `is` give the same answer in
+both libraries, and annotations of one library fit functions of the other.
 
 =================================  ==============================================================
 name                               what it is
@@ -12,7 +12,7 @@ name                               what it is
 `TransformUpdateFn`                `(updates, state, params=None) -> (updates, state)`
 `TransformUpdateExtraArgsFn`       the same with `**extra_args`
 `Params`                           a tree of parameters
-`Updates`                          a tree like the parameters: gradients, or updates made of them
+`Updates`                          a tree like the parameters: gradients, or the steps made of them
 `OptState`                         a tree of arrays, the state of a transformation
 `EmptyState`                       the state of a transformation that keeps nothing
 `AdaptiveGradClipState`            `EmptyState`, which has several names in Optax
@@ -29,7 +29,7 @@ name                               what it is
 `ShouldSkipUpdateFunction`         `(updates, step, params) -> (skip, info)`, for `MultiSteps`
 =================================  ==============================================================
 
-Two functions complete it, `with_extra_args_support` and `init_empty_state`.
+There are two functions as well, `with_extra_args_support` and `init_empty_state`.
 """
 
 from __future__ import annotations
@@ -82,13 +82,13 @@ __all__ = [
 ]
 
 
-# Aliases, not subclasses, since code outside also compares them with `is`.
+# Other code compares these classes by identity.
 AdaptiveGradClipState = AddDecayedWeightsState = ClipByGlobalNormState = EmptyState
 ClipState = ScaleState = EmptyState
 
 
 def init_empty_state(params: Params) -> EmptyState:
-    """The `init` of a transformation without state.
+    """The `init` of a transformation that keeps no state.
 
     Args:
       params: anything; it is not read.
@@ -102,11 +102,11 @@ def init_empty_state(params: Params) -> EmptyState:
 
 
 def with_extra_args_support(tx: GradientTransformation) -> GradientTransformationExtraArgs:
-    """Gives a transformation an `update` that accepts extra arguments, used or not.
+    """Makes `update` accept extra arguments, whether the transformation uses them or not.
 
     Args:
-      tx: any pair of `init` and `update`. One that accepts extra arguments already, as all of
-        gradx's do, is returned as it is; for another one they are dropped.
+      tx: any pair of `init` and `update`. One that accepts extra arguments already, such as all of
+        gradx's, is returned as it is. For any other they are dropped before its `update`.
 
     Example:
       >>> import gradx

@@ -53,8 +53,8 @@ def skip_not_finite(
       params: not used.
 
     Returns:
-      Whether to skip, bool (), and a dictionary of it (``should_skip``) and the number of elements
-      that are not finite (``num_not_finite``, int32 ()).
+      Whether to skip, bool (), and a dictionary of that (``should_skip``) and of the number of
+      elements that are not finite (``num_not_finite``, int32 ()).
 
     Example:
       >>> import gradx, jax.numpy as jnp
@@ -79,10 +79,10 @@ def skip_large_updates(
       updates: a tree of arrays.
       gradient_step: not used.
       params: not used.
-      max_squared_norm: the largest squared norm of the whole tree that is let through.
+      max_squared_norm: the largest squared norm of the whole tree that is not skipped.
 
     Returns:
-      Whether to skip, bool (), and a dictionary of it (``should_skip``) and the squared norm
+      Whether to skip, bool (), and a dictionary of that (``should_skip``) and of the squared norm
       (``norm_squared``).
 
     Example:
@@ -107,7 +107,7 @@ class MultiStepsState(NamedTuple):
       gradient_step: the updates so far, int32 ().
       inner_opt_state: the inner state, which only an update changes.
       acc_grads: the mean (or sum) of the gradients so far, like the parameters; after an update,
-        that of its gradients until the next call. `()` where nothing is gathered.
+        that of its gradients until the next call. `()` where nothing is accumulated.
       skip_state: what `should_skip_update_fn` said about the last call.
     """
 
@@ -127,7 +127,7 @@ class WeightedMultiStepsState(NamedTuple):
       inner_opt_state: the inner state, which only an update changes.
       acc_grads: the weighted mean (or sum) of the gradients so far, like the parameters.
       skip_state: what `should_skip_update_fn` said about the last call.
-      weight_sum: the weights so far, float32 ().
+      weight_sum: the sum of the weights so far, float32 ().
     """
 
     mini_step: Array
@@ -143,7 +143,7 @@ SkipFunction = Callable[[Updates, Array, Params | None], tuple[Array, Any]]
 
 @core.recorded_class
 class MultiSteps(Transform):
-    r"""Accumulates the gradients of k calls, and updates once with their mean.
+    r"""Accumulates gradients of k calls, and updates once with their mean, as for one large batch.
 
     .. math:: u = T\Big(\frac{1}{k} \sum_{j=1}^{k} g_j\Big) \text{ in every } k\text{-th call},
               \qquad u = 0 \text{ in the others}
@@ -157,22 +157,22 @@ class MultiSteps(Transform):
       opt: the inner transformation.
       every_k_schedule: \(k \ge 1\), or a function of the updates done so far. A constant 1
         without weights costs nothing, and has no accumulator.
-      use_grad_mean: the mean of the gradients; False: their sum.
+      use_grad_mean: accumulate the mean of the gradients; with False, their sum.
       should_skip_update_fn: `(updates, gradient_step, params) -> (skip, skip_state)`, such as
-        `skip_not_finite`. What is skipped is not accumulated, and does not count as a call.
+        `skip_not_finite`. A skipped gradient is not accumulated, and its call does not count.
       accumulator_dtype: the dtype to accumulate in. float32, the default, means at least that of
-        the parameters; half precision is taken at its word. The inner transformation is given
+        the parameters; half precision is used as given. The inner transformation is given
         float32 or wider, and the updates come back in the gradients' dtypes.
       weight: the weight of a call's gradient, such as its number of tokens:
         ``weight=from_call("tokens")`` and `update(…, tokens=n)`, or a number. The mean is then
         \(\sum_j w_j g_j / \sum_j w_j\), which is the gradient of the whole batch where \(g_j\) are
-        means over tokens; the sum is \(\sum_j w_j g_j\). Weights of 0 leave a gradient out.
-      conditional: overrules how the inner transformation is kept from acting: True for a real
-        conditional, False for none, where devices of a mapped axis may disagree about a skip.
+        means over tokens; the sum is \(\sum_j w_j g_j\). A weight of 0 leaves a gradient out.
+      conditional: True runs the whole inner transformation under a real conditional; False uses
+        none, which is for devices of a mapped axis that may disagree about a skip.
 
     Raises:
-      ValueError: `opt` is no transformation; k is not a whole number of at least 1; in `update`, a
-        skip function that gives no bool.
+      ValueError: `opt` is not a transformation; k is not a whole number of at least 1; in `update`,
+        a skip function that does not give a bool.
 
     Example:
       >>> import gradx, jax.numpy as jnp
@@ -235,16 +235,16 @@ class MultiSteps(Transform):
         return self._accumulation.opt
 
     def has_updated(self, state: Any) -> Array:
-        """Whether nothing has been gathered since the last update, bool ().
+        """Whether nothing has been accumulated since the last update, bool ().
 
-        So it is True after a call that updates, and still after calls right behind it that
-        `should_skip_update_fn` leaves out: `state.skip_state` tells them apart.
+        It is True after a call that updates, and stays True while `should_skip_update_fn` leaves
+        out the calls that follow: `state.skip_state` tells them apart.
         """
         self._accumulation.check(state)
         return jnp.logical_and(state.mini_step == 0, state.gradient_step > 0)
 
     def gradient_transformation(self) -> MultiSteps:
-        """The transformation itself; Optax's `MultiSteps` is none."""
+        """The transformation itself; Optax's `MultiSteps` is not one."""
         return self
 
 
@@ -252,7 +252,7 @@ WEIGHT = {"weight": "[0, inf)"}
 
 
 class _Accumulation:
-    """What `MultiSteps` does; its arguments are checked there."""
+    """The work of `MultiSteps`, which has checked the arguments."""
 
     def __init__(
         self,
@@ -271,7 +271,7 @@ class _Accumulation:
 
     def init(self, params: Params) -> MultiStepsState | WeightedMultiStepsState:
         zero = jnp.zeros((), jnp.int32)
-        inner_state = self.opt.init(params)  # first, since it knows what can be optimized
+        inner_state = self.opt.init(params)  # first: it raises for what cannot be optimized
         skip_state = ()
         if self.should_skip is not None:
             nothing = gtree.map_numbers(jnp.zeros_like, params)
@@ -283,17 +283,17 @@ class _Accumulation:
         return WeightedMultiStepsState(*state, weight_sum=jnp.zeros((), jnp.float32))
 
     def check(self, state: State) -> None:
-        kind = WeightedMultiStepsState if self.weights.sources else MultiStepsState
-        check_state(state, kind, self.where)
+        state_class = WeightedMultiStepsState if self.weights.sources else MultiStepsState
+        check_state(state, state_class, self.where)
 
     def _empty(self, p: Any) -> Array | None:
         p = gtree.as_number(p)
         if not gtree.is_inexact(p):
             return None  # the inner transformation leaves it out, or would have refused it
-        kept = self.dtype
-        if kept == jnp.float32 or jnp.iscomplexobj(p):
-            kept = gtree.wide(kept, jnp.result_type(p))
-        return jnp.zeros_like(p, kept)
+        dtype = self.dtype
+        if dtype == jnp.float32 or jnp.iscomplexobj(p):
+            dtype = gtree.wide(dtype, jnp.result_type(p))
+        return jnp.zeros_like(p, dtype)
 
     def update(
         self, updates: Updates, state: State, params: Params | None = None, **extra: Any
@@ -319,14 +319,14 @@ class _Accumulation:
         else:
             total, share = weight, weight
             if self.weights.sources:
-                kept = state.weight_sum.dtype
+                dtype = state.weight_sum.dtype
                 total = jnp.where(first, 0.0, state.weight_sum) + weight
-                changed["weight_sum"] = jnp.where(counts, total, state.weight_sum).astype(kept)
+                changed["weight_sum"] = jnp.where(counts, total, state.weight_sum).astype(dtype)
                 share = weight / jnp.where(total > 0, total, 1.0) if self.mean else weight
             elif self.mean:
                 share = 1.0 / as_float(state.mini_step + 1)
             acc, means = self._accumulate(updates, state.acc_grads, share, first, counts)
-        made, inner_state = gated_update(
+        new, inner_state = gated_update(
             self.opt,
             self.where,
             emits,
@@ -336,9 +336,9 @@ class _Accumulation:
             extra,
             conditional=self.conditional,
         )
-        made = gtree.map_numbers(lambda u, g: u.astype(jnp.result_type(g)), made, updates)
+        new = gtree.map_numbers(lambda u, g: u.astype(jnp.result_type(g)), new, updates)
         mini_step = jnp.where(emits, 0, jnp.where(counts, state.mini_step + 1, state.mini_step))
-        return made, state._replace(
+        return new, state._replace(
             mini_step=mini_step.astype(jnp.int32),
             gradient_step=jnp.where(
                 emits, safe_increment(state.gradient_step), state.gradient_step
@@ -352,8 +352,8 @@ class _Accumulation:
     def _accumulate(
         self, updates: Any, acc: Any, share: Any, first: Array, counts: Any
     ) -> tuple[Any, Any]:
-        """The new accumulators, and the same for the inner transformation: wide, and `None` where
-        there is no gradient."""
+        """The new accumulators, and what the inner transformation is given: the same, but wide, and
+        `None` where there is no gradient."""
         flat = gtree.flatten(updates)
         old = gtree.flatten_like(flat, acc, "the state's acc_grads", self.where)
         new = list(old)
@@ -373,7 +373,7 @@ class _Accumulation:
 @functools.partial(jax.jit, static_argnums=0)
 @gtree.mixing
 def _add(mean: bool, g: Array, acc: Array, share: Any, first: Any, counts: Any) -> Array:
-    # What an update has used is dropped here: to empty it there would take a buffer more.
+    # The mean of the last update is dropped here: to drop it there would take another buffer.
     old = jnp.where(first, 0, widen(acc))
     share = jnp.asarray(share, old.real.dtype)
     part = jnp.where(share == 0, 0, share * widen(g))  # the mean of no tokens may be NaN

@@ -1,4 +1,4 @@
-"""Caution: a step, or a decay, only where two signs agree."""
+"""Caution: a step, or a weight decay, acts only where two signs agree."""
 
 from __future__ import annotations
 
@@ -36,22 +36,22 @@ def cautious(
     direction: Direction = "descent",
     min_share: Annotated[float, Number("(0, 1]", r"\epsilon")] = 1e-3,
 ) -> Transform:
-    r"""Keeps of an update the elements that go down the gradient of this very step.
+    r"""Keeps only those elements of an update that go down the current gradient.
 
     .. math:: u = \frac{m \odot T(g)}{\max(\bar m, \epsilon)}, \qquad
               m_i = 1 \text{ where } -T(g)_i\, g_i > 0, \text{ else } 0
 
-    with the mean \(\bar m\) over the leaf, so that the update keeps about its size.
+    Here \(\bar m\) is the mean over the leaf. Divided by it, the update keeps about its size.
 
     Args:
       inner: \(T\), any transformation; its state is the whole state.
       direction: ``"descent"`` if the updates of `inner` are steps, to be added to the parameters;
-        ``"ascent"`` if something after this turns them, as for ``cautious(scale_by_adam(),
+        ``"ascent"`` if a later part negates them, as for ``cautious(scale_by_adam(),
         direction="ascent")``. Then the elements stay where \(T(g)_i\, g_i > 0\).
-      min_share: the least share that the updates are divided by; 1 does not rescale.
+      min_share: the least share that the updates are divided by. With 1 they are not rescaled.
 
     Raises:
-      ValueError: `inner` is no transformation; a number out of range; an unknown direction.
+      ValueError: `inner` is not a transformation; a number out of range; an unknown direction.
 
     Example:
       >>> import gradx, jax.numpy as jnp
@@ -62,8 +62,8 @@ def cautious(
       >>> updates
       Array([-1.9, -0. ], dtype=float32)
 
-    A weight decay inside `inner` is a part of the step that is judged, and kept or left out with
-    it. The authors' own AdamW decays always: ``chain(cautious(scale_by_adam(),
+    Weight decay inside `inner` is a part of the step, and is kept or left out with it. The authors'
+    own AdamW always decays: ``chain(cautious(scale_by_adam(),
     direction="ascent"), add_decayed_weights(0.1), scale_by_learning_rate(1e-3))``. Under
     `shard_map` the mean is that of the local shard.
 
@@ -88,7 +88,7 @@ def cautious(
 def _along(u: Array, g: Array, ascends: bool) -> Array:
     """How far an update goes downhill (or uphill) as `g` sees it: positive where they agree.
 
-    By the sign of `g`, since the product of two tiny numbers may be 0.
+    It takes the sign of `g`, since the product of two tiny numbers may be 0.
     """
     if jnp.iscomplexobj(u) or jnp.iscomplexobj(g):
         product = u.real * g.real + u.imag * g.imag
@@ -96,8 +96,8 @@ def _along(u: Array, g: Array, ascends: bool) -> Array:
     return u * (jnp.sign(g) if ascends else -jnp.sign(g))
 
 
-def _kept(u: Array, g: Array, ascends: bool, factor: Array) -> Array:
-    # What is not a number stays that: nothing is chosen.
+def _masked(u: Array, g: Array, ascends: bool, factor: Array) -> Array:
+    # The update is multiplied and not selected, so that NaN stays NaN.
     if jnp.iscomplexobj(u) or jnp.iscomplexobj(g):
         return u * jnp.where(_along(u, g, ascends) > 0, factor, 0)
     turn = jnp.sign(g) if ascends else -jnp.sign(g)
@@ -105,7 +105,7 @@ def _kept(u: Array, g: Array, ascends: bool, factor: Array) -> Array:
 
 
 def _factor(u: Array, g: Array, ascends: bool, min_share: float | Array) -> Array:
-    # Twice the number of elements with the sign 1: a sum of products needs no array of its own.
+    # Twice the number of elements that agree: a sum of products needs no array of its own.
     sign = jnp.sign(_along(u, g, ascends))
     share = jnp.sum(sign * sign + sign) / max(2 * u.size, 1)
     return 1 / jnp.maximum(share, min_share)
@@ -116,7 +116,7 @@ def _rescaling(g: Any, s: LeafState, p: Any, h: Numbers) -> Mapping[str, Array]:
 
 
 def _agreeing(u: Array, s: LeafState, p: Any, h: Numbers) -> tuple[Array, LeafState]:
-    return _kept(u, h.before, h.ascends, h.factor), s
+    return _masked(u, h.before, h.ascends, h.factor), s
 
 
 # ---------------------------------------------------------------- the decay
@@ -126,19 +126,19 @@ def _agreeing(u: Array, s: LeafState, p: Any, h: Numbers) -> tuple[Array, LeafSt
 def add_cautious_decay(
     weight_decay: Hyper = 0.0, mask: Any = None, *, flip_sign: bool = False
 ) -> Transform:
-    r"""Adds the parameters, scaled, to the updates where both have the same sign.
+    r"""Adds weight decay where update and parameter have the same sign, so that it opposes no step.
 
     .. math:: u \leftarrow u + \lambda\, m \odot \theta, \qquad
               m_i = 1 \text{ where } u_i \theta_i \ge 0, \text{ else } 0
 
-    Before a learning rate, as `add_decayed_weights` is placed, it decays the elements that the step
-    makes smaller anyway, and leaves those alone that the loss wants larger.
+    Place it before the learning rate, like `add_decayed_weights`. It decays the elements that the
+    step makes smaller anyway, and leaves those alone that the loss wants larger.
 
     Args:
       mask: where to decay (see `add_decayed_weights`).
-      flip_sign: for a place where the updates are steps already, as at the end of any optimizer:
-        \(u - \lambda\, m \odot \theta\) with \(m_i = 1\) where \(u_i \theta_i \le 0\). The decay is
-        then not multiplied by a learning rate; ``scaled(schedule, 0.1)`` is.
+      flip_sign: say True where the updates are steps already, as at the end of any optimizer:
+        \(u - \lambda\, m \odot \theta\) with \(m_i = 1\) where \(u_i \theta_i \le 0\). No learning
+        rate multiplies the decay there; ``scaled(schedule, 0.1)`` makes it follow a schedule.
 
     Raises:
       ValueError: `update` is called without the parameters, unless \(\lambda\) is the constant 0.
@@ -154,14 +154,14 @@ def add_cautious_decay(
     numbers the product is \(\mathrm{Re}(\bar u_i \theta_i)\).
     """
     if isinstance(weight_decay, int | float) and is_real(weight_decay) and not weight_decay:
-        made = identity()
+        tx = identity()
     else:
-        made = leafwise(
+        tx = leafwise(
             _subtract if flip_sign else _add,
             hypers={"weight_decay": weight_decay},
             needs_params=True,
         )
-    return made if mask is None else masked(made, mask)
+    return tx if mask is None else masked(tx, mask)
 
 
 def _add(g: Array, s: LeafState, p: Array, h: Numbers) -> tuple[Array, LeafState]:

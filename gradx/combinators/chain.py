@@ -1,7 +1,7 @@
 """Transformations in sequence.
 
-A sequence of stages is a stage again (see `gradx.lift.stages`), so that a whole chain, with its
-masks and groups, runs in one pass over the leaves wherever nothing has to see the whole tree.
+A sequence of stages is itself a stage (see `gradx.lift.stages`). So a whole chain, with its masks
+and groups, runs in one pass over the leaves, unless a part of it has to see the whole tree.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ Contract: TypeAlias = optax.GradientTransformation
 
 @core.recorded
 def identity() -> Transform:
-    r"""Passes the updates on as they are.
+    r"""Returns the updates unchanged: a placeholder in a chain.
 
     .. math:: u = g
 
@@ -56,7 +56,7 @@ def identity() -> Transform:
 
 @core.recorded
 def stateless(f: Callable[[Updates, Params | None], Updates]) -> Transform:
-    r"""A transformation without state, from a function of whole trees.
+    r"""Makes a transformation without state from a function of whole trees.
 
     .. math:: u = f(g, \theta)
 
@@ -80,7 +80,7 @@ def stateless(f: Callable[[Updates, Params | None], Updates]) -> Transform:
 
 @core.recorded
 def stateless_with_tree_map(f: Callable[[Any, Any], Any]) -> Transform:
-    r"""A transformation without state, from a function of single arrays.
+    r"""Makes a transformation without state from a function of single arrays.
 
     .. math:: u_i = f(g_i, \theta_i)
 
@@ -118,7 +118,7 @@ def _in_sequence(
     pack: Callable[[Sequence[State]], State],
     unpack: Callable[[State], Sequence[State]],
 ) -> Transform:
-    """The transformations one after the other, those that work leaf by leaf in shared passes."""
+    """A chain of the transformations; those that work leaf by leaf share passes."""
     where = core.where()
     for label, tx in parts:
         if not core.is_transform(tx):
@@ -139,19 +139,19 @@ def _in_sequence(
 
 @core.recorded
 def chain(*args: Contract) -> Transform:
-    r"""Applies transformations one after the other.
+    r"""Applies transformations one after the other, such as a clip and then an optimizer.
 
     .. math:: u_0 = g, \qquad u_i = T_i(u_{i-1}), \qquad u = u_n
 
     Args:
-      *args: any number of transformations, gradx's or Optax's; none at all is the identity.
+      *args: any number of transformations, gradx's or Optax's; without any it is the identity.
 
     Returns:
       A transformation whose state is the tuple of its parts' states. Extra arguments reach every
       part that accepts them.
 
     Raises:
-      ValueError: an element is no transformation; in `update`, a state of another chain.
+      ValueError: an element is not a transformation; in `update`, the state is another chain's.
 
     Example:
       >>> import gradx, jax.numpy as jnp
@@ -168,9 +168,9 @@ def chain(*args: Contract) -> Transform:
     def unpack(state: State) -> Sequence[State]:
         plain = isinstance(state, tuple | list) and not hasattr(state, "_fields")
         if not plain or len(state) != len(args):
-            told = f"of type {type(state).__name__}{f' of length {len(state)}' if plain else ''}"
+            found = f"of type {type(state).__name__}{f' of length {len(state)}' if plain else ''}"
             raise wrong_state(
-                where, f"{told} instead of a tuple of {len(args)} states, one for each part"
+                where, f"{found} instead of a tuple of {len(args)} states, one for each part"
             )
         return state
 
@@ -191,7 +191,7 @@ def named_chain(*args: tuple[str, Contract]) -> Transform:
       A transformation whose state is an ordered dictionary of its parts' states.
 
     Raises:
-      ValueError: an argument is no such pair, or a name comes twice.
+      ValueError: an argument is not such a pair, or a name comes twice.
 
     Example:
       >>> import gradx, jax.numpy as jnp
@@ -202,7 +202,7 @@ def named_chain(*args: tuple[str, Contract]) -> Transform:
     where = core.where()
     for pair in args:
         if not (isinstance(pair, tuple) and len(pair) == 2 and isinstance(pair[0], str)):
-            raise ValueError(f"{where}: wants pairs (name, transformation), got {pair!r}.")
+            raise ValueError(f"{where}: needs pairs (name, transformation), got {pair!r}.")
     names = [name for name, _ in args]
     twice = sorted({n for n in names if names.count(n) > 1})
     if twice:
@@ -222,8 +222,8 @@ def named_chain(*args: tuple[str, Contract]) -> Transform:
 
 
 def wide_throughout(tx: Transform) -> Transform:
-    """The same with updates in float32 or wider from end to end, also where one pass ends and the
-    next begins: those in half precision are rounded once, when all is done."""
+    """The transformation with updates in float32 or wider from end to end, also between passes:
+    those in half precision are rounded once, at the end."""
 
     def update(
         updates: Updates, state: State, params: Params | None = None, **extra: Any

@@ -1,7 +1,7 @@
 """Transformations that act only in some steps: on finite updates, or where a condition says so.
 
-In a step that does not count, the inner state stays as it is, bit for bit, its counts included: a
-schedule inside sees only the steps that it had a part in.
+In the other steps the inner state stays as it is, bit for bit, with its counts: a schedule inside
+sees only the steps in which it acted.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class ConditionallyTransformState(NamedTuple):
     """The state of `conditionally_transform`.
 
     Attributes:
-      inner_state: the inner state, which only the steps that count change.
+      inner_state: the inner state, which changes only in the steps that count.
       step: the calls so far, whether they counted or not, int32 ().
     """
 
@@ -52,7 +52,7 @@ class ConditionallyMaskState(NamedTuple):
 
     Attributes:
       step: the calls so far, whether they counted or not, int32 ().
-      inner_state: the inner state, which only the steps that count change.
+      inner_state: the inner state, which changes only in the steps that count.
     """
 
     step: Array
@@ -78,7 +78,7 @@ def conditionally_transform(
       forward_extra_args: whether the condition gets the extra arguments of `update`.
 
     Raises:
-      ValueError: `inner` is no transformation; the condition is no function, or gives no bool.
+      ValueError: `inner` is not a transformation; the condition is no function, or gives no bool.
 
     Example:
       >>> import gradx, jax.numpy as jnp
@@ -105,8 +105,8 @@ def conditionally_mask(
 
     .. math:: u = T(g) \text{ where } c(t), \qquad u = 0 \text{ elsewhere}, \qquad t = 0, 1, \ldots
 
-    Where the condition is False the inner state stays as it is. Wrapped around a whole optimizer,
-    this trains in some steps only.
+    Where the condition is False the inner state stays as it is. Around a whole optimizer it
+    trains in some steps only.
 
     Args:
       inner: the transformation, gradx's or Optax's.
@@ -115,7 +115,7 @@ def conditionally_mask(
       forward_extra_args: whether the condition gets the extra arguments of `update`.
 
     Raises:
-      ValueError: `inner` is no transformation; the condition is no function, or gives no bool.
+      ValueError: `inner` is not a transformation; the condition is no function, or gives no bool.
 
     Example:
       >>> import gradx, jax.numpy as jnp
@@ -149,8 +149,8 @@ def _conditionally(
         updates: Updates, state: State, params: Params | None = None, **extra: Any
     ) -> tuple[Updates, State]:
         check_state(state, state_type, where)
-        given = condition(state.step, **(extra if forward_extra_args else {}))
-        gate = as_gate(given, f"{where}: should_transform_fn")
+        answer = condition(state.step, **(extra if forward_extra_args else {}))
+        gate = as_gate(answer, f"{where}: should_transform_fn")
         updates, inner_state = gated_update(
             inner, where, gate, updates, state.inner_state, params, extra, rejected=rejected
         )
@@ -170,7 +170,7 @@ class ApplyIfFiniteState(NamedTuple):
       notfinite_count: the steps since the last finite one, int32 ().
       last_finite: whether the last step's updates were finite, bool ().
       total_notfinite: all steps that were not finite, int32 ().
-      inner_state: the inner state, which only the steps that are applied change.
+      inner_state: the inner state, which changes only in the steps that are applied.
     """
 
     notfinite_count: Array
@@ -187,7 +187,7 @@ def apply_if_finite(
     after_limit: Literal["skip", "apply"] = "skip",
     axis_name: Any = None,
 ) -> Transform:
-    r"""Applies a transformation where all updates are finite, and gives zero updates where not.
+    r"""Applies a transformation, but skips the steps whose updates have an infinity or a NaN.
 
     .. math:: u = T(g) \text{ where } g \text{ is finite}, \qquad u = 0 \text{ elsewhere}
 
@@ -195,17 +195,17 @@ def apply_if_finite(
 
     Args:
       inner: the transformation, gradx's or Optax's.
-      max_consecutive_errors: how many steps in a row may fail, at least 0. What then happens is
-        said by `after_limit`.
-      after_limit: ``"skip"``: later failures are skipped, too. Training has come to a halt, and
-        says so: check on the host whether `state.notfinite_count > max_consecutive_errors`.
-        ``"apply"``: they are applied, as in Optax, and make the parameters NaN.
+      max_consecutive_errors: how many steps in a row may fail, at least 0. `after_limit` says
+        what happens then.
+      after_limit: ``"skip"`` skips later failures, too, so that training stands still: check on the
+        host whether `state.notfinite_count > max_consecutive_errors`. ``"apply"`` applies them, as
+        Optax does, and makes the parameters NaN.
       axis_name: the mapped axis, or several, over which the updates differ, inside `shard_map` or
         `pmap`: one device's failure makes all of them skip. Place `pmean` before instead if you use
         it; a mean is finite on all devices or on none.
 
     Raises:
-      ValueError: `inner` is no transformation; a limit that is no whole number, or negative.
+      ValueError: `inner` is not a transformation; a limit that is negative or not a whole number.
 
     Example:
       >>> import gradx, jax.numpy as jnp
@@ -214,7 +214,7 @@ def apply_if_finite(
       >>> updates, int(state.total_notfinite)
       (Array([0., 0.], dtype=float32), 1)
 
-    Deviation from Optax: there, what is not finite is applied once the limit is passed.
+    Deviation from Optax: Optax applies updates that are not finite once the limit is passed.
     """
     where = core.where()
     check_inner(inner, where)

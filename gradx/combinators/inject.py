@@ -1,8 +1,8 @@
-"""The numbers of any factory as leaves of the state: Optax's way to make them live.
+"""Optax's way to live values: all numbers of any factory become leaves of the state.
 
-What `tunable` does for single numbers of gradx's factories, `inject_hyperparams` does for all the
-numbers of one factory, whoever wrote it: in each step the factory is called again, with the numbers
-that the state has by then.
+`tunable` makes single numbers of gradx's factories live. `inject_hyperparams` does so for all the
+numbers of one factory, whoever wrote it: in each step it calls the factory again, with the numbers
+that the state has then.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class WrappedScheduleState(NamedTuple):
 
 @dataclass(frozen=True)
 class WrappedSchedule:
-    """A schedule of the count as a `StatefulSchedule`, which keeps the count itself.
+    """Makes a `StatefulSchedule` of a schedule: it keeps the count itself.
 
     Args:
       schedule_fn: count to number; it sees 0 first.
@@ -95,7 +95,7 @@ class WrappedSchedule:
 class _Injection:
     """A transformation that is made again in each step, with the numbers of that step."""
 
-    make: Callable[[Mapping[str, Any]], Any]  # with these values in place of the given ones
+    make: Callable[[Mapping[str, Any]], Any]  # with these values in place of the arguments
     given: Mapping[str, arguments.Argument]
     numbers: Sequence[str]
     schedules: Mapping[str, StatefulSchedule]
@@ -106,30 +106,30 @@ class _Injection:
         states = {name: schedule.init() for name, schedule in self.schedules.items()}
         values = {n: jnp.array(self.given[n].value, self._own_dtype(n, wide)) for n in self.numbers}
         values |= self._scheduled(states, {}, wide)
-        inner = self._made(values, wide, {})
+        inner = self._inner(values, wide, {})
         # The inner transformation may keep a number in its own state: no buffer is kept twice.
-        kept = {name: jnp.array(value) for name, value in values.items()}
+        copied = {name: jnp.array(value) for name, value in values.items()}
         zero = jnp.zeros((), jnp.int32)
-        return InjectStatefulHyperparamsState(zero, kept, states, inner.init(params))
+        return InjectStatefulHyperparamsState(zero, copied, states, inner.init(params))
 
     def update(
         self, updates: Updates, state: State, params: Params | None = None, **extra: Any
     ) -> tuple[Updates, State]:
         self._check(state)
         wide = self._wide(updates if params is None else params)
-        values = {n: self._kept(n, state.hyperparams[n], wide) for n in self.numbers}
+        values = {n: self._from_state(n, state.hyperparams[n], wide) for n in self.numbers}
         values |= self._scheduled(state.hyperparams_states, extra, wide)
         states = {
             name: schedule.update(state.hyperparams_states[name], **extra)
             for name, schedule in self.schedules.items()
         }
-        inner = core.with_extra_args(self._made(values, wide, extra))
+        inner = core.with_extra_args(self._inner(values, wide, extra))
         updates, inner_state = inner.update(updates, state.inner_state, params, **extra)
         inner_state = _in_the_dtypes_of(state.inner_state, inner_state)
         return updates, type(state)(safe_increment(state.count), values, states, inner_state)
 
-    def _made(self, values: Mapping[str, Any], wide: Any, extra: Mapping[str, Any]) -> Any:
-        """Checks the numbers that somebody may have set, and not what schedules give."""
+    def _inner(self, values: Mapping[str, Any], wide: Any, extra: Mapping[str, Any]) -> Any:
+        """Makes it. Checks the numbers that somebody may have set, and not those of schedules."""
         if self.schedules and not all(isinstance(x, jax.core.Tracer) for x in values.values()):
             begin = {name: schedule.init() for name, schedule in self.schedules.items()}
             self.make({**values, **self._scheduled(begin, extra, wide)})
@@ -146,7 +146,7 @@ class _Injection:
             values[name] = jnp.asarray(value, wide if is_float else jnp.result_type(value))
         return values
 
-    def _kept(self, name: str, value: Any, wide: Any) -> Array:
+    def _from_state(self, name: str, value: Any, wide: Any) -> Array:
         """A number of the state, in the dtype that it has there; somebody may have set it."""
         dtype = self._own_dtype(name, wide)
         if _floating(value) and not jnp.issubdtype(dtype, jnp.floating):
@@ -157,7 +157,7 @@ class _Injection:
         return jnp.asarray(value, None if keeps else dtype)
 
     def _own_dtype(self, name: str, wide: Any) -> Any:
-        """That of a JAX array stays; any other number is as wide as the parameters are."""
+        """The dtype of a JAX array stays; any other number is as wide as the parameters."""
         value, is_float = self.given[name].value, self.given[name].is_float
         if _is_strong(value, jax.Array) and (_floating(value) or not is_float):
             return value.dtype
@@ -187,7 +187,7 @@ class _Injection:
 
 
 def _in_the_dtypes_of(old: State, new: State) -> State:
-    """Numbers wider than the state of the inner transformation must not widen it."""
+    """The new state in the old dtypes: numbers wider than the inner state must not widen it."""
     structure: Any = jax.tree.structure(old)
     if jax.tree.structure(new) != structure:
         return new
@@ -210,7 +210,7 @@ def _is_strong(value: Any, kinds: Any) -> bool:
 
 
 class Injected(core.Described):
-    """What `inject_hyperparams` returns: the inner factory, with its name and its signature."""
+    """The inner factory as `inject_hyperparams` returns it, with its name and its signature."""
 
     def __init__(
         self, inner: Callable[..., Any], static: frozenset[str], dtype: Any, spec: Any = None
@@ -225,7 +225,7 @@ class Injected(core.Described):
         return Injected(self.__wrapped__, self._static, self._dtype, spec)
 
     def __reduce__(self) -> Any:
-        # As a decorator it has taken the place of the inner factory, which nobody can find then.
+        # Used as a decorator it has replaced the inner factory, which pickle cannot find then.
         module = sys.modules.get(getattr(self, "__module__", ""))
         name: str = getattr(self, "__qualname__", "")
         return name if getattr(module, name, None) is self else super().__reduce__()
@@ -245,18 +245,18 @@ class Injected(core.Described):
 
         def make(values: Mapping[str, Any]) -> GradientTransformation:
             with core.inside("inject_hyperparams"):
-                made: GradientTransformation = arguments.call(inner, bound, values)
-                if not core.is_transform(made):
+                tx: GradientTransformation = arguments.call(inner, bound, values)
+                if not core.is_transform(tx):
                     raise ValueError(
                         f"{core.where()}: {core.show(inner)} must return a transformation, got "
-                        f"{core.show(made)}."
+                        f"{core.show(tx)}."
                     )
-            return made
+            return tx
 
         stateful = {n: _stateful(a.value) for n, a in schedules.items()}
         injection = _Injection(make, {**numbers, **schedules}, list(numbers), stateful, self._dtype)
-        # What is given is checked here, since a jitted `init` sees numbers without values. Only a
-        # factory of gradx takes a schedule as it is, and only one of the count.
+        # The arguments are checked here, since a jitted `init` sees numbers without values. Only
+        # factories of gradx take schedules as they are, and only those of the count.
         plain = {n: _at_first(f) for n, f in stateful.items() if f is schedules[n].value}
         if ours or not schedules:
             make(plain)
@@ -296,9 +296,9 @@ def inject_hyperparams(
 
     Args:
       inner_factory: a function that returns a transformation: gradx's, Optax's or yours.
-      static_args: arguments to leave as they are, by name: numbers that the factory must know
-        before the run, and functions that are no schedules. What the annotations of the factory say
-        is known without it (see below).
+      static_args: the names of arguments to leave as they are: numbers that the factory must know
+        before the run, and functions that are not schedules. Arguments that the factory annotates
+        so need not be named (see below).
       hyperparam_dtype: the floating-point dtype of the numbers; by default that of the widest
         parameter, but no narrower than float32. A number that is given as a JAX array keeps its
         own.
@@ -307,15 +307,15 @@ def inject_hyperparams(
       A factory that takes the same arguments. A number becomes a leaf of
       `state.hyperparams`, which may be set there or by `set_hyperparams`. In place of a number it
       takes a schedule, which sees the count 0 in the first update, or a `StatefulSchedule`, which
-      also sees the extra arguments of `update`. The value of the last step stands in
-      `state.hyperparams`; what is written there is ignored. All else is handed on as it is: bools,
-      strings, `None`, dtypes, `tunable(…)` and other sources; a function for an argument that is
-      annotated as no number (a mask); a whole number for one that is annotated as `int`.
+      also sees the extra arguments of `update`. The value of the last step is in
+      `state.hyperparams`; setting it has no effect. All other arguments are passed on as they
+      are: bools, strings, `None`, dtypes, `tunable(…)` and other sources; a function for an
+      argument whose annotation has no number (a mask); a whole number for one annotated as `int`.
 
     Raises:
-      ValueError: `inner_factory` is no function, or `static_args` names what it does not take;
-        when the factory is called, what the inner one raises; in `update`, a number in the state
-        that nobody asks for, such as one with a misspelt name.
+      ValueError: `inner_factory` is not a function, or `static_args` names what it does not take;
+        when the factory is called, whatever the inner one raises; in `update`, the state has a
+        number of an unknown name, such as a misspelt one.
 
     Example:
       >>> import gradx, jax.numpy as jnp

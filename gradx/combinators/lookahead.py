@@ -52,7 +52,7 @@ class LookaheadParams(NamedTuple):
 
 
 def _copy(x: Any) -> Any:
-    return jnp.array(x) if isinstance(x, jax.Array) else x  # shapes, too, may be asked for
+    return jnp.array(x) if isinstance(x, jax.Array) else x  # it may be a shape
 
 
 @core.recorded
@@ -62,7 +62,7 @@ def lookahead(
     slow_step_size: Annotated[float, Number("[0, inf)", r"\alpha")],
     reset_state: bool = False,
 ) -> Transform:
-    r"""Lets slow parameters follow those of a fast optimizer, which begins anew from them.
+    r"""Moves slow parameters towards those of a fast optimizer every k steps, and restarts it.
 
     .. math::
         \phi &\leftarrow \phi + T(\nabla f(\phi)) \\
@@ -70,8 +70,8 @@ def lookahead(
         \phi \leftarrow \theta \qquad \text{in every } k\text{-th step}
 
     The parameters are a `LookaheadParams` of \(\phi\) (`fast`) and \(\theta\) (`slow`), and so are
-    the updates. The gradients are those of `fast`, a tree like it. Change nothing between this and
-    `apply_updates`, or the two are not made equal.
+    the updates. The gradients are those of `fast`, a tree like it. Apply these updates unchanged:
+    otherwise the two do not become equal.
 
     Args:
       fast_optimizer: \(T\), gradx's or Optax's. It sees the fast parameters.
@@ -82,9 +82,9 @@ def lookahead(
         \(k\)-th step. Live values stay.
 
     Raises:
-      ValueError: `fast_optimizer` is no transformation; a period that is no whole number or less
-        than 1; in `update`, parameters that are no `LookaheadParams`. (`init` takes the fast ones
-        alone, too.)
+      ValueError: `fast_optimizer` is not a transformation; a period that is less than 1 or not a
+        whole number; in `update`, parameters that are not `LookaheadParams`. (`init` takes the
+        fast ones alone, too.)
 
     Example:
       >>> import gradx, jax.numpy as jnp
@@ -101,8 +101,7 @@ def lookahead(
     Reference: Zhang et al., *Lookahead optimizer: k steps forward, 1 step back*,
     https://arxiv.org/abs/1907.08610. Deviations from Optax: `reset_state` resets at the beginning
     of the next step, which costs no memory and makes the same updates, and leaves live values
-    alone; what is not a number in the fast parameters reaches the slow ones in a \(k\)-th step
-    only.
+    alone; a NaN in the fast parameters reaches the slow ones only in a \(k\)-th step.
     """
     where = core.where()
     check_inner(fast_optimizer, where, "fast_optimizer")
@@ -128,8 +127,8 @@ def lookahead(
         done, fast_state = state.steps_since_sync, state.fast_state
         if reset_state:
             fast_state = afresh(fast_optimizer, params.fast, fast_state, where, when=done == 0)
-        made, fast_state = fast.update(updates, fast_state, params.fast, **extra)
-        flat = gtree.flatten(made)
+        new, fast_state = fast.update(updates, fast_state, params.fast, **extra)
+        flat = gtree.flatten(new)
         columns = [
             gtree.flatten_like(flat, tree, f"the {name} parameters", where)
             for name, tree in (("fast", params.fast), ("slow", params.slow))
@@ -165,7 +164,7 @@ def _both(
     f, s, wide = widen(fast), widen(slow), widen(u)
     meet = s + step_size * (f + wide - s)
     fast_update = jnp.where(sync, meet - f, wide)
-    # Through the new fast parameters, which are stored anyway: the fast optimizer's update has one
+    # From the new fast parameters, which are stored anyway: so the fast optimizer's update has one
     # consumer, and the two come out equal, up to rounding.
     slow_update = jnp.where(sync, f + fast_update - s, 0)
     return fast_update.astype(u.dtype), slow_update.astype(u.dtype)

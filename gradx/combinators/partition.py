@@ -1,7 +1,7 @@
-"""Transformations by parameter: on some leaves only, or another one for each group of leaves.
+"""Transformations by parameter: on some leaves only, or a different one for each group of leaves.
 
-Which leaves is said by a tree of marks or a prefix of it, by a function that makes one, or by
-`by_path`. Groups of stages are a stage again (see `gradx.lift.stages`).
+The leaves are chosen by a tree of marks or a prefix of it, by a function that makes one, or by
+`by_path`. A set of groups is itself a stage (see `gradx.lift.stages`).
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ __all__ = ["MaskedState", "PartitionState", "freeze", "masked", "partition", "se
 
 
 class MaskedState(NamedTuple):
-    """The state of `masked`: that of the inner transformation, on the chosen leaves.
+    """The state of `masked`: that of the inner transformation, for the chosen leaves.
 
     Attributes:
       inner_state: the inner state; `MaskedNode()` stands for the leaves that are left out.
@@ -60,8 +60,8 @@ class PartitionState(NamedTuple):
 def hide(tree: Any, chosen: Sequence[bool]) -> Any:
     """The tree with an empty `MaskedNode` at each leaf that is not chosen."""
     flat = gtree.flatten(tree)
-    kept = [x if c else MaskedNode() for x, c in zip(flat.values, chosen, strict=True)]
-    return flat.unflatten(kept)
+    values = [x if c else MaskedNode() for x, c in zip(flat.values, chosen, strict=True)]
+    return flat.unflatten(values)
 
 
 def _visible(params: Params, mask: Any, where: str) -> Params:
@@ -71,14 +71,14 @@ def _visible(params: Params, mask: Any, where: str) -> Params:
 
 
 def _hidden(inner: Stage, mask: Any, where: str, extra_too: bool) -> Around:
-    """A stage that sees the leaves of the mask only, perhaps in extra arguments as well."""
+    """A stage that sees the leaves of the mask only, with `extra_too` in extra arguments too."""
 
     def init(params: Params) -> State:
         return MaskedState(inner.init(_visible(params, mask, where)))
 
     def enter(leaves: Leaves, state: State, extra: Mapping[str, Any]) -> Given:
         check_state(state, MaskedState, where)
-        # Of what it may see itself: a mask inside a mask is not asked about what that hides.
+        # A mask inside a mask is not asked about the leaves that the outer one hides.
         flags = mask_flags(mask, leaves.tree, where)
         if extra_too:
             same: Any = jax.tree.structure(leaves.tree)
@@ -96,7 +96,7 @@ def masked(inner: Contract, mask: Any, *, mask_compatible_extra_args: bool = Fal
 
     .. math:: u_i = T(g)_i \text{ where } m_i, \qquad u_i = g_i \text{ elsewhere}
 
-    To keep leaves from training use `freeze`: what `masked` leaves out remains a raw gradient.
+    To keep leaves from training use `freeze`. Leaves that `masked` leaves out stay raw gradients.
 
     Args:
       inner: the transformation; it has state for the chosen leaves only.
@@ -109,7 +109,7 @@ def masked(inner: Contract, mask: Any, *, mask_compatible_extra_args: bool = Fal
       A transformation with a `MaskedState`.
 
     Raises:
-      ValueError: `inner` is no transformation; the mask does not fit or is no tree of bools.
+      ValueError: `inner` is not a transformation; the mask does not fit, or is not a tree of bools.
 
     Example:
       >>> import gradx, jax.numpy as jnp
@@ -137,7 +137,7 @@ def partition(
     mask_compatible_extra_args: bool = False,
     optional: bool | Collection[Hashable] = False,
 ) -> Transform:
-    r"""Gives each leaf to the transformation with its label.
+    r"""Gives each leaf to the transformation with its label: an optimizer for each group of leaves.
 
     .. math:: u_i = T_{\ell(i)}(g)_i
 
@@ -153,7 +153,7 @@ def partition(
       A transformation with a `PartitionState`.
 
     Raises:
-      ValueError: at `init`, a leaf has a label without transformation, or a label no leaf.
+      ValueError: at `init`, a leaf has a label without a transformation, or a label has no leaf.
 
     Example:
       >>> import gradx, jax.numpy as jnp
@@ -210,8 +210,8 @@ def partition(
         return [state.inner_states[label] for label in transforms]
 
     def pack(states: Sequence[State], old: State) -> State:
-        kind = PartitionState if old is BEGINNING else type(old)
-        return kind(dict(zip(transforms, states, strict=True)))
+        state_class = PartitionState if old is BEGINNING else type(old)
+        return state_class(dict(zip(transforms, states, strict=True)))
 
     groups = [
         _hidden(stage_of(tx), mask_of(label), where, mask_compatible_extra_args)
@@ -242,11 +242,11 @@ def _check_labels(transforms: Any, optional: bool | Collection[Hashable], where:
 
 @core.recorded
 def set_to_zero() -> Transform:
-    r"""Replaces every update by zero: what it applies to does not train.
+    r"""Replaces every update by zero, so that the parameters do not train.
 
     .. math:: u = 0
 
-    Leaves may be of any kind. What is no number (a random key, a `float0` gradient) stays.
+    Leaves may be of any kind. Those that are not numbers (a random key, a `float0` gradient) stay.
 
     Example:
       >>> import gradx, jax.numpy as jnp
@@ -255,13 +255,13 @@ def set_to_zero() -> Transform:
       Array([0.], dtype=float32)
     """
     where = core.where()
-    # Takes any leaf, as it optimizes none; what has no zero (a key, a text) stays as it is.
+    # It takes any leaf, as it optimizes none; one without a zero (a key, a text) stays as it is.
     rule = Rule(update=_zero, hypers=hyper.Hypers({}, where), any_kind=True, where=where)
     return staged(rule, where)
 
 
 def _zero(g: Array, s: LeafState, p: None, h: Numbers) -> tuple[Array, LeafState]:
-    # Not zeros_like(g), which jit would make without g, and then without its sharding.
+    # zeros_like(g) alone does not depend on g, so jit would make it without the sharding of g.
     return jnp.where(jnp.zeros_like(g, bool), g, jnp.zeros_like(g)), s
 
 
@@ -276,11 +276,11 @@ def freeze(mask: Any, inner: Contract | None = None) -> Transform:
         one, or `by_path`.
       inner: the transformation of the other leaves. The frozen ones do not exist for it: it has no
         state for them, and they have no share in its norms. Without it, as in Optax, the updates of
-        the frozen leaves are zeroed where this stands in the chain: place it last, since what comes
-        after it (weight decay, momentum) would move them again.
+        the frozen leaves are zeroed at this place in the chain: place it last, since later parts
+        (weight decay, momentum) would move them again.
 
     Raises:
-      ValueError: the mask does not fit or is no tree of bools.
+      ValueError: the mask does not fit, or is not a tree of bools.
 
     Example:
       >>> import gradx, jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""A transformation that counts only in some steps: what the conditional wrappers are made of."""
+"""A gate, by which a transformation acts only in some steps: the base of conditional wrappers."""
 
 from __future__ import annotations
 
@@ -36,58 +36,58 @@ def gated_update(
 ) -> tuple[Updates, State]:
     """`tx.update` if the gate is open; else the same state, and zeros or the updates as they came.
 
-    What works leaf by leaf is gated in place (`gradx.lowering.predicate`), so the gate costs no
-    memory; anything else, which may be expensive, is run under a real conditional. `conditional`
-    overrules: False also where the devices of a mapped axis may disagree, and `tx` talks between
-    them.
+    A transformation that works leaf by leaf is gated in place (`gradx.lowering.predicate`), so the
+    gate costs no memory. Any other may be expensive, and runs under a real conditional.
+    `conditional` overrules this: give False where the devices of a mapped axis may disagree and
+    `tx` talks between them.
     """
     updates = jax.tree.map(gtree.as_number, updates)
     stage = Opaque(tx, where) if conditional else stage_of(tx, where)
     passes, opaque = rejected == "pass", isinstance(stage, Opaque)
-    how = {"conditional": conditional is not False, "passes": passes and opaque}
-    made, new_state = run(stage, where, updates, state, params, extra, gate, **how)
+    options = {"conditional": conditional is not False, "passes": passes and opaque}
+    new, new_state = run(stage, where, updates, state, params, extra, gate, **options)
     if passes and not opaque:
-        made = gtree.map_numbers(functools.partial(choose, gate), made, updates)
-    return made, new_state
+        new = gtree.map_numbers(functools.partial(choose, gate), new, updates)
+    return new, new_state
 
 
-# ---------------------------------------------------------------- what such wrappers share
+# ---------------------------------------------------------------- shared by the wrappers
 
 
 def check_inner(inner: Any, where: str, name: str = "inner") -> None:
-    """Raises ValueError for what is no transformation."""
+    """Raises ValueError for anything but a transformation."""
     if not core.is_transform(inner):
         raise ValueError(f"{where}: {name} must be a transformation, got {core.show(inner)}.")
 
 
 def parts_of(inner: Contract, field: str) -> Callable[[Params, State], list[Part]]:
-    """The one part of a wrapper, for `describe`: its state stands in this field."""
+    """The one part of a wrapper, for `describe`; its state is in this field."""
     return lambda params, state: [Part("", inner, params, getattr(state, field))]
 
 
 def afresh(tx: Contract, params: Params, state: State, where: str, *, when: Array) -> State:
-    """The state, or where `when` says so the one that `tx` begins with; live values stay.
+    """The state, or where `when` is True the one that `tx` begins with; live values stay.
 
     Raises:
-      ValueError: the state is none of `tx`.
+      ValueError: the state is not one of `tx`.
     """
 
     def chosen(first: Any, now: Any) -> Any:
         if not is_node(now):
             return choose(when, first, now)
-        rest = [field for field in now._fields if field != "hyperparams"]
+        others = [field for field in now._fields if field != "hyperparams"]
         return now._replace(
-            **chosen_tree(*({field: getattr(x, field) for field in rest} for x in (first, now)))
+            **chosen_tree(*({field: getattr(x, field) for field in others} for x in (first, now)))
         )
 
     def chosen_tree(first: Any, now: Any) -> Any:
-        # By path, not by class: a state of Optax's own class is welcome.
+        # Compared by path, not by class: a state of Optax's own class is accepted.
         structure: Any
         (begun, _), (old, structure) = (
             jax.tree_util.tree_flatten_with_path(tree, is_leaf=is_node) for tree in (first, now)
         )
-        kinds = [[(path, is_node(x)) for path, x in leaves] for leaves in (begun, old)]
-        if kinds[0] != kinds[1]:
+        layouts = [[(path, is_node(x)) for path, x in leaves] for leaves in (begun, old)]
+        if layouts[0] != layouts[1]:
             raise wrong_state(where, f"in which {core.show(tx)} cannot find its own")
         return structure.unflatten(
             [chosen(x, y) for (_, x), (_, y) in zip(begun, old, strict=True)]
@@ -96,13 +96,13 @@ def afresh(tx: Contract, params: Params, state: State, where: str, *, when: Arra
     return chosen_tree(tx.init(params), state)
 
 
-def as_gate(given: Any, what: str) -> Array:
+def as_gate(answer: Any, what: str) -> Array:
     """A condition's answer as one bool.
 
     Raises:
-      ValueError: it is none.
+      ValueError: it is not one bool.
     """
-    gate = jnp.asarray(given)
+    gate = jnp.asarray(answer)
     if gate.dtype != bool or gate.shape != ():
         raise ValueError(f"{what} must give one bool, got {core.show(gate)}.")
     return gate

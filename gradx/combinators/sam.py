@@ -1,4 +1,4 @@
-"""Sharpness-aware minimisation: gradients from where an adversary has moved the parameters to."""
+"""Sharpness-aware minimisation (SAM): gradients from where an adversary moved the parameters."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def sam(
     opaque_mode: bool = False,
     batch_axis_name: Any = None,
 ) -> Transform:
-    r"""Sharpness-aware minimisation: descends by gradients taken at a bad point nearby.
+    r"""Sharpness-aware minimisation (SAM): descends by gradients from a bad point nearby.
 
     .. math::
         \epsilon &= A(\nabla f(\theta)) \\
@@ -59,28 +59,28 @@ def sam(
     \(A\) is an optimizer, so \(-\epsilon\) goes uphill. With the \(A\) of the paper,
     `chain(normalize(), sgd(rho))`, \(\theta - \epsilon\) is at the distance \(\rho\).
 
-    In the default, transparent mode these are two calls of `update`: the first moves the
-    parameters uphill, the second, with the gradients from there, moves them back and takes the
-    step, so evaluate after an even number. With a `sync_period` of \(k\) it is \(k - 1\) calls
-    that go uphill. Neither part's state changes in a call that is not its own.
+    In the default, transparent mode a step takes two calls of `update`. The first moves the
+    parameters uphill. The second, with the gradients from there, moves them back and takes the
+    step, so evaluate after an even number of calls. With a `sync_period` of \(k\), \(k - 1\) calls
+    go uphill. The state of each part changes only in its own calls.
 
     Args:
       optimizer: \(T\), gradx's or Optax's; it sees the parameters \(\theta\), without \(\epsilon\).
-      adv_optimizer: \(A\), gradx's or Optax's.
+      adv_optimizer: \(A\), the adversary, gradx's or Optax's.
       sync_period: \(k \ge 1\), in calls; 1 leaves the adversary out.
       reset_state: whether the adversary begins anew after each step of the optimizer, its counts
         included. Live values stay.
       opaque_mode: do the whole step in one call, `update(grads, state, params, grad_fn=…)`, where
-        `grad_fn(params, i)` gives the gradients for the adversary's step i, 0 to \(k - 2\). Wanted
+        `grad_fn(params, i)` gives the gradients for the adversary's step i, 0 to \(k - 2\). Use it
         where a step has side effects (statistics of batch norms) that uphill steps must not have.
       batch_axis_name: in opaque mode inside `pmap` or `shard_map`, the mapped axis over which to
-        average what `grad_fn` gives, or several, or `sharded`. It works as in `pmean`: in
-        `shard_map` leave it out if `grad_fn` averages the loss.
+        average what `grad_fn` gives, or several, or `sharded`. As for `pmean`, leave it out in
+        `shard_map` if `grad_fn` averages the loss.
 
     Raises:
-      ValueError: a part is no transformation; a period that is no whole number or less than 1;
-        `batch_axis_name` without `opaque_mode`; in `update`, no parameters, or no `grad_fn`; what
-        `grad_fn` gives has been summed over the axis by JAX.
+      ValueError: a part is not a transformation; a period less than 1 or not a whole number;
+        `batch_axis_name` without `opaque_mode`; in `update`, no parameters, or no `grad_fn`; JAX
+        has already summed what `grad_fn` gives over the axis.
 
     Example:
       >>> import gradx, jax, jax.numpy as jnp
@@ -127,13 +127,13 @@ def sam(
         begins, ends = done == 0, done == period - 1
         flat = gtree.flatten(updates)
         here = gtree.flatten_like(flat, params, "the parameters", where)
-        kept = gtree.flatten_like(flat, state.cache, "the state's cache", where)
-        pairs = list(zip(flat.values, here, kept, strict=True))
+        cached = gtree.flatten_like(flat, state.cache, "the state's cache", where)
+        pairs = list(zip(flat.values, here, cached, strict=True))
         home = [_home(begins, p, c) if gtree.is_number(p) else c for _, p, c in pairs]
         cache = flat.unflatten(home)
         adv_state = state.adv_state
         if reset_state:
-            # Before the gate, which is closed in this call, and keeps what it finds.
+            # Before the gate: it is closed in this call, and keeps the state that it is given.
             adv_state = afresh(adv_optimizer, params, adv_state, where, when=ends)
         uphill, adv_state = gated_update(
             adv_optimizer, where, ~ends, updates, adv_state, params, extra
@@ -141,13 +141,13 @@ def sam(
         downhill, opt_state = gated_update(
             optimizer, where, ends, updates, state.opt_state, cache, extra
         )
-        made = [
+        both = [
             gtree.flatten_like(flat, tree, "the inner updates", where)
             for tree in (uphill, downhill)
         ]
         moves = [
             _move(ends, up, down, p, c) if gtree.is_inexact(up) else up
-            for up, down, p, c in zip(*made, here, home, strict=True)
+            for up, down, p, c in zip(*both, here, home, strict=True)
         ]
         return flat.unflatten(moves), type(state)(
             steps_since_sync=jnp.where(ends, 0, done + 1),
@@ -222,11 +222,11 @@ def _home(begins: Array, p: Array, cache: Array) -> Array:
 
 
 def _turned(u: Any) -> Any:
-    return -u if gtree.is_inexact(u) else u  # what an optimizer leaves out has a zero there
+    return -u if gtree.is_inexact(u) else u  # leaves that an optimizer leaves out have zeros
 
 
 @jax.jit
 def _move(ends: Array, uphill: Array, downhill: Array, p: Array, home: Array) -> Array:
-    # From the new cache and not the old one, which so can be overwritten first.
+    # From the new cache and not the old one, so that the old one can be overwritten first.
     back = widen(home) - widen(p) + widen(downhill)
     return jnp.where(ends, back, -widen(uphill)).astype(uphill.dtype)

@@ -1,4 +1,4 @@
-"""Two more names for transformations by parameter, which people know from Optax."""
+"""Optax's other names for transformations by parameter."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def selective_transform(optimizer: Contract, *, freeze_mask: Any) -> Transform:
       A transformation with a `PartitionState` of the labels ``train`` and ``freeze``.
 
     Raises:
-      ValueError: `optimizer` is no transformation; the mask does not fit or is no tree of bools.
+      ValueError: `optimizer` is not a transformation; the mask does not fit or is no tree of bools.
 
     Example:
       >>> import gradx, jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""What a transformation sees: one vector for the whole tree, two real arrays for a complex one."""
+"""Other views of a tree: the whole of it as one vector, or each complex array as two real ones."""
 
 from __future__ import annotations
 
@@ -31,21 +31,21 @@ __all__ = [
 
 @core.recorded
 def flatten(inner: Contract) -> Transform:
-    r"""Shows a transformation the whole tree as one vector.
+    r"""Applies a transformation to the whole tree as one vector.
 
     .. math:: u = \mathrm{tree}(T(\mathrm{vec}(g)))
 
-    What \(T\) does to each leaf (a norm, a trust ratio, a clip by block), it does to all together
-    then. In Optax it is also a way to speed up trees of many small leaves; in gradx it costs more
-    than it saves, since a vector has to be put together in every step.
+    Whatever \(T\) does to each leaf (a norm, a trust ratio, a clip by block), it then does to all
+    together. In Optax this is also a way to speed up trees of many small leaves. In gradx it costs
+    more than it saves, since a vector has to be put together in every step.
 
     Args:
       inner: \(T\), gradx's or Optax's. Its state has vectors in place of trees, in the order of
         `jax.tree.leaves`, and of the widest dtype of the leaves.
 
     Raises:
-      ValueError: `inner` is no transformation; a leaf that is no floating-point array; real and
-        complex leaves in one tree.
+      ValueError: `inner` is not a transformation; a leaf that is not a floating-point array; real
+        and complex leaves in one tree.
 
     Example:
       >>> import gradx, jax.numpy as jnp
@@ -54,10 +54,9 @@ def flatten(inner: Contract) -> Transform:
       >>> tx.update(grads, tx.init(grads))[0]["a"]
       Array([2.], dtype=float32)
 
-    A leaf without a gradient (`None`) counts as one of zeros where `update` is given its parameter,
-    and is left out where there is none, which a T with a state for each element cannot take.
-    Deviation from Optax: each update has its gradient's dtype,
-    not the vector's.
+    A leaf without a gradient (`None`) counts as zeros if `update` is given its parameter. Otherwise
+    it is left out, which works only if \(T\) has no state for each element. Deviation from Optax:
+    each update has its gradient's dtype, not the vector's.
     """
     where = core.where()
     check_inner(inner, where)
@@ -83,11 +82,11 @@ def flatten(inner: Contract) -> Transform:
                     )
             seen = [jnp.zeros_like(p) if g is None and p is not None else g for g, p in pairs]
             vector = _vector(flat, values, where, "parameter")
-        made, state = wrapped.update(_vector(flat, seen, where, "update"), state, vector, **extra)
+        moved, state = wrapped.update(_vector(flat, seen, where, "update"), state, vector, **extra)
         ends = np.cumsum([0 if x is None else np.size(x) for x in seen])
         new = [
             None if g is None else _piece(part, g)
-            for part, g in zip(jnp.split(made, ends[:-1]), flat.values, strict=False)
+            for part, g in zip(jnp.split(moved, ends[:-1]), flat.values, strict=False)
         ]
         return flat.unflatten(new), state
 
@@ -106,14 +105,14 @@ def _vector(flat: gtree.Flat, values: Sequence[Any], where: str, what: str) -> A
     arrays = [jnp.asarray(gtree.as_number(x)) for x in values if x is not None]
     if len({jnp.iscomplexobj(x) for x in arrays}) > 1:
         raise ValueError(
-            f"{where}: the tree has real and complex leaves, which make no one vector; "
+            f"{where}: the tree has real and complex leaves, which do not fit in one vector; "
             f"split_real_and_imaginary(flatten(…)) makes all of them real."
         )
     if not arrays:
         return jnp.zeros((0,), jnp.float32)
-    kinds = {x.dtype for x in arrays}
-    kind = kinds.pop() if len(kinds) == 1 else gtree.wide(*kinds)
-    return jnp.concatenate([_raveled(x).astype(kind) for x in arrays])
+    dtypes = {x.dtype for x in arrays}
+    dtype = dtypes.pop() if len(dtypes) == 1 else gtree.wide(*dtypes)
+    return jnp.concatenate([_raveled(x).astype(dtype) for x in arrays])
 
 
 @jax.jit  # one trace per shape and dtype, instead of one per leaf
@@ -130,7 +129,7 @@ def _piece(part: Array, like: Array) -> Array:
 
 
 class SplitRealAndImaginaryArrays(NamedTuple):
-    """What stands in place of a complex array.
+    """The two real arrays in place of a complex one.
 
     Attributes:
       real: its real part.
@@ -153,20 +152,20 @@ class SplitRealAndImaginaryState(NamedTuple):
 
 @core.recorded
 def split_real_and_imaginary(inner: Contract) -> Transform:
-    r"""Shows a transformation each complex array as two real ones.
+    r"""Applies a transformation to each complex array as two real ones.
 
     .. math:: u = T(\mathrm{Re}\, g) + i\, T(\mathrm{Im}\, g)
 
     Real and imaginary parts are then parameters of their own, with second moments of their own;
     without this, gradx's rules treat a complex number as one, by \(|g|^2\). Real leaves pass as
-    they are. What `jax.grad` gives for a real loss is the conjugate of the direction of ascent:
-    conjugate it before `update`.
+    they are. `jax.grad` of a real loss gives the conjugate of the direction of ascent: conjugate it
+    before `update`.
 
     Args:
       inner: \(T\), gradx's or Optax's.
 
     Raises:
-      ValueError: `inner` is no transformation.
+      ValueError: `inner` is not a transformation.
 
     Example:
       >>> import gradx, jax.numpy as jnp
@@ -185,13 +184,13 @@ def split_real_and_imaginary(inner: Contract) -> Transform:
         updates: Updates, state: State, params: Params | None = None, **extra: Any
     ) -> tuple[Updates, SplitRealAndImaginaryState]:
         check_state(state, SplitRealAndImaginaryState, where)
-        made, inner_state = wrapped.update(
+        pairs, inner_state = wrapped.update(
             jax.tree.map(_split, updates),
             state.inner_state,
             jax.tree.map(_split, params),
             **extra,
         )
-        merged = jax.tree.map(_merge, made, is_leaf=_is_split)
+        merged = jax.tree.map(_merge, pairs, is_leaf=_is_split)
         return merged, type(state)(inner_state)
 
     def described(params: Params, state: State) -> list[Part]:

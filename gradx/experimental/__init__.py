@@ -1,4 +1,4 @@
-"""`optax.experimental`, mirrored (`core/mirror.py`): what may still change there."""
+"""`optax.experimental`, mirrored (`core/mirror.py`): names that may still change."""
 
 from typing import TYPE_CHECKING
 

@@ -1,4 +1,4 @@
-"""`optax.experimental.aggregating`, mirrored (`core/mirror.py`): optimizers of single examples."""
+"""`optax.experimental.aggregating`, mirrored (`core/mirror.py`): per-example gradients."""
 
 from typing import TYPE_CHECKING
 

@@ -1,6 +1,6 @@
-"""Updates from the gradients of single examples: something before, their mean, an optimizer after.
+"""Updates from per-example gradients: a step before, their mean, and an optimizer after.
 
-What `optax.experimental.aggregating` has, with its names; Optax may still change them, so they are
+The names are those of `optax.experimental.aggregating`. Optax may still change them, so they are
 not in gradx's flat namespace.
 """
 
@@ -40,8 +40,8 @@ __all__ = [
 class Aggregator(Transform):
     """A transformation that is given the gradient of every example, with an axis over them.
 
-    `jax.vmap(jax.grad(loss), (None, 0))(params, batch)` makes such gradients; the updates that it
-    gives have the shapes of the parameters again. Otherwise it is any other `Transform`.
+    `jax.vmap(jax.grad(loss), (None, 0))(params, batch)` makes such gradients. The updates that it
+    returns have the shapes of the parameters. Otherwise it is like any other `Transform`.
     """
 
 
@@ -55,7 +55,7 @@ def process(
     postprocessor: Contract,
     aggregator_has_aux: bool = False,
 ) -> Transform:
-    r"""Three transformations in sequence; the last acts only when the second has something to give.
+    r"""Prepares per-example gradients, aggregates them, and gives the result to an optimizer.
 
     .. math:: u = P(A(E(g_1, \ldots, g_B)))
 
@@ -72,7 +72,7 @@ def process(
       An `Aggregator` if the second part is one, else a `Transform`. Its state is the three states.
 
     Raises:
-      ValueError: a part is no transformation.
+      ValueError: a part is not a transformation.
 
     Example:
       >>> import gradx, jax, jax.numpy as jnp
@@ -84,10 +84,10 @@ def process(
       {'w': Array(-0.75, dtype=float32)}
     """
     where = core.where()
-    given = {"preprocessor": preprocessor, "aggregator": aggregator, "postprocessor": postprocessor}
-    for name, part in given.items():
+    named = {"preprocessor": preprocessor, "aggregator": aggregator, "postprocessor": postprocessor}
+    for name, part in named.items():
         check_inner(part, where, name)
-    before, between, after = map(core.with_extra_args, given.values())
+    before, between, after = map(core.with_extra_args, named.values())
     by_leaf = works_by_leaf(stage_of(preprocessor))
 
     def init(params: Params) -> State:
@@ -99,19 +99,19 @@ def process(
         first, second, third = state
         # A rule for one array expects a parameter of its gradient's shape.
         updates, first = before.update(updates, first, None if by_leaf else params, **extra)
-        made, second = between.update(updates, second, params, **extra)
+        new, second = between.update(updates, second, params, **extra)
         if aggregator_has_aux:
-            made, found = made
-            extra = {**extra, **found}
+            new, aux = new
+            extra = {**extra, **aux}
         ready = tree_get(second, "ready", None)
         if ready is None:
-            made, third = after.update(made, third, params, **extra)
+            new, third = after.update(new, third, params, **extra)
         else:
-            made, third = gated_update(postprocessor, where, ready, made, third, params, extra)
-        return made, (first, second, third)
+            new, third = gated_update(postprocessor, where, ready, new, third, params, extra)
+        return new, (first, second, third)
 
     def parts(params: Params, state: State) -> list[Part]:
-        return [Part(n, tx, params, s) for (n, tx), s in zip(given.items(), state, strict=True)]
+        return [Part(n, tx, params, s) for (n, tx), s in zip(named.items(), state, strict=True)]
 
     takes_examples = type(aggregator).__name__ == "Aggregator"  # Optax's too
     return (Aggregator if takes_examples else Transform)(init, update, parts=parts)
@@ -137,7 +137,7 @@ def as_given(means: Updates, gradients: Updates) -> Updates:
 
 @core.recorded
 def average_per_element_updates(per_elt_axis: int | Sequence[int] = 0) -> Aggregator:
-    r"""The mean over the examples.
+    r"""Averages per-example gradients over the examples.
 
     .. math:: u = \frac{1}{B} \sum_{b=1}^{B} g_b
 
@@ -177,17 +177,17 @@ class AccumulateAvgUpdatesState(NamedTuple):
 
 @core.recorded
 def accumulate_avg_updates(accumulation_steps: int) -> Transform:
-    r"""The mean of the updates of k calls, in every k-th call, and 0 in the others.
+    r"""Gives the mean of the updates of k calls in every k-th call, and 0 in the others.
 
     .. math:: u = \frac{1}{k} \sum_{j=1}^{k} g_j
 
-    `MultiSteps` does this for an optimizer as a whole; here it is a part, for `process`.
+    Use it as a part of `process`; around a whole optimizer use `MultiSteps`.
 
     Args:
-      accumulation_steps: \(k\), a whole number in [1, inf); 1 is `identity`.
+      accumulation_steps: how many calls, \(k\), a whole number in [1, inf); 1 is `identity`.
 
     Raises:
-      ValueError: \(k\) is no whole number, or less than 1.
+      ValueError: \(k\) is not a whole number, or less than 1.
 
     Example:
       >>> import jax.numpy as jnp
@@ -210,7 +210,7 @@ def accumulate_avg_updates(accumulation_steps: int) -> Transform:
         flags={"k": k},
         per_tree=_place,
         scalars={"micro_step": np.int32(0), "ready": np.bool_(False)},
-        count="",  # `micro_step` goes round, so it is none of the lift's
+        count="",  # `micro_step` starts again, so it is not one that the lift keeps
     )
 
 
@@ -234,20 +234,20 @@ def _gather(
 def average_incrementally_updates(
     per_elt_axis: int | Sequence[int] | None, accumulation_steps: int
 ) -> Transform:
-    r"""The mean over the examples of k calls, in every k-th call, and 0 in the others.
+    r"""Gives the mean over the examples of k calls in every k-th call, and 0 in the others.
 
     .. math:: u = \frac{1}{k B} \sum_{j=1}^{k} \sum_{b=1}^{B} g_{j,b}
 
     Args:
       per_elt_axis: the axis over the examples, or several; `None` where the gradients are means
         already.
-      accumulation_steps: \(k\), a whole number in [1, inf).
+      accumulation_steps: how many calls, \(k\), a whole number in [1, inf).
 
     Returns:
       An `Aggregator` if there is an axis, else `accumulate_avg_updates`.
 
     Raises:
-      ValueError: \(k\) is no whole number, or less than 1.
+      ValueError: \(k\) is not a whole number, or less than 1.
 
     Example:
       >>> import jax.numpy as jnp

@@ -1,6 +1,6 @@
-"""The mean over single examples' gradients together with their variance, tracked over steps.
+"""The mean and the variance of per-example gradients, tracked over steps.
 
-What `optax.experimental.aggregating` has, with its names; Optax may still change them, so they are
+The names are those of `optax.experimental.aggregating`. Optax may still change them, so they are
 not in gradx's flat namespace.
 """
 
@@ -39,7 +39,7 @@ __all__ = [
 def get_batch_size_from_per_elt_updates(
     per_elt_updates: Updates, per_elt_axis: int | Sequence[int]
 ) -> int:
-    """How many examples there are.
+    """Counts the examples in per-example gradients.
 
     Args:
       per_elt_updates: a tree of gradients with axes over the examples.
@@ -89,19 +89,20 @@ class PerElementMeanAndSumSqDiffGradsState(NamedTuple):
 def get_per_element_mean_and_sum_sq_diff_grads(
     per_elt_axis: int | Sequence[int] = 0, accumulation_steps: int = 1
 ) -> Aggregator:
-    r"""The mean over the examples, and how far they are from it, for `process` with `aux`.
+    r"""Gives the mean over the examples, and their squared distances from it, for `process`.
 
     .. math:: u = \frac{1}{n} \sum_{i=1}^{n} g_i, \qquad s = \sum_{i=1}^{n} |g_i - u|^2
 
-    Its `update` gives `(u, {"sum_sq_diff_grads": s, "sample_size": n})`; in calls that only gather,
-    zeros. Sums of calls are merged by their means, so nothing large cancels.
+    Its `update` gives `(u, {"sum_sq_diff_grads": s, "sample_size": n})`, as `aggregator_has_aux`
+    wants it; in calls that only accumulate, zeros. Sums of calls are merged by their means, so
+    nothing large cancels.
 
     Args:
       per_elt_axis: the axis over the examples, or several.
-      accumulation_steps: k, a whole number in [1, inf): how many calls to gather.
+      accumulation_steps: how many calls to accumulate, k, a whole number in [1, inf).
 
     Raises:
-      ValueError: k is no whole number, or less than 1.
+      ValueError: k is not a whole number, or less than 1.
 
     Example:
       >>> import jax.numpy as jnp
@@ -138,9 +139,9 @@ def get_per_element_mean_and_sum_sq_diff_grads(
             *(state.sum_sq_diff_grads, squares, apart),
         )
         ready = step == k
-        found = as_given(center, updates), _aux(size * step, squares)
-        kept = PerElementMeanAndSumSqDiffGradsState(step, ready, center, squares)
-        return _if(ready, found), _if(~ready, kept)._replace(ready=ready)
+        result = as_given(center, updates), _aux(size * step, squares)
+        new = PerElementMeanAndSumSqDiffGradsState(step, ready, center, squares)
+        return _if(ready, result), _if(~ready, new)._replace(ready=ready)
 
     return Aggregator(init, update)
 
@@ -150,7 +151,7 @@ class PerElementMeanAndVarianceEMAState(NamedTuple):
 
     Attributes:
       count: the updates done so far, int32 ().
-      ema_decay: how much of the averages is kept in each, float32 ().
+      ema_decay: how much of the averages is kept each step, float32 ().
       mean_grads_ema: the average of the updates, like the parameters; begins at 0.
       variance_grads_ema: the average of the examples' variances, likewise.
     """
@@ -163,17 +164,17 @@ class PerElementMeanAndVarianceEMAState(NamedTuple):
 
 @core.recorded
 def track_per_element_mean_and_variance_with_ema(ema_decay: float | Array = 0.9) -> Transform:
-    r"""Keeps averages of the updates and of the examples' variances; the updates pass.
+    r"""Tracks exponential moving averages of the updates and of the examples' variances.
 
     .. math:: \bar u \leftarrow d\, \bar u + (1 - d)\, u, \qquad
               \bar v \leftarrow d\, \bar v + (1 - d)\, \frac{s}{n - 1}
 
-    Its `update` needs `sum_sq_diff_grads`, \(s\), and `sample_size`, \(n\), which `process` hands
-    on from `get_per_element_mean_and_sum_sq_diff_grads`. `get_unbiased_mean_and_variance_ema` reads
-    the averages.
+    The updates pass unchanged. `update` needs `sum_sq_diff_grads`, \(s\), and `sample_size`, \(n\),
+    which `process` hands on from `get_per_element_mean_and_sum_sq_diff_grads`.
+    `get_unbiased_mean_and_variance_ema` reads the averages.
 
     Args:
-      ema_decay: how much of the averages is kept, \(d\) in [0, 1).
+      ema_decay: how much of the averages is kept each step, \(d\) in [0, 1).
 
     Raises:
       ValueError: `ema_decay` is out of its range; in `update`, there is no \(s\) or \(n\).
@@ -225,7 +226,7 @@ def track_per_element_mean_and_variance_with_ema(ema_decay: float | Array = 0.9)
 
 
 def get_unbiased_mean_and_variance_ema(state: State) -> tuple[Updates, Updates]:
-    """The two averages of `track_per_element_mean_and_variance_with_ema`, without their bias to 0.
+    """The averages of `track_per_element_mean_and_variance_with_ema`, with bias correction.
 
     Args:
       state: the state of an optimizer that has it as a part, after its first update.
@@ -249,9 +250,9 @@ def get_unbiased_mean_and_variance_ema(state: State) -> tuple[Updates, Updates]:
             "get_unbiased_mean_and_variance_ema: the state must be one of an optimizer with "
             "track_per_element_mean_and_variance_with_ema; add_mean_variance_to_opt makes one."
         )
-    gone = -jnp.expm1(found.count * jnp.log(found.ema_decay))  # 1 - d^t
+    weight = -jnp.expm1(found.count * jnp.log(found.ema_decay))  # 1 - d^t
     averages = found.mean_grads_ema, found.variance_grads_ema
-    unbiased: tuple[Updates, Updates] = jax.tree.map(lambda x: x / gone, averages)
+    unbiased: tuple[Updates, Updates] = jax.tree.map(lambda x: x / weight, averages)
     return unbiased
 
 
@@ -262,7 +263,7 @@ def add_mean_variance_to_opt(
     per_elt_axis: int | Sequence[int] = 0,
     accumulation_steps: int = 1,
 ) -> Transform:
-    r"""An optimizer that is given the gradients of single examples, and tracks their variance.
+    r"""Wraps an optimizer, so that it takes per-example gradients and tracks their variance.
 
     .. math:: u = T\Big(\frac{1}{n} \sum_{i=1}^{n} g_i\Big)
 
@@ -270,10 +271,10 @@ def add_mean_variance_to_opt(
       opt: \(T\), given the mean over the examples.
       ema_decay: how much of the averages is kept each step, in [0, 1).
       per_elt_axis: the axis over the examples, or several.
-      accumulation_steps: a whole number in [1, inf): how many calls make one step.
+      accumulation_steps: how many calls make one step, a whole number in [1, inf).
 
     Raises:
-      ValueError: an argument is out of its range, or `opt` is no transformation.
+      ValueError: an argument is out of its range, or `opt` is not a transformation.
 
     Example:
       >>> import gradx, jax.numpy as jnp
@@ -304,7 +305,7 @@ def _squares(g: Array, center: Array, axes: tuple[int, ...]) -> Array:
 
 
 def _zeros(params: Params) -> tuple[Updates, Updates]:
-    """What a mean and a variance begin with, in float32 or wider."""
+    """A mean and a variance of zero, in float32 or wider."""
     mean = jax.tree.map(lambda p: jnp.zeros_like(p, gtree.wide(jnp.result_type(p))), params)
     return mean, jax.tree.map(lambda m: jnp.zeros_like(m.real), mean)
 

@@ -1,4 +1,4 @@
-"""Looking at what was built: as a table, as plain data, by its live numbers.
+"""Inspect a transformation as a table or as plain data, and set its live values.
 
 May import anything but the public namespaces.
 """

@@ -17,25 +17,26 @@ from gradx.core.suggestions import hint
 __all__ = ["from_config", "to_config"]
 
 
-# Specs whose configs are still empty, and what errors call them.
+# Specs whose configs are still empty, with the names that errors give them.
 Waiting: TypeAlias = list[tuple[core.Spec, str, dict[str, Any]]]
 
 
 def to_config(made: Any) -> dict[str, Any]:
-    """What a transformation, a schedule or a source was made of, as plain data.
+    """Describes a transformation, a schedule or a source as plain data, such as for a config file.
 
     Args:
       made: anything that gradx's factories made, or a factory of yours under `gradx.recorded`.
 
     Returns:
       Nested dictionaries, lists, strings and numbers, ready for JSON or YAML: ``{"name": …,
-      "arguments": {…}}`` with the arguments that differ from the defaults. What JSON has no form
-      for is tagged: ``{"tuple": […]}`` (a registered named tuple: with ``"of"``, its name),
-      ``{"dict": [[key, value], …]}``, ``{"dtype": …}``, ``{"function": …}``, ``{"factory": …}``.
+      "arguments": {…}}`` with the arguments that differ from the defaults. Values that JSON
+      does not have are tagged: ``{"tuple": […]}`` (a registered named tuple: with ``"of"``, its
+      name), ``{"dict": [[key, value], …]}``, ``{"dtype": …}``, ``{"function": …}``,
+      ``{"factory": …}``.
 
     Raises:
-      ValueError: it holds what is no data: a function that is not `gradx.registered`, an array, a
-        transformation of Optax. The message says in which argument.
+      ValueError: it holds something other than data: a function that is not `gradx.registered`, an
+        array, a transformation of Optax. The message says in which argument.
 
     Example:
       >>> import gradx
@@ -56,7 +57,7 @@ def to_config(made: Any) -> dict[str, Any]:
 
 def _described(spec: core.Spec, where: str, waiting: Waiting) -> dict[str, Any]:
     arguments = {name: _plain(v, f"{where}.{name}", waiting) for name, v in spec.arguments}
-    if isinstance(spec.factory, core.Described):  # itself made by a factory
+    if isinstance(spec.factory, core.Described):  # it was itself made by a factory
         return {"name": _plain(spec.factory, where, waiting), "arguments": arguments}
     if core.REGISTRY.get(core.registered_name(spec.factory)) is not spec.factory:
         raise ValueError(
@@ -111,11 +112,11 @@ def _plain(value: Any, where: str, waiting: Waiting) -> Any:
 
 
 def from_config(config: Mapping[str, Any]) -> Any:
-    """Makes again what `to_config` described.
+    """Makes the transformation, schedule or source that `to_config` described.
 
     Args:
-      config: what `to_config` returned, perhaps after a way through JSON. Only registered names
-        are called; nothing is imported or evaluated.
+      config: what `to_config` returned, perhaps by way of JSON. Only registered names are
+        called; nothing is imported or evaluated.
 
     Returns:
       The transformation, schedule or source; equal to the one described.
@@ -137,7 +138,7 @@ def from_config(config: Mapping[str, Any]) -> Any:
 
 
 def _thawed(config: Any) -> Any:
-    """The same in plain dicts; another, such as Flax's, may make its values anew when asked."""
+    """The config in plain dicts: others, such as Flax's, may make new values at each look-up."""
     whole = [config]
     places: list[tuple[Any, Any]] = [(whole, 0)]
     while places:
@@ -153,7 +154,7 @@ def _thawed(config: Any) -> Any:
 
 
 def _configs(config: Any) -> Iterator[Any]:
-    """The configs that a config has inside, but not those inside of these."""
+    """The configs directly inside a config, not those inside of these."""
     inside = config.values() if isinstance(config, Mapping) else config
     for value in inside if isinstance(config, Mapping | list) else ():
         match value:
@@ -172,7 +173,7 @@ def _remade(config: Any, inner: Mapping[int, Any]) -> Any:
     name, arguments = config["name"], config["arguments"]
     if not isinstance(arguments, Mapping):
         raise ValueError(f"from_config: the arguments of {name} must be a dict, got {arguments!r}.")
-    factory = inner[id(name)] if id(name) in inner else _known(name, core.REGISTRY, "factory")
+    factory = inner[id(name)] if id(name) in inner else _registered(name, core.REGISTRY, "factory")
     if not callable(factory):
         raise ValueError(f"from_config: {name!r} makes {core.show(factory)}, which is no factory.")
     arguments = by_new_names(getattr(factory, "__wrapped__", factory), arguments)
@@ -200,8 +201,8 @@ def _made(value: Any, inner: Mapping[int, Any]) -> Any:
         case {"tuple": [*items]} if len(value) == 1:
             return tuple(_made(v, inner) for v in items)
         case {"tuple": [*items], "of": str(name)} if len(value) == 2:
-            made = _known(name, core.FUNCTIONS, "named tuple")
-            return made(*(_made(v, inner) for v in items))
+            named_tuple = _registered(name, core.FUNCTIONS, "named tuple")
+            return named_tuple(*(_made(v, inner) for v in items))
         case {"dict": [*pairs]} if len(value) == 1 and all(_is_pair(pair) for pair in pairs):
             return {_made(k, inner): _made(v, inner) for k, v in pairs}
         case {"dtype": str(name)} if len(value) == 1:
@@ -210,11 +211,11 @@ def _made(value: Any, inner: Mapping[int, Any]) -> Any:
             except TypeError as error:
                 raise ValueError(f"from_config: there is no dtype {name!r}.") from error
         case {"precision": str(name)} if len(value) == 1:
-            return _known(name, jax.lax.Precision.__members__, "precision")
+            return _registered(name, jax.lax.Precision.__members__, "precision")
         case {"function": str(name)} if len(value) == 1:
-            return _known(name, core.FUNCTIONS, "function")
+            return _registered(name, core.FUNCTIONS, "function")
         case {"factory": str(name)} if len(value) == 1:
-            return _known(name, core.REGISTRY, "factory")
+            return _registered(name, core.REGISTRY, "factory")
         case Mapping():
             raise ValueError(f"from_config: cannot read {value!r}.")
     return value
@@ -232,10 +233,10 @@ def _is_pair(pair: Any) -> bool:
     return isinstance(pair, list) and len(pair) == 2 and not isinstance(pair[0], list | dict)
 
 
-def _known(name: Any, registry: Mapping[str, Any], kind: str) -> Any:
+def _registered(name: Any, registry: Mapping[str, Any], what: str) -> Any:
     if not isinstance(name, str) or name not in registry:
         raise ValueError(
-            f"from_config: there is no {kind} {name!r}.{hint(name, registry)} There are: "
+            f"from_config: there is no {what} {name!r}.{hint(name, registry)} There are: "
             f"{', '.join(sorted(registry))}."
         )
     return registry[name]

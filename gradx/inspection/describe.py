@@ -1,4 +1,4 @@
-"""What a chain does to which parameters, and what it keeps, as a table."""
+"""A table of a chain: what each part does, to which parameters, and what it keeps."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Row:
 
     Attributes:
       branch: the lines of the tree that is drawn before the name.
-      below: the same where the row goes on.
+      below: the same, before the further lines of the row.
       name: the factory that made the part.
       numbers: its hyperparameters and options, and where they come from.
       paths: the leaves it acts on.
@@ -64,16 +64,16 @@ class Description:
         yield "transformation", "numbers", "leaves", "state"
         for row in self.rows:
             leaves = "all" if len(row.paths) == self.total else f"{len(row.paths)}/{self.total}"
-            kept = ", ".join(f"{dtype} {_bytes(n)}" for dtype, n in row.state.items())
+            state = ", ".join(f"{dtype} {_bytes(n)}" for dtype, n in row.state.items())
             few = gtree.listed(row.paths, 2).replace("'", "") if leaves != "all" else ""
-            yield row.branch + row.name, row.numbers, f"{leaves} {few}".strip(), kept
+            yield row.branch + row.name, row.numbers, f"{leaves} {few}".strip(), state
 
     def __str__(self) -> str:
         leads = [("", ""), *((row.branch, row.below) for row in self.rows)]
         return table(
             [
-                (name.removeprefix(branch), numbers, leaves, re.sub(r" (?=\d|\w?B)", "\xa0", kept))
-                for (name, numbers, leaves, kept), (branch, _) in zip(
+                (name.removeprefix(branch), numbers, leaves, re.sub(r" (?=\d|\w?B)", "\xa0", state))
+                for (name, numbers, leaves, state), (branch, _) in zip(
                     self.cells(), leads, strict=True
                 )
             ],
@@ -103,8 +103,8 @@ def describe(tx: optax.GradientTransformation, params: Params) -> Description:
         computed.
 
     Returns:
-      A table to print, as wide as the terminal but for 80 columns at least; what is too long for
-      its column goes on below. A number by path has a line for each value, with its leaves.
+      A table to print, as wide as the terminal but at least 80 columns; text too long for its
+      column goes on below. A number by path has a line for each value, with its leaves.
 
     Raises:
       ValueError: whatever `tx.init(params)` raises.
@@ -143,10 +143,10 @@ def state_bytes(state: State) -> int:
       >>> gradx.state_bytes(gradx.adam(1e-3).init(jnp.ones(100)))
       804
     """
-    return sum(_kept(state).values())
+    return sum(_bytes_by_dtype(state).values())
 
 
-_DEEPEST = 10  # what is further inside is not moved to the right, but has its depth before it
+_DEEPEST = 10  # parts further inside are not indented more, but have their depth before them
 
 
 def _rows(whole: core.Part) -> Iterator[Row]:
@@ -182,13 +182,13 @@ def _row(part: core.Part, first: str, rest: str) -> tuple[list[Row], Sequence[co
     name = spec.name if spec is not None else core.show(tx)
     shown = f"{label}: {name}" if label and not label.isdigit() else name
     paths = tuple(_visible(params))
-    rule = getattr(inner, "stage", None)
-    numbers = "" if parts else _numbers(rule, spec)
+    stage = getattr(inner, "stage", None)
+    numbers = "" if parts else _numbers(stage, spec)
     below = rest + ("│    " if parts else "  ")
-    rows = [Row(first, below, shown, numbers, paths, _kept(state))]
+    rows = [Row(first, below, shown, numbers, paths, _bytes_by_dtype(state))]
     rows += _grouped(below, {path: part.why[path] for path in paths if path in part.why})
-    for one in [] if parts else rules_of(rule):
-        for name, source in one.hypers.sources.items():
+    for rule in [] if parts else rules_of(stage):
+        for name, source in rule.hypers.sources.items():
             if _by_path(source):
                 rows += _grouped(below, {p: f"{name}={source.at(p)!r}" for p in paths})
     return rows, parts
@@ -199,13 +199,13 @@ def _numbers(stage: Any, spec: core.Spec | None) -> str:
     sources = [f"{k}={_brief(source)}" for r in rules for k, source in r.hypers.sources.items()]
     flags = [f"{k}={core.show(value)}" for r in rules for k, value in r.flags.items() if value]
     shown = {name for r in rules for name in (*r.hypers.sources, *r.flags)}
-    given = spec.arguments if spec is not None else ()
-    others = [f"{name}={core.show(value)}" for name, value in given if name not in shown]
+    arguments = spec.arguments if spec is not None else ()
+    others = [f"{name}={core.show(value)}" for name, value in arguments if name not in shown]
     return " ".join([*sources, *flags, *others])
 
 
 def _grouped(branch: str, said: Mapping[str, str]) -> Iterator[Row]:
-    """A row for each thing that is said of some leaves, with these."""
+    """A row for each text, with its leaves."""
     by_text: dict[str, list[str]] = {}
     for path, text in said.items():
         by_text.setdefault(text, []).append(path)
@@ -214,7 +214,7 @@ def _grouped(branch: str, said: Mapping[str, str]) -> Iterator[Row]:
 
 
 def _brief(source: Source) -> str:
-    """The rows below say what a source by path means."""
+    """The source in a few letters; the rows below show the values of one by path."""
     return f"{source.spec.name}(…)" if source.spec and _by_path(source) else repr(source)
 
 
@@ -226,12 +226,12 @@ def _visible(params: Params) -> list[str]:
     return gtree.array_paths(gtree.flatten(params))
 
 
-def _kept(state: State) -> Counter[str]:
-    kept: Counter[str] = Counter()
+def _bytes_by_dtype(state: State) -> Counter[str]:
+    total: Counter[str] = Counter()
     for leaf in jax.tree.leaves(state):
         dtype = getattr(leaf, "dtype", None) or jnp.result_type(leaf)  # a Python number, too
-        kept[str(dtype)] += math.prod(np.shape(leaf)) * dtype.itemsize
-    return kept
+        total[str(dtype)] += math.prod(np.shape(leaf)) * dtype.itemsize
+    return total
 
 
 def _bytes(n: int) -> str:

@@ -1,4 +1,4 @@
-"""Setting live values: which a name means, whether a value may be set, and the new state."""
+"""Sets live values: finds them by name, checks the new values, and makes the new state."""
 
 from __future__ import annotations
 
@@ -34,16 +34,16 @@ WHO = "set_hyperparams"
 
 
 def set_hyperparams(state: Any, /, *, tx: Transform | None = None, **values: Any) -> Any:
-    """A state with other live values.
+    """Returns the state with other live values, such as a new learning rate.
 
     Args:
       state: any state with live values (see `tunable`); it is not changed.
       tx: the transformation whose state it is, alone or as the `opt_state` of a larger one (a
         `TrainState`). It knows the range of each number. Without it values need only be finite.
-      **values: name to new value, the names being those that `hyperparams(state)` lists. A name
-        with ``*``, which stands for any letters (``*/`` also for none), sets all that it matches.
-        Values are scalars, or arrays of the shape that the live value has after a `vmap` or on
-        the devices of a `pmap`; there a scalar is set for all.
+      **values: name to new value; `hyperparams(state)` lists the names. A name with ``*``, which
+        stands for any letters (``*/`` also for none), sets all that it matches. Values are scalars,
+        or arrays of the shape that the live value has after a `vmap` or on the devices of a `pmap`;
+        there a scalar is set for all.
 
     Returns:
       A state of the same structure and dtypes: a jitted step is not compiled again.
@@ -112,12 +112,12 @@ def _like(old: Any, new: Any | None) -> Any:
     return old if new is None else jax.tree.unflatten(jax.tree.structure(old), [new])
 
 
-def _named(given: str, places: Mapping[str, Any]) -> list[str]:
-    pattern = re.escape(given).replace(r"\*/", "(.*/)?").replace(r"\*", ".*")
-    found = [given] if given in places else [n for n in places if re.fullmatch(pattern, n)]
-    if not found:
-        raise ValueError(_unknown(given, list(places)))
-    return found
+def _named(name: str, places: Mapping[str, Any]) -> list[str]:
+    pattern = re.escape(name).replace(r"\*/", "(.*/)?").replace(r"\*", ".*")
+    matching = [name] if name in places else [n for n in places if re.fullmatch(pattern, n)]
+    if not matching:
+        raise ValueError(_unknown(name, list(places)))
+    return matching
 
 
 def _unknown(name: str, names: list[str]) -> str:
@@ -147,10 +147,10 @@ def _converted(name: str, value: Any, old: Array) -> Array:
     if isinstance(value, jax.core.Tracer):
         return jnp.broadcast_to(value.astype(old.dtype), old.shape)
     with np.errstate(over="ignore", invalid="ignore"):
-        kept = np.asarray(value).astype(old.dtype)  # 1 - 1e-12 is 1 there, and 1e39 infinite
-    if jnp.issubdtype(old.dtype, jnp.integer) and (kept != value).any():
+        cast = np.asarray(value).astype(old.dtype)  # 1 - 1e-12 is 1 there, and 1e39 infinite
+    if jnp.issubdtype(old.dtype, jnp.integer) and (cast != value).any():
         raise ValueError(f"{WHO}: {name} is a whole number, got {core.show(value)}.")
-    return jnp.array(np.broadcast_to(kept, old.shape))  # a copy, which may be donated
+    return jnp.array(np.broadcast_to(cast, old.shape))  # a copy, which may be donated
 
 
 # ---------------------------------------------------------------- what may be set
@@ -159,12 +159,12 @@ _Check = Callable[[str, float], None]
 
 
 def _check(name: str, number: float, checks: list[_Check] | None) -> None:
-    """By the rules that hold the number; `None` if nobody has said which these are."""
+    """Checks a number by the rules that hold it; `checks` is None if these are not known."""
     if checks is None:
         if not np.isfinite(number):
             raise ValueError(
-                f"{WHO}: {name} must be finite, got {number!r}. In which other range it must be, "
-                f"and whether it may be infinite, only the transformation knows: give it, too, "
+                f"{WHO}: {name} must be finite, got {number!r}. Only the transformation knows "
+                f"its range, and whether it may be infinite: give it, too, "
                 f"set_hyperparams(state, tx=tx, …)."
             )
         return
@@ -179,7 +179,7 @@ def _check(name: str, number: float, checks: list[_Check] | None) -> None:
 
 @dataclass(frozen=True)
 class _Mark:
-    """What stands for a live value while its rule is looked for."""
+    """Takes the place of a live value while its rule is looked for."""
 
     path: Path
 
@@ -194,7 +194,7 @@ def _checks(tx: Transform, state: Any, paths: list[Path]) -> dict[Path, list[_Ch
     for candidate in (marked, *([holder["opt_state"]] if "opt_state" in holder else [])):
         found: dict[Path, list[_Check]] = {path: [] for path in paths}
         try:
-            for path, check in _found(tx, {}, candidate):
+            for path, check in _walk(tx, {}, candidate):
                 found[path].append(check)
         except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
             first = first or error
@@ -203,7 +203,7 @@ def _checks(tx: Transform, state: Any, paths: list[Path]) -> dict[Path, list[_Ch
     raise ValueError(f"{WHO}: the state is not one of {core.show(tx)}: {first}") from first
 
 
-def _found(tx: Any, params: Params, state: State) -> Iterator[tuple[Path, _Check]]:
+def _walk(tx: Any, params: Params, state: State) -> Iterator[tuple[Path, _Check]]:
     if not isinstance(tx, Transform):
         return
     if tx.remake is not None:
@@ -212,17 +212,17 @@ def _found(tx: Any, params: Params, state: State) -> Iterator[tuple[Path, _Check
         inner = tx.remake({})
         for name, mark in state.hyperparams.items():
             if isinstance(inner, Transform):  # what Optax's factories make is not checked by them
-                yield _path(mark), functools.partial(_remade, tx.remake, name)
-        yield from _found(inner, params, state.inner_state)
+                yield _path(mark), functools.partial(_accepted, tx.remake, name)
+        yield from _walk(inner, params, state.inner_state)
     elif tx.parts is not None:
         for part in tx.parts(params, state):
-            yield from _found(part.transform, part.params, part.state)
+            yield from _walk(part.transform, part.params, part.state)
     elif rules := rules_of(tx.stage):
         live = state.hyperparams if is_node(state) else {}
         check_state(own_state(state), tx.stage.kind, tx.stage.where)
-        known = sorted({name for rule in rules for name in rule.hypers.tunables})
-        if sorted(live) != known:
-            raise ValueError(f"{tx.stage.where}: live are {known}; the state has {sorted(live)}.")
+        names = sorted({name for rule in rules for name in rule.hypers.tunables})
+        if sorted(live) != names:
+            raise ValueError(f"{tx.stage.where}: live are {names}; the state has {sorted(live)}.")
         for rule in rules:
             for name, intervals in rule.hypers.intervals.items():
                 for interval in intervals:
@@ -240,7 +240,7 @@ def _in_range(interval: str, where: str, name: str, number: float) -> None:
     ranges.check_number(number, interval, name, f"{WHO}: {where}")
 
 
-def _remade(
+def _accepted(
     remake: Callable[[Mapping[str, Any]], Any], argument: str, name: str, number: float
 ) -> None:
     try:

@@ -1,4 +1,4 @@
-"""Line searches: how far to go in the direction that the updates say.
+"""Line searches: how far to go in the direction of the updates.
 
 May import: `pieces`, `combinators`, `lift` and what is below.
 """

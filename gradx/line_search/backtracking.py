@@ -56,7 +56,7 @@ class ScaleByBacktrackingLinesearchState(NamedTuple):
 
 
 class _Search(NamedTuple):
-    """What changes while a search goes on."""
+    """The values that change in the loop of a search."""
 
     count: Count
     step: Array
@@ -85,8 +85,8 @@ def scale_by_backtracking_linesearch(
     A search begins a little above the step size of the last one, and shortens it until this holds.
     The updates have to point downhill. `update` needs the parameters and three extra arguments:
     `value` and `grad`, the objective and its gradient at the parameters, and `value_fn`, the
-    objective as a function of the parameters. What else `value_fn` takes (the data, say) it is
-    given from the other extra arguments, by name.
+    objective as a function of the parameters. Its further arguments (the data, say) are taken
+    from the other extra arguments, by name.
 
     Args:
       max_backtracking_steps: how often the step may be shortened, 0 or more.
@@ -99,7 +99,7 @@ def scale_by_backtracking_linesearch(
       rtol: a tolerance of the decrease, relative to the loss.
       store_grad: calculate and keep the gradient where the search ends, for
         `value_and_grad_from_state`. The same objective has to be minimised in the next step.
-      verbose: print a search that fails.
+      verbose: print a report if a search fails.
 
     Raises:
       ValueError: an argument out of its range; in `update`, without the parameters or one of the
@@ -137,11 +137,11 @@ def scale_by_backtracking_linesearch(
     def init(params: Params) -> ScaleByBacktrackingLinesearchState:
         check_params(params, where)
         dtype = real_dtype(params)
-        kept = jax.tree.map(lambda p: jnp.zeros_like(widen(p)), params) if store_grad else None
+        grad = jax.tree.map(lambda p: jnp.zeros_like(widen(p)), params) if store_grad else None
         return ScaleByBacktrackingLinesearchState(
             learning_rate=jnp.ones((), dtype),
             value=jnp.full((), jnp.inf, dtype),
-            grad=kept,
+            grad=grad,
             info=BacktrackingLinesearchInfo(jnp.zeros((), jnp.int32), jnp.full((), jnp.inf, dtype)),
         )
 
@@ -172,7 +172,7 @@ def scale_by_backtracking_linesearch(
                 now.step.dtype
             )
             if store_grad:
-                # The pass back, for the gradient, is run where the search ends only.
+                # The backward pass, for the gradient, runs only where the search ends.
                 new_value, back = jax.vjp(line.objective, line.at(step))
                 error = error_at(step, new_value).astype(now.error.dtype)
                 ends = (error <= atol) | (now.count == most)
@@ -186,10 +186,10 @@ def scale_by_backtracking_linesearch(
                 error = error_at(step, new_value).astype(now.error.dtype)
             return _Search(safe_increment(now.count), step, new_value, error, grads)
 
-        kept = jnp.asarray(state.learning_rate, line.dtype)
-        # 0 is what a search that failed leaves behind; from there no step would ever grow.
+        last = jnp.asarray(state.learning_rate, line.dtype)
+        # A search that failed leaves 0 behind; from there no step would ever grow.
         guess = jnp.where(
-            kept > 0, jnp.minimum(increase_factor * kept, max_learning_rate), max_learning_rate
+            last > 0, jnp.minimum(increase_factor * last, max_learning_rate), max_learning_rate
         )
         end = jax.lax.while_loop(
             goes_on,

@@ -2,7 +2,7 @@ r"""The objective along a line, \(\eta \mapsto f(\theta + \eta u)\), as a line s
 
 A line search is called as `update(updates, state, params, value=…, grad=…, value_fn=…, **data)`.
 This module checks what it is given, evaluates the objective at a step size, and keeps the last
-value and gradient of a search for the next step, where they need not be calculated again.
+value and gradient of a search, so that the next step need not calculate them again.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def check_params(params: Params, where: str) -> None:
 
 
 def check_shape(flat: gtree.Flat, i: int, x: Any, where: str, what: str) -> None:
-    """Raises ValueError, with the path, for what is not of the update's shape."""
+    """Raises ValueError, with the path, unless `x` has the update's shape."""
     shape = jnp.shape(flat.values[i])
     if x is None or jnp.shape(x) != shape:
         raise ValueError(
@@ -156,8 +156,8 @@ class Line:
 def inner(xs: Sequence[Array], ys: Sequence[Array]) -> Array:
     """The inner product of two lists of arrays as real vectors, in float32 or wider."""
     products = [_inner(x, y) for x, y in zip(xs, ys, strict=True)]
-    kind = gtree.wide(*(x.dtype for x in products))
-    return sum((x.astype(kind) for x in products), start=jnp.zeros((), kind))
+    dtype = gtree.wide(*(x.dtype for x in products))
+    return sum((x.astype(dtype) for x in products), start=jnp.zeros((), dtype))
 
 
 def nothing(xs: Sequence[Array], dtype: Any) -> Array:
@@ -207,8 +207,8 @@ def line_search(
     """
     if params is None:
         raise ValueError(f"{where}: needs the parameters: call update(updates, state, params, …).")
-    given = {"value": value, "grad": grad, "value_fn": value_fn}
-    missing = [name for name, x in given.items() if x is None]
+    required = {"value": value, "grad": grad, "value_fn": value_fn}
+    missing = [name for name, x in required.items() if x is None]
     if missing:
         raise MissingArgument(
             f"{where}: needs the extra argument{'s' * (len(missing) > 1)} "
@@ -243,12 +243,12 @@ def line_search(
         leaves = list(flat_params)
         for i, p in zip(active, moving, strict=True):
             leaves[i] = p
-        made = value_fn(flat.unflatten(leaves), **data)
-        if not ranges.is_real(made):
+        loss = value_fn(flat.unflatten(leaves), **data)
+        if not ranges.is_real(loss):
             raise ValueError(
-                f"{where}: value_fn must return one real number, got {core.show(made)}."
+                f"{where}: value_fn must return one real number, got {core.show(loss)}."
             )
-        return jnp.asarray(made, dtype)
+        return jnp.asarray(loss, dtype)
 
     # The gradients that transformations are given are the conjugates of `jax.grad`'s.
     zero = nothing([*direction, *grads, *(flat_params[i] for i in active)], dtype)
@@ -273,21 +273,21 @@ def _hides(tree: Any) -> bool:
 
 @checked
 def value_and_grad_from_state(value_fn: Callable[..., Any]) -> Callable[..., tuple[Array, Updates]]:
-    r"""`jax.value_and_grad` that takes both from the state, where a line search has left them.
+    r"""`jax.value_and_grad`, but both come from the state, where a line search has left them.
 
-    The last thing that a line search calculates is the objective at the parameters that come out
-    of the step, so the next step need not calculate it again. In the first step, or if the value
-    kept is not finite, it is calculated.
+    A line search ends by calculating the objective at the parameters after the step, so the next
+    step need not calculate it again. In the first step, or if the value in the state is not finite,
+    it is calculated.
 
     Args:
       value_fn: `(params, *args, **kwargs) -> value`, the objective, a scalar.
 
     Returns:
-      A function `(params, *args, state=state, **kwargs) -> (value, grads)`. It believes that the
-      parameters are those that the search ended at and that the data are the same: with a new
-      batch in each step, or with parameters changed since, use `jax.value_and_grad`. Gradients
-      come in the parameters' dtypes, and those of complex parameters as from `jax.grad`: conjugate
-      them for `update`.
+      A function `(params, *args, state=state, **kwargs) -> (value, grads)`. It assumes that the
+      parameters are those at which the search ended, and that the data are the same: with a new
+      batch in each step, or with parameters changed since, use `jax.value_and_grad`. Gradients have
+      the parameters' dtypes. Those of complex parameters are as from `jax.grad`: conjugate them for
+      `update`.
 
     Raises:
       ValueError: when it is called: the state has no line search, more than one, or one that does
@@ -313,18 +313,18 @@ def value_and_grad_from_state(value_fn: Callable[..., Any]) -> Callable[..., tup
     def value_and_grad(
         params: Params, *args: Any, state: State, **kwargs: Any
     ) -> tuple[Array, Updates]:
-        kept = _left_behind(state)
-        value = jnp.asarray(kept.value)
-        grads = jax.tree.map(lambda g, p: g.astype(jnp.result_type(p)), kept.grad, params)
+        search = _left_behind(state)
+        value = jnp.asarray(search.value)
+        grads = jax.tree.map(lambda g, p: g.astype(jnp.result_type(p)), search.grad, params)
 
         def calculated() -> tuple[Array, Updates]:
-            made, made_grads = jax.value_and_grad(value_fn)(params, *args, **kwargs)
-            return made.astype(value.dtype), made_grads
+            new, new_grads = jax.value_and_grad(value_fn)(params, *args, **kwargs)
+            return new.astype(value.dtype), new_grads
 
-        found: tuple[Array, Updates] = jax.lax.cond(
+        result: tuple[Array, Updates] = jax.lax.cond(
             jnp.isfinite(value), lambda: (value, grads), calculated
         )
-        return found
+        return result
 
     return value_and_grad
 
@@ -334,8 +334,8 @@ def _left_behind(state: State) -> Any:
     where = "value_and_grad_from_state"
     found = [x for x in jax.tree.leaves(state, is_leaf=_is_search) if _is_search(x)]
     if len(found) != 1:
-        kind = FoundSeveral if found else ValueError
-        raise kind(
+        error_class = FoundSeveral if found else ValueError
+        raise error_class(
             f"{where}: the state must have one line search in it, as that of lbfgs has; it has "
             f"{len(found) or 'none'}."
         )

@@ -22,7 +22,7 @@ from gradx.numbers.sources import Array
 
 @dataclass(frozen=True)
 class Conditions:
-    """What a good step is, and how to look for it (see `gradx.scale_by_zoom_linesearch`)."""
+    """Defines a good step, and how to look for it (see `gradx.scale_by_zoom_linesearch`)."""
 
     max_steps: int
     max_step: Scalar | None
@@ -189,11 +189,11 @@ def _longer(
     too_far = (decrease > 0) | ((at.value >= before.value) & (now.count > 0))
     uphill = (at.slope >= 0) & ~too_far
     low, high = _choose(uphill, (at, before), (before, at))
-    found = too_far | uphill | good
-    at_the_end = jnp.zeros_like(found)
+    bracketed = too_far | uphill | good
+    at_the_end = jnp.zeros_like(bracketed)
     if conditions.max_step is not None:
         at_the_end = at.step >= conditions.max_step
-    return (low, high, low, found), at_the_end & ~found
+    return (low, high, low, bracketed), at_the_end & ~bracketed
 
 
 def _shorter(now: Progress, at: Point, decrease: Array) -> Any:

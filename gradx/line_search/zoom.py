@@ -73,13 +73,13 @@ def scale_by_zoom_linesearch(
 
     The updates have to point downhill. `update` needs the parameters and three extra arguments:
     `value` and `grad`, the objective and its gradient at the parameters, and `value_fn`, the
-    objective as a function of the parameters. What else `value_fn` takes (the data, say) it is
-    given from the other extra arguments, by name. Each step tried is one evaluation of value and
+    objective as a function of the parameters. Its further arguments (the data, say) are taken
+    from the other extra arguments, by name. Each step tried is one evaluation of value and
     gradient, and those of the last one are kept for `value_and_grad_from_state`.
 
     Args:
       max_linesearch_steps: the most steps to try, 1 or more.
-      max_learning_rate: the largest step size; none by default.
+      max_learning_rate: the largest step size. By default there is none.
       tol: by how much the conditions may be missed.
       increase_factor: what the step is multiplied by until an interval is found.
       slope_rtol: the share of the expected decrease that is enough.
@@ -91,8 +91,8 @@ def scale_by_zoom_linesearch(
       stepsize_precision: the length of the interval at which the search ends, with the best step
         that has a sufficient decrease.
       initial_guess_strategy: the step to try first: ``"one"``, which is right for quasi-Newton
-        methods, or ``"keep"``, what the last search found, which is right for gradient descent.
-      verbose: print why, where a search fails.
+        methods, or ``"keep"``, the last step found, which is right for gradient descent.
+      verbose: print why a search fails.
 
     Raises:
       ValueError: an argument out of its range; in `update`, without the parameters or one of the
@@ -159,9 +159,9 @@ def scale_by_zoom_linesearch(
         line = line_search(where, dtype, updates, params, value, grad, value_fn, extra)
         guess = jnp.ones((), line.dtype)
         if initial_guess_strategy == "keep":
-            # 0 is what a search that failed leaves behind; from there no step would ever grow.
-            kept = state.learning_rate.astype(line.dtype)
-            guess = jnp.where(kept > 0, kept, guess)
+            # A search that failed leaves 0 behind; from there no step would ever grow.
+            last = state.learning_rate.astype(line.dtype)
+            guess = jnp.where(last > 0, last, guess)
         end, found, grads = _search(line, guess, conditions)
         if verbose:
             tol, precision = conditions.tol, conditions.precision
@@ -204,7 +204,7 @@ def _search(
 
     first = wolfe.begin(line.start), line.grads, line.grads
     end, last_grads, safe_grads = jax.lax.while_loop(goes_on, body, first)
-    # A search that failed falls back on a decrease; and rather stays than leaves the domain.
+    # A search that failed takes the safe step; without one it stays rather than leave the domain.
     fall_back = end.failed & ((end.safe.step > 0) | jnp.isinf(end.decrease_error))
     found = jax.tree.map(lambda s, n: jnp.where(fall_back, s, n), end.safe, end.last)
     pairs = zip(safe_grads, last_grads, strict=True)

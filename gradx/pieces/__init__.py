@@ -1,5 +1,5 @@
-"""What chains are built of: clips, scales, norms, weight decay, averages, noise, measurements.
+"""Pieces of chains: clips, scales, norms, weight decay, averages, noise, measurements.
 
-A piece does one thing to the updates and is no optimizer by itself. May import: `combinators`,
+A piece does one thing to the updates and is not an optimizer by itself. May import: `combinators`,
 `lift` and what is below.
 """

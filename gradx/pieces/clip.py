@@ -29,7 +29,7 @@ __all__ = [
 
 @core.recorded
 def clip(max_delta: Hyper) -> Transform:
-    r"""Bounds every element.
+    r"""Clips every element of the updates.
 
     .. math:: u \leftarrow \min(\max(u, -c), c)
 
@@ -53,14 +53,14 @@ def _clip(g: Array, s: LeafState, p: None, h: Numbers) -> tuple[Array, LeafState
 
 @core.recorded
 def clip_by_global_norm(max_norm: Hyper, *, axis_name: Any = None) -> Transform:
-    r"""Shrinks all updates by one factor, so that their common norm does not exceed a bound.
+    r"""Shrinks all updates by one factor, so that their global norm does not exceed a bound.
 
     .. math:: u \leftarrow u \, \min(1, c / \lVert u \rVert), \qquad
               \lVert u \rVert = \sqrt{\textstyle\sum_i |u_i|^2}
 
     Args:
       axis_name: the mapped axis over which the updates are sharded, inside `shard_map` or `pmap`,
-        or several, or `sharded`, which says which leaves are where types do not; without it the
+        or several, or `sharded`, which names the sharded leaves where types do not. Without it the
         norm there is that of the local shard. Under `jit` with sharded arrays it is not needed.
 
     Example:
@@ -127,14 +127,14 @@ def _rms_factor(g: Any, s: LeafState, p: Any, h: Numbers) -> Mapping[str, Array]
 def adaptive_grad_clip(
     clipping: Hyper, eps: Hyper = 1e-3, axis: int | tuple[int, ...] | None = None
 ) -> Transform:
-    r"""Bounds the update of each unit by a share of the unit's norm.
+    r"""Adaptive gradient clipping: bounds each unit's update by a share of the unit's norm.
 
     .. math:: u_j \leftarrow u_j \min\left(1,
               c\,\frac{\max(\lVert \theta_j \rVert, \epsilon)}{\lVert u_j \rVert}\right)
 
     Args:
       eps: the least norm of a parameter, so that parameters that begin at zero can move.
-      axis: the axes that make up a unit. By default the leaf's rank decides, kernels being (…, in,
+      axis: the axes that make up a unit. By default the leaf's rank decides, for kernels (…, in,
         out): all of a vector; axis 0 of rank 2 and 3; axes 0-2 of rank 4, 0-3 of rank 5.
 
     Raises:
@@ -175,7 +175,7 @@ def unitwise_norm(x: Array, axis: int | tuple[int, ...] | None = None) -> Array:
 
     Args:
       x: one array, real or complex.
-      axis: the axes that make up a unit. By default the rank decides, kernels being (…, in, out):
+      axis: the axes that make up a unit. By default the rank decides, for kernels (…, in, out):
         all of a vector; axis 0 of rank 2 and 3; axes 0-2 of rank 4, 0-3 of rank 5.
 
     Returns:
@@ -210,7 +210,7 @@ def unitwise_clip(g_norm: Array, max_norm: Array, grad: Array, div_eps: float = 
         `grad`, or of length 1 in the axes that make up a unit.
       max_norm: \(c\), the bound of each element's unit, of the same shape as `g_norm`.
       grad: \(g\), one array.
-      div_eps: \(\epsilon\), which only keeps the branch that is not taken finite.
+      div_eps: \(\epsilon\); it only keeps the branch that is not taken finite.
 
     Returns:
       An array of the shape and dtype of `grad`.

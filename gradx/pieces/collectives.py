@@ -32,15 +32,15 @@ def pmean(axis_name: Any, *, already_reduced: bool = False) -> Transform:
 
     * average the loss, ``jax.lax.pmean(loss, axis)``, and say ``already_reduced=True``;
     * differentiate with respect to ``jax.lax.pcast(params, axis, to="varying")``. Then gradients
-      vary. Give `update` the parameters as they were, not those: they would pass for sharded ones.
+      vary. Give `update` the original parameters: the cast ones would pass for sharded ones.
 
-    In `pmap`, `vmap` and ``shard_map(check_vma=False)`` all gradients are averaged, but for those
+    In `pmap`, `vmap` and ``shard_map(check_vma=False)`` all gradients are averaged, except those
     of the leaves that `sharded` names.
 
     Args:
       axis_name: the name that `pmap`, `shard_map` or `vmap` gives the axis, `sharded`, or a tuple
         of these.
-      already_reduced: let gradients pass that are the same on all devices by their type.
+      already_reduced: pass on gradients whose type says that all devices have the same.
 
     Raises:
       ValueError: in `update`, outside a mapping with such an axis; in `shard_map`, for a gradient
@@ -58,19 +58,19 @@ def pmean(axis_name: Any, *, already_reduced: bool = False) -> Transform:
 
 @core.recorded
 def psum(axis_name: Any, *, already_reduced: bool = False) -> Transform:
-    r"""Adds the updates up over a mapped axis.
+    r"""Sums the updates over a mapped axis, for losses that are sums over examples.
 
     .. math:: u \leftarrow \sum_{d=1}^{n} u^{(d)}
 
-    For losses that are sums over examples, or that each device has divided by the number of all
-    examples. Place it first. It treats leaves as `pmean` does; the two differ in a factor of
-    \(n\). In `shard_map` the gradient of a parameter that is the same on all devices is this sum
-    already, so there is mostly no need for it there.
+    Losses that each device has divided by the number of all examples need it, too. Place it first.
+    It treats leaves as `pmean` does; the two differ in a factor of \(n\). In `shard_map` the
+    gradient of a parameter that is the same on all devices is this sum already, so it is rarely
+    needed there.
 
     Args:
       axis_name: the name that `pmap`, `shard_map` or `vmap` gives the axis, `sharded`, or a tuple
         of these.
-      already_reduced: let gradients pass that are the same on all devices by their type.
+      already_reduced: pass on gradients whose type says that all devices have the same.
 
     Raises:
       ValueError: in `update`, outside a mapping with such an axis; in `shard_map`, for a gradient
@@ -99,9 +99,9 @@ def _combining(reduce: Any, axis_name: Any, already_reduced: bool, remedy: str) 
     def update(
         updates: Updates, state: State, params: Params | None = None, **extra: Any
     ) -> tuple[Updates, State]:
-        made = combined(
+        new = combined(
             reduce, updates, params, over, where, already_reduced=already_reduced, remedy=remedy
         )
-        return made, state
+        return new, state
 
     return Transform(lambda params: optax.EmptyState(), update)

@@ -1,4 +1,4 @@
-"""Updates that are gathered, and let through every few steps."""
+"""Updates that are added up, and passed on together every few steps."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class ApplyEvery(NamedTuple):
     """The state of `apply_every`.
 
     Attributes:
-      count: the updates gathered so far, modulo their number, int32 ().
+      count: the updates gathered so far, modulo `k`, int32 ().
       grad_acc: their sum, like the parameters.
     """
 
@@ -32,20 +32,20 @@ class ApplyEvery(NamedTuple):
 
 @core.recorded
 def apply_every(k: int = 1) -> Transform:
-    r"""Adds up the updates of `k` steps, and lets their sum through in the last one.
+    r"""Adds up the updates of `k` steps, and passes on their sum in the last one.
 
     .. math::
         a &\leftarrow a + g \quad (a \leftarrow g \text{ in the first of } k \text{ steps}) \\
         u &= a \text{ in the last of } k \text{ steps, else } 0
 
-    What stands before it in a chain has moved its own state in every step, and weight decay after
-    it acts in every step. To give an optimizer larger batches, wrap it in `MultiSteps`.
+    Parts before it in a chain change their state in every step, and weight decay after it acts in
+    every step. To give an optimizer larger batches, wrap it in `MultiSteps`.
 
     Args:
-      k: a whole number in [1, inf).
+      k: how many steps, a whole number in [1, inf).
 
     Raises:
-      ValueError: `k` is no whole number.
+      ValueError: `k` is not a whole number.
 
     Example:
       >>> import gradx, jax.numpy as jnp
@@ -64,7 +64,7 @@ def apply_every(k: int = 1) -> Transform:
         state=ApplyEvery,
         flags={"k": steps("k", k, 1)},
         per_tree=_place,
-        # It goes round, so it is none of the lift's counts.
+        # It starts again every k steps, so it is not a count that the lift keeps.
         scalars={"count": np.int32(0)},
         count="",
     )

@@ -1,4 +1,4 @@
-"""Moving averages of the updates: `trace`, a decaying sum, and `ema`, an average."""
+"""Momentum (`trace`, a decaying sum of updates) and their exponential moving average (`ema`)."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ class EmaState(NamedTuple):
 
     Attributes:
       count: the updates done so far, int32 ().
-      ema: the average of updates, like the parameters, not yet corrected for its start at zero.
+      ema: the average of updates, like the parameters, before bias correction.
     """
 
     count: Count
@@ -90,7 +90,7 @@ def ema(decay: Hyper, debias: bool = True, accumulator_dtype: Any = None) -> Tra
         u &= m / (1 - \beta^t) \quad\text{or, without debias,}\quad m
 
     Args:
-      debias: correct for the start at zero.
+      debias: apply bias correction, for the start at zero.
       accumulator_dtype: the dtype to keep \(m\) in; by default the parameter's, at least float32.
 
     Example:

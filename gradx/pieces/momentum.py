@@ -1,6 +1,6 @@
-"""What an optimizer remembers of the gradients: an average, and perhaps a slow one beside it.
+"""The momentum of an optimizer: an average of gradients, and perhaps a slow one beside it.
 
-The slow one is AdEMAMix's: over thousands of steps, and so small that it needs a weight.
+The slow one is AdEMAMix's. It goes over thousands of steps, and is so small that it needs a weight.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ __all__ = ["Averages"]
 
 
 class Averages(NamedTuple):
-    """Both averages, in the place of one, in the state of an optimizer that has `b3`.
+    """Two averages in the place of one, in the state of an optimizer that has `b3`.
 
     Attributes:
       fast: the average of gradients, like the parameters.
-      slow: that over thousands of steps, like the parameters.
+      slow: the average over thousands of steps, like the parameters.
     """
 
     fast: Updates
@@ -63,7 +63,7 @@ def averaging(
     per_step: Callable[[Numbers, Array], Mapping[str, Any]],
     flags: Mapping[str, Any] | None = None,
 ) -> Transform:
-    """A rule whose state is the averages; `per_step` makes `b1` of its only own number."""
+    """A rule whose state is the averages; `per_step` makes `b1` of the rule's one number."""
     slow = slow_average(b3, alpha)
     first = partial(zeros, dtype=storage("mu_dtype", mu_dtype))
     return leafwise(
@@ -77,14 +77,14 @@ def averaging(
 
 
 def remembered(mu: Any, g: Array, h: Numbers) -> Any:
-    """The average, or both of them, with a further gradient."""
+    """The average, or both of them, after one more gradient."""
     if not isinstance(mu, Averages):
         return average(mu, g, h.b1)
     return Averages(average(mu.fast, g, h.b1), average(mu.slow, g, h.b3))
 
 
 def momentum_of(mu: Any, h: Numbers, correct: Any = 1.0) -> Array:
-    """What they make together; `correct` undoes the start at zero, of the fast one alone."""
+    """The momentum that they make; `correct` is the bias correction, of the fast one alone."""
     if not isinstance(mu, Averages):
         return correct * mu
     return correct * mu.fast + h.alpha * mu.slow

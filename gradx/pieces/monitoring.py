@@ -1,7 +1,7 @@
 """Measurements of the updates on their way through a chain, kept in the state.
 
-What is measured is read by itself (see `gradx.lowering.reading`): the squares of a norm are those
-of Adam's second moment, too, and would be put aside for both.
+A measurement reads the updates for itself (see `gradx.lowering.reading`). Otherwise the squares of
+a norm, which Adam's second moment needs too, would be stored for both.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ from gradx.pieces.norms import global_norm
 __all__ = ["MonitorState", "SnapshotState", "measure_with_ema", "monitor", "snapshot"]
 
 
-core.registered(global_norm)  # what one measures most
+core.registered(global_norm)  # the most common measure
 
 
 class SnapshotState(NamedTuple):
     """The state of `snapshot`.
 
     Attributes:
-      measurement: the name to what the function returned, a tree of arrays.
+      measurement: name to what the function returned, a tree of arrays.
     """
 
     measurement: dict[str, Any]
@@ -72,7 +72,7 @@ def _like(measured: Any, old: Any) -> Any:
 
 @core.recorded
 def snapshot(measure_name: str, measure: Callable[[Updates], Any]) -> Transform:
-    r"""Measures the updates where it stands in a chain, and passes them on.
+    r"""Keeps a measurement of the updates in the state, such as their norm, and passes them on.
 
     .. math:: u = g, \qquad \text{state} = f(g)
 
@@ -86,7 +86,7 @@ def snapshot(measure_name: str, measure: Callable[[Updates], Any]) -> Transform:
       measurement in the state of a whole chain.
 
     Raises:
-      ValueError: the name is no string, or `measure` no function.
+      ValueError: the name is not a string, or `measure` not a function.
 
     Example:
       >>> import gradx, jax.numpy as jnp
@@ -128,14 +128,14 @@ def measure_with_ema(
     Args:
       measure: a function of the whole tree of updates; it is given the parameters in `init`. Bools
         and whole numbers become float32, so that the average of `norm > 1` is a rate.
-      debias: correct for the start at zero.
+      debias: apply bias correction, for the start at zero.
       accumulator_dtype: the dtype to keep \(m\) in; by default the measurement's, at least float32.
 
     Returns:
       A transformation that replaces the updates by the average.
 
     Raises:
-      ValueError: `measure` is no function, or `decay` out of range.
+      ValueError: `measure` is not a function, or `decay` is out of range.
 
     Example:
       >>> import gradx, jax.numpy as jnp
@@ -165,7 +165,7 @@ def measure_with_ema(
         return mean, (empty, new)
 
     def described(params: Params, state: State) -> list[Part]:
-        some = bool(jax.tree.leaves(params))  # not if somebody only looks at the state
+        some = bool(jax.tree.leaves(params))  # there are none if only the state is looked at
         seen = jax.eval_shape(measured, params) if some else params
         return [Part("", average, seen, state[1])]
 
@@ -174,7 +174,7 @@ def measure_with_ema(
 
 @core.recorded
 def monitor(measures: Mapping[str, Contract | Callable[[Updates], Any]]) -> Transform:
-    r"""Measures several things where it stands in a chain, and passes the updates on.
+    r"""Keeps several measurements of the updates in the state, and passes the updates on.
 
     .. math:: u = g, \qquad \text{state} = (f_1(g), f_2(g), \ldots)
 
@@ -188,7 +188,7 @@ def monitor(measures: Mapping[str, Contract | Callable[[Updates], Any]]) -> Tran
       the type that they will have; one that needs extra arguments is missing until then.
 
     Raises:
-      ValueError: a name is no string, or a measure neither a function nor a transformation.
+      ValueError: a name is not a string, or a measure neither a function nor a transformation.
 
     Example:
       >>> import gradx, jax.numpy as jnp
@@ -230,7 +230,7 @@ def monitor(measures: Mapping[str, Contract | Callable[[Updates], Any]]) -> Tran
         except (ValueError, TypeError):
             if name in functions:
                 raise
-            return {}  # it wants extra arguments, perhaps; else its first update will say more
+            return {}  # it may need extra arguments; if not, its first update raises
         return {name: jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)}
 
     def init(params: Params) -> State:
@@ -245,8 +245,8 @@ def monitor(measures: Mapping[str, Contract | Callable[[Updates], Any]]) -> Tran
     ) -> tuple[Updates, State]:
         check_state(state, MonitorState, where)
         if len(state.measure_states) != len(transforms):
-            found = f"of {len(state.measure_states)} measures instead of {list(transforms)}"
-            raise wrong_state(where, found)
+            how = f"of {len(state.measure_states)} measures instead of {list(transforms)}"
+            raise wrong_state(where, how)
         measurements: dict[str, Any] = {}
         states: list[State] = []
         for (name, tx), old in zip(transforms.items(), state.measure_states, strict=True):
@@ -257,7 +257,7 @@ def monitor(measures: Mapping[str, Contract | Callable[[Updates], Any]]) -> Tran
 
     def described(params: Params, state: State) -> list[Part]:
         pairs = zip(transforms.items(), state.measure_states, strict=True)
-        return [Part(name, tx, params, kept) for (name, tx), kept in pairs]
+        return [Part(name, tx, params, inner) for (name, tx), inner in pairs]
 
     return Transform(init, update, parts=described)
 

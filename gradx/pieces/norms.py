@@ -1,4 +1,4 @@
-"""Updates scaled by norms: of the whole tree, of a parameter, of the two against each other."""
+"""Scales the updates by norms: of the whole tree, of a parameter, or by a ratio of norms."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def global_norm(updates: Any, *, axis_name: Any = None) -> Array:
       updates: a tree of arrays, real or complex; `None` leaves do not count.
       axis_name: the mapped axis over which the tree is sharded, inside `shard_map` or `pmap`, or
         several, or `sharded`: the squares are summed over it, so that every device sees the norm of
-        the whole. Leaves that all devices have alike count once.
+        the whole. Leaves that are the same on all devices count once.
 
     Returns:
       A scalar, float32 or wider. (Optax sums half-precision leaves in half precision.)
@@ -79,23 +79,23 @@ def by_factor(g: Array, s: LeafState, p: Any, h: Numbers) -> tuple[Array, LeafSt
 
 
 def squares(g: Array, s: LeafState, p: Any, h: Numbers) -> Mapping[str, Array]:
-    """What a rule measures that needs the norm of all updates: ``sums["squares"]``."""
+    """Measures what a rule needs for the norm of all updates: ``sums["squares"]``."""
     return {"squares": jnp.sum(abs_sq(g))}
 
 
 def squares_at_init(p: Array) -> Mapping[str, Array]:
-    """What a rule measures of each leaf that begins with the norm: ``sums["squares"]``."""
+    """Measures what a rule needs to begin with the norm: ``sums["squares"]``."""
     return {"squares": jnp.sum(abs_sq(p))}
 
 
 def quotient(x: Array, y: Array) -> Array:
-    """`x / y`, and 0 where `y` is not positive: nothing has been seen, and there is no eps."""
+    """`x / y`, and 0 where `y` is not positive: all was zero so far, and eps is 0."""
     return jnp.where(y > 0, x / jnp.where(y > 0, y, 1.0), 0.0)
 
 
 @core.recorded
 def normalize(*, axis_name: Any = None) -> Transform:
-    r"""Divides all updates by their common norm.
+    r"""Divides all updates by their global norm.
 
     .. math:: u \leftarrow u / \lVert u \rVert, \qquad
               \lVert u \rVert = \sqrt{\textstyle\sum_i |u_i|^2}
@@ -131,7 +131,7 @@ def normalize_by_update_norm(
     *,
     axis_name: Any = None,
 ) -> Transform:
-    r"""Gives all updates together one norm.
+    r"""Scales all updates by one factor, so that they have a given global norm.
 
     .. math:: u \leftarrow \frac{c\,u}{\lVert u \rVert + \epsilon}
 
@@ -255,7 +255,7 @@ def _param_rms(g: Any, s: LeafState, p: Any, h: Numbers) -> Mapping[str, Array]:
     return {"factor": jnp.maximum(rms(p, h.span), h.min_scale)}
 
 
-# ---------------------------------------------------------------- of one against the other
+# ---------------------------------------------------------------- a ratio of norms
 
 
 @core.recorded
@@ -266,7 +266,7 @@ def scale_by_trust_ratio(
     *,
     axis_name: Any = None,
 ) -> Transform:
-    r"""Makes each leaf's update as large as its parameter, or a given part of it.
+    r"""Scales each leaf's update to a given share of its parameter's norm, as LARS and LAMB do.
 
     .. math:: u_i \leftarrow c\,u_i\,\frac{\max(\lVert \theta_i \rVert, m)}
               {\max(\lVert u_i \rVert, m) + \epsilon}
@@ -274,7 +274,7 @@ def scale_by_trust_ratio(
     Where one of the two (bounded) norms is 0, the update stays as it is.
 
     Args:
-      min_norm: the least that a norm counts as.
+      min_norm: the least value of a norm. Smaller ones count as this.
       trust_coefficient: the step of a layer relative to its norm.
       axis_name: the mapped axis over which leaves are sharded, inside `shard_map` or `pmap`, or
         several, or `sharded`. Without it each device measures its own part of a leaf.

@@ -1,4 +1,4 @@
-"""Gradients of single examples, each shrunk to a bound before they are added up."""
+"""Per-example gradients, each clipped by its norm before they are summed."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def examples(grads: Updates, where: str) -> tuple[gtree.Flat, int]:
     """The flattened tree, and how many examples there are: the length of every first axis.
 
     Raises:
-      ValueError: a leaf is no numeric array, has no first axis, or one of another length.
+      ValueError: a leaf is not a numeric array, has no first axis, or one of another length.
     """
     flat = gtree.flatten(grads)
     arrays = [i for i, g in enumerate(flat.values) if g is not None]
@@ -61,9 +61,9 @@ def examples(grads: Updates, where: str) -> tuple[gtree.Flat, int]:
 
 
 def factors(leaves: Sequence[Array], bound: Any) -> Array:
-    """What each example is multiplied with, so that its norm over these leaves is in bounds.
+    """The factor of each example, so that its norm over these leaves is in bounds.
 
-    An example that is zero keeps 1, and so does one with a NaN, which then shows in the sum.
+    It is 1 for an example that is zero, and for one with a NaN, which then shows in the sum.
     """
     norms = sqrt(sum(_squares(g) for g in leaves))
     above = norms > bound
@@ -79,8 +79,8 @@ def _squares(g: Array) -> Array:
 def weighted_sum(weights: Array, g: Array) -> Array:
     """The sum of all examples, each times its weight, in float32 or wider."""
     if g.dtype != gtree.wide(g.dtype):
-        # Neither the product of matrices below, nor the norms, shall share a widened copy of all
-        # examples with this sum: it would be put aside.
+        # No product of matrices as below, and nothing shared with the norms: for either, a widened
+        # copy of all examples would be stored.
         weights, g = unshared(weights, g), reread(g)
         wide = g.astype(gtree.wide(g.dtype))
         return jnp.sum(wide * weights.reshape(-1, *[1] * (g.ndim - 1)), axis=0)
@@ -92,12 +92,12 @@ def _as_stored(total: Array, g: Array) -> Array:
     return total.astype(g.dtype) if jnp.issubdtype(g.dtype, jnp.inexact) else total
 
 
-# ---------------------------------------------------------------- what users call
+# ---------------------------------------------------------------- the public functions
 
 
 @checked
 def per_example_global_norm_clip(grads: Updates, l2_norm_clip: float) -> tuple[Updates, Array]:
-    r"""Shrinks the gradient of each example so that its norm is in bounds, and adds them up.
+    r"""Clips each example's gradient by its norm, and sums over the examples, as in DP-SGD.
 
     .. math:: s = \sum_{b=1}^{B} g_b \min(1, c / \lVert g_b \rVert), \qquad
               \lVert g_b \rVert = \sqrt{\textstyle\sum_i |g_{b,i}|^2}
@@ -140,13 +140,13 @@ def per_example_global_norm_clip(grads: Updates, l2_norm_clip: float) -> tuple[U
 def per_example_layer_norm_clip(
     grads: Updates, global_l2_norm_clip: float, uniform: bool = True
 ) -> tuple[Updates, Updates]:
-    r"""Shrinks each leaf of each example's gradient on its own, and adds up the examples.
+    r"""Clips each leaf of each example's gradient by its own norm, and sums over the examples.
 
     .. math:: s_i = \sum_{b=1}^{B} g_{b,i} \min(1, c_i / \lVert g_{b,i} \rVert), \qquad
               c_i = c \sqrt{1 / K} \quad\text{or, not uniform,}\quad c \sqrt{D_i / D}
 
-    with \(K\) leaves, \(D_i\) elements in a leaf and \(D\) in all of them: then the norm of the
-    whole is at most \(c\).
+    There are \(K\) leaves, with \(D_i\) elements in a leaf and \(D\) in all of them. Then the norm
+    of the whole is at most \(c\).
 
     Args:
       grads: a tree of gradients with a first axis over the examples; `None` leaves stay.

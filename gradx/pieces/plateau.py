@@ -1,4 +1,4 @@
-"""A learning rate that falls when the loss no longer does."""
+"""Reduces the learning rate when the loss stops falling."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ class ReduceLROnPlateauState(NamedTuple):
     Attributes:
       scale: what the updates are multiplied by, float32 or wider ().
       best_value: the best value so far, float32 or wider ().
-      plateau_count: the values since it that were no better, int32 ().
+      plateau_count: the values since then that were no better, int32 ().
       cooldown_count: the values still to come before counting begins again, int32 ().
       count: the calls since the last value was completed, int32 ().
-      avg_value: the mean of what they were given, float32 or wider ().
+      avg_value: the mean of the values in those calls, float32 or wider ().
     """
 
     scale: Array
@@ -48,21 +48,21 @@ def reduce_on_plateau(
     accumulation_size: int = 1,
     min_scale: Annotated[Hyper, Number("[0, 1]", r"c_\mathrm{min}")] = 0.0,
 ) -> Transform:
-    r"""Multiplies the updates by a scale that is reduced where a value stops falling.
+    r"""Multiplies the updates by a scale, and reduces it when a value (a loss) stops falling.
 
     .. math:: u \leftarrow c\,u, \qquad c \leftarrow \max(\gamma c, c_\mathrm{min})
               \text{ after } n \text{ values } f \not< f_\mathrm{best}
               - \rho\,|f_\mathrm{best}| - \alpha
 
     The value is given to `update` as the extra argument `value`: a loss of the batch, or the last
-    one on validation data. Put it after the optimizer, in one `chain` with it.
+    one on validation data. Place this after the optimizer, in one `chain` with it.
 
     Args:
       factor: what the scale is multiplied by at a plateau.
       patience: \(n\), a whole number of at least 1.
       rtol: by how much a value must be better, relative to the best.
       atol: by how much a value must be better.
-      cooldown: for how many values after a reduction none counts as no better.
+      cooldown: how many values after a reduction are not counted.
       accumulation_size: how many calls are averaged to one value; more than 1 for a noisy loss.
       min_scale: the smallest scale.
 
@@ -80,9 +80,9 @@ def reduce_on_plateau(
       [-1.]
       [-0.5]
 
-    Deviations from Optax: a relative improvement of a negative value is one downwards; there, a
-    value of -1 is better than a best one of -1, and nothing is ever reduced. The scale is float32
-    also for half-precision parameters.
+    Deviations from Optax: a negative value, too, must fall to improve relatively. In Optax a value
+    of -1 is better than a best one of -1, and nothing is ever reduced. The scale is float32 also
+    for half-precision parameters.
     """
     where = core.where()
     if all(isinstance(x, int | float) and x == 0 for x in (rtol, atol)):
@@ -112,18 +112,18 @@ def reduce_on_plateau(
             "count": zero,
             "avg_value": 0.0,
         },
-        count="",  # the field `count` counts something else than updates
+        count="",  # the field `count` counts something other than updates
     )
 
 
 def _reduce(h: Numbers, sums: Sums) -> Decided:
     count = h.count + 1
-    kept = h.avg_value.dtype
-    total = h.count.astype(kept) * h.avg_value + h.value.astype(kept)
-    mean = total / count.astype(kept)
+    dtype = h.avg_value.dtype
+    total = h.count.astype(dtype) * h.avg_value + h.value.astype(dtype)
+    mean = total / count.astype(dtype)
     full = count == h.accumulation_size
 
-    # On the side of the best value that is better, whatever its sign. Infinity stays infinity.
+    # Below the best value, whatever its sign. Infinity stays infinity.
     bound = (1 - h.rtol * jnp.sign(h.best_value)) * h.best_value - h.atol
     better = mean < bound
     worse = jnp.where(better, 0, h.plateau_count + 1)

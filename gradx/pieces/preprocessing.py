@@ -1,4 +1,4 @@
-"""What is done to gradients before an optimizer sees them: centring, repair, noise."""
+"""Changes gradients before an optimizer sees them: centres them, removes NaNs, adds noise."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ __all__ = ["AddNoiseState", "ZeroNansState", "add_noise", "centralize", "zero_na
 
 @core.recorded
 def centralize() -> Transform:
-    r"""Subtracts from each slice along the first axis its mean.
+    r"""Gradient centralization: subtracts its mean from each slice along the first axis.
 
     .. math:: u_j \leftarrow u_j - \mathrm{mean}(u_j), \qquad u_j = u[j, \ldots]
 
@@ -66,7 +66,7 @@ def zero_nans() -> Transform:
 
     .. math:: u \leftarrow 0 \text{ where } u \text{ is NaN}
 
-    Infinities pass.
+    Infinities stay.
 
     Example:
       >>> import gradx, jax.numpy as jnp
@@ -113,12 +113,12 @@ def add_noise(
     Args:
       eta: the variance at the first update.
       gamma: how fast the variance falls.
-      key: a random key, or the seed of one. Of a seed the state has the raw key, which is saved
-        like any other array; a typed key (`jax.random.key`) stays typed. Without it that of seed 0,
+      key: a random key, or the seed of one. A seed gives a raw key in the state, which is saved
+        like any other array; a typed key (`jax.random.key`) stays typed. By default the seed is 0,
         with a warning, since two runs that should differ would have the same noise.
 
     Raises:
-      ValueError: what is given is no key.
+      ValueError: `key` is neither a key nor a seed.
 
     Example:
       >>> import gradx, jax.numpy as jnp
@@ -168,7 +168,7 @@ def key_or_zero(key: Any) -> Any:
 
 
 def check_key(name: str, start: Any) -> None:
-    """Raises ValueError for what is neither a random key, typed or raw, nor the seed of one."""
+    """Raises ValueError unless this is a random key, typed or raw, or the seed of one."""
     dtype, shape = getattr(start, "dtype", None), jnp.shape(start)
     typed = dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key)
     raw = dtype == jnp.uint32 and len(shape) == 1
@@ -182,9 +182,9 @@ def check_key(name: str, start: Any) -> None:
 
 
 def as_key(start: Array | int) -> Array:
-    """A key, typed or raw, as a copy, since a donated state must not free it; or that of a seed.
+    """A copy of a key, typed or raw, since a donated state must not free it; or the key of a seed.
 
-    A seed's is raw: what saves arrays, NumPy, Flax or Equinox, saves a state with it.
+    A seed gives a raw key, so that NumPy, Flax and Equinox can save a state with it.
     """
     typed = jnp.issubdtype(getattr(start, "dtype", int), jax.dtypes.prng_key)
     if typed or jnp.ndim(start) == 1:  # the raw keys of jax.random.PRNGKey; a seed is a scalar

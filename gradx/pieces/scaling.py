@@ -50,13 +50,13 @@ def scale(step_size: Annotated[Hyper, Number("(-inf, inf)", "c")]) -> Transform:
 def scale_by_learning_rate(
     learning_rate: Hyper | None = None, *, flip_sign: bool = True
 ) -> Transform:
-    r"""Multiplies the updates by the learning rate, and turns them downhill.
+    r"""Multiplies the updates by the negative learning rate, at the end of most optimizers.
 
     .. math:: u \leftarrow -\eta\,u
 
     Args:
       learning_rate: With `None` it neither scales nor negates.
-      flip_sign: whether to negate, which gradient descent wants.
+      flip_sign: whether to negate, as gradient descent does.
 
     Example:
       >>> import gradx, jax.numpy as jnp
@@ -81,7 +81,7 @@ def descend(learning_rate: Hyper) -> Transform:
 
 @core.recorded
 def scale_by_schedule(step_size_fn: Schedule) -> Transform:
-    r"""Multiplies the updates by what a schedule gives.
+    r"""Multiplies the updates by the value of a schedule.
 
     .. math:: u \leftarrow c(t)\,u, \qquad t = 0, 1, 2, \ldots
 

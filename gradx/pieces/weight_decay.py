@@ -1,4 +1,4 @@
-"""Weight decay, in the three ways that papers mean it, and the mask that most people want."""
+"""Weight decay, in the three ways of the papers, and a mask that leaves out biases and norms."""
 
 from __future__ import annotations
 
@@ -48,14 +48,14 @@ def add_decayed_weights(
     *,
     flip_sign: bool = False,
 ) -> Transform:
-    r"""Adds the parameters, scaled, to the updates.
+    r"""Weight decay: adds the parameters, scaled, to the updates.
 
     .. math:: u \leftarrow u + \lambda \theta
 
     Args:
       mask: where to add it: a tree of bools or a prefix of it, a function that makes one, or
         `by_path`; `gradx.weights_only` leaves out biases and norms. By default everywhere.
-      flip_sign: subtract instead, which shrinks the parameters where nothing negates the updates
+      flip_sign: subtract instead, to shrink the parameters where nothing negates the updates
         afterwards.
 
     Raises:
@@ -72,15 +72,15 @@ def add_decayed_weights(
     https://arxiv.org/abs/1711.05101.
     """
     if ranges.is_zero(weight_decay):
-        made = identity()
+        tx = identity()
     else:
-        made = leafwise(
+        tx = leafwise(
             _subtract if flip_sign else _add,
             state=WeightDecaySchedule if sources.is_scheduled(weight_decay) else optax.EmptyState,
             hypers={"weight_decay": weight_decay},
             needs_params=True,
         )
-    return made if mask is None else masked(made, mask)
+    return tx if mask is None else masked(tx, mask)
 
 
 def _add(g: Array, s: LeafState, p: Array, h: Numbers) -> tuple[Array, LeafState]:
@@ -91,7 +91,7 @@ def _subtract(g: Array, s: LeafState, p: Array, h: Numbers) -> tuple[Array, Leaf
     return g - h.weight_decay * p, s
 
 
-# The last steps of a path that name no weight, in Flax, Haiku, Equinox and PyTorch-like trees.
+# Last names in paths of leaves that are not weights, in Flax, Haiku, Equinox and PyTorch trees.
 _NO_WEIGHTS = {"bias", "b", "scale", "offset", "beta", "gamma"}
 _NORM = re.compile(r"(layer|batch|group|instance|rms)?norms?|ln|bn|gn")
 
@@ -138,7 +138,7 @@ def scale_and_decay(
                                 \quad \eta_t = \eta s_t \\
         \text{independent:}    &\quad \theta \leftarrow \theta - \eta_t u - \lambda \theta
     """
-    # Here too, for factories outside gradx: `add_decayed_weights` takes any number.
+    # Checked here for factories outside gradx: `add_decayed_weights` takes any number.
     where = core.where()
     weight_decay = sources.within(weight_decay, RANGES["weight_decay"], "weight_decay", where)
     rate = descend(learning_rate)

@@ -3,10 +3,10 @@ r"""Schedules: numbers as functions of the step count.
 A schedule is any function `count -> value`. Wherever gradx takes a number it takes a schedule, and
 **a schedule sees count 0 for the first update**, so a warmup from 0 makes the first update zero.
 
-Those made here take Python numbers and arrays of counts of any shape (a count below 0 is 0), and
-answer in JAX's default float type, float32 unless x64 is enabled. Numbers such as `init_value` may
-be traced, numbers of steps are known when the schedule is made. Here are single curves;
-`piecewise` has those through given points, `sequences` those joined from several.
+The schedules of gradx take Python numbers and arrays of counts of any shape (a count below 0 is 0),
+and return JAX's default float type, float32 unless x64 is enabled. Numbers such as `init_value` may
+be traced; numbers of steps must be known when the schedule is made. Here are single curves.
+`piecewise` has curves through given points, `sequences` joins several schedules.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ __all__ = [
 
 @dataclass(frozen=True, eq=False, repr=False)
 class ScheduleFn(core.Described):
-    """A schedule that reads like the code that made it.
+    """A schedule whose `repr` is the code that made it.
 
     Schedules made by the same factory from equal arguments are equal and hash alike, so
     transforms that hold them can be static arguments of `jax.jit`; they can be pickled too.
@@ -83,17 +83,17 @@ def level(value: Scalar) -> Schedule:
     return lambda count: jnp.broadcast_to(as_float(value), jnp.shape(count))
 
 
-def level_for_ever(name: str, value: Scalar, told: str) -> Schedule:
-    """What Optax makes of numbers of which no curve can be made; it says so in a log."""
-    odd(f"{told}, so the schedule is constant at {name}")
+def level_for_ever(name: str, value: Scalar, reason: str) -> Schedule:
+    """A constant with a warning, as in Optax, for numbers that make no curve."""
+    odd(f"{reason}, so the schedule is constant at {name}")
     return level(value)
 
 
 def between(init: Any, end: Any, left: Array, done: Array) -> Array:
-    """`init * left + end * done` for two weights that make 1, by way of the smaller one.
+    """`init * left + end * done` for two weights that sum to 1, by way of the smaller one.
 
-    So a value near 0 is a product with a small weight, not a difference of large numbers; both ends
-    are exact, and what is constant stays so.
+    So a value near 0 is a product with a small weight, not a difference of large numbers. Both ends
+    are exact, and a constant stays constant.
     """
     return jnp.where(left > done, init + (end - init) * done, end + (init - end) * left)
 
@@ -134,7 +134,7 @@ def exponential(
             periods = jnp.zeros_like(done)
         elif isinstance(length, float):
             periods = as_float(done) // length
-        else:  # the floor of a quotient of floats may come one step late, see `ramp`
+        else:  # in integers: the floor of a quotient of floats may come one step late
             periods = done // length
         decayed = init * rate ** as_float(periods)
         if end is None:
@@ -145,7 +145,7 @@ def exponential(
 
 
 def _log(value: Scalar) -> Any:
-    # Of 0.9999 float32 has lost half a thousandth of the logarithm.
+    # float32 loses half a thousandth of the logarithm of 0.9999.
     return math.log(value) if isinstance(value, float) else jnp.log(value)
 
 
@@ -169,14 +169,14 @@ def constant_schedule(value: Annotated[Scalar, Number(ANY, "c", "the value")]) -
     .. math:: s(t) = c
 
     Args:
-      value: \(c\), any finite number.
+      value: any finite number.
 
     Example:
       >>> import gradx
       >>> gradx.constant_schedule(0.5)(1000)
       Array(0.5, dtype=float32)
 
-    Returns an array of the count's shape, where Optax returns `value` itself.
+    Deviation from Optax: it returns an array of the count's shape; Optax returns `value` itself.
     """
     return ScheduleFn(level(value))
 
@@ -185,16 +185,16 @@ def constant_schedule(value: Annotated[Scalar, Number(ANY, "c", "the value")]) -
 def linear_schedule(
     init_value: Scalar, end_value: Scalar, transition_steps: int, transition_begin: int = 0
 ) -> ScheduleFn:
-    r"""A straight line from one number to another.
+    r"""A straight line from one number to another, which is then kept.
 
     .. math:: s(t) = I + (E - I)\,\min\left(1, \frac{\max(0, t - B)}{T}\right)
 
     Args:
       end_value: the value from count \(B + T\) on.
-      transition_steps: \(T\), steps, whole or not; for 0 or less the schedule is constant at
-        `init_value`, with a warning.
-      transition_begin: \(B\), steps at `init_value` before the line begins; 0 by default, and for
-        less than 0, with a warning.
+      transition_steps: how many steps the line takes, \(T\), whole or not; for 0 or less the
+        schedule is constant at `init_value`, with a warning.
+      transition_begin: how many steps stay at `init_value` first, \(B\); 0 by default, and for less
+        than 0, with a warning.
 
     Example:
       >>> import gradx
@@ -225,14 +225,13 @@ def half_life_schedule(
     .. math:: \frac{1}{\ln s(t)} = \frac{1 - x}{\ln I} + \frac{x}{\ln E}, \qquad
               x = \min\left(1, \frac{\max(0, t - B)}{T}\right)
 
-    On a straight line of its own a decay would stay short for nearly all of the steps: half way
-    from 0.9 to 0.9999 the half-life would be 14 steps, and here it is 3,469.
+    If the decay itself followed a straight line, the half-life would stay short for nearly all of
+    the steps: half way from 0.9 to 0.9999 it would be 14 steps; here it is 3,469.
 
     Args:
       end_value: the value from count \(B + T\) on.
-      transition_steps: \(T\) in [1, inf), steps.
-      transition_begin: \(B\) in [0, inf), steps at `init_value` before the change begins; 0 by
-        default.
+      transition_steps: how many steps the change takes, \(T\) in [1, inf).
+      transition_begin: how many steps stay at `init_value` first, \(B\) in [0, inf); 0 by default.
 
     Example:
       >>> import gradx
@@ -267,12 +266,12 @@ def polynomial_schedule(
 
     Args:
       end_value: the value from count \(B + T\) on.
-      power: \(p\) in [0, inf); 1 is a straight line, above it the change slows down, and with 0 it
-        never begins.
-      transition_steps: \(T\), steps, whole or not; for 0 or less the schedule is constant at
-        `init_value`, with a warning.
-      transition_begin: \(B\), steps at `init_value` before the change begins; 0 by default, and
-        for less than 0, with a warning.
+      power: the exponent, \(p\) in [0, inf); 1 is a straight line, above 1 the change slows down,
+        and with 0 it never begins.
+      transition_steps: how many steps the change takes, \(T\), whole or not; for 0 or less the
+        schedule is constant at `init_value`, with a warning.
+      transition_begin: how many steps stay at `init_value` first, \(B\); 0 by default, and for less
+        than 0, with a warning.
 
     Example:
       >>> import gradx
@@ -292,16 +291,17 @@ def cosine_decay_schedule(
     alpha: Annotated[Scalar, Number(ANY)] = 0.0,
     exponent: Scalar = 1.0,
 ) -> ScheduleFn:
-    r"""Half a cosine wave, from a number down to a share of it.
+    r"""Cosine decay: half a cosine wave, from a number down to a share of it.
 
     .. math::
         s(t) = I\left[\alpha + (1 - \alpha)
         \left(\frac{1 + \cos(\pi \min(t, T) / T)}{2}\right)^p\right]
 
     Args:
-      decay_steps: \(T\) in [1, inf), steps, whole or not.
+      decay_steps: how many steps the decay takes, \(T\) in [1, inf), whole or not.
       alpha: the share of `init_value` at the end.
-      exponent: \(p\) in [0, inf); 1 by default, and 0 is constant at `init_value`.
+      exponent: the power of the wave, \(p\) in [0, inf); 1 by default, and 0 is constant at
+        `init_value`.
 
     Example:
       >>> import gradx
@@ -309,8 +309,8 @@ def cosine_decay_schedule(
       >>> print([f"{schedule(t):.2f}" for t in (0, 5, 10, 99)])
       ['1.00', '0.55', '0.10', '0.10']
 
-    Loshchilov, Hutter, `SGDR: Stochastic Gradient Descent with Warm Restarts
-    <https://arxiv.org/abs/1608.03983>`_, 2017, eq. 5.
+    Reference: Loshchilov and Hutter, *SGDR: stochastic gradient descent with warm restarts*,
+    https://arxiv.org/abs/1608.03983, 2017, eq. 5.
     """
     return ScheduleFn(
         cosine(
@@ -331,21 +331,21 @@ def exponential_decay(
     staircase: bool = False,
     end_value: Scalar | None = None,
 ) -> ScheduleFn:
-    r"""A number times a power of the rate, which grows with the count.
+    r"""Exponential decay, or growth: a number times a power of the rate.
 
     .. math:: s(t) = I\,r^{\max(0, t - B) / T}
 
     Args:
-      transition_steps: \(T\), the steps, whole or not, in which the value is multiplied by \(r\)
-        once; for 0 or less the schedule is constant at `init_value`, with a warning.
-      decay_rate: the factor of so many steps. The value decays below 1 and grows above; for 0 the
+      transition_steps: how many steps multiply the value by \(r\) once, \(T\), whole or not; for 0
+        or less the schedule is constant at `init_value`, with a warning.
+      decay_rate: the factor of \(T\) steps. Below 1 the value decays, above 1 it grows; for 0 the
         schedule is constant at `init_value`, with a warning.
-      transition_begin: \(B\), steps at `init_value` before that; 0 by default, and for less than 0,
-        with a warning.
+      transition_begin: how many steps stay at `init_value` first, \(B\); 0 by default, and for less
+        than 0, with a warning.
       staircase: whether the exponent is rounded down, so that the value changes every \(T\)
         steps only.
       end_value: a bound for the value: the least one for a rate below 1, the greatest one
-        otherwise; by default there is none. If `init_value` is beyond it, the schedule is constant
+        otherwise. By default there is none. If `init_value` is beyond it, the schedule is constant
         at `end_value`, with a warning.
 
     Example:
@@ -354,8 +354,8 @@ def exponential_decay(
       >>> [round(float(schedule(t)), 3) for t in (0, 5, 10, 20, 30)]
       [1.0, 0.707, 0.5, 0.25, 0.2]
 
-    The stairs count in integers; Optax, jitted for CPU, comes one step late for some
-    `transition_steps` (41, 47, 55, …).
+    Deviation from Optax: the stairs count in integers. Optax, jitted for CPU, comes one step late
+    for some `transition_steps` (41, 47, 55, …).
     """
     return ScheduleFn(
         checked_exponential(
@@ -379,8 +379,8 @@ def checked_exponential(
         return level_for_ever(name, init, f"transition_steps is {length}")
     if isinstance(rate, float) and rate == 0.0:
         return level_for_ever(name, init, "decay_rate is 0")
-    known = isinstance(init, float) and isinstance(rate, float) and isinstance(end, float)
-    if known and (end > init if rate < 1 else end < init):
+    constants = isinstance(init, float) and isinstance(rate, float) and isinstance(end, float)
+    if constants and (end > init if rate < 1 else end < init):
         odd(
             f"{name} {init} is beyond end_value {end} from the first count on, with "
             f"decay_rate {rate}, so the schedule is constant at end_value"

@@ -29,7 +29,7 @@ __all__ = [
 
 
 def counted(count: Any, starts: Sequence[Length]) -> Array:
-    """The count in a type that the starts are of, too: a float if one is below 0 or a fraction."""
+    """The count in a type that can hold the starts: a float if one is below 0 or a fraction."""
     whole = all(isinstance(s, int) and s >= 0 for s in starts)
     return as_count(count) if whole else elapsed(count, 0)
 
@@ -50,7 +50,7 @@ def stairs(values: Sequence[Scalar], starts: Sequence[Length]) -> Schedule:
     return value
 
 
-def polyline(values: Sequence[Scalar], starts: Sequence[Length], kind: str) -> Schedule:
+def polyline(values: Sequence[Scalar], starts: Sequence[Length], curve: str) -> Schedule:
     """From `values[k]` at `starts[k]` to `values[k + 1]`, and so on; constant after the last."""
     lengths = [*(float(b - a) or 1.0 for a, b in pairwise(starts)), 1.0]
 
@@ -63,7 +63,7 @@ def polyline(values: Sequence[Scalar], starts: Sequence[Length], kind: str) -> S
         done = jnp.clip(as_float(count - begins[k]), 0, length)
         weights = share_of(length - done, done, length), share_of(done, length - done, length)
         here, there = _table(values)[k], _table([*values[1:], values[-1]])[k]
-        return between(here, there, *(weights if kind == "linear" else wave(*weights)))
+        return between(here, there, *(weights if curve == "linear" else wave(*weights)))
 
     return value
 
@@ -75,18 +75,18 @@ def _table(values: Sequence[Scalar]) -> Array:
 def _accumulated(
     init_value: Any, boundaries_and_scales: Mapping[int, float] | None
 ) -> tuple[list[Scalar], list[Length]]:
-    """The values that the scales make of the first one, and the steps at which they are reached."""
-    given = {} if boundaries_and_scales is None else boundaries_and_scales
-    if not isinstance(given, Mapping):
+    """The first value times the scales so far, and the steps at which these values are reached."""
+    scale_at = {} if boundaries_and_scales is None else boundaries_and_scales
+    if not isinstance(scale_at, Mapping):
         raise ValueError(
             f"{core.where()}: boundaries_and_scales must be a dict {{step: scale}}, got "
-            f"{core.show(given)}."
+            f"{core.show(scale_at)}."
         )
     scales = {
         duration("a boundary in boundaries_and_scales", boundary): constant(
             f"boundaries_and_scales[{boundary}]", scale, "[0, inf)"
         )
-        for boundary, scale in given.items()
+        for boundary, scale in scale_at.items()
     }
     starts = sorted(scales)
     factors = [init_value, *(scales[b] for b in starts)]
@@ -111,8 +111,9 @@ def piecewise_constant_schedule(
     .. math:: s(t) = I \prod_{i:\, b_i \le t} f_i
 
     Args:
-      boundaries_and_scales: \(b_i \to f_i\), steps, whole or not, to numbers in [0, inf), in
-        any order; none by default. A boundary below 0 has been passed already.
+      boundaries_and_scales: the scale at each boundary, \(b_i \to f_i\): steps, whole or not, to
+        numbers in [0, inf), in any order; none by default. A boundary below 0 has been passed
+        already.
 
     Example:
       >>> import gradx
@@ -135,14 +136,14 @@ def piecewise_interpolate_schedule(
         s(t) = v_k + (v_{k+1} - v_k)\,w\left(\frac{t - b_k}{b_{k+1} - b_k}\right),
         \quad b_k \le t < b_{k+1}, \quad v_k = I \prod_{i \le k} f_i
 
-    with \(b_0 = 0\), \(f_0 = 1\), \(w(x) = x\) or \(w(x) = (1 - \cos \pi x) / 2\), and the last
-    value kept.
+    Here \(b_0 = 0\), \(f_0 = 1\), and \(w(x) = x\) or \(w(x) = (1 - \cos \pi x) / 2\). The last
+    value is kept.
 
     Args:
-      interpolate_type: ``"linear"`` or ``"cosine"``.
-      boundaries_and_scales: \(b_i \to f_i\), steps, whole or not, to numbers in [0, inf), in
-        any order; none by default. A boundary below 0 has been passed already. The scales
-        multiply: {10: 0.5, 20: 0.5} ends at a quarter.
+      interpolate_type: the curve between points, ``"linear"`` or ``"cosine"``.
+      boundaries_and_scales: the scale at each boundary, \(b_i \to f_i\): steps, whole or not, to
+        numbers in [0, inf), in any order; none by default. A boundary below 0 has been passed
+        already. The scales multiply: {10: 0.5, 20: 0.5} ends at a quarter.
 
     Example:
       >>> import gradx
@@ -163,19 +164,19 @@ def linear_onecycle_schedule(
     div_factor: Annotated[Scalar, Number("(0, inf)", "d")] = 25.0,
     final_div_factor: Annotated[Scalar, Number("(0, inf)", "d_f")] = 1e4,
 ) -> ScheduleFn:
-    r"""Up to a peak, back down, and to almost nothing, along straight lines.
+    r"""One-cycle policy: up to a peak, back down, and to almost nothing, along straight lines.
 
     .. math::
         (t, s) = (0, P/d) \to (\lfloor aT \rfloor, P) \to (\lfloor bT \rfloor, P/d)
         \to (T, P/(d\,d_f))
 
     Args:
-      transition_steps: \(T\) in [1, inf), steps, whole or not.
-      pct_start: \(a\) in [0, 1], the share of the steps that goes up; 0.3 by default.
-      pct_final: \(b\) in [a, 1], the share after which the value is back at where it started;
-        0.85 by default.
-      div_factor: the peak over the first value.
-      final_div_factor: the first value over the last.
+      transition_steps: how many steps there are in all, \(T\) in [1, inf), whole or not.
+      pct_start: the share of the steps that goes up, \(a\) in [0, 1]; 0.3 by default.
+      pct_final: the share of the steps until the value is back at where it started, \(b\) in
+        [a, 1]; 0.85 by default.
+      div_factor: the peak divided by the first value.
+      final_div_factor: the first value divided by the last.
 
     Example:
       >>> import gradx
@@ -183,11 +184,11 @@ def linear_onecycle_schedule(
       >>> print([f"{schedule(t):.6f}" for t in (0, 30, 85, 100)])
       ['0.040000', '1.000000', '0.040000', '0.000004']
 
-    Smith, Topin, `Super-Convergence: Very Fast Training of Neural Networks Using Large Learning
-    Rates <https://arxiv.org/abs/1708.07120>`_, 2017.
-
-    A phase of no steps is skipped (its end is jumped to). In Optax the last of several phases that
-    end on the same step drops the scales of the others, and the values come out too large or small.
+    Reference: Smith and Topin, *Super-convergence: very fast training of neural networks using
+    large learning rates*, https://arxiv.org/abs/1708.07120, 2017. Deviation from
+    Optax: a phase without steps is skipped, by a jump to its end. In Optax the last of several
+    phases that end on the same step drops the scales of the others, so that the values are too
+    large or too small.
     """
     total = duration("the transition_steps of a linear onecycle", transition_steps, 1)
     up = share("pct_start", pct_start, 0.0)
@@ -207,16 +208,16 @@ def cosine_onecycle_schedule(
     div_factor: Annotated[Scalar, Number("(0, inf)", "d")] = 25.0,
     final_div_factor: Annotated[Scalar, Number("(0, inf)", "d_f")] = 1e4,
 ) -> ScheduleFn:
-    r"""Up to a peak and down to almost nothing, along half cosine waves.
+    r"""One-cycle policy: up to a peak and down to almost nothing, along half cosine waves.
 
     .. math::
         (t, s) = (0, P/d) \to (\lfloor aT \rfloor, P) \to (T, P/(d\,d_f))
 
     Args:
-      transition_steps: \(T\) in [1, inf), steps, whole or not.
-      pct_start: \(a\) in [0, 1], the share of the steps that goes up; 0.3 by default.
-      div_factor: the peak over the first value.
-      final_div_factor: the first value over the last.
+      transition_steps: how many steps there are in all, \(T\) in [1, inf), whole or not.
+      pct_start: the share of the steps that goes up, \(a\) in [0, 1]; 0.3 by default.
+      div_factor: the peak divided by the first value.
+      final_div_factor: the first value divided by the last.
 
     Example:
       >>> import gradx
@@ -224,11 +225,10 @@ def cosine_onecycle_schedule(
       >>> print([f"{schedule(t):.6f}" for t in (0, 15, 30, 65, 100)])
       ['0.040000', '0.520000', '1.000000', '0.500002', '0.000004']
 
-    Smith, Topin, `Super-Convergence: Very Fast Training of Neural Networks Using Large Learning
-    Rates <https://arxiv.org/abs/1708.07120>`_, 2017, with cosines for its lines, as in PyTorch's
-    ``OneCycleLR``.
-
-    A phase of no steps is skipped, as in `linear_onecycle_schedule`.
+    Reference: Smith and Topin, *Super-convergence: very fast training of neural networks using
+    large learning rates*, https://arxiv.org/abs/1708.07120, 2017, with cosines for
+    its lines, as in PyTorch's ``OneCycleLR``. A phase without steps is skipped, as in
+    `linear_onecycle_schedule`.
     """
     total = duration("the transition_steps of a cosine onecycle", transition_steps, 1)
     up = share("pct_start", pct_start, 0.0)

@@ -32,32 +32,36 @@ def joined(schedules: Sequence[Schedule], boundaries: Sequence[Any]) -> Schedule
     def value(count: Any) -> Array:
         if isinstance(count, np.integer):
             count = int(count)
-        made = schedules[0](count)
+        result = schedules[0](count)
         for boundary, schedule in zip(boundaries, schedules[1:], strict=True):
             if is_beyond(boundary, count):
                 break
-            made = jnp.where(is_before(count, boundary), made, schedule(since(count, boundary)))
-        return as_float(made)
+            result = jnp.where(is_before(count, boundary), result, schedule(since(count, boundary)))
+        return as_float(result)
 
     return value
 
 
-def warmed_up(init: Scalar, peak: Scalar, length: Length, rest: Schedule) -> Schedule:
-    """A straight line to where the rest begins; no steps of warmup leave the rest alone."""
-    return joined([ramp(init, peak, 1, length), rest], [length]) if length else rest
+def warmed_up(init: Scalar, peak: Scalar, length: Length, after: Schedule) -> Schedule:
+    """A straight line to a peak, where another schedule begins; without steps that one alone."""
+    return joined([ramp(init, peak, 1, length), after], [length]) if length else after
 
 
 @core.recorded
 def join_schedules(schedules: Sequence[Schedule], boundaries: Sequence[int | Array]) -> ScheduleFn:
-    r"""Schedules one after the other, each counting from where it begins.
+    r"""Joins schedules one after the other; each counts from where it begins.
 
     .. math:: s(t) = s_k(t - b_k), \quad b_k \le t < b_{k+1}, \quad b_0 = 0
 
     Args:
-      schedules: \(s_0, \ldots, s_n\), any functions of the count. All are evaluated for every
+      schedules: any functions of the count, \(s_0, \ldots, s_n\). All are evaluated for every
         count, and one whose turn has not come sees the count 0.
-      boundaries: \(b_1 \le \ldots \le b_n\), steps, whole or not. One below 0 is that of a schedule
-        that has begun before. They may be traced.
+      boundaries: the steps at which the next one begins, \(b_1 \le \ldots \le b_n\), whole or not.
+        A schedule with one below 0 has begun before. They may be traced.
+
+    Raises:
+      ValueError: too few or too many boundaries (Optax ignores those that are too many), or
+        descending ones.
 
     Example:
       >>> import gradx
@@ -66,11 +70,9 @@ def join_schedules(schedules: Sequence[Schedule], boundaries: Sequence[int | Arr
       ... )
       >>> [float(schedule(t)) for t in (0, 2, 4, 5, 7)]
       [0.0, 0.5, 1.0, 0.5, 0.25]
-
-    Too few or many boundaries, and descending ones, are errors (Optax ignores what is too much).
     """
-    for name, given in (("schedules", schedules), ("boundaries", boundaries)):
-        _check_sequence(name, given, "one or more functions" if name == "schedules" else "steps")
+    for name, sequence in (("schedules", schedules), ("boundaries", boundaries)):
+        _check_sequence(name, sequence, "one or more functions" if name == "schedules" else "steps")
     for i, schedule in enumerate(schedules):
         if not callable(schedule) or isinstance(schedule, Source):
             raise ValueError(
@@ -79,24 +81,24 @@ def join_schedules(schedules: Sequence[Schedule], boundaries: Sequence[int | Arr
             )
     if not len(schedules) or len(boundaries) != len(schedules) - 1:
         raise ValueError(
-            f"{core.where()}: boundaries must be one fewer than schedules, of which there is at "
-            f"least one; got {len(boundaries)} boundaries and {len(schedules)} schedules."
+            f"{core.where()}: boundaries must be one fewer than schedules, and there must be at "
+            f"least one schedule; got {len(boundaries)} boundaries and {len(schedules)} schedules."
         )
     at = [
         b if isinstance(b, jax.core.Tracer) else duration(f"boundaries[{i}]", b)
         for i, b in enumerate(boundaries)
     ]
-    known = [b for b in at if isinstance(b, int | float)]
-    if any(a > b for a, b in pairwise(known)):
-        raise ValueError(f"{core.where()}: boundaries must not descend, got {known}.")
+    constants = [b for b in at if isinstance(b, int | float)]
+    if any(a > b for a, b in pairwise(constants)):
+        raise ValueError(f"{core.where()}: boundaries must not descend, got {constants}.")
     return ScheduleFn(joined(list(schedules), at))
 
 
-def _check_sequence(name: str, given: Any, what: str) -> None:
+def _check_sequence(name: str, sequence: Any, what: str) -> None:
     # An iterator could be read only once, but repr and configs read it again.
-    if not isinstance(given, list | tuple) and getattr(given, "ndim", 0) != 1:
+    if not isinstance(sequence, list | tuple) and getattr(sequence, "ndim", 0) != 1:
         raise ValueError(
-            f"{core.where()}: {name} must be a list of {what}, got {core.show(given)}."
+            f"{core.where()}: {name} must be a list of {what}, got {core.show(sequence)}."
         )
 
 
@@ -104,12 +106,13 @@ def _check_sequence(name: str, given: Any, what: str) -> None:
 def warmup_constant_schedule(
     init_value: Scalar, peak_value: Scalar, warmup_steps: int
 ) -> ScheduleFn:
-    r"""A straight line to a peak, which is kept.
+    r"""Linear warmup to a peak, which is then kept.
 
     .. math:: s(t) = I + (P - I) \min(1, t / W)
 
     Args:
-      warmup_steps: \(W\) in [0, inf), steps, whole or not; 0 is no warmup: \(s(t) = P\).
+      warmup_steps: how many steps the warmup takes, \(W\) in [0, inf), whole or not; 0 is no
+        warmup: \(s(t) = P\).
 
     Example:
       >>> import gradx
@@ -117,7 +120,7 @@ def warmup_constant_schedule(
       >>> [float(schedule(t)) for t in (0, 1, 4, 99)]
       [0.0, 0.25, 1.0, 1.0]
 
-    With `warmup_steps` 0, Optax keeps `init_value` for ever.
+    Deviation from Optax: with `warmup_steps` 0, Optax keeps `init_value` for ever.
     """
     warmup = duration("warmup_steps", warmup_steps, 0)
     return ScheduleFn(warmed_up(init_value, peak_value, warmup, level(peak_value)))
@@ -132,7 +135,7 @@ def warmup_cosine_decay_schedule(
     end_value: Scalar = 0.0,
     exponent: Scalar = 1.0,
 ) -> ScheduleFn:
-    r"""A straight line to a peak, then half a cosine wave down.
+    r"""Linear warmup to a peak, then cosine decay.
 
     .. math::
         s(t) = \begin{cases}
@@ -141,12 +144,14 @@ def warmup_cosine_decay_schedule(
         \end{cases}
 
     Args:
-      peak_value: the value at count \(W\). 0 is a schedule that is off:
-        it stays 0, with a warning if there is another `end_value`.
-      warmup_steps: \(W\) in [0, inf), steps, whole or not; 0 is no warmup.
-      decay_steps: \(T\) in (W, inf), the steps of both phases together.
+      peak_value: the value at count \(W\). With 0 the schedule stays 0, with a warning if
+        `end_value` is another number.
+      warmup_steps: how many steps the warmup takes, \(W\) in [0, inf), whole or not; 0 is no
+        warmup.
+      decay_steps: how many steps both phases take together, \(T\) in (W, inf).
       end_value: the value from count \(T\) on.
-      exponent: \(p\) in [0, inf); 1 by default, and 0 is constant at the peak.
+      exponent: the power of the wave, \(p\) in [0, inf); 1 by default, and 0 is constant at the
+        peak.
 
     Example:
       >>> import gradx
@@ -154,8 +159,8 @@ def warmup_cosine_decay_schedule(
       >>> print([f"{schedule(t):.2f}" for t in (0, 5, 10, 60, 110, 999)])
       ['0.00', '0.50', '1.00', '0.55', '0.10', '0.10']
 
-    Goyal et al., `Accurate, Large Minibatch SGD <https://arxiv.org/abs/1706.02677>`_, 2017, for
-    the warmup; `cosine_decay_schedule` for the rest.
+    Reference: Goyal et al., *Accurate, large minibatch SGD*, https://arxiv.org/abs/1706.02677,
+    2017, for the warmup; that of `cosine_decay_schedule` for the decay.
     """
     init, peak = init_value, peak_value
     warmup = duration("warmup_steps", warmup_steps, 0)
@@ -184,7 +189,7 @@ def warmup_exponential_decay_schedule(
     staircase: bool = False,
     end_value: Scalar | None = None,
 ) -> ScheduleFn:
-    r"""A straight line to a peak, then `exponential_decay` from there.
+    r"""Linear warmup to a peak, then `exponential_decay` from there.
 
     .. math::
         s(t) = \begin{cases}
@@ -194,11 +199,12 @@ def warmup_exponential_decay_schedule(
 
     Args:
       peak_value: the value at count \(W\).
-      warmup_steps: \(W\) in [0, inf), steps, whole or not; 0 is no warmup.
-      transition_steps: \(T\), the steps, whole or not, in which the value is multiplied by \(r\)
-        once; see `exponential_decay` for 0 or less, here and below.
-      decay_rate: the factor of so many steps.
-      transition_begin: \(B\), steps at the peak; 0 by default.
+      warmup_steps: how many steps the warmup takes, \(W\) in [0, inf), whole or not; 0 is no
+        warmup.
+      transition_steps: how many steps multiply the value by \(r\) once, \(T\), whole or not; see
+        `exponential_decay` for 0 or less, here and below.
+      decay_rate: the factor of \(T\) steps.
+      transition_begin: how many steps stay at the peak, \(B\); 0 by default.
       staircase: whether the exponent is rounded down.
       end_value: a bound for the decaying value: the least one for a rate below 1, the greatest
         one otherwise. By default there is none.
@@ -225,14 +231,14 @@ def warmup_exponential_decay_schedule(
 
 @core.recorded
 def sgdr_schedule(cosine_kwargs: Sequence[Mapping[str, Any]]) -> ScheduleFn:
-    r"""Warm restarts: one `warmup_cosine_decay_schedule` after the other.
+    r"""Warm restarts (SGDR): one `warmup_cosine_decay_schedule` after the other.
 
     .. math:: s(t) = s_k(t - b_k), \quad b_k \le t < b_{k+1} = b_k + T_k, \quad b_0 = 0
 
     Args:
-      cosine_kwargs: for each cycle the arguments of `warmup_cosine_decay_schedule`, as a dict; its
-        ``decay_steps`` is the length \(T_k\) of the cycle, in steps. The last cycle's end value
-        is kept.
+      cosine_kwargs: the arguments of `warmup_cosine_decay_schedule` for each cycle, as dicts; their
+        ``decay_steps`` is the length \(T_k\) of the cycle, in steps. The end value of the last
+        cycle is kept.
 
     Example:
       >>> import gradx
@@ -241,10 +247,9 @@ def sgdr_schedule(cosine_kwargs: Sequence[Mapping[str, Any]]) -> ScheduleFn:
       >>> print([f"{schedule(t):.2f}" for t in (0, 2, 6, 10, 12, 21, 30)])
       ['0.00', '1.00', '0.50', '0.00', '1.00', '0.50', '0.00']
 
-    Loshchilov, Hutter, `SGDR: Stochastic Gradient Descent with Warm Restarts
-    <https://arxiv.org/abs/1608.03983>`_, 2017.
-
-    A list or tuple is needed, where Optax takes any iterable.
+    Reference: Loshchilov and Hutter, *SGDR: stochastic gradient descent with warm restarts*,
+    https://arxiv.org/abs/1608.03983, 2017.
+    Deviation from Optax: the cycles must be a list or tuple; Optax takes any iterable.
     """
     _check_sequence("cosine_kwargs", cosine_kwargs, "dicts")
     if not cosine_kwargs:
