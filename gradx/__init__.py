@@ -97,8 +97,11 @@ from gradx.pieces.plateau import *
 from gradx.pieces.preprocessing import *
 from gradx.pieces.scaling import *
 from gradx.pieces.weight_decay import *
+from gradx.schedules.cooldowns import *
 from gradx.schedules.curves import *
 from gradx.schedules.piecewise import *
+from gradx.schedules.repeating import *
+from gradx.schedules.schedule_fn import *
 from gradx.schedules.sequences import *
 
 __version__ = "0.1.0"

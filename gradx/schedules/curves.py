@@ -12,7 +12,6 @@ be traced; numbers of steps must be known when the schedule is made. Here are si
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
 from typing import Annotated, Any
 
 import jax.numpy as jnp
@@ -32,9 +31,9 @@ from gradx.numbers.counting import (
     since,
 )
 from gradx.numbers.sources import Array, Schedule
+from gradx.schedules.schedule_fn import ScheduleFn, Steps
 
 __all__ = [
-    "ScheduleFn",
     "constant_schedule",
     "cosine_decay_schedule",
     "exponential_decay",
@@ -42,38 +41,6 @@ __all__ = [
     "linear_schedule",
     "polynomial_schedule",
 ]
-
-
-@dataclass(frozen=True, eq=False, repr=False)
-class ScheduleFn(core.Described):
-    """A schedule whose `repr` is the code that made it.
-
-    Schedules made by the same factory from equal arguments are equal and hash alike, so
-    transforms that hold them can be static arguments of `jax.jit`; they can be pickled too.
-
-    Args:
-      function: `count -> value`.
-      spec: the factory and arguments it was made from.
-
-    Example:
-      >>> import gradx
-      >>> gradx.linear_schedule(init_value=1.0, end_value=0.0, transition_steps=10)
-      linear_schedule(1.0, 0.0, 10)
-      >>> gradx.linear_schedule(1.0, 0.0, 10) == gradx.linear_schedule(1.0, 0.0, 10)
-      True
-    """
-
-    function: Schedule
-    spec: core.Spec | None = None
-
-    def __call__(self, count: Any) -> Array:
-        return self.function(count)
-
-    def with_spec(self, spec: core.Spec) -> ScheduleFn:
-        return replace(self, spec=spec)
-
-    def __repr__(self) -> str:
-        return core.show(self.function) if self.spec is None else repr(self.spec)
 
 
 # ---------------------------------------------------------------- curves
@@ -100,12 +67,12 @@ def between(init: Any, end: Any, left: Array, done: Array) -> Array:
 
 def ramp(init: Scalar, end: Scalar, power: Scalar, length: Length, begin: Length = 0) -> Schedule:
     """From `init` to `end` along a power of the share of the steps that is left."""
-    return lambda count: between(init, end, *_to_power(*shares(count, length, begin), power))
+    return lambda count: between(init, end, *to_power(*shares(count, length, begin), power))
 
 
 def cosine(init: Scalar, end: Scalar, length: Length, exponent: Scalar) -> Schedule:
     """From `init` to `end` along a power of half a cosine wave."""
-    return lambda count: between(init, end, *_to_power(*wave(*shares(count, length)), exponent))
+    return lambda count: between(init, end, *to_power(*wave(*shares(count, length)), exponent))
 
 
 def wave(left: Array, done: Array) -> tuple[Array, Array]:
@@ -113,7 +80,7 @@ def wave(left: Array, done: Array) -> tuple[Array, Array]:
     return jnp.sin(jnp.pi / 2 * left) ** 2, jnp.sin(jnp.pi / 2 * done) ** 2
 
 
-def _to_power(left: Array, done: Array, power: Scalar) -> tuple[Array, Array]:
+def to_power(left: Array, done: Array, power: Scalar) -> tuple[Array, Array]:
     """The weights `left**power` and 1 minus it, the second where it is the smaller one."""
     if isinstance(power, int | float) and power == 1:
         return left, done
@@ -202,7 +169,16 @@ def linear_schedule(
       >>> [float(schedule(t)) for t in (0, 1, 2, 5, 9)]
       [1.0, 1.0, 0.75, 0.0, 0.0]
     """
-    return ScheduleFn(_checked_ramp(init_value, end_value, 1, transition_steps, transition_begin))
+    return ScheduleFn(
+        _checked_ramp(init_value, end_value, 1, transition_steps, transition_begin),
+        borders=_phase(transition_steps, transition_begin),
+    )
+
+
+def _phase(length: Steps, begin: Steps) -> tuple[Steps, ...]:
+    """Where a curve begins and ends; a constant has no borders."""
+    begin = max(begin, 0)
+    return (begin, begin + length) if length > 0 else ()
 
 
 def _checked_ramp(init: Any, end: Any, power: Any, steps: Any, begin: Any) -> Schedule:
@@ -248,7 +224,8 @@ def half_life_schedule(
             end_value,
             duration("transition_steps", transition_steps, 1),
             duration("transition_begin", transition_begin, 0),
-        )
+        ),
+        borders=_phase(transition_steps, transition_begin),
     )
 
 
@@ -280,7 +257,8 @@ def polynomial_schedule(
       [1.0, 0.25, 0.0, 0.0]
     """
     return ScheduleFn(
-        _checked_ramp(init_value, end_value, power, transition_steps, transition_begin)
+        _checked_ramp(init_value, end_value, power, transition_steps, transition_begin),
+        borders=_phase(transition_steps, transition_begin),
     )
 
 
@@ -318,7 +296,8 @@ def cosine_decay_schedule(
             init_value * alpha,
             duration("decay_steps", decay_steps, 1),
             power_of("exponent", exponent),
-        )
+        ),
+        borders=(decay_steps,),
     )
 
 
@@ -366,7 +345,8 @@ def exponential_decay(
             transition_begin,
             staircase,
             end_value,
-        )
+        ),
+        borders=(max(transition_begin, 0),),
     )
 
 

@@ -16,7 +16,8 @@ from gradx.lowering.exact import share_of
 from gradx.numbers.counting import Length, as_count, duration, elapsed, is_beyond, static
 from gradx.numbers.hyper import constant
 from gradx.numbers.sources import Array, Schedule
-from gradx.schedules.curves import ScheduleFn, between, wave
+from gradx.schedules.curves import between, wave
+from gradx.schedules.schedule_fn import ScheduleFn
 
 __all__ = [
     "cosine_onecycle_schedule",
@@ -121,7 +122,8 @@ def piecewise_constant_schedule(
       >>> [float(schedule(t)) for t in (0, 9, 10, 20, 99)]
       [1.0, 1.0, 0.5, 0.25, 0.25]
     """
-    return ScheduleFn(stairs(*_accumulated(init_value, boundaries_and_scales)))
+    values, starts = _accumulated(init_value, boundaries_and_scales)
+    return ScheduleFn(stairs(values, starts), borders=starts)
 
 
 @core.recorded
@@ -152,7 +154,7 @@ def piecewise_interpolate_schedule(
       [1.0, 0.75, 0.5, 0.375, 0.25, 0.25]
     """
     values, starts = _accumulated(init_value, boundaries_and_scales)
-    return ScheduleFn(polyline(values, starts, interpolate_type))
+    return ScheduleFn(polyline(values, starts, interpolate_type), borders=starts)
 
 
 @core.recorded
@@ -195,9 +197,8 @@ def linear_onecycle_schedule(
     down = share("pct_final", pct_final, up)
     low = peak_value / div_factor
     starts = [0, int(up * total), int(down * total), total]
-    return ScheduleFn(
-        polyline([low, low * div_factor, low, low / final_div_factor], starts, "linear")
-    )
+    values = [low, low * div_factor, low, low / final_div_factor]
+    return ScheduleFn(polyline(values, starts, "linear"), borders=starts)
 
 
 @core.recorded
@@ -234,4 +235,5 @@ def cosine_onecycle_schedule(
     up = share("pct_start", pct_start, 0.0)
     low = peak_value / div_factor
     starts = [0, int(up * total), total]
-    return ScheduleFn(polyline([low, low * div_factor, low / final_div_factor], starts, "cosine"))
+    values = [low, low * div_factor, low / final_div_factor]
+    return ScheduleFn(polyline(values, starts, "cosine"), borders=starts)

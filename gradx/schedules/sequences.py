@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Annotated, Any
@@ -15,7 +16,8 @@ from gradx.core.meaning import Number
 from gradx.core.ranges import Scalar, as_float
 from gradx.numbers.counting import Length, duration, is_before, is_beyond, odd, power_of, since
 from gradx.numbers.sources import Array, Schedule, Source
-from gradx.schedules.curves import ScheduleFn, checked_exponential, cosine, level, ramp
+from gradx.schedules.curves import checked_exponential, cosine, level, ramp
+from gradx.schedules.schedule_fn import ScheduleFn, borders_of
 
 __all__ = [
     "join_schedules",
@@ -91,7 +93,22 @@ def join_schedules(schedules: Sequence[Schedule], boundaries: Sequence[int | Arr
     constants = [b for b in at if isinstance(b, int | float)]
     if any(a > b for a, b in pairwise(constants)):
         raise ValueError(f"{core.where()}: boundaries must not descend, got {constants}.")
-    return ScheduleFn(joined(list(schedules), at))
+    return ScheduleFn(joined(list(schedules), at), borders=_joined_borders(schedules, at))
+
+
+def _joined_borders(schedules: Sequence[Schedule], begins: Sequence[Any]) -> list[Length]:
+    """Where one schedule follows another, and the borders that each of them reaches before that."""
+    begins = [0, *begins]
+    if not all(isinstance(b, int | float) for b in begins):
+        return []
+    ends = [*begins[1:], math.inf]
+    inner = [
+        begin + border
+        for begin, end, schedule in zip(begins, ends, schedules, strict=True)
+        for border in borders_of(schedule)
+        if begin + border < end
+    ]
+    return sorted({*begins, *inner})
 
 
 def _check_sequence(name: str, sequence: Any, what: str) -> None:
@@ -123,7 +140,8 @@ def warmup_constant_schedule(
     Deviation from Optax: with `warmup_steps` 0, Optax keeps `init_value` for ever.
     """
     warmup = duration("warmup_steps", warmup_steps, 0)
-    return ScheduleFn(warmed_up(init_value, peak_value, warmup, level(peak_value)))
+    made = warmed_up(init_value, peak_value, warmup, level(peak_value))
+    return ScheduleFn(made, borders=(warmup,))
 
 
 @core.recorded
@@ -175,7 +193,8 @@ def warmup_cosine_decay_schedule(
         if end != 0.0:
             odd(f"peak_value is 0, so the schedule stays there, and end_value {end} is ignored")
         end = 0.0
-    return ScheduleFn(warmed_up(init, peak, warmup, cosine(peak, end, total - warmup, power)))
+    made = warmed_up(init, peak, warmup, cosine(peak, end, total - warmup, power))
+    return ScheduleFn(made, borders=(warmup, total))
 
 
 @core.recorded
@@ -226,7 +245,8 @@ def warmup_exponential_decay_schedule(
         staircase,
         end_value,
     )
-    return ScheduleFn(warmed_up(init, peak, warmup, decay))
+    begin = warmup + max(transition_begin, 0)
+    return ScheduleFn(warmed_up(init, peak, warmup, decay), borders=(warmup, begin))
 
 
 @core.recorded
@@ -262,4 +282,5 @@ def sgdr_schedule(cosine_kwargs: Sequence[Mapping[str, Any]]) -> ScheduleFn:
         except (TypeError, ValueError) as error:
             raise ValueError(f"{core.where()}: cosine_kwargs[{i}]: {error}") from error
         begins.append(begins[-1] + duration("decay_steps", kwargs["decay_steps"]))
-    return ScheduleFn(joined(cycles, begins[1:-1]))
+    borders = [*_joined_borders(cycles, begins[1:-1]), begins[-1]]
+    return ScheduleFn(joined(cycles, begins[1:-1]), borders=borders)

@@ -27,7 +27,7 @@ from gradx.optimizers.matrix.fallback import matrix_optimizer, or_by_name
 from gradx.pieces.momentum import kept, momentum_of, remembered, slow_average
 from gradx.pieces.preprocessing import as_key, check_key
 from gradx.pieces.weight_decay import DecayKind
-from gradx.schedules.curves import ScheduleFn
+from gradx.schedules.schedule_fn import ScheduleFn
 
 __all__ = ["PSGDKronState", "precond_update_prob_schedule", "psgd_kron", "scale_by_psgd_kron"]
 
