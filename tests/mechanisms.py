@@ -26,7 +26,7 @@ from gradx.lift.rule import Rule
 # What the lift does only where a rule asks for it.
 OF_A_RULE = (
     *("first", "per_step", "measure", "measure_init", "per_tree", "per_leaf", "facts"),
-    *("scalars", "several", "whole_tree"),
+    *("scalars", "whole_tree"),
 )
 OF_A_MATRIX_RULE = ("either_way", "like_leaf")
 OF_RENEWAL = ("renew", "start", "gather", "staggered")

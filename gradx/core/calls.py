@@ -40,7 +40,7 @@ def ranges_of_factory() -> dict[str, str]:
     *_, (_, factory) = ("", None), *_building.get()
     if factory is None:
         return {}
-    return {name: number.interval for name, (number, *_) in numbers_of(factory).items()}
+    return {name: taken.number.interval for name, taken in numbers_of(factory).items()}
 
 
 @contextlib.contextmanager

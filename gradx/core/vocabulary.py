@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import types
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 
@@ -28,7 +28,7 @@ VOCABULARY: dict[str, Meaning] = {
     "b3": Number(
         "[0, 1)", r"\beta_3", "how much of a slow average is kept each step, such as 0.9999"
     ),
-    "alpha": Number("[0, inf)", r"\alpha", "the weight of the slow average; 5 by default"),
+    "alpha": Number("[0, inf)", r"\alpha", "the weight of the slow average"),
     "beta": Number("[0, 1)", r"\beta", "how much of the average of gradients is kept each step"),
     "decay": Number("[0, 1)", r"\beta", "how much of the average is kept each step"),
     "momentum": Number(
@@ -51,8 +51,11 @@ VOCABULARY: dict[str, Meaning] = {
     # Matrices.
     "axes": Option(
         "which leaves are matrices, and which of their axes are rows and columns: a `MatrixAxes`, "
-        "a tree of them, a function that makes one from the parameters, or `by_path`"
+        "a tree of them with None for other leaves, a function that makes one from the parameters, "
+        "or `by_path`"
     ),
+    "fallback": Option("the optimizer of the other leaves"),
+    "max_precond_dim": Option("the longest side that has a factor, a whole number from 0 on"),
     "chunk": Option("how many matrices to work on at a time, which bounds the memory"),
     "share": Option(
         "which devices share the matrices: ``Share(mesh, axis)``, False for none, or by default "
@@ -71,7 +74,9 @@ VOCABULARY: dict[str, Meaning] = {
     "shampoo_beta": Number(
         "[0, 1)", r"\beta", "how much of the factors is kept each step; by default `b2`"
     ),
-    "rtol": Number("[0, 1)", r"\rho", "the share below which an eigenvalue is taken for rounding"),
+    "rtol": Number(
+        "[0, 1)", r"\rho", "the share of all below which a direction counts as rounding"
+    ),
     # Schedules.
     "init_value": Number(ANY, "I", "the value at the start"),
     "peak_value": Number(ANY, "P", "the highest value"),
@@ -79,8 +84,11 @@ VOCABULARY: dict[str, Meaning] = {
     # The run.
     "key": Option("a random key, or the seed of one"),
     "axis_name": Option(
-        "the mapped axis over which the leaves are sharded, inside `shard_map` or `pmap`, or "
-        "several, or `sharded`"
+        "the mapped axis over which leaves are sharded, inside `shard_map` or `pmap`, or several, "
+        "or `sharded`; without it each device measures its own part of a leaf"
+    ),
+    "accumulator_dtype": Option(
+        "the dtype to keep the sum in; by default the parameter's, at least float32"
     ),
 }
 
@@ -104,16 +112,25 @@ def meanings(factory: Callable[..., Any], parameters: Mapping[str, Any]) -> dict
     return found
 
 
+class Taken(NamedTuple):
+    """How a factory takes a number: what it means, and whether None or a source may be given."""
+
+    number: Number
+    sources: bool
+    none: bool
+
+
 @functools.lru_cache(maxsize=1024)
-def numbers_of(factory: Callable[..., Any]) -> dict[str, tuple[Number, bool, bool]]:
-    """Name to its `Number`, whether it takes no source, and whether it may be None."""
+def numbers_of(factory: Callable[..., Any]) -> dict[str, Taken]:
+    """The numbers of a factory that have a range, by name."""
     found = {}
     parameters = signature(factory).parameters
     for name, meaning in meanings(factory, parameters).items():
         if isinstance(meaning, Number) and meaning.interval:
             kinds = set(members(parameters[name].annotation))
-            optional = types.NoneType in kinds
-            found[name] = meaning, kinds <= {float, int, jax.Array, types.NoneType}, optional
+            plain = kinds <= {float, int, jax.Array, types.NoneType}
+            # The rule says what is missing where None is given for a source.
+            found[name] = Taken(meaning, not plain, not plain or types.NoneType in kinds)
     return found
 
 
@@ -126,7 +143,7 @@ def checked_numbers(
       ValueError: a number is out of its range.
     """
     found = {}
-    for name, (number, plain, optional) in numbers_of(factory).items():
-        if name in arguments and not (optional and arguments[name] is None):
-            found[name] = number.taken(arguments[name], name, where, plain)
+    for name, (number, sources, none) in numbers_of(factory).items():
+        if name in arguments and not (none and arguments[name] is None):
+            found[name] = number.taken(arguments[name], name, where, plain=not sources)
     return found

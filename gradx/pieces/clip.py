@@ -102,10 +102,6 @@ def clip_by_block_rms(threshold: Hyper, *, axis_name: Any = None) -> Transform:
 
     .. math:: u_i \leftarrow u_i / \max(1, \mathrm{RMS}(u_i) / c)
 
-    Args:
-      axis_name: the mapped axis over which leaves are sharded, inside `shard_map` or `pmap`, or
-        several, or `sharded`. Without it each device measures its own part of a leaf.
-
     Example:
       >>> import gradx, jax.numpy as jnp
       >>> tx = gradx.clip_by_block_rms(1.0)

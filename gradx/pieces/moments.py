@@ -41,7 +41,6 @@ def trace(
 
     Args:
       decay: how much of the sum is kept each step. With 1 it is a plain sum.
-      accumulator_dtype: the dtype to keep \(m\) in; by default the parameter's, at least float32.
 
     Example:
       >>> import gradx, jax.numpy as jnp
@@ -91,7 +90,6 @@ def ema(decay: Hyper, debias: bool = True, accumulator_dtype: Any = None) -> Tra
 
     Args:
       debias: apply bias correction, for the start at zero.
-      accumulator_dtype: the dtype to keep \(m\) in; by default the parameter's, at least float32.
 
     Example:
       >>> import gradx, jax.numpy as jnp

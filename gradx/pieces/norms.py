@@ -103,10 +103,6 @@ def normalize(*, axis_name: Any = None) -> Transform:
     Updates that are all zero stay zero; in Optax they become NaN. The squares are added in float32
     (or wider): norms above 1.8e19 count as infinite, and give zeros.
 
-    Args:
-      axis_name: the mapped axis over which the updates are sharded, inside `shard_map` or `pmap`,
-        or several, or `sharded`.
-
     Example:
       >>> import gradx, jax.numpy as jnp
       >>> tx = gradx.normalize()
@@ -137,8 +133,6 @@ def normalize_by_update_norm(
 
     Args:
       scale_factor: the norm that the updates get.
-      axis_name: the mapped axis over which the updates are sharded, inside `shard_map` or `pmap`,
-        or several, or `sharded`.
 
     Example:
       >>> import gradx, jax.numpy as jnp
@@ -190,8 +184,6 @@ def scale_by_param_block_norm(
 
     Args:
       min_scale: the least norm, so that parameters that begin at zero can move.
-      axis_name: the mapped axis over which leaves are sharded, inside `shard_map` or `pmap`, or
-        several, or `sharded`. Without it each device measures its own part of a leaf.
 
     Raises:
       ValueError: `update` is called without the parameters.
@@ -219,8 +211,6 @@ def scale_by_param_block_rms(
 
     Args:
       min_scale: the least root mean square, so that parameters that begin at zero can move.
-      axis_name: the mapped axis over which leaves are sharded, inside `shard_map` or `pmap`, or
-        several, or `sharded`. Without it each device measures its own part of a leaf.
 
     Raises:
       ValueError: `update` is called without the parameters.
@@ -276,8 +266,6 @@ def scale_by_trust_ratio(
     Args:
       min_norm: the least value of a norm. Smaller ones count as this.
       trust_coefficient: the step of a layer relative to its norm.
-      axis_name: the mapped axis over which leaves are sharded, inside `shard_map` or `pmap`, or
-        several, or `sharded`. Without it each device measures its own part of a leaf.
 
     Raises:
       ValueError: `update` is called without the parameters.

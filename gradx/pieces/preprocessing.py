@@ -113,9 +113,9 @@ def add_noise(
     Args:
       eta: the variance at the first update.
       gamma: how fast the variance falls.
-      key: a random key, or the seed of one. A seed gives a raw key in the state, which is saved
-        like any other array; a typed key (`jax.random.key`) stays typed. By default the seed is 0,
-        with a warning, since two runs that should differ would have the same noise.
+      key: A seed gives a raw key in the state, which is saved like any other array; a typed key
+        (`jax.random.key`) stays typed. By default the seed is 0, with a warning, since two runs
+        that should differ would have the same noise.
 
     Raises:
       ValueError: `key` is neither a key nor a seed.

@@ -184,7 +184,7 @@ def nadam(
     The moments are as in `scale_by_adam`.
 
     Args:
-      nesterov: look one step ahead; False gives Adam.
+      nesterov: False gives Adam.
 
     Example:
       >>> import gradx, jax.numpy as jnp
@@ -217,7 +217,7 @@ def nadamw(
     .. math:: u = u_\mathrm{nadam} - \eta_t \lambda \theta
 
     Args:
-      nesterov: look one step ahead; False gives AdamW.
+      nesterov: False gives AdamW.
 
     Raises:
       ValueError: `update` is called without the parameters, and there is weight decay.

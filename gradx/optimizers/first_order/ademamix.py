@@ -188,7 +188,7 @@ def scale_by_ademamix(
 
     Args:
       b3: The authors let it grow in the first part of a long run.
-      alpha: the weight of the slow average. It should grow in the first part of a long run, too.
+      alpha: It should grow in the first part of a long run, too.
       eps: With 0 an element that has had no gradient yet gives NaN.
       eps_root: With 0 one can still differentiate through the update.
       mu_dtype: the dtype to keep \(m_1\) and \(m_2\) in; by default the parameter's, at least
@@ -255,7 +255,6 @@ def ademamix(
     The moments are as in `scale_by_ademamix`.
 
     Args:
-      alpha: the weight of the slow average.
       mu_dtype: the dtype to keep both averages of gradients in.
 
     Raises:

@@ -214,7 +214,7 @@ def dpsgd(
       l2_norm_clip: the bound of each example's norm over all leaves.
       noise_multiplier: the noise's standard deviation in units of the bound.
       momentum: how much of the sum of gradients is kept each step. Without it \(m = g\).
-      nesterov: look one step ahead; only with momentum.
+      nesterov: Only with momentum.
       axis_name: the mapped axis over which the examples are sharded.
 
     Raises:

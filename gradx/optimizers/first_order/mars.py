@@ -59,7 +59,6 @@ def correct_by_mars(
       b1: the decay of the momentum that follows.
       gamma: how strong the correction is; 0 is none.
       max_norm: the bound of a leaf's norm.
-      axis_name: Without it each device measures its own part of a leaf.
 
     Example:
       >>> import gradx, jax.numpy as jnp
@@ -158,7 +157,6 @@ def scale_by_mars(
       eps: With 0 an element that has had no gradient yet gives NaN.
       gamma: how strong the correction is; 0 is none.
       max_norm: the bound of a leaf's norm.
-      axis_name: Without it each device measures its own part of a leaf.
 
     Example:
       >>> import gradx, jax.numpy as jnp
@@ -225,7 +223,6 @@ def mars(
     Args:
       gamma: how strong the correction is; 0 is none.
       max_norm: the bound of the norm of a leaf's corrected gradient.
-      axis_name: Without it each device measures its own part of a leaf.
 
     Raises:
       ValueError: `update` is called without the parameters, and there is weight decay.

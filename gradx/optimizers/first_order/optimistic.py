@@ -140,7 +140,7 @@ def optimistic_adam_v2(
     Args:
       alpha: the weight of Adam's step.
       beta: the weight of its change.
-      nesterov: look one step ahead, in the first moment.
+      nesterov: It is for the first moment.
 
     Example:
       >>> import gradx, jax.numpy as jnp
@@ -177,7 +177,7 @@ def optimistic_adam(
 
     Args:
       optimism: the weight of the change; by default \(\eta\), as in the paper.
-      nesterov: look one step ahead, in the first moment.
+      nesterov: It is for the first moment.
 
     Example:
       >>> import gradx, jax.numpy as jnp

@@ -196,7 +196,7 @@ def rmsprop(
         does.
       centered: divide by the standard deviation instead of the root mean square.
       momentum: how much of the sum of updates is kept each step. There is none by default.
-      nesterov: look one step ahead; only with momentum.
+      nesterov: Only with momentum.
       bias_correction: correct the averages for their start at zero.
 
     Raises:

@@ -42,8 +42,7 @@ def sgd(
     Args:
       momentum: how much of the sum of gradients is kept each step. Without it \(m = g\), and
         there is no state.
-      nesterov: look one step ahead; only with momentum, and without dampening.
-      accumulator_dtype: the dtype to keep \(m\) in; by default the parameter's, at least float32.
+      nesterov: Only with momentum, and without dampening.
       dampening: how much of each gradient but the first is left out of the sum, as in PyTorch; 0 by
         default. It needs momentum; with a momentum of 0 it does nothing.
 

@@ -66,7 +66,6 @@ def lars(
       trust_coefficient: the step of a layer relative to its norm.
       trust_ratio_mask: which leaves are scaled by \(r\); by default all of them.
       momentum: how much of the sum of steps is kept each step.
-      axis_name: Without it each device measures its own part of a leaf.
 
     Raises:
       ValueError: `update` is called without the parameters.
@@ -115,9 +114,6 @@ def lamb(
     The moments are as in `scale_by_adam`. A layer is a leaf. Where one of the norms is 0, their
     ratio counts as 1.
 
-    Args:
-      axis_name: Without it each device measures its own part of a leaf.
-
     Raises:
       ValueError: `update` is called without the parameters.
 
@@ -155,7 +151,6 @@ def fromage(
 
     Args:
       min_norm: the smallest value that a norm counts as.
-      axis_name: Without it each device measures its own part of a leaf.
 
     Raises:
       ValueError: `learning_rate` is None; `update` is called without the parameters.
@@ -239,7 +234,6 @@ def scale_by_novograd(
 
     Args:
       weight_decay: It is averaged together with the gradient.
-      axis_name: Without it each device measures its own part of a leaf.
 
     Raises:
       ValueError: `update` is called without the parameters, unless \(\lambda\) is the constant 0.
@@ -311,9 +305,6 @@ def novograd(
               \frac{g}{\sqrt{\nu + \epsilon_\mathrm{root}} + \epsilon} + \lambda \theta\right)
 
     The second moment is as in `scale_by_novograd`.
-
-    Args:
-      axis_name: Without it each device measures its own part of a leaf.
 
     Raises:
       ValueError: `update` is called without the parameters, unless \(\lambda\) is the constant 0.

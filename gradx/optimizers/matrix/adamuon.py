@@ -87,8 +87,7 @@ def scale_by_adamuon(
       eps: It is also the `eps` of `scale_by_muon`.
       nesterov: False for \(\operatorname{sign}(\mu)\).
       consistent_rms: the root mean square of each matrix of updates. It may be a live value.
-      axes: which axes are the rows and columns (see `matrixwise`). Without it every leaf must have
-        two axes.
+      axes: Without it every leaf must have two axes.
 
     Raises:
       ValueError: a number out of range, an unknown preset; at `init`, a leaf that is not a matrix,
@@ -191,11 +190,9 @@ def adamuon(
       learning_rate: For a small GPT-2 the authors begin with 6e-4, and a weight decay of 0.1.
       weight_decay: how strongly the matrices are drawn to zero.
       mu_dtype, b3, alpha, nesterov, consistent_rms: see `scale_by_adamuon`.
-      axes: which leaves are matrices, and which axes are their rows and columns (see `matrixwise`);
-        None for any other leaf. By default `matrices_by_name`, which leaves out embeddings, heads,
-        norms and biases.
-      fallback: the optimizer of the other leaves; by default Adam with `learning_rate`, the betas
-        (0.9, 0.95), eps 1e-8 and no weight decay.
+      axes: By default `matrices_by_name`, which leaves out embeddings, heads, norms and biases.
+      fallback: By default Adam with `learning_rate`, the betas (0.9, 0.95), eps 1e-8 and no weight
+        decay.
 
     Raises:
       ValueError: a number out of range, an unknown preset; at `init`, axes that do not fit a leaf,

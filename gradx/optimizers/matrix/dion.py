@@ -82,10 +82,8 @@ def scale_by_dion(
       rank_fraction: the rank as a fraction of the shorter side, rounded up to a whole \(r\).
       rank_multiple_of: \(r\) is rounded up to a multiple of this number, from 1 on, but not above
         \(m\).
-      key: a random key, or the seed of one, for the first \(Q\). It is the same for all matrices of
-        one shape.
-      axes: which axes are the rows and columns (see `matrixwise`). Without it every leaf must have
-        two axes.
+      key: It makes the first \(Q\), the same for all matrices of one shape.
+      axes: Without it every leaf must have two axes.
 
     Raises:
       ValueError: a number out of range; at `init`, a leaf that is not a matrix, with its path.
@@ -202,12 +200,10 @@ def dion(
       mu_dtype, rank_multiple_of, key: see `scale_by_dion`.
       consistent_rms: see `scale_by_shape`, a constant.
       convention: see `scale_by_shape`; by default ``"spectral"``.
-      axes: which leaves are matrices, and which axes are their rows and columns (see `matrixwise`);
-        None for any other leaf. By default `matrices_by_name`, which leaves out embeddings, heads,
-        norms and biases.
-      fallback: the optimizer of the other leaves; by default Adam with `learning_rate`, the betas
-        (0.9, 0.95), eps 1e-8 and no weight decay. A rate for orthogonal updates is usually far too
-        large for Adam: give ``fallback=gradx.adamw(3e-3)``.
+      axes: By default `matrices_by_name`, which leaves out embeddings, heads, norms and biases.
+      fallback: By default Adam with `learning_rate`, the betas (0.9, 0.95), eps 1e-8 and no weight
+        decay. A rate for orthogonal updates is usually far too large for Adam: give
+        ``fallback=gradx.adamw(3e-3)``.
 
     Raises:
       ValueError: a number out of range, `consistent_rms` and `convention` together; at `init`, axes

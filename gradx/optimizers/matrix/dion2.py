@@ -81,8 +81,7 @@ def scale_by_dion2(
         The smaller it is, the less work a step is.
       ef_decay: how much stays of the momentum that has gone into an update.
       eps: It is the `eps` of `scale_by_muon`.
-      axes: which axes are the rows and columns (see `matrixwise`). Without it every leaf must have
-        two axes.
+      axes: Without it every leaf must have two axes.
 
     Raises:
       ValueError: a number out of range, an unknown preset; at `init`, a leaf that is not a matrix,
@@ -180,12 +179,10 @@ def dion2(
       weight_decay: how strongly the matrices are drawn to zero, in all their rows.
       consistent_rms: see `scale_by_shape`, a constant. It goes by the shape of the whole matrix.
       convention: see `scale_by_shape`; by default ``"spectral"``.
-      axes: which leaves are matrices, and which axes are their rows and columns (see `matrixwise`);
-        None for any other leaf. By default `matrices_by_name`, which leaves out embeddings, heads,
-        norms and biases.
-      fallback: the optimizer of the other leaves; by default Adam with `learning_rate`, the betas
-        (0.9, 0.95), eps 1e-8 and no weight decay. A rate for orthogonal updates is usually far too
-        large for Adam: give ``fallback=gradx.adamw(3e-3)``.
+      axes: By default `matrices_by_name`, which leaves out embeddings, heads, norms and biases.
+      fallback: By default Adam with `learning_rate`, the betas (0.9, 0.95), eps 1e-8 and no weight
+        decay. A rate for orthogonal updates is usually far too large for Adam: give
+        ``fallback=gradx.adamw(3e-3)``.
 
     Raises:
       ValueError: a number out of range, an unknown preset, `consistent_rms` and `convention`

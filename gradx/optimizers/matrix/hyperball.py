@@ -161,11 +161,9 @@ def hyperball(
       inner: \(T\), a rule without learning rate and weight decay, whose updates go uphill, as those
         of every ``scale_by_…`` do. It sees the matrices only.
       learning_rate: the length of a step relative to the norm of the matrix.
-      axes: which leaves are matrices, and which axes are their rows and columns: a `MatrixAxes`, a
-        tree of them with None for other leaves, a function that makes one, or `by_path`. By default
-        `matrices_by_name`, which leaves out embeddings, heads, norms and biases. If they see a leaf
-        otherwise than as one matrix with two axes, give `inner` the same `axes`.
-      fallback: the optimizer of the other leaves; by default Adam with `learning_rate`.
+      axes: By default `matrices_by_name`, which leaves out embeddings, heads, norms and biases. If
+        they see a leaf otherwise than as one matrix with two axes, give `inner` the same `axes`.
+      fallback: By default Adam with `learning_rate`.
 
     Raises:
       ValueError: `inner` is not a transformation, or has a learning rate, which turns its updates

@@ -105,8 +105,7 @@ def scale_by_kl_soap(
     Args:
       eps: With 0 an element without a gradient so far gives NaN.
       precondition_frequency: It is \(k\), a whole number from 1 on.
-      max_precond_dim: the longest side that has a factor, a whole number from 0 on. A longer one
-        has its eigenvalues alone, and the identity for its basis.
+      max_precond_dim: A longer one has its eigenvalues alone, and the identity for its basis.
       rtol: the share of all \(V\) below which a row or a column is taken for rounding error and
         gets no step. Neither does an element below a tenth of the root of this share, times what
         its row and its column predict. By default the square of 100 units of rounding, 1e-10 in
@@ -116,8 +115,7 @@ def scale_by_kl_soap(
         least 10.
       staggered: renew the bases of \(1/k\) of the matrices of each shape in every step, instead of
         all bases in every \(k\)-th, so that no step takes longer than others.
-      axes: which axes are the rows and columns: a `MatrixAxes`, a tree of them, a function that
-        makes one from the parameters, or `by_path`. Without it every leaf must have two axes.
+      axes: Without it every leaf must have two axes.
 
     Raises:
       ValueError: a number out of range; at `init`, a leaf that is not a matrix, with its path.
@@ -209,16 +207,13 @@ def kl_soap(
     Args:
       learning_rate: The authors begin with 0.0001.
       weight_decay: how strongly the matrices are drawn to zero.
-      max_precond_dim: the longest side that has a factor. A longer one has the identity for its
-        basis.
+      max_precond_dim: A longer one has the identity for its basis.
       init_factor: the eigenvalues at the start.
       max_clamp_value: a bound on \(c\), which bounds the eigenvalues from below (see
         `scale_by_kl_soap`).
-      axes: which leaves are matrices, and which axes are their rows and columns: as for
-        `scale_by_kl_soap`, with None for any other leaf. By default `matrices_by_name`, which
-        leaves out embeddings, heads, norms and biases.
-      fallback: the optimizer of the other leaves; by default Adam with `learning_rate`, the betas
-        (0.9, 0.98), eps 1e-8 and no weight decay.
+      axes: By default `matrices_by_name`, which leaves out embeddings, heads, norms and biases.
+      fallback: By default Adam with `learning_rate`, the betas (0.9, 0.98), eps 1e-8 and no weight
+        decay.
 
     Raises:
       ValueError: a number out of range; at `init`, axes that do not fit a leaf, with its path.

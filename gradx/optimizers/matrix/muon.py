@@ -211,7 +211,7 @@ def muon(
       consistent_rms: see `scale_by_shape`, a constant; 0.2 is Moonlight's.
       adam_nesterov: whether Adam looks ahead.
       convention: see `scale_by_shape`; by default ``"keller"``.
-      fallback: the optimizer of the other leaves, in place of Adam with these numbers. By default
+      fallback: It takes the place of Adam with these numbers. By default
         Adam has `learning_rate`, the betas (0.9, 0.999), eps 1e-8 and no weight decay. A rate for
         orthogonal updates, such as 0.02, is usually far too large for Adam: give an
         `adam_learning_rate`, or ``fallback=gradx.adamw(3e-3)``.

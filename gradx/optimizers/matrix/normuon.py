@@ -91,8 +91,7 @@ def scale_by_normuon(
       nesterov: orthogonalise \((1 - \beta_1) G + \beta_1 \mu\).
       consistent_rms: the root mean square that \(c\) gives to \(u\) instead; `None` keeps the norm.
         It may be a live value.
-      axes: which axes are the rows and columns (see `matrixwise`). Without it every leaf must have
-        two axes.
+      axes: Without it every leaf must have two axes.
 
     Raises:
       ValueError: a number out of range, an unknown preset; at `init`, a leaf that is not a matrix,
@@ -200,13 +199,10 @@ def normuon(
         Adam's. It may be a live value. `None` keeps the norm of \(O\), and `convention` scales it.
       convention: see `scale_by_shape`; by default ``"spectral"``. Only with
         ``consistent_rms=None``.
-      axes: which leaves are matrices, and which axes are their rows and columns (see `matrixwise`);
-        None for any other leaf. By default `matrices_by_name`, which leaves out embeddings, heads,
-        norms and biases.
-      fallback: the optimizer of the other leaves; by default Adam with `learning_rate`, the betas
-        (0.9, 0.95), eps 1e-8 and no weight decay. With ``consistent_rms=None`` a rate that suits
-        the matrices, such as 0.02, is usually far too large for Adam: give
-        ``fallback=gradx.adamw(3e-3)``.
+      axes: By default `matrices_by_name`, which leaves out embeddings, heads, norms and biases.
+      fallback: By default Adam with `learning_rate`, the betas (0.9, 0.95), eps 1e-8 and no weight
+        decay. With ``consistent_rms=None`` a rate that suits the matrices, such as 0.02, is usually
+        far too large for Adam: give ``fallback=gradx.adamw(3e-3)``.
 
     Raises:
       ValueError: a number out of range, an unknown preset, `consistent_rms` and `convention`

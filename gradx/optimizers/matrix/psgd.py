@@ -147,8 +147,7 @@ def scale_by_psgd_kron(
       probe: ``"normal"`` draws the noise \(V\); ``"expected"`` takes the expectations of \(A
         A^\top\), \(B B^\top\), \(A^\top A\) and \(B^\top B\) over it, at as many operations and
         without random numbers.
-      key: a random key, or the seed of one (see `add_noise`). All matrices of one shape see the
-        same noise.
+      key: All matrices of one shape see the same noise (see `add_noise`).
 
     Raises:
       ValueError: a number out of range, an unknown mode; at `init`, a leaf that is not a matrix,
@@ -289,11 +288,9 @@ def psgd_kron(
       preconditioner_init_scale: the multiple of the identity that \(Q_L \otimes Q_R\) begins with.
       mu_dtype: the dtype to keep averages of gradients in, Adam's too.
       probe: ``"normal"`` draws noise, ``"expected"`` needs none (see `scale_by_psgd_kron`).
-      axes: which leaves are matrices, and which axes are their rows and columns: a `MatrixAxes`, a
-        tree of them with None for other leaves, a function that makes one, or `by_path`. By default
-        `matrices_by_name`, which leaves out embeddings, heads, norms and biases.
-      fallback: the optimizer of the other leaves; by default Adam with `learning_rate`, the betas
-        (0.9, 0.999), eps 1e-8 and no weight decay.
+      axes: By default `matrices_by_name`, which leaves out embeddings, heads, norms and biases.
+      fallback: By default Adam with `learning_rate`, the betas (0.9, 0.999), eps 1e-8 and no weight
+        decay.
 
     Raises:
       ValueError: a number out of range, an unknown mode; at `init`, axes that do not fit a leaf,

@@ -310,11 +310,9 @@ def shampoo(
       exponent: the exponent of the inverse roots.
       bias_correction: whether the averages are corrected for their start at zero.
       mu_dtype: the dtype to keep averages of gradients in, Adam's too.
-      axes: which leaves are matrices, and which axes are their rows and columns: a `MatrixAxes`, a
-        tree of them with None for other leaves, a function that makes one, or `by_path`. By default
-        `matrices_by_name`, which leaves out embeddings, heads, norms and biases.
-      fallback: the optimizer of the other leaves; by default Adam with `learning_rate`, the betas
-        (0.9, 0.999), eps 1e-8 and no weight decay.
+      axes: By default `matrices_by_name`, which leaves out embeddings, heads, norms and biases.
+      fallback: By default Adam with `learning_rate`, the betas (0.9, 0.999), eps 1e-8 and no weight
+        decay.
 
     Raises:
       ValueError: a number out of range, an unknown graft; at `init`, axes that do not fit a leaf,

@@ -101,16 +101,15 @@ def scale_by_splus(
       eps: It is relative to the largest element, so the size of the gradients makes no difference.
         0 gives the sign, as the authors have it.
       precondition_frequency: It is \(k\), a whole number from 1 on.
-      max_precond_dim: the longest side that has a factor, a whole number from 0 on. On a longer one
-        \(Q\) is the identity. With 0 the update is the sign of the momentum.
+      max_precond_dim: On a longer one \(Q\) is the identity. With 0 the update is the sign of the
+        momentum.
       rtol: the share of all \(|Q_L^* M Q_R|^2\) below which a row or a column is taken for rounding
         error and gets no step. Neither does an element below a tenth of the root of this share,
         times what its row and its column predict. By default the square of 100 units of rounding,
         1e-10 in float32. With 0, as the authors have it, rounding errors get steps as large as any.
       staggered: renew the bases of \(1/k\) of the matrices of each shape in every step, instead of
         all bases in every \(k\)-th, so that no step takes longer than others.
-      axes: which axes are the rows and columns: a `MatrixAxes`, a tree of them, a function that
-        makes one from the parameters, or `by_path`. Without it every leaf must have two axes.
+      axes: Without it every leaf must have two axes.
 
     Raises:
       ValueError: a number out of range; at `init`, a leaf that is not a matrix, with its path.
@@ -210,15 +209,12 @@ def splus(
         the width of the network, and keep it for all widths.
       eps: It is relative to the largest element (see `scale_by_splus`).
       weight_decay: how strongly the matrices are drawn to zero.
-      max_precond_dim: the longest side that has a factor. A longer one has the identity for its
-        basis.
-      decay: what \(\lambda\) is multiplied by (see `adamw`): \(2 \eta_t / (m + n)\), the schedule
-        alone, or nothing.
-      axes: which leaves are matrices, and which axes are their rows and columns: as for
-        `scale_by_splus`, with None for any other leaf. By default `matrices_by_name`, which leaves
-        out embeddings, heads, norms and biases.
-      fallback: the optimizer of the other leaves; by default Adam with 0.001 `learning_rate`, the
-        betas (0.9, 0.999), eps 1e-8 and no weight decay.
+      max_precond_dim: A longer one has the identity for its basis.
+      decay: the factor of \(\lambda\) (see `adamw`): \(2 \eta_t / (m + n)\), the schedule alone, or
+        nothing.
+      axes: By default `matrices_by_name`, which leaves out embeddings, heads, norms and biases.
+      fallback: By default Adam with 0.001 `learning_rate`, the betas (0.9, 0.999), eps 1e-8 and no
+        weight decay.
 
     Raises:
       ValueError: a number out of range; at `init`, axes that do not fit a leaf, with its path.

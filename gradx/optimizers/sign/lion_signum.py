@@ -69,9 +69,6 @@ def signum(learning_rate: Hyper, beta: Hyper = 0.9, accumulator_dtype: Any = Non
 
     .. math:: m \leftarrow \beta m + (1 - \beta) g, \qquad u = -\eta\, \mathrm{sign}(m)
 
-    Args:
-      accumulator_dtype: the dtype to keep \(m\) in; by default the parameter's, at least float32.
-
     Example:
       >>> import gradx, jax.numpy as jnp
       >>> tx = gradx.signum(0.1)

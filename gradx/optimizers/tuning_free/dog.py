@@ -85,8 +85,7 @@ def scale_by_dog(init_step: InitStep, eps: Hyper = 1e-8, *, axis_name: Any = Non
         number is the first \(\bar r\). After ``"heuristic"`` it is \(\alpha\) in \(\bar r = \alpha
         (1 + \lVert \theta_0 \rVert)\). After ``"learning_rate"`` it is the factor of \(g\) until
         the parameters move.
-      axis_name: the mapped axis over which the parameters are sharded (`shard_map`, `pmap`), or
-        several, or `sharded`; `init` may be called inside or outside.
+      axis_name: Call `init` inside or outside of it.
 
     Raises:
       ValueError: an unknown word or a number out of range in `init_step`; `update` is called

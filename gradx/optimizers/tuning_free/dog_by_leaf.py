@@ -60,8 +60,7 @@ def scale_by_distance_over_gradients(
       param_dtype: the dtype to keep \(\theta_0\) in; `None` for the parameter's, at least float32.
         A narrower dtype moves \(\theta_0\): give float64 if the parameters are float64.
       global_scale: a factor of the updates; -1 turns them downhill.
-      axis_name: the mapped axis over which the leaves are sharded (`shard_map`, `pmap`), or
-        several, or `sharded`; `init` may be called inside or outside.
+      axis_name: Call `init` inside or outside of it.
 
     Raises:
       ValueError: `update` is called without the parameters.
