@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Annotated, Any, NamedTuple
 
 import jax
@@ -25,7 +24,7 @@ from gradx.lift.sequence import BEGINNING, InSequence
 from gradx.lift.stages import Call, Leaves, Numbers, Rows, is_array
 from gradx.lift.states import check_state
 from gradx.lift.tree_first import TreeFirst
-from gradx.lowering.conditional import rarely
+from gradx.lowering.conditional import choose_tree, if_open, rarely
 from gradx.numbers.counting import steps
 from gradx.numbers.live import own_state, with_own
 from gradx.numbers.sources import Array, Hyper
@@ -268,9 +267,13 @@ class _Estimates:
         estimates = flat.unflatten([None if g is None else d for g, d in pairs])
         live = getattr(state, "hyperparams", {})
         before = self.averaged.wrapped(_Curvature(inner.count, inner.nu), None, live)
-        _, after = run(self.averaged, self.where, estimates, before, None, extra, gate)
-        chosen = jax.tree.map(partial(_chosen, gate), fn_state, inner.hessian_fn_state)
-        return chosen, own_state(after).nu
+        _, after = run(self.averaged, self.where, estimates, before, None, extra)
+        old = inner.hessian_fn_state, inner.nu
+        new = jax.tree.map(_like, (fn_state, own_state(after).nu), old)
+        if leaves.gate is not None:  # without a conditional this runs behind a closed gate, too
+            new = choose_tree(leaves.gate, new, old)
+        renewed: tuple[State, Updates] = if_open(gate, new, old)
+        return renewed
 
     def _print(self, leaves: Leaves, state: State, extra: Mapping[str, Any]) -> None:
         rows: Rows = [[] for _ in leaves.updates]
@@ -312,8 +315,8 @@ def _of_visible(leaves: Leaves, obj_fn: Any) -> Any:
     return of_visible
 
 
-def _chosen(gate: Array, new: Any, old: Any) -> Any:
-    return jnp.where(gate, new if new.dtype == old.dtype else new.astype(old.dtype), old)
+def _like(new: Any, old: Any) -> Any:
+    return new if new.dtype == old.dtype else new.astype(old.dtype)
 
 
 # ---------------------------------------------------------------- the optimizer
