@@ -55,6 +55,21 @@ def evaluated(factory: Callable[..., Any]) -> inspect.Signature:
 _signature = functools.lru_cache(maxsize=1024)(evaluated)
 
 
+def _remembered(ask: Callable[[Any], tuple[Any, ...]]) -> Callable[[Any], tuple[Any, ...]]:
+    """The answers for each annotation are kept, since a few of them stand nearly everywhere."""
+    remembered = functools.lru_cache(maxsize=1024)(ask)
+
+    @functools.wraps(ask)
+    def answer(annotation: Any) -> tuple[Any, ...]:
+        try:
+            return remembered(annotation)
+        except TypeError:  # it has no hash
+            return ask(annotation)
+
+    return answer
+
+
+@_remembered
 def members(annotation: Any) -> tuple[Any, ...]:
     """The types that an annotation allows: those of a union, or itself; () for none."""
     annotation = getattr(annotation, "__value__", annotation)  # of an alias, `type Rate = …`
@@ -68,6 +83,7 @@ def members(annotation: Any) -> tuple[Any, ...]:
     return (annotation,)
 
 
+@_remembered
 def metadata(annotation: Any) -> tuple[Any, ...]:
     """What `Annotated` adds to an annotation and to the members of its union; the last counts."""
     annotation = getattr(annotation, "__value__", annotation)

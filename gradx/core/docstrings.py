@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import inspect
 import re
-import textwrap
 from collections.abc import Callable
 from typing import Any
 
@@ -58,13 +57,12 @@ def with_arguments(factory: Callable[..., Any], signature: inspect.Signature) ->
 def shown_signature(factory: Callable[..., Any]) -> inspect.Signature:
     """The signature without ``Number(…)``, since the docstring says that in words."""
     signature = inspect.signature(factory)
-
-    def shown(parameter: inspect.Parameter) -> inspect.Parameter:
+    parameters = dict(signature.parameters)
+    for name, parameter in parameters.items():
         plain, number, _ = str(parameter.annotation).partition(", Number(")
-        plain = plain.removeprefix("Annotated[")
-        return parameter.replace(annotation=plain) if number else parameter
-
-    return signature.replace(parameters=[shown(p) for p in signature.parameters.values()])
+        if number:
+            parameters[name] = parameter.replace(annotation=plain.removeprefix("Annotated["))
+    return signature.replace(parameters=list(parameters.values()))
 
 
 def _entries(doc: str, start: int, margin: str) -> tuple[dict[str, str], int]:
@@ -90,9 +88,11 @@ def _unwrapped(entry: str | None) -> str:
 
 
 def _filled(text: str, margin: str) -> str:
-    lead = f"{margin}  "
-    lines = textwrap.wrap(
-        text, WIDTH, initial_indent=lead, subsequent_indent=f"{lead}  ",
-        break_long_words=False, break_on_hyphens=False,
-    )  # fmt: skip
-    return "\n".join(lines) + "\n"
+    # `textwrap` takes ten times as long, and this is a part of importing gradx.
+    lines, line = [], f"{margin} "
+    for word in text.split(" "):
+        if len(line) + 1 + len(word) > WIDTH:
+            lines.append(line)
+            line = f"{margin}   "
+        line = f"{line} {word}"
+    return "\n".join([*lines, line]) + "\n"
