@@ -63,7 +63,7 @@ def _of_stage(stage: Any, seen: set[int]) -> Iterator[str]:
         used = [name for name in (*OF_A_RULE, *OF_A_MATRIX_RULE) if getattr(stage, name, None)]
         how = getattr(stage, "how", None)
         used += [name for name in OF_RENEWAL if getattr(how, name, None)]
-        used = sorted(used + ["count"] * bool(stage.counts))
+        used = sorted(used + ["count"] * bool(stage.count_fields))
         yield kind
         for some in (*itertools.combinations(used, 1), *itertools.combinations(used, 2)):
             yield f"{kind}({', '.join(some)})"

@@ -18,7 +18,7 @@ from gradx import core
 from gradx.core import Params, Part, State, Transform, Updates
 from gradx.core import trees as gtree
 from gradx.lift.passes import staged, widen
-from gradx.lift.sequence import BEGINNING, InSequence, stage_of
+from gradx.lift.sequence import NO_OLD_STATE, InSequence, stage_of
 from gradx.lift.states import check_keys, check_state, wrong_state
 
 __all__ = ["chain", "identity", "named_chain", "stateless", "stateless_with_tree_map"]
@@ -49,7 +49,7 @@ def identity() -> Transform:
         return ()
 
     def pack(states: Sequence[State], old: State) -> State:
-        return optax.EmptyState() if old is BEGINNING else old
+        return optax.EmptyState() if old is NO_OLD_STATE else old
 
     return staged(InSequence((), pack, unpack, where), where)
 

@@ -21,7 +21,7 @@ from gradx.lift.around import Around, Given
 from gradx.lift.masks import marks, mask_flags
 from gradx.lift.passes import staged
 from gradx.lift.rule import Rule
-from gradx.lift.sequence import BEGINNING, InSequence, stage_of
+from gradx.lift.sequence import NO_OLD_STATE, InSequence, stage_of
 from gradx.lift.stages import (
     LeafState,
     Leaves,
@@ -210,7 +210,7 @@ def partition(
         return [state.inner_states[label] for label in transforms]
 
     def pack(states: Sequence[State], old: State) -> State:
-        state_class = PartitionState if old is BEGINNING else type(old)
+        state_class = PartitionState if old is NO_OLD_STATE else type(old)
         return state_class(dict(zip(transforms, states, strict=True)))
 
     groups = [

@@ -22,7 +22,7 @@ from gradx.core import Count, Params, Part, State, Transform, Updates
 from gradx.core import trees as gtree
 from gradx.lift.averages import zeros
 from gradx.lift.leafwise import leafwise
-from gradx.lift.sequence import stage_of, works_by_leaf
+from gradx.lift.sequence import has_no_opaque, stage_of
 from gradx.lift.stages import Decided, Numbers, Sums
 from gradx.numbers.counting import steps
 from gradx.numbers.sources import Array
@@ -88,7 +88,7 @@ def process(
     for name, part in named.items():
         check_inner(part, where, name)
     before, between, after = map(core.with_extra_args, named.values())
-    by_leaf = works_by_leaf(stage_of(preprocessor))
+    by_leaf = has_no_opaque(stage_of(preprocessor))
 
     def init(params: Params) -> State:
         return before.init(params), between.init(params), after.init(params)

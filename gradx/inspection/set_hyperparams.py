@@ -219,7 +219,7 @@ def _walk(tx: Any, params: Params, state: State) -> Iterator[tuple[Path, _Check]
             yield from _walk(part.transform, part.params, part.state)
     elif rules := rules_of(tx.stage):
         live = state.hyperparams if is_node(state) else {}
-        check_state(own_state(state), tx.stage.kind, tx.stage.where)
+        check_state(own_state(state), tx.stage.state_class, tx.stage.where)
         names = sorted({name for rule in rules for name in rule.hypers.tunables})
         if sorted(live) != names:
             raise ValueError(f"{tx.stage.where}: live are {names}; the state has {sorted(live)}.")

@@ -94,7 +94,7 @@ class MatrixRule(Rule):
         names = [name for name in self.fields if name not in self.like_leaf]
 
         def first(wide: Array) -> dict[str, Any]:
-            made = jax.vmap(partial(self.begun, names))(m.stack(wide))
+            made = jax.vmap(partial(self.first_arrays, names))(m.stack(wide))
             return {name: m.kept(x) for name, x in made.items()}
 
         own = initial_state(self._sharers(wide), first, wide)
@@ -107,7 +107,7 @@ class MatrixRule(Rule):
 
     def step_of(self, state: State) -> Any:
         """The updates done before this one, if `renew` runs in some steps only."""
-        return None if self.how.renew is None else getattr(own_state(state), self.counts[0])
+        return None if self.how.renew is None else getattr(own_state(state), self.count_fields[0])
 
     def begin(
         self, leaves: Leaves, state: State, extra: Mapping[str, Any], rows: Rows

@@ -91,7 +91,7 @@ def run_leaves(
     """
     rows: Rows = [[] for _ in leaves.updates]
     finish = begin(leaves, rows)
-    if leaves.gate is not None and last and not leaves.passes:
+    if leaves.gate is not None and last and not leaves.lets_pass:
         gate = {"gate": leaves.gate}
         for row, u in zip(rows, leaves.after(rows).updates, strict=True):
             if gtree.is_number(u) and not (len(row) == 1 and getattr(row[0], "gated", False)):

@@ -33,7 +33,15 @@ from gradx.lift.stages import (
     is_array,
     leaf_state,
 )
-from gradx.lift.states import check_state, check_wrapping, closed, opened
+from gradx.lift.states import (
+    as_stored,
+    as_tuple,
+    check_state,
+    check_wrapping,
+    closed,
+    counted,
+    opened,
+)
 from gradx.lowering.siblings import siblings
 from gradx.numbers import hyper, sources
 from gradx.numbers.live import HyperparamsState
@@ -46,7 +54,7 @@ Facts = Callable[[gtree.Flat, Mapping[str, Any] | None], Sequence[Mapping[str, A
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Rule:
-    """A rule for one array, with all that the lift needs (see `leafwise`)."""
+    """The stage of one rule: the rule for one array, with all that the lift needs (`leafwise`)."""
 
     update: Update
     first: Callable[..., Mapping[str, Any]] | Mapping[str, Any] | None = None
@@ -68,12 +76,12 @@ class Rule:
     where: str
 
     @property
-    def kind(self) -> Any:
+    def state_class(self) -> Any:
         """The class of the rule's own state, without the `HyperparamsState` around it."""
         return self.state
 
     @property
-    def counts(self) -> list[str]:
+    def count_fields(self) -> list[str]:
         """The fields that count the updates."""
         return [f for f in self.state._fields if f in self.count]
 
@@ -81,7 +89,7 @@ class Rule:
     def several(self) -> Mapping[str, Any]:
         """The fields that are several trees, with the class of the named tuple that has them."""
         first = self.first.items() if isinstance(self.first, Mapping) else ()
-        return {name: type(one) for name, one in first if isinstance(one, tuple)}
+        return {name: type(one) for name, one in first if hasattr(one, "_fields")}
 
     @property
     def sees_tree(self) -> bool:
@@ -119,33 +127,32 @@ class Rule:
         state = self.state(
             **trees,
             **self._first_scalars(flat, sums),
-            **{f: jnp.copy(zero) for f in self.counts},
+            **{f: jnp.copy(zero) for f in self.count_fields},
         )
         return self.wrapped(state, zero, self.hypers.initial())
 
     @property
-    def counted(self) -> bool:
+    def needs_count(self) -> bool:
         """Whether a schedule needs a count beside the rule's own state, which has none."""
-        return self.hypers.scheduled and not self.counts
+        return self.hypers.scheduled and not self.count_fields
 
     def wrapped(self, state: State, count: Any, values: Mapping[str, Array]) -> State:
         """The rule's own state with the live values and the count that it needs beside it."""
-        if not self.counted and not self.hypers.tunables:
+        if not self.needs_count and not self.hypers.tunables:
             return state
         live = {name: values[name] for name in self.hypers.tunables}
-        return HyperparamsState(count if self.counted else None, live, state)
+        return HyperparamsState(count if self.needs_count else None, live, state)
 
     def _first_states(
-        self, flat: gtree.Flat, further: Sequence[Any]
+        self, flat: gtree.Flat, beside: Sequence[Any]
     ) -> list[Mapping[str, Any] | None]:
-        """`further` is what `init` is given beside a leaf: facts, or what was measured, or None."""
+        """`beside` is what `init` is given beside a leaf: facts, or what was measured, or None."""
         if self.first is None and not self.fields:
             return [None] * len(flat.values)
-        pairs = zip(flat.values, further, strict=True)
-        takes = self.facts is None
+        every = self.facts is None
         return [
-            self._own_state(p, x) if is_array(p) and (takes or x is not None) else None
-            for p, x in pairs
+            self._own_state(p, x) if is_array(p) and (every or x is not None) else None
+            for p, x in zip(flat.values, beside, strict=True)
         ]
 
     def _facts_of(self, flat: gtree.Flat, extra: Mapping[str, Any] | None) -> Sequence[Any]:
@@ -164,13 +171,13 @@ class Rule:
         """The arrays of one leaf, in buffers of their own: donating the state must not free `p`."""
         wide = widen(p)
         given = (wide,) if sums is None else (wide, sums)
-        first = self.begun(self.fields, *given)
+        first = self.first_arrays(self.fields, *given)
         return jax.tree.map(lambda x: jnp.array(x) if x is wide or x is p else x, first)
 
-    def begun(self, fields: Sequence[str], *given: Any) -> dict[str, Any]:
+    def first_arrays(self, fields: Sequence[str], *given: Any) -> dict[str, Any]:
         """What `init` makes, by the names of these fields."""
         if isinstance(self.first, Mapping):
-            made: Any = {name: _begun(one, given) for name, one in self.first.items()}
+            made: Any = {name: _made(one, given) for name, one in self.first.items()}
         else:
             made = {} if self.first is None else self.first(*given)
         if not isinstance(made, Mapping) or set(made) != set(fields):
@@ -209,55 +216,58 @@ class Rule:
         outer = state if isinstance(state, HyperparamsState) else None
         inner = state if outer is None else outer.inner_state
         check_state(inner, self.state, self.where)
-        check_wrapping(state, self.hypers.tunables, self.counted, self.where)
+        check_wrapping(state, self.hypers.tunables, self.needs_count, self.where)
         columns = {
             f: opened(f, self.several.get(f), leaves.flat, getattr(inner, f), self.where)
             for f in self.fields
         }
-        counts = [getattr(inner, f) for f in self.counts]
-        done = counts or [None if outer is None else outer.count]
+        old_counts = [getattr(inner, f) for f in self.count_fields]
+        # Where there are several, bias corrections go by the first and schedules by the last.
+        known = old_counts or [None if outer is None else outer.count]
         live = {} if outer is None else outer.hyperparams
-        step = sources.Step(done[-1], live, extra, self.where)
+        step = sources.Step(known[-1], live, extra, self.where)
         facts: Sequence[Any] = leaves.aligned(self._facts_of(gtree.flatten(leaves.tree), extra))
-        takes = gtree.is_number if self.any_kind else is_array
-        active = [i for i, u in enumerate(leaves.updates) if takes(u) and facts[i] is not None]
+        is_ours = gtree.is_number if self.any_kind else is_array
+        active = [i for i, u in enumerate(leaves.updates) if is_ours(u) and facts[i] is not None]
         group_of, groups = self.hypers.groups(leaves.flat, active)
         old_scalars = {name: getattr(inner, name) for name in self.scalars}
-        numbers = [self._numbers(group, step, done[0], old_scalars) for group in groups]
-        programs = [split(h, self.where) for h in numbers]
+        numbers = [self._numbers(group, step, known[0], old_scalars) for group in groups]
         spans = leaves.spans(self.axes, self.where)
 
         def call(i: int, static: Static, traced: dict[str, Array]) -> Call:
-            further, arrays = split(facts[i], self.where)
+            static_facts, array_facts = split(facts[i], self.where)
             if facts[i]:
                 joined_names({n: None for n, *_ in static} | traced, facts[i], "facts", self.where)
             return Call(
                 self.update,
-                (*static, *further, ("span", spans[i], str(spans[i]))),
-                {**traced, **arrays} if arrays else traced,  # one group's numbers are one object
-                leaf_state(self.state, {name: column[i] for name, column in columns.items()}),
+                (*static, *static_facts, ("span", spans[i], str(spans[i]))),
+                # One object for the numbers of one group, unless a leaf has its own.
+                {**traced, **array_facts} if array_facts else traced,
+                leaf_state(self.state, {f: as_tuple(column[i]) for f, column in columns.items()}),
                 self.needs_params,
                 leaves.gate,
                 self.per_leaf,
                 any_kind=self.any_kind,
             )
 
-        calls = {i: call(i, *programs[group_of[i]]) for i in active}
+        def calls_with(numbers: Sequence[Mapping[str, Any]]) -> dict[int, Call]:
+            programs = [split(h, self.where) for h in numbers]
+            return {i: call(i, *programs[group_of[i]]) for i in active}
+
+        calls = calls_with(numbers)
         new_scalars = dict(old_scalars)
         if self.per_tree is not None and (active or self.measure is None):
             by_path = self.hypers.varies_by_path
             shared = self._shared(step, old_scalars) if by_path else numbers[0]
             decided, changed = ask(self.per_tree, shared, self._sums(leaves, calls, spans))
-            further = [joined_names(h, decided, "per_tree", self.where) for h in numbers]
-            programs = [split(h, self.where) for h in further]
-            calls = {i: call(i, *programs[group_of[i]]) for i in active}
+            calls = calls_with([joined_names(h, decided, "per_tree", self.where) for h in numbers])
             new_scalars |= {
                 name: jnp.asarray(x, old_scalars[name].dtype) for name, x in changed.items()
             }
 
-        mine: dict[int, int] = {}  # leaf -> place of this rule in the leaf's row
+        place: dict[int, int] = {}  # of this rule in the row of each leaf
         for i in active:
-            mine[i] = len(rows[i])
+            place[i] = len(rows[i])
             rows[i].append(calls[i])
 
         def gated(new: Array, old: Array) -> Array:
@@ -269,22 +279,20 @@ class Rule:
                     self.several.get(name),
                     leaves.flat,
                     [
-                        getattr(results[i][mine[i]], name) if i in mine else old
+                        as_stored(getattr(results[i][place[i]], name), old) if i in place else old
                         for i, old in enumerate(column)
                     ],
                 )
                 for name, column in columns.items()
             }
 
-            def further(n: Array) -> Array:
-                return gated(safe_increment(n), n)
-
-            single = {name: gated(x, old_scalars[name]) for name, x in new_scalars.items()}
-            counted = dict(zip(self.counts, map(further, counts), strict=True))
-            new = type(inner)(**trees, **single, **counted) if self.state._fields else inner
+            scalars = {name: gated(x, old_scalars[name]) for name, x in new_scalars.items()}
+            new_counts = [counted(n, leaves.gate) for n in old_counts]
+            counts = dict(zip(self.count_fields, new_counts, strict=True))
+            new = type(inner)(**trees, **scalars, **counts) if self.state._fields else inner
             if outer is None:
                 return new
-            new_count = None if outer.count is None else further(outer.count)
+            new_count = None if outer.count is None else counted(outer.count, leaves.gate)
             return HyperparamsState(new_count, outer.hyperparams, new)
 
         return finish
@@ -326,8 +334,9 @@ class Rule:
         return sums
 
 
-def _begun(first: Any, given: tuple[Any, ...]) -> Any:
-    """What a field begins with: an array, or a named tuple of them."""
+def _made(first: Any, given: tuple[Any, ...]) -> Any:
+    """What a field begins with: an array, or a tuple of them, which may have names."""
     if isinstance(first, tuple):
-        return type(first)(*(one(*given) for one in first))
+        arrays = [one(*given) for one in first]
+        return type(first)(*arrays) if hasattr(first, "_fields") else tuple(arrays)
     return first(*given)

@@ -21,7 +21,7 @@ from gradx.lift.states import check_state, check_wrapping
 from gradx.lowering.conditional import choose_tree, either
 from gradx.numbers.live import HyperparamsState, own_state
 
-BEGINNING: Any = object()  # in place of an old state, where there is none yet
+NO_OLD_STATE: Any = object()  # in place of an old state, where there is none yet
 
 Pack = Callable[[Sequence[State], State], State]  # the parts' states, and the old state of all
 
@@ -37,7 +37,7 @@ class InSequence:
       rounds: the updates end in the dtype that they began with, whatever a part makes of them.
       wide: the same, and they are in float32 or wider from the first stage to the last, also
         between passes.
-      kind: the class of the state, if the parts are rules whose states are joined in it.
+      state_class: the class of the state, if the parts are rules whose states are joined in it.
       check: called by `init` with the parameters; raises for wrong ones.
       needs_params: whether `update` must be given the parameters.
       side_by_side: every stage is given the updates that the first one is given, not what that made
@@ -50,23 +50,23 @@ class InSequence:
     where: str
     rounds: bool = False
     wide: bool = False
-    kind: Any = None
+    state_class: Any = None
     check: Callable[[Params], None] | None = None
     needs_params: bool = False
     side_by_side: bool = False
     sees_tree: bool = field(init=False)
-    by_leaf: bool = field(init=False)
+    no_opaque: bool = field(init=False)
 
     def __post_init__(self) -> None:
         # Stored: a property would recurse through all chains in a chain that grew in a loop.
         sees = any(stage.sees_tree for stage in self.stages)
         object.__setattr__(self, "sees_tree", sees or (self.wide and len(self.stages) > 1))
-        object.__setattr__(self, "by_leaf", all(map(works_by_leaf, self.stages)))
+        object.__setattr__(self, "no_opaque", all(map(has_no_opaque, self.stages)))
 
     def init(self, params: Params) -> State:
         if self.check is not None:
             self.check(params)
-        return self.pack([stage.init(params) for stage in self.stages], BEGINNING)
+        return self.pack([stage.init(params) for stage in self.stages], NO_OLD_STATE)
 
     def begin(
         self, leaves: Leaves, state: State, extra: Mapping[str, Any], rows: Rows
@@ -85,8 +85,8 @@ class InSequence:
         seeing = [i for i, stage in enumerate(self.stages) if i and stage.sees_tree]
         seeing = [] if self.side_by_side else seeing
         done: list[State] = []
-        for begin, end in zip([0, *seeing], seeing, strict=False):
-            one_pass = partial(_one_pass, self.stages[begin:end], states[begin:end], extra)
+        for start, stop in zip([0, *seeing], seeing, strict=False):
+            one_pass = partial(_one_pass, self.stages[start:stop], states[start:stop], extra)
             updates, new = run_leaves(one_pass, self.where, leaves, last=False)
             done += new
             leaves = replace(leaves, updates=updates)
@@ -168,7 +168,7 @@ class Opaque:
     ) -> tuple[Any, State]:
         """Under a real conditional, as it may be expensive.
 
-        If the gate is closed, `leaves.passes` says whether the updates pass or become zero.
+        If the gate is closed, `leaves.lets_pass` says whether the updates pass or become zero.
         """
 
         shapes: list[Any] = []  # of the numbers, as soon as `accept` has been traced
@@ -191,7 +191,7 @@ class Opaque:
             if not shapes:
                 jax.eval_shape(accept)
             pairs = zip(map(jnp.asarray, given), shapes, strict=True)
-            return [_rejected(old, x, leaves.passes) for old, x in pairs], state
+            return [_rejected(old, x, leaves.lets_pass) for old, x in pairs], state
 
         # What is no number (a random key, a `float0` gradient) stays.
         given, with_numbers = gtree.picked(updates, gtree.is_number)
@@ -224,26 +224,26 @@ def stage_of(tx: optax.GradientTransformation, where: str | None = None) -> Stag
     return Opaque(tx, core.where() if where is None else where) if stage is None else stage
 
 
-def works_by_leaf(stage: Stage) -> bool:
+def has_no_opaque(stage: Stage) -> bool:
     """Whether it contains no `Opaque` stage."""
     inner = getattr(stage, "inner", None)
-    by_leaf = getattr(stage, "by_leaf", not isinstance(stage, Opaque))
-    return by_leaf and (inner is None or works_by_leaf(inner))
+    no_opaque = getattr(stage, "no_opaque", not isinstance(stage, Opaque))
+    return no_opaque and (inner is None or has_no_opaque(inner))
 
 
 # ---------------------------------------------------------------- rules with one state
 
 
-def joined(kind: Any, *parts: Transform) -> Transform:
-    """Lifted rules one after the other, with one state: the named tuple `kind` of all fields."""
+def joined(state_class: Any, *parts: Transform) -> Transform:
+    """Lifted rules one after the other, with one state, a named tuple of all their fields."""
     where = core.where()
     rules: list[Rule] = [part.stage for part in parts]
     live = {name for rule in rules for name in rule.hypers.tunables}
 
     def unpack(state: State) -> list[State]:
         own = own_state(state)
-        check_state(own, kind, where)
-        check_wrapping(state, live, any(rule.counted for rule in rules), where)
+        check_state(own, state_class, where)
+        check_wrapping(state, live, any(rule.needs_count for rule in rules), where)
         count, values = getattr(state, "count", None), getattr(state, "hyperparams", {})
         return [
             rule.wrapped(
@@ -256,7 +256,7 @@ def joined(kind: Any, *parts: Transform) -> Transform:
 
     def pack(states: Sequence[State], old: State) -> State:
         fields = {k: v for state in states for k, v in own_state(state)._asdict().items()}
-        own = (kind if old is BEGINNING else type(own_state(old)))(**fields)
+        own = (state_class if old is NO_OLD_STATE else type(own_state(old)))(**fields)
         wrapped = [state for state in states if isinstance(state, HyperparamsState)]
         if not wrapped:
             return own
@@ -264,11 +264,11 @@ def joined(kind: Any, *parts: Transform) -> Transform:
         numbers = {k: v for state in wrapped for k, v in state.hyperparams.items()}
         return HyperparamsState(counts[0] if counts else None, numbers, own)
 
-    return staged(InSequence(rules, pack, unpack, where, wide=True, kind=kind), where)
+    return staged(InSequence(rules, pack, unpack, where, wide=True, state_class=state_class), where)
 
 
 def rules_of(stage: Any) -> Sequence[Rule]:
     """The lifted rules that a stage consists of; none if it is another kind of stage."""
-    if isinstance(stage, InSequence) and stage.kind is not None:
+    if isinstance(stage, InSequence) and stage.state_class is not None:
         return [rule for rule in stage.stages if isinstance(rule, Rule)]
     return [stage] * isinstance(stage, Rule)

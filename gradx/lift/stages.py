@@ -74,7 +74,7 @@ class Leaves:
     params: list[Any] | None
     gate: Array | None = None  # for the calls and for all else in the state
     conditional: bool = True  # what cannot be gated in place may run under `lax.cond`
-    passes: bool = False  # with a closed gate updates pass as they are, instead of becoming zero
+    lets_pass: bool = False  # with a closed gate updates pass as they are, instead of becoming zero
 
     @functools.cached_property
     def tree(self) -> Updates:
@@ -126,7 +126,7 @@ class Leaves:
 
 
 class Stage(Protocol):
-    """A transformation as work on single leaves. Stages next to each other run as one pass.
+    """A transformation as a pass sees it. Stages next to each other share a pass.
 
     Attributes:
       sees_tree: it needs the finished updates of all leaves before it can begin, so a pass that
@@ -143,7 +143,8 @@ class Stage(Protocol):
     ) -> Callable[[Results], State]:
         """Adds to the row of each leaf it acts on; returns a function that makes the new state.
 
-        It adds a `Call`; or, if it sees the tree, the update that it has `Made`.
+        Most add a `Call`. A stage that has already calculated the update (`Opaque`, `MatrixRule`)
+        puts it at the head of the row, as `Made`.
 
         With a closed `leaves.gate` the new state must be the old one; calls do this for their leaf.
         """

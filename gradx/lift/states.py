@@ -6,8 +6,10 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from gradx.core import trees as gtree
+from gradx.core.updates import safe_increment
 from gradx.numbers.live import HyperparamsState
 
 
@@ -74,8 +76,7 @@ def opened(name: str, kind: Any, flat: gtree.Flat, value: Any, where: str) -> li
         return [kind(*arrays) for arrays in zip(*trees, strict=True)]
     found = gtree.flatten_like(flat, value, f"the state's {name}", where)
     for i, x in enumerate(found):
-        numbered = isinstance(x, Mapping) and all(isinstance(k, int) for k in x)
-        arrays = x is None or isinstance(x, tuple | list) or numbered  # NNX's own tuple
+        arrays = x is None or isinstance(as_tuple(x), tuple | list)
         if not arrays and not jax.tree_util.all_leaves([x]):
             told = f"whose {name} has a tree in it, {type(x).__name__}"
             path = flat.paths[i]
@@ -89,6 +90,26 @@ def closed(kind: Any, flat: gtree.Flat, found: list[Any]) -> Any:
         return flat.unflatten(found)
     found = [x if isinstance(x, kind) else kind(*[x] * len(kind._fields)) for x in found]
     return kind(*(flat.unflatten([getattr(x, k) for x in found]) for k in kind._fields))
+
+
+def as_tuple(stored: Any) -> Any:
+    """Several arrays of one leaf as a tuple; Flax NNX keeps them in a container of its own."""
+    is_numbered = isinstance(stored, Mapping) and all(isinstance(k, int) for k in stored)
+    return tuple(stored[k] for k in sorted(stored)) if is_numbered else stored
+
+
+def as_stored(new: Any, stored: Any) -> Any:
+    """The inverse of `as_tuple`: new arrays in the container of the old ones."""
+    if not isinstance(stored, Mapping):
+        return new
+    structure: Any = jax.tree.structure(stored)
+    return structure.unflatten(jax.tree.leaves(new))
+
+
+def counted(count: Any, gate: Any) -> Any:
+    """The count after this step, or as it was where the gate is closed."""
+    after = safe_increment(count)
+    return after if gate is None else jnp.where(gate, after, count)
 
 
 def check_keys(state: Any, keys: Collection[Any], where: str) -> None:

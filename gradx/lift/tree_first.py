@@ -6,12 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import jax.numpy as jnp
-
 from gradx.core import Params, State
-from gradx.core.updates import safe_increment
 from gradx.lift.stages import Call, Leaves, Results, Rows
-from gradx.numbers.sources import Array
 
 # (leaves, state, extra) -> the call at each leaf, or None for none, and the new state
 Prepare = Callable[[Leaves, State, Mapping[str, Any]], tuple[Sequence[Call | None], State]]
@@ -38,9 +34,3 @@ class TreeFirst:
             if call is not None:
                 row.append(call)
         return lambda _: new
-
-
-def counted(count: Array, gate: Array | None) -> Array:
-    """The count after this step, or as it was where the gate is closed."""
-    after = safe_increment(count)
-    return after if gate is None else jnp.where(gate, after, count)

@@ -23,7 +23,7 @@ from gradx.core.calls import checked
 from gradx.lift.averages import storage
 from gradx.lift.leafwise import leafwise
 from gradx.lift.passes import staged, widen
-from gradx.lift.sequence import BEGINNING, InSequence, stage_of
+from gradx.lift.sequence import NO_OLD_STATE, InSequence, stage_of
 from gradx.lift.stages import Decided, Numbers, Sums, is_array
 from gradx.lift.states import check_state
 from gradx.numbers import sources
@@ -129,7 +129,7 @@ def _closed(states: Sequence[State], old: State) -> State:
     base, own = states
     inner = own_state(own)
     # A state of Optax's class stays one.
-    state_class = ScheduleFreeState if old is BEGINNING else type(own_state(old))
+    state_class = ScheduleFreeState if old is NO_OLD_STATE else type(own_state(old))
     return with_own(
         own,
         state_class(inner.last_b1, inner.weight_sum, inner.step_count, inner.max_lr, base, inner.z),

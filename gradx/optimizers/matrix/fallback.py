@@ -14,7 +14,7 @@ from gradx.core import Params, Part, State, Transform, Updates
 from gradx.core import trees as gtree
 from gradx.lift.matrices import check_paths, matrices
 from gradx.lift.matrix_names import matrices_by_name, reasons
-from gradx.lift.sequence import stage_of, works_by_leaf
+from gradx.lift.sequence import has_no_opaque, stage_of
 from gradx.numbers.paths import beside
 from gradx.numbers.sources import Hyper
 from gradx.optimizers.first_order.adam import scale_by_adam
@@ -92,7 +92,7 @@ def with_fallback(
         if missing and params is not None:  # the parameters have the shapes of missing gradients
             with core.inside(where):
                 by_label = partition(groups, labels(params), optional=True)
-        elif missing and not all(works_by_leaf(stage_of(tx)) for tx in groups.values()):
+        elif missing and not all(has_no_opaque(stage_of(tx)) for tx in groups.values()):
             raise ValueError(
                 f"{where}: at {missing[0]!r} there is no gradient. If there is a parameter, its "
                 f"shape is needed: call update(updates, state, params)."

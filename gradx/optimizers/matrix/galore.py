@@ -20,8 +20,8 @@ from gradx.core.meaning import Number
 from gradx.lift.matrices import Matrix, check_paths, matrices
 from gradx.lift.passes import check_array, staged, widen
 from gradx.lift.stages import NO_STATE, Call, LeafState, Leaves, Numbers
-from gradx.lift.states import check_state
-from gradx.lift.tree_first import TreeFirst, counted
+from gradx.lift.states import check_state, counted
+from gradx.lift.tree_first import TreeFirst
 from gradx.linalg import decompositions
 from gradx.linalg.eigenbasis import known, rounding_of_products, squares
 from gradx.lowering.conditional import rarely

@@ -16,8 +16,8 @@ from gradx.core import Count, Params, State, Transform, Updates
 from gradx.core import trees as gtree
 from gradx.lift.passes import check_array, staged, widen
 from gradx.lift.stages import NO_STATE, Call, LeafState, Leaves, Numbers, is_array
-from gradx.lift.states import check_state
-from gradx.lift.tree_first import TreeFirst, counted
+from gradx.lift.states import check_state, counted
+from gradx.lift.tree_first import TreeFirst
 from gradx.line_search.objective import check_params, check_shape, inner, nothing, real_dtype
 from gradx.line_search.zoom import scale_by_zoom_linesearch
 from gradx.lowering.order import once_known, under_condition

@@ -20,7 +20,7 @@ from gradx.core.updates import safe_increment
 from gradx.lift.averages import average, real_zeros, storage, weight_so_far, zero_moments
 from gradx.lift.leafwise import leafwise
 from gradx.lift.passes import measured, run, staged
-from gradx.lift.sequence import BEGINNING, InSequence
+from gradx.lift.sequence import NO_OLD_STATE, InSequence
 from gradx.lift.stages import Call, Leaves, Numbers, Rows, is_array
 from gradx.lift.states import check_state
 from gradx.lift.tree_first import TreeFirst
@@ -241,7 +241,7 @@ class _Estimates:
     def pack(self, states: Sequence[State], old: State) -> State:
         (fn_state, nu), moved = states
         moments = own_state(moved)
-        if old is BEGINNING:
+        if old is NO_OLD_STATE:
             return with_own(moved, SophiaState(moments.count, moments.mu, moments.nu, fn_state))
         new = type(own_state(old))(moments.count, moments.mu, nu, fn_state)
         return with_own(moved, new)

@@ -17,7 +17,7 @@ from gradx.core.roots import sqrt
 from gradx.core.trees import abs_sq, dot
 from gradx.lift.leafwise import leafwise
 from gradx.lift.passes import staged
-from gradx.lift.sequence import BEGINNING, InSequence, stage_of
+from gradx.lift.sequence import NO_OLD_STATE, InSequence, stage_of
 from gradx.lift.stages import Decided, Numbers, Sums
 from gradx.lift.states import check_state
 from gradx.lowering.order import once_known
@@ -145,7 +145,7 @@ def mechanize(
         ]
 
     def pack(states: Sequence[State], old: State) -> State:
-        return _join(MechanicState if old is BEGINNING else type(own_state(old)), *states)
+        return _join(MechanicState if old is NO_OLD_STATE else type(own_state(old)), *states)
 
     # The tuner measures the gradients that the base optimizer gets, and moves by its updates.
     stages = [stage_of(base_optimizer), tuning.stage]
