@@ -44,7 +44,7 @@ def gated_update(
     updates = jax.tree.map(gtree.as_number, updates)
     stage = Opaque(tx, where) if conditional else stage_of(tx, where)
     passes, opaque = rejected == "pass", isinstance(stage, Opaque)
-    options = {"conditional": conditional is not False, "passes": passes and opaque}
+    options = {"conditional": conditional is not False, "lets_pass": passes and opaque}
     new, new_state = run(stage, where, updates, state, params, extra, gate, **options)
     if passes and not opaque:
         new = gtree.map_numbers(functools.partial(choose, gate), new, updates)
