@@ -328,7 +328,7 @@ OPTIMIZERS = [
         optimism=0.02,
         _in_optax=False,  # it is there, and warns
         _ranges={"optimism": "[0, inf)"},
-        _renamed={"optimism": "beta", "learning_rate": "alpha"},
+        _renamed={"optimism": "beta"},
         _temporaries=2,
     ),
     row(

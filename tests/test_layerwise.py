@@ -91,7 +91,9 @@ def test_fromage_has_one_learning_rate() -> None:
     u, _ = tx.update(TREE, tx.init(TREE), TREE)
     assert not np.any(u["w"])
     assert np.all(u["b"] != 0)
-    with pytest.raises(ValueError, match="fromage: learning_rate must be given"):
+    with pytest.raises(
+        ValueError, match="fromage: learning_rate must be one real number, got None"
+    ):
         gradx.fromage(None)  # type: ignore[arg-type]
 
 

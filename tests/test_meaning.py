@@ -100,6 +100,56 @@ def test_a_docstring_without_arguments_is_given_them() -> None:
     assert "Args:\n          share: a share; in [0, 1], 0.5 by default.\n\n" in (made.__doc__ or "")
 
 
+@core.recorded
+def halved(rate: Annotated[gradx.Hyper, Number("[0, 1]")]) -> gradx.Transform:
+    """Half a step."""
+    return gradx.chain(gradx.scale(0.5), gradx.sgd(rate))
+
+
+def four_spaces(share: Annotated[float, Number("[0, 1]")] = 0.5, **others: Any) -> Any:
+    """Says it as many do.
+
+    Args:
+        share:
+            how much is mixed.
+        older: a name that it had.
+        **others: more.
+    """
+    return gradx.scale(share)
+
+
+def test_docstrings_in_other_forms_lose_nothing() -> None:
+    made = core.recorded(four_spaces)
+    assert core.recorded(four_spaces).__doc__ == made.__doc__
+    assert (made.__doc__ or "").split("\n\n")[1].rstrip() == "\n".join(
+        [
+            "    Args:",
+            "        share: how much is mixed; in [0, 1], 0.5 by default.",
+            "        **others: more.",
+            "        older: a name that it had.",
+        ]
+    )
+
+    def unreadable(share: Annotated[float, Number("[0, 1]")] = 0.5) -> Any:
+        """Has a table.
+
+        Args:
+        share  how much is mixed
+        """
+
+    assert core.recorded(unreadable).__doc__ == unreadable.__doc__
+
+
+def test_the_signature_shows_the_type() -> None:
+    def typed(a: Annotated[gradx.Hyper, Number("[0, 1]")] | None = None) -> Any: ...
+
+    assert (
+        str(inspect.signature(core.recorded(typed))) == "(a: 'gradx.Hyper | None' = None) -> 'Any'"
+    )
+    state = gradx.tunable(halved(0.5)).init(jnp.ones(1))
+    assert gradx.hyperparams(state) == {"learning_rate": 0.5}
+
+
 @pytest.mark.parametrize(
     ("call", "match"),
     [
@@ -123,6 +173,8 @@ def test_a_docstring_without_arguments_is_given_them() -> None:
         (lambda: outside(size=0.0), r"^outside: size must be in \(0, inf\), got 0.0"),
         (lambda: outside(size=gradx.tunable(1.0)), "^outside: size must be one real number, got"),
         (lambda: outside(size=jnp.ones(2)), "^outside: size must be one real number, got"),
+        (lambda: gradx.adam(None), "^adam: learning_rate must be one real number, got None"),
+        (lambda: gradx.muon(0.1, adam_learning_rate=-1.0), "^muon: adam_learning.* To climb, put"),
         (lambda: gradx.sgd(0.1, momentum=1.5), r"^sgd: momentum must be in \[-1, 1\], got 1.5"),
     ],
 )
@@ -136,6 +188,14 @@ def test_what_was_given_is_what_is_shown(size: Any) -> None:
     made = outside(size=size)
     assert repr(made) == f"outside(size={core.show(size)})"
     assert jax.tree.leaves(made.update(jnp.ones(1), made.init(jnp.ones(1)))[0])[0] == 2
+
+
+def test_a_name_has_no_range_in_a_rule_of_somebody_else() -> None:
+    """But for the names that every rule has."""
+    rule = lambda g, s, p, h: (g * h.alpha, s)
+    assert gradx.leafwise(rule, hypers={"alpha": -1.0})
+    with pytest.raises(ValueError, match=r"b1 must be in \[0, 1\), got -1.0"):
+        gradx.leafwise(rule, hypers={"b1": -1.0})
 
 
 def test_a_live_number_remembers_the_range_of_each_factory_on_its_way() -> None:

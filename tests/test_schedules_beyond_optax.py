@@ -170,6 +170,21 @@ def test_print_shows_the_phases() -> None:
     assert str(gradx.constant_schedule(0.1)).split("\n")[2].split() == ["from", "0", "0.1"]
 
 
+@pytest.mark.parametrize("n", [np.array(10), np.int64(10), jnp.int32(10), 10.0])
+def test_steps_may_be_numbers_of_any_library(n: Any) -> None:
+    line = gradx.linear_schedule(0.0, 1.0, n) * 0.5
+    both = gradx.join_schedules([gradx.cosine_decay_schedule(1.0, n), line], [20])
+    assert (line.borders, both.borders) == ((0, 10), (0, 10, 20, 30))
+
+
+def test_in_a_line_of_a_log_it_is_its_code() -> None:
+    schedule = gradx.rex_schedule(1.0, 10)
+    assert f"{schedule}" == repr(schedule) == "rex_schedule(1.0, 10)"
+    seen: list[str] = []
+    jax.jit(lambda x: (seen.append(str(gradx.rex_schedule(x, 10))), x)[1])(1.0)
+    assert seen == ["rex_schedule(<traced float32[]>, 10)"]
+
+
 def test_a_source_makes_a_product_of_sources() -> None:
     rate = gradx.rex_schedule(1.0, 10) * gradx.tunable(0.5)
     tx = gradx.sgd(rate)
@@ -191,6 +206,8 @@ BAD: list[tuple[Callable[[], Any], str]] = [
     (lambda: gradx.cyclic_schedule(0.0, 1.0, 2, "exp_range", 1.5), "decay_rate must be in"),
     (lambda: gradx.cosine_restarts_schedule(1.0, 4, 0), "cycles must be in"),
     (lambda: gradx.cosine_restarts_schedule(1.0, 4, 2, length_factor=0.5), "length_factor must"),
+    (lambda: gradx.cosine_restarts_schedule(1.0, 4, 2000, length_factor=2), "fewer cycles"),
+    (lambda: gradx.cyclic_schedule(0.0, 1.0, 2**31), "transition_steps must be in"),
     (lambda: gradx.step_schedule(1.0, 0), "step_size must be in"),
     (lambda: gradx.step_schedule(1.0, 3, -0.1), "decay_rate must be in"),
     (lambda: gradx.inverse_sqrt_schedule(0.0, 1.0, 0), "warmup_steps must be in"),

@@ -37,6 +37,7 @@ def _compiled(annotation: str) -> types.CodeType:
 
 def evaluated(factory: Callable[..., Any]) -> inspect.Signature:
     """`signature` without its cache: while a module is imported, some names are missing."""
+    factory = getattr(factory, "__recorded__", factory)  # what it shows lacks ``Number(…)``
     plain = inspect.signature(factory)
     module = sys.modules.get(getattr(factory, "__module__", ""))
     names = getattr(inspect.unwrap(factory), "__globals__", vars(module) if module else {})

@@ -10,9 +10,12 @@ the sentence of the argument's meaning; any other entry replaces that sentence:
 
 from __future__ import annotations
 
+import ast
 import inspect
 import re
-from collections.abc import Callable
+import typing
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from gradx.core.vocabulary import meanings
@@ -22,36 +25,66 @@ _SECTION = re.compile(r"^( *)(Returns|Raises|Example|Reference|References):", re
 _ARGS = re.compile(r"^( *)Args:\n", re.MULTILINE)
 
 
+@dataclass(frozen=True)
+class _Section:
+    """The place of ``Args:`` in a docstring, and the entries that are written there."""
+
+    start: int
+    end: int
+    margin: str  # of the title
+    indent: str  # of an entry
+    entries: Mapping[str, str]  # by the names as they are written, some of which share an entry
+
+
 def with_arguments(factory: Callable[..., Any], signature: inspect.Signature) -> str | None:
-    """The docstring of a factory with an entry for each argument that has a meaning."""
-    doc = factory.__doc__
-    if doc is None:
-        return None
-    parameters = signature.parameters
-    own: dict[str, str]
+    """The docstring of a factory with an entry for each argument that has a meaning.
+
+    A docstring without sections, or with entries in another form, stays as it is.
+    """
+    doc, parameters = factory.__doc__, signature.parameters
     known = meanings(factory, parameters)
-    here = _ARGS.search(doc)
-    if here is None:
-        before = _SECTION.search(doc)
-        if not known or before is None:
-            return doc
-        start = end = before.start()
-        margin, own = before[1], {}
-    else:
-        start, margin = here.start(), here[1]
-        own, end = _entries(doc, here.end(), margin)
-    written: dict[str, str] = {}  # by the names before the colon, which may be several
-    whole = {name: names for names in own for name in re.findall(r"\w+", names)}
-    for name in parameters:
-        names = whole.get(name, name)
-        text = own.get(names)
+    section = _section(doc) if doc and known else None
+    if doc is None or section is None:
+        return doc
+    entry_of = {name: names for names in section.entries for name in re.findall(r"\w+", names)}
+    written: dict[str, str] = {}
+    for name, parameter in parameters.items():
+        names = entry_of.get(name, name)
+        text = section.entries.get(names)
         if name in known and names == name:
-            words = known[name].told(_unwrapped(text), parameters[name].default)
-            written[name] = _filled(f"{name}: {words}", margin)
+            words = known[name].told(_unwrapped(text), parameter.default)
+            written[name] = _filled(f"{name}: {words}", section.indent)
         elif text is not None:
             written[names] = text
-    blank = "\n" if here is None else ""
-    return f"{doc[:start]}{margin}Args:\n{''.join(written.values())}{blank}{doc[end:]}"
+    written |= {names: text for names, text in section.entries.items() if names not in written}
+    blank = "" if section.entries else "\n"
+    args = f"{section.margin}Args:\n{''.join(written.values())}{blank}"
+    return f"{doc[: section.start]}{args}{doc[section.end :]}"
+
+
+def _section(doc: str) -> _Section | None:
+    """Where the entries are, or where they would be: before the next section."""
+    args = _ARGS.search(doc)
+    if args is None:
+        following = _SECTION.search(doc)
+        if following is None:
+            return None
+        place, margin = following.start(), following[1]
+        return _Section(place, place, margin, f"{margin}  ", {})
+    indent = " " * (len(doc[args.end() :]) - len(doc[args.end() :].lstrip(" ")))
+    entries: dict[str, str] = {}
+    end = args.end()
+    for line in doc[end:].splitlines(keepends=True):
+        if not line.strip() or not line.startswith(indent) or len(indent) <= len(args[1]):
+            break
+        if begun := re.match(rf"{indent}([\w*][^:]*):\s", line):
+            entries[begun[1]] = line
+        elif entries:
+            entries[next(reversed(entries))] += line
+        else:
+            return None
+        end += len(line)
+    return _Section(args.start(), end, args[1], indent, entries) if entries else None
 
 
 def shown_signature(factory: Callable[..., Any]) -> inspect.Signature:
@@ -59,40 +92,38 @@ def shown_signature(factory: Callable[..., Any]) -> inspect.Signature:
     signature = inspect.signature(factory)
     parameters = dict(signature.parameters)
     for name, parameter in parameters.items():
-        plain, number, _ = str(parameter.annotation).partition(", Number(")
-        if number:
-            parameters[name] = parameter.replace(annotation=plain.removeprefix("Annotated["))
+        kind = parameter.annotation
+        if isinstance(kind, str) and "Annotated[" in kind:
+            parameters[name] = parameter.replace(annotation=_without_annotated(kind))
+        elif typing.get_origin(kind) is typing.Annotated:
+            parameters[name] = parameter.replace(annotation=typing.get_args(kind)[0])
     return signature.replace(parameters=list(parameters.values()))
 
 
-def _entries(doc: str, start: int, margin: str) -> tuple[dict[str, str], int]:
-    """The entries that begin at `start`, by their names, and where they end."""
-    found: dict[str, str] = {}
-    end = start
-    for line in doc[start:].splitlines(keepends=True):
-        if line.strip() and not line.startswith(f"{margin}  "):
-            break
-        if begun := re.match(rf"{margin}  ([\w*][^:]*): ", line):
-            found[begun[1]] = line
-        elif line.strip():
-            last = next(reversed(found))
-            found[last] += doc[end : end + len(line)]
-        else:
-            break
-        end += len(line)
-    return found, end
+def _without_annotated(text: str) -> str:
+    """``Annotated[Hyper, Number("[0, 1)")] | None`` as ``Hyper | None``."""
+    tree = ast.parse(text, mode="eval")
+
+    class Inner(ast.NodeTransformer):
+        def visit_Subscript(self, node: ast.Subscript) -> ast.AST:
+            is_annotated = isinstance(node.value, ast.Name) and node.value.id == "Annotated"
+            if is_annotated and isinstance(node.slice, ast.Tuple):
+                return self.visit(node.slice.elts[0])
+            return self.generic_visit(node)
+
+    return ast.unparse(Inner().visit(tree))
 
 
 def _unwrapped(entry: str | None) -> str:
-    return "" if entry is None else " ".join(entry.partition(": ")[2].split())
+    return "" if entry is None else " ".join(entry.partition(":")[2].split())
 
 
-def _filled(text: str, margin: str) -> str:
+def _filled(text: str, indent: str) -> str:
     # `textwrap` takes ten times as long, and this is a part of importing gradx.
-    lines, line = [], f"{margin} "
+    lines, line = [], indent.removesuffix(" ")
     for word in text.split(" "):
         if len(line) + 1 + len(word) > WIDTH:
             lines.append(line)
-            line = f"{margin}   "
+            line = f"{indent} "
         line = f"{line} {word}"
     return "\n".join([*lines, line]) + "\n"

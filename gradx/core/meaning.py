@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 
+from gradx.core.annotations import check_known
 from gradx.core.kept import kept
 from gradx.core.ranges import ANY, as_float, check_constant, is_real, no_number
 
@@ -84,10 +85,14 @@ class Number(Meaning):
         """
         if hasattr(value, "within") and not plain:
             return value.within(self.interval, name, where)
+        if self.fixed:
+            check_known(name, value, where)
         if plain or is_real(value):
             check_constant(value, self.interval, name, where)
         elif not callable(value):
             raise no_number(value, name, where)
+        if self.fixed:
+            return float(value)
         return constant_of(value) if plain else value
 
 

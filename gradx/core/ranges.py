@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 import re
 from collections.abc import Iterator
@@ -22,6 +23,7 @@ Array = jax.Array
 Scalar: TypeAlias = float | Array
 
 ANY = "(-inf, inf)"
+LARGEST = 3.4028235677973366e38  # what rounds to infinity in float32 is beyond
 
 # How to get what Optax does with numbers below these ranges.
 BELOW = {
@@ -40,16 +42,24 @@ class Interval:
         if not re.fullmatch(r"[\[(][^,]+,[^,]+[\])]", self.text):
             raise ValueError(f"a range reads like '[0, 1)' or '(0, inf]', got {self.text!r}.")
 
-    def __contains__(self, x: float) -> bool:
+    @functools.cached_property
+    def ends(self) -> tuple[float, float]:
         low, high = self.text[1:-1].split(",")
-        above = x >= float(low) if self.text[0] == "[" else x > float(low)
-        below = x <= float(high) if self.text[-1] == "]" else x < float(high)
+        return float(low), float(high)
+
+    def __contains__(self, x: float) -> bool:
+        low, high = self.ends
+        above = x >= low if self.text[0] == "[" else x > low
+        below = x <= high if self.text[-1] == "]" else x < high
         return above and below
+
+
+interval_of = functools.lru_cache(maxsize=256)(Interval)
 
 
 def factor_range(interval: str) -> str:
     """The range of one factor of a product: only its sign is known."""
-    return ANY if -1.0 in Interval(interval) else "[0, inf)"
+    return ANY if -1.0 in interval_of(interval) else "[0, inf)"
 
 
 _of_the_run: ContextVar[bool] = ContextVar("_of_the_run", default=False)
@@ -84,8 +94,9 @@ def no_number(value: Any, name: str, where: str) -> ValueError:
 
 def check_number(value: float, interval: str, name: str, where: str) -> None:
     """Raises ValueError unless the number lies in its range."""
-    if value not in Interval(interval) and not _of_the_run.get():
-        remedy = BELOW.get(name, "") if -math.inf < value < 0 else ""
+    if value not in interval_of(interval) and not _of_the_run.get():
+        is_below = -math.inf < value < 0
+        remedy = next((r for word, r in BELOW.items() if is_below and word in name), "")
         raise ValueError(f"{where}: {name} must be in {interval}, got {value!r}.{remedy}")
 
 
@@ -104,18 +115,21 @@ def check_constant(value: Any, interval: str, name: str, where: str) -> None:
         return
     number = float(value)
     check_number(number, interval, name, where)
-    with np.errstate(over="ignore"):
-        narrow = float(np.float32(number))
-    if math.isinf(narrow):  # too large for the arithmetic
-        check_number(narrow, interval, name, where)
+    if abs(number) > LARGEST:  # too large for the arithmetic
+        check_number(math.copysign(math.inf, number), interval, name, where)
 
 
 def is_real(value: Any) -> bool:
     """Whether it is one integer or floating-point number, of Python, NumPy or JAX; no bool."""
+    if type(value) in (int, float):
+        return True
     kinds = int | float | np.generic | np.ndarray | jax.Array
     if isinstance(value, bool) or not isinstance(value, kinds) or np.shape(value) != ():
         return False
-    dtype = jnp.result_type(value)
+    try:
+        dtype = jnp.result_type(value)
+    except TypeError:  # of a text, which NumPy has arrays of
+        return False
     return jnp.issubdtype(dtype, jnp.integer) or jnp.issubdtype(dtype, jnp.floating)
 
 

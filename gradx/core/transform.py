@@ -73,7 +73,6 @@ def recorded(factory: Callable[P, T]) -> Callable[P, T]:
       halved(0.1)
     """
     signature = evaluated(factory)
-    factory.__doc__ = with_arguments(factory, signature)
 
     @functools.wraps(factory)
     def make(*args: P.args, **kwargs: P.kwargs) -> T:
@@ -87,7 +86,8 @@ def recorded(factory: Callable[P, T]) -> Callable[P, T]:
         described: T = made.with_spec(Spec(make, given(bound)))
         return described
 
-    make.__dict__["__signature__"] = shown_signature(factory)
+    make.__doc__ = with_arguments(factory, signature)
+    make.__dict__.update(__signature__=shown_signature(factory), __recorded__=factory)
     if "<" not in make.__qualname__:  # what is local to a function cannot be found by name
         REGISTRY[registered_name(make)] = make
     return make

@@ -88,11 +88,20 @@ VOCABULARY: dict[str, Meaning] = {
         "or `sharded`; without it each device measures its own part of a leaf"
     ),
     "accumulator_dtype": Option(
-        "the dtype to keep the sum in; by default the parameter's, at least float32"
+        "the dtype to keep the sum or average in; by default the parameter's, at least float32"
     ),
 }
 
-RANGES = {name: m.interval for name, m in VOCABULARY.items() if isinstance(m, Number)}
+# The names that have their range in any rule, also in one that is written elsewhere.
+EVERYWHERE = (
+    *("learning_rate", "weight_decay", "eps", "eps_root", "decay", "momentum", "b1", "b2", "rho"),
+    *("max_norm", "max_delta", "threshold", "clipping"),
+)
+RANGES = {
+    name: number.interval
+    for name, number in VOCABULARY.items()
+    if isinstance(number, Number) and name in EVERYWHERE
+}
 
 
 def meanings(factory: Callable[..., Any], parameters: Mapping[str, Any]) -> dict[str, Meaning]:
@@ -129,8 +138,8 @@ def numbers_of(factory: Callable[..., Any]) -> dict[str, Taken]:
         if isinstance(meaning, Number) and meaning.interval:
             kinds = set(members(parameters[name].annotation))
             plain = kinds <= {float, int, jax.Array, types.NoneType}
-            # The rule says what is missing where None is given for a source.
-            found[name] = Taken(meaning, not plain, not plain or types.NoneType in kinds)
+            optional = types.NoneType in kinds or parameters[name].default is None
+            found[name] = Taken(meaning, not plain, optional)
     return found
 
 

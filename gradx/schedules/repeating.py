@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Any, Literal, TypeAlias
 
+import jax
 import jax.numpy as jnp
 
 from gradx import core
 from gradx.core.meaning import Number, Option
-from gradx.core.ranges import Scalar, as_float
+from gradx.core.ranges import Scalar, as_float, check_number
 from gradx.numbers.counting import as_count, duration, power_of, since, steps
-from gradx.numbers.sources import Array, Schedule
+from gradx.numbers.sources import Array, Fixed, Schedule
 from gradx.schedules.curves import between, cosine, exponential
 from gradx.schedules.schedule_fn import ScheduleFn
 from gradx.schedules.sequences import joined, warmed_up
@@ -61,7 +63,9 @@ def cyclic_schedule(
     <https://arxiv.org/abs/1506.01186>`_, 2015.
     """
     half = steps("transition_steps", transition_steps, 1)
-    if mode != "exp_range" and not (isinstance(decay_rate, float) and decay_rate == 1.0):
+    check_number(half, "[1, 1e9]", "transition_steps", core.where())  # twice that is an int32
+    traced = isinstance(decay_rate, jax.core.Tracer)
+    if mode != "exp_range" and (traced or float(decay_rate) != 1.0):
         raise ValueError(f"{core.where()}: decay_rate is for mode='exp_range', got mode={mode!r}.")
 
     def value(count: Any) -> Array:
@@ -85,7 +89,7 @@ def cosine_restarts_schedule(
     decay_steps: int,
     cycles: int,
     end_value: Scalar = 0.0,
-    length_factor: Annotated[float, Number("[1, inf)", "m")] = 1.0,
+    length_factor: Annotated[Fixed, Number("[1, inf)", "m", fixed=True)] = 1.0,
     peak_factor: Annotated[float, Number("(0, inf)", "q")] = 1.0,
 ) -> ScheduleFn:
     r"""Half a cosine wave down, and again from a lower peak.
@@ -112,6 +116,11 @@ def cosine_restarts_schedule(
     """
     first = duration("decay_steps", decay_steps, 1)
     count_of_cycles = steps("cycles", cycles, 1)
+    if math.log(first) + count_of_cycles * math.log(length_factor) > math.log(2**62):
+        raise ValueError(
+            f"{core.where()}: {count_of_cycles} cycles, each {length_factor} times as long as the "
+            f"one before, have more steps than can be counted. Give fewer cycles."
+        )
     lengths = [first * length_factor**i for i in range(count_of_cycles)]
     lengths = [length if length == first else round(length) for length in lengths]
     borders = [sum(lengths[: i + 1]) for i in range(count_of_cycles)]

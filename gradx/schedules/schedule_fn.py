@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 
 from gradx import core
@@ -55,6 +56,10 @@ class ScheduleFn(core.Described):
     spec: core.Spec | None = None
     borders: Sequence[Steps] = ()
 
+    def __post_init__(self) -> None:
+        plain = tuple(int(b) if float(b).is_integer() else float(b) for b in self.borders)
+        object.__setattr__(self, "borders", plain)
+
     def __call__(self, count: Any) -> Array:
         return self.function(count)
 
@@ -64,7 +69,17 @@ class ScheduleFn(core.Described):
     def __repr__(self) -> str:
         return core.show(self.function) if self.spec is None else repr(self.spec)
 
+    def __format__(self, spec: str) -> str:
+        return format(repr(self), spec)  # a table would break the line of a log
+
     def __str__(self) -> str:
+        try:
+            return self._phases()
+        except jax.errors.ConcretizationTypeError:  # its numbers are known in the run only
+            return repr(self)
+
+    def _phases(self) -> str:
+        """The phases as a table: the steps, and the values where each begins and ends."""
         ends = sorted({0, *(math.ceil(b) for b in self.borders if b > 0)})
         rows = [("steps", "first value", "last value")]
         for begin, end in pairwise(ends):
@@ -156,7 +171,8 @@ def _checked(parts: Sequence[Any]) -> list[Any]:
         if isinstance(part, Source) or not (callable(part) or is_real(part)):
             raise ValueError(
                 f"{core.where()}: parts[{i}] must be a schedule or a number, got "
-                f"{core.show(part)}; what is live or goes by path is multiplied by scaled(…)."
+                f"{core.show(part)}. A number that is live or by path can be multiplied, by "
+                f"scaled(…), but not added."
             )
     return [
         part if callable(part) else constant(f"parts[{i}]", part) for i, part in enumerate(parts)

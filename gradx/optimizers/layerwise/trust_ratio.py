@@ -165,8 +165,6 @@ def fromage(
     Reference: Bernstein et al., *On the distance between two neural networks and the stability of
     learning*, https://arxiv.org/abs/2002.03432, which has no \(m\).
     """
-    if learning_rate is None:
-        raise ValueError(f"{core.where()}: learning_rate must be given, got None.")
     scheduled = sources.is_scheduled(learning_rate)
     return chain(
         scale_by_trust_ratio(min_norm, axis_name=axis_name),

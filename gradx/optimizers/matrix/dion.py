@@ -53,7 +53,7 @@ class DionState(NamedTuple):
 
 @core.recorded
 def scale_by_dion(
-    rank_fraction: Annotated[Fixed, Number("(0, 1]", "r / m")] = 1.0,
+    rank_fraction: Annotated[Fixed, Number("(0, 1]", "r / m", fixed=True)] = 1.0,
     b1: Hyper = 0.95,
     eps: Hyper = 1e-8,
     mu_dtype: Any = None,
@@ -168,7 +168,7 @@ def _dion(g: Array, s: DionState, p: None, h: Numbers) -> tuple[Array, DionState
 @core.recorded
 def dion(
     learning_rate: Hyper,
-    rank_fraction: Annotated[Fixed, Number("(0, 1]")] = 1.0,
+    rank_fraction: Annotated[Fixed, Number("(0, 1]", fixed=True)] = 1.0,
     b1: Hyper = 0.95,
     eps: Hyper = 1e-8,
     weight_decay: Hyper = 0.01,

@@ -50,7 +50,7 @@ class Dion2State(NamedTuple):
 
 @core.recorded
 def scale_by_dion2(
-    fraction: Annotated[Fixed, Number("(0, 1]")] = 0.25,
+    fraction: Annotated[Fixed, Number("(0, 1]", fixed=True)] = 0.25,
     ns_coeffs: NSCoefficients = "modded_nanogpt",
     ns_steps: int = 5,
     ef_decay: Annotated[Hyper, Number("[0, 1)", r"\mu")] = 0.95,
@@ -145,7 +145,7 @@ def _by_rows(g: Array, mu: Array, h: Numbers) -> tuple[Array, Array]:
 @core.recorded
 def dion2(
     learning_rate: Hyper,
-    fraction: Annotated[Fixed, Number("(0, 1]")] = 0.25,
+    fraction: Annotated[Fixed, Number("(0, 1]", fixed=True)] = 0.25,
     ns_coeffs: NSCoefficients = "modded_nanogpt",
     ns_steps: int = 5,
     ef_decay: Hyper = 0.95,

@@ -211,7 +211,7 @@ class MomoState(NamedTuple):
 def momo(
     learning_rate: Hyper = 1.0,
     beta: Hyper = 0.9,
-    lower_bound: Annotated[float, Number("(-inf, inf)", "f_*")] = 0.0,
+    lower_bound: Annotated[float, Number("[-inf, inf)", "f_*")] = 0.0,
     weight_decay: Hyper = 0.0,
     adapt_lower_bound: bool = False,
     *,
@@ -305,7 +305,7 @@ def momo_adam(
     b1: Hyper = 0.9,
     b2: Hyper = 0.999,
     eps: Annotated[Hyper, Number("(0, inf)")] = 1e-8,
-    lower_bound: Annotated[float, Number("(-inf, inf)", "f_*")] = 0.0,
+    lower_bound: Annotated[float, Number("[-inf, inf)", "f_*")] = 0.0,
     weight_decay: Hyper = 0.0,
     adapt_lower_bound: bool = False,
     *,
