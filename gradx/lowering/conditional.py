@@ -44,8 +44,8 @@ def if_open(gate: Array, new: Any, old: Any) -> Any:
 
 @if_open.defjvp
 def _(primals: Any, tangents: Any) -> Any:
-    gate, *primals = primals
-    return jax.jvp(functools.partial(choose_tree, gate), primals, tangents[1:])
+    gate, new, old = primals
+    return jax.jvp(functools.partial(choose_tree, gate), (new, old), tuple(tangents[1:]))
 
 
 @jax.custom_batching.custom_vmap
