@@ -27,6 +27,7 @@ from gradx.core.transform import *
 from gradx.core.updates import *
 from gradx.inspection.config import *
 from gradx.inspection.describe import *
+from gradx.inspection.hyperparams import *
 from gradx.inspection.set_hyperparams import *
 from gradx.lift.leafwise import *
 from gradx.lift.mapped import *

@@ -6,6 +6,7 @@ import contextlib
 import inspect
 import re
 import typing
+from collections import Counter
 from typing import Any
 
 import cases
@@ -793,3 +794,71 @@ def test_numbers_in_a_list_become_live_like_those_in_a_tuple() -> None:
         for betas in ((0.8, 0.99), [0.8, 0.99])
     ]
     assert {"b1", "b2"} < names[0] == names[1]
+
+
+# ---------------------------------------------------------------- every number of a chain
+
+
+def numbers_after(tx: Any, steps: int, **extra: Any) -> dict[str, float]:
+    state = tx.init(PARAMS)
+    for _ in range(steps):
+        _, state = tx.update(PARAMS, state, PARAMS, **extra)
+    found = gradx.hyperparams(state, tx=tx)
+    assert {x.dtype for x in found.values()} <= {jnp.dtype(jnp.float32)}
+    return {name: round(float(x), 5) for name, x in found.items()}
+
+
+ramp_down = gradx.linear_schedule(1.0, 0.0, 4)
+CHAINS: list[tuple[Any, dict[str, float]]] = [
+    (
+        gradx.chain(gradx.clip(2.0), gradx.sgd(ramp_down, 0.5)),
+        {"max_delta": 2.0, "decay": 0.5, "learning_rate": 0.75},
+    ),
+    (
+        gradx.sgd(gradx.scaled(ramp_down, gradx.by_path({"bias": 2.0}, default=1.0))),
+        {"learning_rate[bias]": 1.5, "learning_rate[default]": 0.75},
+    ),
+    (
+        gradx.chain(gradx.sgd(gradx.tunable(0.1)), gradx.sgd(0.2)),
+        {"0/1/learning_rate": 0.1, "1/1/learning_rate": 0.2},
+    ),
+    (
+        gradx.partition(
+            {"a": gradx.sgd(0.1), "b": gradx.sgd(0.2)}, gradx.by_path({"bias": "a"}, default="b")
+        ),
+        {"a/learning_rate": 0.1, "b/learning_rate": 0.2},
+    ),
+    (gradx.inject_hyperparams(gradx.sgd)(ramp_down), {"learning_rate": 0.75}),
+    (gradx.MultiSteps(gradx.sgd(ramp_down), 2), {"learning_rate": 1.0}),
+    (gradx.chain(optax.clip(1.0), gradx.sgd(0.1)), {"learning_rate": 0.1}),
+    (gradx.masked(gradx.sgd(0.1), {"bias": True, "kernel": False}), {"learning_rate": 0.1}),
+]
+
+
+@pytest.mark.parametrize(("tx", "expected"), CHAINS, ids=[str(tx)[:30] for tx, _ in CHAINS])
+def test_every_number_of_a_chain(tx: Any, expected: dict[str, float]) -> None:
+    assert numbers_after(tx, 2) == expected
+
+
+def test_before_the_first_update_a_schedule_has_its_first_value() -> None:
+    assert numbers_after(gradx.sgd(ramp_down), 0) == {"learning_rate": 1.0}
+    assert numbers_after(gradx.sgd(gradx.from_call("rate")), 1, rate=0.1) == {}
+
+
+@pytest.mark.parametrize("case", cases.CASES, ids=lambda case: case.id)
+def test_the_numbers_of_every_row_are_found(case: cases.Case) -> None:
+    """There is a number of the name of each live value."""
+    tx = gradx.tunable(case.make())
+    state = tx.init(PARAMS)
+    known, live = (
+        Counter(name.rpartition("/")[2] for name in found)
+        for found in (gradx.hyperparams(state, tx=tx), gradx.hyperparams(state))
+    )
+    assert known >= live
+
+
+def test_numbers_of_another_state_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"the state is not one of|got a state"):
+        gradx.hyperparams(gradx.adam(0.1).init(PARAMS), tx=gradx.sgd(0.1, 0.9))
+    with pytest.raises(ValueError, match="tx must be a transformation of gradx"):
+        gradx.hyperparams(gradx.adam(0.1).init(PARAMS), tx=optax.adam(0.1))  # type: ignore[arg-type]

@@ -18,7 +18,6 @@ __all__ = [
     "HyperparamsState",
     "InjectHyperparamsState",
     "InjectStatefulHyperparamsState",
-    "hyperparams",
     "tunable",
 ]
 
@@ -174,30 +173,6 @@ def _live_parts(value: Any) -> Any:
 
 
 # ---------------------------------------------------------------- reading and setting
-
-
-def hyperparams(state: Any) -> dict[str, Array]:
-    """The live values in a state, by name.
-
-    Args:
-      state: the state of any chain, Optax's or gradx's, alone or inside a larger tree (a whole
-        `TrainState`).
-
-    Returns:
-      Name to value. A name that occurs more than once is preceded by the path that tells the
-      places apart: ``adam/learning_rate``. The numbers of `inject_hyperparams` are among them,
-      also those that it schedules.
-
-    Example:
-      >>> import gradx, jax.numpy as jnp
-      >>> tx = gradx.partition(
-      ...     {"a": gradx.sgd(gradx.tunable(0.1)), "b": gradx.sgd(gradx.tunable(0.2))},
-      ...     gradx.by_path({"w": "a"}, default="b"),
-      ... )
-      >>> list(gradx.hyperparams(tx.init({"w": jnp.ones(2), "v": jnp.ones(2)})))
-      ['a/learning_rate', 'b/learning_rate']
-    """
-    return {name: array_of(value) for name, (_, value, _) in live_places(state).items()}
 
 
 def array_of(value: Any) -> Array:
