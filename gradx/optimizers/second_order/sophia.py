@@ -96,7 +96,7 @@ def scale_by_sophia(
       hessian_diagonal_fn: the transformation that replaces gradients by the estimate.
       verbose: print the win rate, the share of elements that are not clipped. The authors recommend
         0.1 to 0.5; a larger \(\gamma\) raises it.
-      print_win_rate_every_n_steps: the steps from one print to the next; 0 prints nothing.
+      print_win_rate_every_n_steps: the steps from one print to the next, with `verbose`; 0 for one.
 
     Raises:
       ValueError: the win rate is asked for, but not `verbose`, or nothing is clipped; in `update`,
@@ -354,7 +354,7 @@ def sophia(
       hessian_diagonal_fn: the transformation that estimates it, from the extra arguments of
         `update`.
       verbose: print the share of elements that are not clipped.
-      print_win_rate_every_n_steps: the steps from one print to the next; 0 prints nothing.
+      print_win_rate_every_n_steps: the steps from one print to the next, with `verbose`; 0 for one.
 
     Raises:
       ValueError: `update` is called without the parameters, or without what the estimate needs
