@@ -150,6 +150,26 @@ def test_the_signature_shows_the_type() -> None:
     assert gradx.hyperparams(state) == {"learning_rate": 0.5}
 
 
+@core.recorded
+def with_betas(
+    betas: tuple[Annotated[gradx.Hyper, Number("[0, 1)")], ...] = (0.9,),
+) -> gradx.Transform:
+    """Has as many numbers as somebody wants."""
+    hypers = {f"beta_{i}": beta for i, beta in enumerate(betas)}
+    return gradx.leafwise(lambda g, s, p, h: (g * h.beta_0, s), hypers=hypers)
+
+
+def test_the_numbers_of_a_tuple_are_checked() -> None:
+    tx = with_betas((0.5, gradx.tunable(0.25)))
+    state = tx.init(jnp.ones(1))
+    assert gradx.hyperparams(state) == {"beta_1": 0.25}
+    for value, bad in ((2.0, "2.0"), ("x", "'x'"), (gradx.tunable(1.0), "1.0")):
+        with pytest.raises(ValueError, match=rf"^with_betas: betas\[1\] must be .* got {bad}"):
+            with_betas((0.5, value))
+    with pytest.raises(ValueError, match=r"beta_1 must be in \[0, 1\), got 1.5"):
+        gradx.set_hyperparams(state, tx=tx, beta_1=1.5)
+
+
 @pytest.mark.parametrize(
     ("call", "match"),
     [

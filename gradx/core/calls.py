@@ -40,7 +40,8 @@ def ranges_of_factory() -> dict[str, str]:
     *_, (_, factory) = ("", None), *_building.get()
     if factory is None:
         return {}
-    return {name: taken.number.interval for name, taken in numbers_of(factory).items()}
+    numbers = numbers_of(factory).items()
+    return {name: taken.number.interval for name, taken in numbers if not taken.each}
 
 
 @contextlib.contextmanager

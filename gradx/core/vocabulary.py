@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import types
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args, get_origin
 
 import jax
 
@@ -122,11 +122,15 @@ def meanings(factory: Callable[..., Any], parameters: Mapping[str, Any]) -> dict
 
 
 class Taken(NamedTuple):
-    """How a factory takes a number: what it means, and whether None or a source may be given."""
+    """How a factory takes a number, or a tuple of them: what it means, and what may be given."""
 
     number: Number
-    sources: bool
+    sources: bool  # also schedules, live values, …
     none: bool
+    each: bool = False  # of a tuple
+
+
+_PLAIN = {float, int, jax.Array, types.NoneType}
 
 
 @functools.lru_cache(maxsize=1024)
@@ -134,12 +138,17 @@ def numbers_of(factory: Callable[..., Any]) -> dict[str, Taken]:
     """The numbers of a factory that have a range, by name."""
     found = {}
     parameters = signature(factory).parameters
-    for name, meaning in meanings(factory, parameters).items():
-        if isinstance(meaning, Number) and meaning.interval:
-            kinds = set(members(parameters[name].annotation))
-            plain = kinds <= {float, int, jax.Array, types.NoneType}
-            optional = types.NoneType in kinds or parameters[name].default is None
-            found[name] = Taken(meaning, not plain, optional)
+    known = meanings(factory, parameters)
+    for name, parameter in parameters.items():
+        kinds = members(parameter.annotation)
+        optional = types.NoneType in kinds or parameter.default is None
+        if isinstance(number := known.get(name), Number) and number.interval:
+            found[name] = Taken(number, not set(kinds) <= _PLAIN, optional)
+        for part in (p for kind in kinds if get_origin(kind) is tuple for p in get_args(kind)):
+            for number in metadata(part):
+                if isinstance(number, Number) and number.interval:
+                    sources = not set(members(part)) <= _PLAIN
+                    found[name] = Taken(number, sources, optional, each=True)
     return found
 
 
@@ -151,8 +160,16 @@ def checked_numbers(
     Raises:
       ValueError: a number is out of its range.
     """
-    found = {}
-    for name, (number, sources, none) in numbers_of(factory).items():
-        if name in arguments and not (none and arguments[name] is None):
-            found[name] = number.taken(arguments[name], name, where, plain=not sources)
+    found: dict[str, Any] = {}
+    for name, (number, sources, none, each) in numbers_of(factory).items():
+        if name not in arguments or (none and arguments[name] is None):
+            continue
+        value = arguments[name]
+        if not each:
+            found[name] = number.taken(value, name, where, plain=not sources)
+        elif isinstance(value, list | tuple):
+            found[name] = tuple(
+                number.taken(v, f"{name}[{i}]", where, plain=not sources)
+                for i, v in enumerate(value)
+            )
     return found

@@ -79,7 +79,9 @@ class InSequence:
         if self.wide or self.rounds:
             for row, u in zip(rows, leaves.updates, strict=True):
                 if gtree.is_inexact(u):
-                    give(row, Made(widen(u) if self.wide else u, dtype=jnp.result_type(u)))
+                    number = gtree.as_number(u)
+                    first = widen(number) if self.wide else number
+                    give(row, Made(first, dtype=jnp.result_type(number)))
             leaves = leaves.after(rows)
         # The last one that must see finished updates begins the pass that others may share.
         seeing = [i for i, stage in enumerate(self.stages) if i and stage.sees_tree]
