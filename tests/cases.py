@@ -36,7 +36,6 @@ class Case:
       complex: it accepts complex parameters.
       whole_tree: its numbers hold for the whole tree, and cannot go by path.
       ranges: of the numbers for which it has another range than the field's names have.
-      renamed: names of arguments to the names that its parts have for them.
       copies: how many further live values there are because two parts share a number.
       needs_params: `update` has to be given the parameters.
       keeps_params: its state has copies of the parameters, in their dtypes.
@@ -57,7 +56,6 @@ class Case:
     complex: bool = True
     whole_tree: bool = False
     ranges: Mapping[str, str] = field(default_factory=dict)
-    renamed: Mapping[str, str] = field(default_factory=dict)
     copies: int = 0
     needs_params: bool = False
     keeps_params: bool = False
@@ -144,7 +142,7 @@ POSITIVE_EPS = {"eps": "(0, inf)"}
 BAD_DOG = {"init_step": ("distance", 0.0)}
 MEASURED = {"_needs_params": True, "_whole_tree": True}
 
-MOMENTUM = {"_renamed": {"momentum": "decay"}, "_ranges": {"momentum": "[-1, 1]"}}
+MOMENTUM = {"_ranges": {"momentum": "[-1, 1]"}}
 HEAVY = {"momentum": 0.9, "nesterov": True, **MOMENTUM}
 
 TRUST = {"trust_coefficient": "(0, inf)"}
@@ -156,13 +154,6 @@ ADAFACTOR = {
     "eps": "(0, inf)",
     "weight_decay_rate": "[0, inf)",
 }
-OF_ADAFACTOR = {
-    "clipping_threshold": "threshold",
-    "eps": "epsilon",
-    "momentum": "decay",
-    "weight_decay_rate": "weight_decay",
-}
-
 MARS = {"_in_optax": False, "_ranges": {"gamma": "[0, inf)"}}
 
 BAD_MEMORY = {
@@ -173,11 +164,10 @@ BAD_MEMORY = {
 }
 QUASI_NEWTON = {"linesearch": None, **BAD_MEMORY}
 
-OF_ADAM = {f"adam_{x}": x for x in ("learning_rate", "b1", "b2", "eps", "eps_root", "weight_decay")}
-BY_ADAM = {name: RANGES[of_adam] for name, of_adam in OF_ADAM.items()}
+OF_ADAM = ("learning_rate", "b1", "b2", "eps", "eps_root", "weight_decay")
+BY_ADAM = {f"adam_{name}": RANGES[name] for name in OF_ADAM}
 MUON = {
     "_ranges": {"beta": "[0, 1)", **BY_ADAM},
-    "_renamed": OF_ADAM,
     "_copies": 2,  # of eps and the learning rate
     "_bad": {"ns_steps": 0, "ns_coeffs": "jordan", "preconditioning": "l2", "convention": "torch"},
 }
@@ -261,7 +251,6 @@ OPTIMIZERS = [
         momentum=0.9,
         dampening=0.5,
         _in_optax=False,
-        _renamed={"momentum": "decay"},
         _ranges={"momentum": "[-1, 1]", "dampening": "[0, 1)"},
         _bad={"nesterov": True},
     ),
@@ -328,7 +317,6 @@ OPTIMIZERS = [
         optimism=0.02,
         _in_optax=False,  # it is there, and warns
         _ranges={"optimism": "[0, inf)"},
-        _renamed={"optimism": "beta"},
         _temporaries=2,
     ),
     row(
@@ -472,7 +460,6 @@ OPTIMIZERS = [
     row(
         "signum",
         learning_rate=0.02,
-        _renamed={"beta": "decay"},
         _ranges={"beta": "[0, 1)"},
     ),
     row("lion", learning_rate=0.02, weight_decay=1e-2, _needs_params=True, _ranges=LION),
@@ -483,7 +470,6 @@ OPTIMIZERS = [
         weight_decay=1e-3,
         _needs_params=True,
         _ranges=LARS,
-        _renamed={"momentum": "decay"},
         _temporaries=1,
     ),
     row(
@@ -497,7 +483,6 @@ OPTIMIZERS = [
         trust_ratio_mask=True,
         _needs_params=True,
         _ranges=LARS,
-        _renamed={"momentum": "decay"},
     ),
     row("lamb", learning_rate=0.3, _needs_params=True, _temporaries=1),
     row(
@@ -519,7 +504,6 @@ OPTIMIZERS = [
         _narrow_in_optax=True,
         _needs_params=True,
         _ranges=ADAFACTOR,
-        _renamed=OF_ADAFACTOR,
         _bad={"min_dim_size_to_factor": 0, "dtype_momentum": "int8"},
         _temporaries=1,
     ),
@@ -536,7 +520,6 @@ OPTIMIZERS = [
         _in_optax=False,  # where the decay of the steps before the offset is NaN
         _needs_params=True,
         _ranges=ADAFACTOR,
-        _renamed=OF_ADAFACTOR,
         _temporaries=1,
     ),
     row(
@@ -550,12 +533,10 @@ OPTIMIZERS = [
         factored=False,
         _needs_params=True,
         _ranges=ADAFACTOR,
-        _renamed=OF_ADAFACTOR,
     ),
     row(
         "sm3",
         learning_rate=0.2,
-        _renamed={"momentum": "b1"},
         _scalars_in_optax=False,
         _temporaries=1,
     ),
@@ -587,7 +568,6 @@ OPTIMIZERS = [
         "schedule_free_adamw",
         learning_rate=0.05,
         weight_decay=1e-3,
-        _renamed={"b2": "decay"},
         _temporaries=1,
         **AVERAGED,
     ),

@@ -195,12 +195,19 @@ def test_the_numbers_of_a_tuple_are_checked() -> None:
         (lambda: outside(size=jnp.ones(2)), "^outside: size must be one real number, got"),
         (lambda: gradx.adam(None), "^adam: learning_rate must be one real number, got None"),
         (lambda: gradx.muon(0.1, adam_learning_rate=-1.0), "^muon: adam_learning.* To climb, put"),
+        (lambda: gradx.sgd(0.1, momentum=lambda c: jnp.ones(3)), "^sgd: momentum is the schedule"),
         (lambda: gradx.sgd(0.1, momentum=1.5), r"^sgd: momentum must be in \[-1, 1\], got 1.5"),
     ],
 )
 def test_a_bad_number_is_refused_where_it_is_given(call: Any, match: str) -> None:
     with pytest.raises(ValueError, match=match):
         call()
+
+
+def test_a_schedule_is_traced_once_for_all_factories_on_its_way() -> None:
+    counts: list[Any] = []
+    gradx.adamw(lambda count: counts.append(count) or 0.1)
+    assert len(counts) == 1
 
 
 @pytest.mark.parametrize("size", [2, np.float32(2), jnp.float32(2), jnp.array(2)])
@@ -223,4 +230,5 @@ def test_a_live_number_remembers_the_range_of_each_factory_on_its_way() -> None:
     state = tx.init(jnp.ones(1))
     with pytest.raises(ValueError, match=r"weight_decay must be in \[0, inf\), got -1.0"):
         gradx.set_hyperparams(state, tx=tx, weight_decay=-1.0)
-    gradx.add_decayed_weights(gradx.tunable(-1.0))
+    state = gradx.add_decayed_weights(gradx.tunable(-1.0)).init(jnp.ones(1))
+    assert gradx.hyperparams(state) == {"weight_decay": -1.0}

@@ -16,7 +16,6 @@ from gradx.core.meaning import Number
 from gradx.lift.passes import widen
 from gradx.lift.states import check_state
 from gradx.numbers.counting import steps
-from gradx.numbers.hyper import constant
 from gradx.numbers.sources import Array
 
 __all__ = ["LookaheadParams", "LookaheadState", "lookahead"]
@@ -106,7 +105,6 @@ def lookahead(
     where = core.where()
     check_inner(fast_optimizer, where, "fast_optimizer")
     period = steps("sync_period", sync_period, 1)
-    step_size = constant("slow_step_size", slow_step_size, "[0, inf)")
     fast = core.with_extra_args(fast_optimizer)
 
     def init(params: Params) -> LookaheadState:
@@ -141,7 +139,7 @@ def lookahead(
                 )
         sync = done == period - 1
         pairs = [
-            _both(u, f, s, sync, step_size) if gtree.is_inexact(u) else (u, u)
+            _both(u, f, s, sync, slow_step_size) if gtree.is_inexact(u) else (u, u)
             for u, f, s in zip(flat.values, *columns, strict=True)
         ]
         fast_updates, slow_updates = (flat.unflatten([pair[i] for pair in pairs]) for i in (0, 1))

@@ -33,7 +33,7 @@ class _Section:
     end: int
     margin: str  # of the title
     indent: str  # of an entry
-    entries: Mapping[str, str]  # by the names as they are written, some of which share an entry
+    entries: Mapping[str, str]  # names as written, "b1" or "b1, b2", to text
 
 
 def with_arguments(factory: Callable[..., Any], signature: inspect.Signature) -> str | None:

@@ -14,13 +14,17 @@ import jax
 
 from gradx.core.annotations import check_known
 from gradx.core.kept import kept
-from gradx.core.ranges import ANY, as_float, check_constant, is_real, no_number
+from gradx.core.ranges import ANY, as_float, check_constant, check_schedule, is_real, no_number
 
 
 class Meaning:
     """What an argument is for, as metadata of its annotation: `Number` or `Option`."""
 
     sentence: str
+
+    def over(self, general: Meaning | None) -> Meaning:
+        """This meaning, completed by a more general one of the same kind."""
+        return self
 
     def formula(self, default: Any) -> str:
         """What follows the sentence: symbol, range and default."""
@@ -72,7 +76,7 @@ class Number(Meaning):
         number = isinstance(default, int | float) and not isinstance(default, bool)
         return f"{words}, {default!r} by default" if number and words else words
 
-    def over(self, general: Meaning | None) -> Number:
+    def over(self, general: Meaning | None) -> Meaning:
         """This one, with what it leaves open taken from a more general one."""
         said = {name: value for name, value in vars(self).items() if value}
         return replace(general, **said) if isinstance(general, Number) else self
@@ -80,8 +84,7 @@ class Number(Meaning):
     def taken(self, value: Any, name: str, where: str, plain: bool) -> Any:
         """Checks a number as far as it is known now, and returns the one to use.
 
-        A schedule is checked by the rule that takes it, and live values remember the range.
-        `plain` is for arguments that take only a number.
+        Live values remember the range. `plain` is for arguments that take only a number.
         """
         if hasattr(value, "within") and not plain:
             return value.within(self.interval, name, where)
@@ -89,7 +92,9 @@ class Number(Meaning):
             check_known(name, value, where)
         if plain or is_real(value):
             check_constant(value, self.interval, name, where)
-        elif not callable(value):
+        elif callable(value):
+            check_schedule(value, name, where)
+        else:
             raise no_number(value, name, where)
         if self.fixed:
             return float(value)

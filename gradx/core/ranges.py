@@ -6,7 +6,8 @@ import contextlib
 import functools
 import math
 import re
-from collections.abc import Iterator
+import weakref
+from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -117,6 +118,39 @@ def check_constant(value: Any, interval: str, name: str, where: str) -> None:
     check_number(number, interval, name, where)
     if abs(number) > LARGEST:  # too large for the arithmetic
         check_number(math.copysign(math.inf, number), interval, name, where)
+
+
+_CHECKED: weakref.WeakSet[Callable[[Any], Any]] = weakref.WeakSet()
+
+
+def check_schedule(schedule: Callable[[Any], Any], name: str, where: str) -> None:
+    """Raises ValueError for a function that gives no number for a count.
+
+    It is traced for its type only, and once, so that nothing is computed or printed twice: each
+    factory on the way asks.
+    """
+    with contextlib.suppress(TypeError):  # some functions have no hash or no weak references
+        if schedule in _CHECKED:
+            return
+    try:
+        try:
+            made: Any = jax.eval_shape(schedule, jax.ShapeDtypeStruct((), jnp.int32))
+        except (jax.errors.ConcretizationTypeError, jax.errors.TracerArrayConversionError):
+            made = schedule(0)  # it branches on the count: it works outside jit only, as in Optax
+        dtype = jnp.result_type(made)
+        real = jnp.issubdtype(dtype, jnp.floating) or jnp.issubdtype(dtype, jnp.integer)
+    except Exception as error:
+        raise ValueError(
+            f"{where}: {name} is the function {show(schedule)}, which does not work as a "
+            f"schedule, count -> number: {type(error).__name__}: {str(error).partition(chr(10))[0]}"
+        ) from error
+    if made is None or jnp.shape(made) != () or not real:
+        raise ValueError(
+            f"{where}: {name} is the schedule {show(schedule)}, which must return one real "
+            f"number for a count, but returns {show(made)}."
+        )
+    with contextlib.suppress(TypeError):
+        _CHECKED.add(schedule)
 
 
 def is_real(value: Any) -> bool:

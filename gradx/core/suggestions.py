@@ -26,6 +26,6 @@ class MissingArgument(ValueError, TypeError):
 
 
 class FoundSeveral(ValueError, KeyError):
-    """A state has more than one match for what was asked for. To Optax this is a `KeyError`."""
+    """A name fits several places in a state. To Optax this is a `KeyError`."""
 
     __str__ = Exception.__str__  # a KeyError would put quotes around its message

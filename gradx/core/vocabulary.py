@@ -114,9 +114,13 @@ def meanings(factory: Callable[..., Any], parameters: Mapping[str, Any]) -> dict
     for name, parameter in parameters.items():
         general = VOCABULARY.get(name) if ours else None
         own = [m for m in metadata(parameter.annotation) if isinstance(m, Meaning)]
+        is_number = float in members(parameter.annotation)
         if own:
-            found[name] = own[-1].over(general) if isinstance(own[-1], Number) else own[-1]
-        elif general and isinstance(general, Number) == (float in members(parameter.annotation)):
+            meaning = own[0].over(general)
+            for narrower in own[1:]:
+                meaning = narrower.over(meaning)
+            found[name] = meaning
+        elif general and isinstance(general, Number) == is_number:
             found[name] = general
     return found
 

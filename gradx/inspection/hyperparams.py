@@ -5,18 +5,15 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import jax.numpy as jnp
 
-from gradx import core
-from gradx.core import Params, State, Transform
+from gradx.core import State, Transform
 from gradx.core.calls import checked
 from gradx.core.ranges import as_float
-from gradx.lift.sequence import rules_of
-from gradx.lift.states import check_state
-from gradx.numbers.live import array_of, is_node, live_places, own_state
+from gradx.inspection.walk import Innermost, innermost, visited
+from gradx.numbers.live import array_of, is_node, live_places, own_state, shortest_names
 from gradx.numbers.paths import REQUIRED, ByPath
 from gradx.numbers.sources import Array, FromCall, Scaled, Source, Step
 
@@ -29,7 +26,7 @@ def hyperparams(state: Any, *, tx: Transform | None = None) -> dict[str, Array]:
 
     Args:
       state: the state of any chain, Optax's or gradx's, alone or inside a larger tree (a whole
-        `TrainState`). With `tx` it is that of the chain itself.
+        `TrainState`).
       tx: the transformation that has the state. Then constants and schedules are among the numbers,
         a schedule with its value in the last update (before the first one, with its first value).
 
@@ -63,62 +60,31 @@ def hyperparams(state: Any, *, tx: Transform | None = None) -> dict[str, Array]:
     """
     if tx is None:
         return {name: array_of(value) for name, (_, value, _) in live_places(state).items()}
-    if not isinstance(tx, Transform):
-        raise ValueError(f"hyperparams: tx must be a transformation of gradx, got {core.show(tx)}.")
-    try:
-        found = list(_numbers(tx, {}, state, ()))
-    except (AttributeError, IndexError, KeyError, TypeError) as error:
-        raise ValueError(
-            f"hyperparams: the state is not one of {core.show(tx)}: {error}"
-        ) from error
-    return _named(found)
+
+    def visit(state: State) -> list[tuple[list[str], Array]]:
+        return [found for part in innermost(tx, state) for found in _numbers(part)]
+
+    numbers = visited("hyperparams", tx, state, visit)
+    names = shortest_names([steps for steps, _ in numbers])
+    return dict(zip(names, (value for _, value in numbers), strict=True))
 
 
-@dataclass(frozen=True)
-class _Number:
-    """A number, its value, and the labels of the parts that it is in, from the outside in."""
-
-    name: str
-    labels: tuple[str, ...]
-    value: Array
-
-
-def _named(found: list[_Number]) -> dict[str, Array]:
-    """By the shortest names that tell the numbers apart, as with live values alone."""
-    names = [n.name for n in found]
-    keys = ["/".join([*(x for x in n.labels if not x.isdigit()), n.name]) for n in found]
-    if len(set(keys)) < len(keys):  # only places in a chain tell them apart
-        keys = ["/".join([*n.labels, n.name]) for n in found]
-    return {
-        n.name if names.count(n.name) == 1 else key: n.value
-        for key, n in zip(keys, found, strict=True)
-    }
-
-
-def _numbers(tx: Any, params: Params, state: State, above: tuple[str, ...]) -> Iterator[_Number]:
-    if not isinstance(tx, Transform):
+def _numbers(part: Innermost) -> Iterator[tuple[list[str], Array]]:
+    """The labels and the name of each number of a part, and its value."""
+    if part.tx.remake is not None:
+        for name, value in part.state.hyperparams.items():
+            yield [*part.labels, name], array_of(value)
         return
-    if tx.remake is not None:
-        for name, value in state.hyperparams.items():
-            yield _Number(name, above, array_of(value))
-    elif tx.parts is not None:
-        for part in tx.parts(params, state):
-            labels = (*above, part.label) if part.label else above
-            yield from _numbers(part.transform, part.params, part.state, labels)
-    elif rules := rules_of(tx.stage):
-        own, live, beside = own_state(state), {}, None
-        check_state(own, tx.stage.state_class, tx.stage.where)
-        if is_node(state):
-            live = {name: array_of(value) for name, value in state.hyperparams.items()}
-            beside = state.count
-        for rule in rules:
-            count = getattr(own, rule.count_fields[-1]) if rule.count_fields else beside
-            # The last update saw the count before it.
-            seen = None if count is None else jnp.maximum(count - 1, 0)
-            step = Step(seen, live, {}, "hyperparams")
-            for name, source in rule.hypers.sources.items():
-                for suffix, value in _values(source, step):
-                    yield _Number(name + suffix, above, value)
+    own, live = own_state(part.state), {name: array_of(v) for name, v in part.live.items()}
+    beside = part.state.count if is_node(part.state) else None
+    for rule in part.rules:
+        count = getattr(own, rule.count_fields[-1]) if rule.count_fields else beside
+        # The last update saw the count before it.
+        seen = None if count is None else jnp.maximum(count - 1, 0)
+        step = Step(seen, live, {}, "hyperparams")
+        for name, source in rule.hypers.sources.items():
+            for suffix, value in _values(source, step):
+                yield [*part.labels, name + suffix], value
 
 
 def _values(source: Source, step: Step) -> Iterator[tuple[str, Array]]:

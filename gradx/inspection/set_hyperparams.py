@@ -13,9 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from gradx import core
-from gradx.core import Params, State, Transform, ranges
+from gradx.core import State, Transform, ranges
 from gradx.core.suggestions import hint
-from gradx.lift.sequence import rules_of
+from gradx.inspection.walk import Innermost, innermost, visited
 from gradx.lift.states import check_keys, check_state
 from gradx.numbers.live import (
     INNER,
@@ -24,7 +24,6 @@ from gradx.numbers.live import (
     array_of,
     is_node,
     live_places,
-    own_state,
 )
 from gradx.numbers.sources import Array
 
@@ -186,48 +185,35 @@ class _Mark:
 
 def _checks(tx: Transform, state: Any, paths: list[Path]) -> dict[Path, list[_Check]]:
     """The checks of each live value, by walking the transformation together with its state."""
-    if not isinstance(tx, Transform):
-        raise ValueError(f"{WHO}: tx must be a transformation of gradx, got {core.show(tx)}.")
-    marked = _renewed(state, {path: _Mark(path) for path in paths}, ())
-    holder = marked if isinstance(marked, Mapping) else getattr(marked, "__dict__", {})
-    first: Exception | None = None
-    for candidate in (marked, *([holder["opt_state"]] if "opt_state" in holder else [])):
+
+    def visit(marked: State) -> dict[Path, list[_Check]]:
         found: dict[Path, list[_Check]] = {path: [] for path in paths}
-        try:
-            for path, check in _walk(tx, {}, candidate):
+        for part in innermost(tx, marked):
+            for path, check in _checks_of(part):
                 found[path].append(check)
-        except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
-            first = first or error
-        else:
-            return found
-    raise ValueError(f"{WHO}: the state is not one of {core.show(tx)}: {first}") from first
+        return found
+
+    return visited(WHO, tx, _renewed(state, {path: _Mark(path) for path in paths}, ()), visit)
 
 
-def _walk(tx: Any, params: Params, state: State) -> Iterator[tuple[Path, _Check]]:
-    if not isinstance(tx, Transform):
-        return
-    if tx.remake is not None:
-        check_state(state, InjectStatefulHyperparamsState, core.show(tx))
-        check_keys(state.hyperparams, tx.init({}).hyperparams, core.show(tx))
-        inner = tx.remake({})
-        for name, mark in state.hyperparams.items():
-            if isinstance(inner, Transform):  # what Optax's factories make is not checked by them
-                yield _path(mark), functools.partial(_accepted, tx.remake, name)
-        yield from _walk(inner, params, state.inner_state)
-    elif tx.parts is not None:
-        for part in tx.parts(params, state):
-            yield from _walk(part.transform, part.params, part.state)
-    elif rules := rules_of(tx.stage):
-        live = state.hyperparams if is_node(state) else {}
-        check_state(own_state(state), tx.stage.state_class, tx.stage.where)
-        names = sorted({name for rule in rules for name in rule.hypers.tunables})
-        if sorted(live) != names:
-            raise ValueError(f"{tx.stage.where}: live are {names}; the state has {sorted(live)}.")
-        for rule in rules:
+def _checks_of(part: Innermost) -> Iterator[tuple[Path, _Check]]:
+    tx, state = part.tx, part.state
+    if tx.remake is None:
+        live = part.live
+        for rule in part.rules:
             for name, intervals in rule.hypers.intervals.items():
                 for interval in intervals:
                     check = functools.partial(_in_range, interval, rule.where)
                     yield _path(live[name]), check
+        return
+    check_state(state, InjectStatefulHyperparamsState, core.show(tx))
+    check_keys(state.hyperparams, tx.init({}).hyperparams, core.show(tx))
+    inner = tx.remake({})
+    for name, mark in state.hyperparams.items():
+        if isinstance(inner, Transform):  # what Optax's factories make is not checked by them
+            yield _path(mark), functools.partial(_accepted, tx.remake, name)
+    for inside in innermost(inner, state.inner_state):
+        yield from _checks_of(inside)
 
 
 def _path(value: Any) -> Path:

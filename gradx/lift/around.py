@@ -1,4 +1,4 @@
-"""A stage around another one: it hides leaves from it, or compares what it has made of them."""
+"""A stage around an inner stage: hides leaves from it, or compares its input with its output."""
 
 from __future__ import annotations
 

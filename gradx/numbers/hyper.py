@@ -6,21 +6,19 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 
 from gradx import core
 from gradx.core import trees as gtree
 from gradx.core.calls import ranges_of_factory
 from gradx.core.meaning import constant_of
-from gradx.core.ranges import ANY, Scalar, check_constant, is_real, no_number
+from gradx.core.ranges import ANY, Scalar, check_constant, check_schedule, is_real, no_number
 from gradx.core.vocabulary import RANGES
 from gradx.numbers.paths import ByPath
 from gradx.numbers.sources import (
     Array,
     Constant,
     Scaled,
-    Schedule,
     Scheduled,
     Source,
     Step,
@@ -54,7 +52,7 @@ def _bound(value: Any, name: str, where: str) -> Source:
         case Source():
             return value
         case _ if callable(value):
-            _check_schedule(value, name, where)
+            check_schedule(value, name, where)
             return Scheduled(value)
         case _ if is_real(value):
             return Constant(constant_of(value))
@@ -70,27 +68,6 @@ def constant(name: str, value: Any, interval: str = ANY) -> Scalar:
     check_constant(value, interval, name, core.where())
     made: Scalar = constant_of(value)
     return made
-
-
-def _check_schedule(schedule: Schedule, name: str, where: str) -> None:
-    """Traces a schedule for its type only, so that nothing is computed or printed twice."""
-    try:
-        try:
-            made: Any = jax.eval_shape(schedule, jax.ShapeDtypeStruct((), jnp.int32))
-        except (jax.errors.ConcretizationTypeError, jax.errors.TracerArrayConversionError):
-            made = schedule(0)  # it branches on the count: it works outside jit only, as in Optax
-        dtype = jnp.result_type(made)
-        real = jnp.issubdtype(dtype, jnp.floating) or jnp.issubdtype(dtype, jnp.integer)
-    except Exception as error:
-        raise ValueError(
-            f"{where}: {name} is the function {core.show(schedule)}, which does not work as a "
-            f"schedule, count -> number: {type(error).__name__}: {str(error).partition(chr(10))[0]}"
-        ) from error
-    if made is None or jnp.shape(made) != () or not real:
-        raise ValueError(
-            f"{where}: {name} is the schedule {core.show(schedule)}, which must return one real "
-            f"number for a count, but returns {core.show(made)}."
-        )
 
 
 class Hypers:

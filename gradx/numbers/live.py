@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -210,11 +210,14 @@ def live_places(state: Any) -> dict[str, tuple[Path, Any, bool]]:
         scheduled = getattr(node, "hyperparams_states", {})
         for key, value in node.hyperparams.items():
             found.append(([*steps, key], (*path, key), value, key in scheduled))
-    names = ["/".join(s for s in steps if not s.isdigit()) for steps, *_ in found]
+    names = shortest_names([steps for steps, *_ in found])
+    return {name: (path, x, s) for name, (_, path, x, s) in zip(names, found, strict=True)}
+
+
+def shortest_names(steps: Sequence[Sequence[str]]) -> list[str]:
+    """The shortest names that tell numbers apart; the steps to a number end with its name."""
+    names = ["/".join(s for s in one if not s.isdigit()) for one in steps]
     if len(set(names)) < len(names):  # only positions in a chain tell them apart
-        names = ["/".join(steps) for steps, *_ in found]
-    keys = [path[-1] for _, path, *_ in found]
-    return {
-        key if keys.count(key) == 1 else name: (path, value, scheduled)
-        for key, name, (_, path, value, scheduled) in zip(keys, names, found, strict=True)
-    }
+        names = ["/".join(one) for one in steps]
+    last = [one[-1] for one in steps]
+    return [end if last.count(end) == 1 else name for end, name in zip(last, names, strict=True)]

@@ -89,7 +89,7 @@ def cosine_restarts_schedule(
     decay_steps: int,
     cycles: int,
     end_value: Scalar = 0.0,
-    length_factor: Annotated[Fixed, Number("[1, inf)", "m", fixed=True)] = 1.0,
+    length_factor: Annotated[Fixed, Number("[1, inf)", "m")] = 1.0,
     peak_factor: Annotated[float, Number("(0, inf)", "q")] = 1.0,
 ) -> ScheduleFn:
     r"""Half a cosine wave down, and again from a lower peak.

@@ -15,7 +15,6 @@ from gradx.lift.averages import zeros
 from gradx.lift.leafwise import leafwise
 from gradx.lift.stages import Decided, Numbers, Sums
 from gradx.lowering.order import in_place
-from gradx.numbers import hyper
 from gradx.numbers.sources import Array, Hyper
 from gradx.optimizers.first_order.adam import scale_by_adam
 from gradx.pieces.scaling import descend, scale
@@ -190,8 +189,6 @@ def optimistic_adam(
     As in Optax, it gives a `DeprecationWarning`. Optax takes no schedules here.
     """
     warn("`optimistic_adam` is deprecated, use `optimistic_adam_v2` instead.", DeprecationWarning)
-    # Its schedule is checked here, where it has this name.
-    hyper.Hypers({"learning_rate": learning_rate}, core.where())
     optimism = learning_rate if optimism is None else optimism
     return chain(
         scale_by_adam(b1, b2, eps, eps_root, mu_dtype, nesterov=nesterov),

@@ -26,7 +26,6 @@ from gradx.optimizers.matrix.fallback import matrix_optimizer, or_by_name
 from gradx.optimizers.matrix.orthogonal import (
     Convention,
     convention_or,
-    part,
     part_of,
     scale_by_shape,
 )
@@ -53,7 +52,7 @@ class DionState(NamedTuple):
 
 @core.recorded
 def scale_by_dion(
-    rank_fraction: Annotated[Fixed, Number("(0, 1]", "r / m", fixed=True)] = 1.0,
+    rank_fraction: Annotated[Fixed, Number("(0, 1]", "r / m")] = 1.0,
     b1: Hyper = 0.95,
     eps: Hyper = 1e-8,
     mu_dtype: Any = None,
@@ -112,7 +111,7 @@ def scale_by_dion(
     check_key("key", key)
     first = partial(
         _first_basis,
-        fraction=part("rank_fraction", rank_fraction),
+        fraction=rank_fraction,
         multiple=steps("rank_multiple_of", rank_multiple_of, 1),
         key=key,
     )
@@ -168,7 +167,7 @@ def _dion(g: Array, s: DionState, p: None, h: Numbers) -> tuple[Array, DionState
 @core.recorded
 def dion(
     learning_rate: Hyper,
-    rank_fraction: Annotated[Fixed, Number("(0, 1]", fixed=True)] = 1.0,
+    rank_fraction: Annotated[Fixed, Number("(0, 1]")] = 1.0,
     b1: Hyper = 0.95,
     eps: Hyper = 1e-8,
     weight_decay: Hyper = 0.01,

@@ -23,7 +23,6 @@ from gradx.optimizers.matrix.orthogonal import (
     Normalisation,
     NSCoefficients,
     convention_or,
-    part,
     part_of,
     polar_arguments,
     polar_factor,
@@ -50,7 +49,7 @@ class Dion2State(NamedTuple):
 
 @core.recorded
 def scale_by_dion2(
-    fraction: Annotated[Fixed, Number("(0, 1]", fixed=True)] = 0.25,
+    fraction: Annotated[Fixed, Number("(0, 1]")] = 0.25,
     ns_coeffs: NSCoefficients = "modded_nanogpt",
     ns_steps: int = 5,
     ef_decay: Annotated[Hyper, Number("[0, 1)", r"\mu")] = 0.95,
@@ -111,7 +110,7 @@ def scale_by_dion2(
         state=Dion2State,
         like_leaf={"mu": storage("mu_dtype", mu_dtype)},
         hypers={"ef_decay": ef_decay, "eps": eps},
-        flags={**flags, "fraction": part("fraction", fraction)},
+        flags={**flags, "fraction": fraction},
         scalars=scalars,
         axes=axes,
         either_way=True,
@@ -145,7 +144,7 @@ def _by_rows(g: Array, mu: Array, h: Numbers) -> tuple[Array, Array]:
 @core.recorded
 def dion2(
     learning_rate: Hyper,
-    fraction: Annotated[Fixed, Number("(0, 1]", fixed=True)] = 0.25,
+    fraction: Annotated[Fixed, Number("(0, 1]")] = 0.25,
     ns_coeffs: NSCoefficients = "modded_nanogpt",
     ns_steps: int = 5,
     ef_decay: Hyper = 0.95,

@@ -23,8 +23,7 @@ from gradx.lift.sharing import Sharing
 from gradx.lift.stages import LeafState, Numbers
 from gradx.linalg import polar
 from gradx.lowering.products import Factors, with_factors
-from gradx.numbers import hyper
-from gradx.numbers.counting import static, steps
+from gradx.numbers.counting import steps
 from gradx.numbers.sources import Array, Hyper
 from gradx.pieces.momentum import averaging, momentum_of, remembered
 from gradx.pieces.norms import by_factor
@@ -242,12 +241,6 @@ def polar_factor(g: Array, h: Numbers) -> Array:
 
 
 # ---------------------------------------------------------------- a part of a matrix
-
-
-def part(name: str, fraction: float) -> float:
-    """Checks the fraction of a matrix that a step works on. It is constant: shapes depend on it."""
-    static(name, fraction)
-    return float(hyper.constant(name, fraction, "(0, 1]"))
 
 
 def part_of(length: int, fraction: float, multiple: int = 1) -> int:

@@ -21,7 +21,6 @@ from gradx.lift.leafwise import leafwise
 from gradx.lift.stages import Decided, Numbers, Sums
 from gradx.lowering.reading import unshared
 from gradx.lowering.sums import sums_of
-from gradx.numbers import hyper
 from gradx.numbers.sources import Array, Hyper, from_call
 from gradx.pieces.norms import by_factor, squares
 from gradx.pieces.scaling import descend
@@ -137,7 +136,6 @@ def polyak_sgd(
     https://arxiv.org/abs/2002.10542, 2021. Deviation from Optax: \(s\) multiplies the step. In
     Optax it multiplies the gradient, and so divides the step unless \(\gamma\) bounds it.
     """
-    hyper.Hypers({"scaling": scaling}, core.where(), {"scaling": "[0, inf)"})
     return chain(
         scale_by_polyak(f_min, max_learning_rate, eps, variant, axis_name=axis_name),
         descend(scaling),
@@ -150,11 +148,11 @@ def polyak_sgd(
 def _with_loss(
     rule: Any, *, hypers: Mapping[str, Hyper], bound: tuple[float, bool], **lifted: Any
 ) -> Transform:
-    first = hyper.constant("lower_bound", bound[0], "[-inf, inf)")
+    first, adapts = bound
     return leafwise(
         rule,
         hypers={**hypers, "value": from_call("value")},
-        flags={"lower_bound": first, "adapt_lower_bound": bound[1]},
+        flags={"lower_bound": first, "adapt_lower_bound": adapts},
         per_tree=_decide,
         scalars={"barf": 0.0, "gamma": 0.0, "lb": first},
         needs_params=True,

@@ -1,0 +1,80 @@
+"""A transformation and its state, taken apart together: the rules, and the arrays of each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from gradx import core
+from gradx.core import Params, State, Transform
+from gradx.lift.rule import Rule
+from gradx.lift.sequence import rules_of
+from gradx.lift.states import check_state
+from gradx.numbers.live import is_node, own_state
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Innermost:
+    """A transformation of gradx that is not made of others, with its state.
+
+    Attributes:
+      labels: those of the parts around it, from the outside in.
+    """
+
+    labels: tuple[str, ...]
+    tx: Transform
+    state: State
+
+    @property
+    def rules(self) -> Sequence[Rule]:
+        return rules_of(self.tx.stage)
+
+    @property
+    def live(self) -> Mapping[str, Any]:
+        """The live values in the state, as it keeps them.
+
+        Raises:
+          ValueError: it is the state of another rule, or has other live values.
+        """
+        where = self.tx.stage.where
+        check_state(own_state(self.state), self.tx.stage.state_class, where)
+        live: Mapping[str, Any] = self.state.hyperparams if is_node(self.state) else {}
+        names = sorted({name for rule in self.rules for name in rule.hypers.tunables})
+        if sorted(live) != names:
+            raise ValueError(f"{where}: live are {names}; the state has {sorted(live)}.")
+        return live
+
+
+def innermost(
+    tx: Any, state: State, params: Params | None = None, labels: tuple[str, ...] = ()
+) -> Iterator[Innermost]:
+    """The innermost transformations; one of `inject_hyperparams` is not taken apart."""
+    if not isinstance(tx, Transform):
+        return
+    if tx.remake is None and tx.parts is not None:
+        for part in tx.parts({} if params is None else params, state):
+            below = (*labels, part.label) if part.label else labels
+            yield from innermost(part.transform, part.state, part.params, below)
+    elif tx.remake is not None or rules_of(tx.stage):
+        yield Innermost(labels, tx, state)
+
+
+def visited(who: str, tx: Any, state: Any, visit: Callable[[State], T]) -> T:
+    """What `visit` makes of the state of `tx`, which may be the `opt_state` of a larger one.
+
+    Raises:
+      ValueError: there is no state of `tx`.
+    """
+    if not isinstance(tx, Transform):
+        raise ValueError(f"{who}: tx must be a transformation of gradx, got {core.show(tx)}.")
+    holder = state if isinstance(state, Mapping) else getattr(state, "__dict__", {})
+    first: Exception | None = None
+    for candidate in (state, *([holder["opt_state"]] if "opt_state" in holder else [])):
+        try:
+            return visit(candidate)
+        except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+            first = first or error
+    raise ValueError(f"{who}: the state is not one of {core.show(tx)}: {first}") from first
