@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import inspect
 import itertools
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
@@ -32,7 +33,7 @@ OF_A_MATRIX_RULE = ("either_way", "like_leaf")
 OF_RENEWAL = ("renew", "start", "gather", "staggered")
 # What is the rule's own, or what only `test_collectives.py` and `test_matrixwise.py` can ask.
 OF_NEITHER = (
-    *("update", "state", "hypers", "flags", "count", "needs_params", "where", "axes"),
+    *("update", "state_class", "hypers", "flags", "count", "needs_params", "where", "axes"),
     *("any_kind", "choice", "name", "how", "chunk", "share", "batches", "every"),
 )
 
@@ -71,10 +72,19 @@ def _of_stage(stage: Any, seen: set[int]) -> Iterator[str]:
     yield kind
     for field in dataclasses.fields(stage):
         for part in _each(getattr(stage, field.name)):
+            if module := _module_of(part):  # what it does is said by this function
+                yield f"{kind} of {module}"
             if hasattr(part, "begin"):
                 yield from _of_stage(part, seen)
             elif hasattr(part, "init") and hasattr(part, "update"):
                 yield from _of_transform(part, params(), seen)
+
+
+def _module_of(part: Any) -> str | None:
+    """The module of a function, or of the rule of a `Call`."""
+    function = getattr(part, "rule", part)
+    function = getattr(function, "func", function)  # of a partial
+    return getattr(function, "__module__", None) if inspect.isroutine(function) else None
 
 
 def _each(value: Any) -> Iterable[Any]:

@@ -276,6 +276,9 @@ def test_what_was_pickled_under_an_old_name_loads() -> None:
         assert old not in MODULES
     old = b"cgradx.moments\nScaleByAdamState\n."  # pickle's protocol 0
     assert pickle.loads(old) is gradx.ScaleByAdamState
+    assert pickle.loads(b"cgradx.numbers.sources\nby_path\n.") is gradx.by_path
+    with pytest.raises(AttributeError, match="nothing"):
+        gradx.numbers.sources.nothing  # noqa: B018
     assert pickle.loads(b"cgradx.rules.muon\nMuonState\n.") is gradx.MuonState
     assert pickle.loads(b"cgradx.scale\nScaleByScheduleState\n.") is gradx.ScaleByScheduleState
     assert gradx.scale(2.0).init(None) == gradx.EmptyState()  # no module is in its place

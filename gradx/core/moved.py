@@ -6,6 +6,7 @@ takes its contents from where they are now. Public names never move: `from gradx
 
 from __future__ import annotations
 
+import functools
 import importlib
 import importlib.abc
 import importlib.machinery
@@ -187,8 +188,15 @@ class Face(ModuleType):
             super().__setattr__(name, value)
 
 
+# What has moved out of a module that is still there.
+_SPLIT = {"numbers.sources": "numbers.paths"}
+
+
 def find() -> None:
     """Makes old names importable; modules that exist are found first."""
     sys.modules["gradx"].__class__ = Face
+    for old, new in _SPLIT.items():
+        home = importlib.import_module(f"gradx.{new}")
+        vars(sys.modules[f"gradx.{old}"])["__getattr__"] = functools.partial(getattr, home)
     if not any(isinstance(finder, Moved) for finder in sys.meta_path):
         sys.meta_path.append(Moved())

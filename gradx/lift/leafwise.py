@@ -136,7 +136,7 @@ def leafwise(
     rule = Rule(
         update=update,
         first=init,
-        state=state,
+        state_class=state,
         hypers=numbers,
         facts=facts,
         per_step=per_step,

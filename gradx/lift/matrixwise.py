@@ -202,7 +202,7 @@ class MatrixRule(Rule):
             counts = [m.shape[0] if m else 0 for m, _ in layouts]
             kinds = list(zip(layouts, map(partition_of, gs), strict=True))
             how = how._replace(batches=batches(how.share, counts, kinds))
-        flags = tuple(name in self.like_leaf for name in self.state._fields)
+        flags = tuple(name in self.like_leaf for name in self.state_class._fields)
         ps = None
         if self.needs_params and leaves.params is not None:
             ps = [leaves.params[i] for i in members]
@@ -337,7 +337,7 @@ def matrixwise(
     rule = MatrixRule(
         update=update,
         first=init,
-        state=state,
+        state_class=state,
         hypers=numbers,
         per_step=per_step,
         per_tree=per_tree,

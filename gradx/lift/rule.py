@@ -58,7 +58,7 @@ class Rule:
 
     update: Update
     first: Callable[..., Mapping[str, Any]] | Mapping[str, Any] | None = None
-    state: Any = optax.EmptyState
+    state_class: Any = optax.EmptyState  # of the rule's own state, without live values around it
     hypers: hyper.Hypers
     facts: Facts | None = None
     per_step: Callable[[Numbers, Array], Mapping[str, Any]] | None = None
@@ -76,14 +76,9 @@ class Rule:
     where: str
 
     @property
-    def state_class(self) -> Any:
-        """The class of the rule's own state, without the `HyperparamsState` around it."""
-        return self.state
-
-    @property
     def count_fields(self) -> list[str]:
         """The fields that count the updates."""
-        return [f for f in self.state._fields if f in self.count]
+        return [f for f in self.state_class._fields if f in self.count]
 
     @functools.cached_property
     def several(self) -> Mapping[str, Any]:
@@ -98,7 +93,7 @@ class Rule:
     @property
     def fields(self) -> list[str]:
         """The fields that are trees like the parameters; the others are single numbers."""
-        return [f for f in self.state._fields if f not in {*self.count, *self.scalars}]
+        return [f for f in self.state_class._fields if f not in {*self.count, *self.scalars}]
 
     def init(self, params: Params) -> State:
         flat = gtree.flatten(params)
@@ -124,7 +119,7 @@ class Rule:
             for name in self.fields
         }
         zero = jnp.zeros((), jnp.int32)
-        state = self.state(
+        state = self.state_class(
             **trees,
             **self._first_scalars(flat, sums),
             **{f: jnp.copy(zero) for f in self.count_fields},
@@ -184,8 +179,8 @@ class Rule:
             found = sorted(made) if isinstance(made, Mapping) else core.show(made)
             raise ValueError(
                 f"{self.where}: init must give the arrays of one leaf by the names of the fields "
-                f"{list(fields)} of {self.state.__name__}, as a function p -> {{name: array}} or a "
-                f"function for each name, and gives {found}."
+                f"{list(fields)} of {self.state_class.__name__}, as a function p -> {{name: array}}"
+                f" or a function for each name, and gives {found}."
             )
         return dict(made)
 
@@ -215,7 +210,7 @@ class Rule:
             )
         outer = state if isinstance(state, HyperparamsState) else None
         inner = state if outer is None else outer.inner_state
-        check_state(inner, self.state, self.where)
+        check_state(inner, self.state_class, self.where)
         check_wrapping(state, self.hypers.tunables, self.needs_count, self.where)
         columns = {
             f: opened(f, self.several.get(f), leaves.flat, getattr(inner, f), self.where)
@@ -235,6 +230,7 @@ class Rule:
         spans = leaves.spans(self.axes, self.where)
 
         def call(i: int, static: Static, traced: dict[str, Array]) -> Call:
+            own = {name: as_tuple(column[i]) for name, column in columns.items()}
             static_facts, array_facts = split(facts[i], self.where)
             if facts[i]:
                 joined_names({n: None for n, *_ in static} | traced, facts[i], "facts", self.where)
@@ -243,7 +239,7 @@ class Rule:
                 (*static, *static_facts, ("span", spans[i], str(spans[i]))),
                 # One object for the numbers of one group, unless a leaf has its own.
                 {**traced, **array_facts} if array_facts else traced,
-                leaf_state(self.state, {f: as_tuple(column[i]) for f, column in columns.items()}),
+                leaf_state(self.state_class, own),
                 self.needs_params,
                 leaves.gate,
                 self.per_leaf,
@@ -289,7 +285,7 @@ class Rule:
             scalars = {name: gated(x, old_scalars[name]) for name, x in new_scalars.items()}
             new_counts = [counted(n, leaves.gate) for n in old_counts]
             counts = dict(zip(self.count_fields, new_counts, strict=True))
-            new = type(inner)(**trees, **scalars, **counts) if self.state._fields else inner
+            new = type(inner)(**trees, **scalars, **counts) if self.state_class._fields else inner
             if outer is None:
                 return new
             new_count = None if outer.count is None else counted(outer.count, leaves.gate)

@@ -249,7 +249,7 @@ def joined(state_class: Any, *parts: Transform) -> Transform:
         count, values = getattr(state, "count", None), getattr(state, "hyperparams", {})
         return [
             rule.wrapped(
-                rule.state(*(getattr(own, name) for name in rule.state._fields)),
+                rule.state_class(*(getattr(own, name) for name in rule.state_class._fields)),
                 count if isinstance(state, HyperparamsState) else None,
                 values if isinstance(state, HyperparamsState) else {},
             )
