@@ -23,7 +23,8 @@ import gradx
 ROOMS = [  # in the order in which somebody who trains a model meets them
     *["optimizers.first_order", "optimizers.sign", "optimizers.layerwise", "optimizers.averaging"],
     *["optimizers.tuning_free", "optimizers.matrix", "optimizers.second_order"],
-    *["pieces", "combinators", "schedules", "numbers", "line_search", "inspection", "lift", "core"],
+    *["pieces", "combinators", "schedules", "numbers", "line_search", "inspection"],
+    *["running", "lift", "core"],
     *["contract", "experimental"],
 ]
 
