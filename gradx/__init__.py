@@ -41,6 +41,8 @@ from gradx.line_search.zoom import *
 from gradx.numbers.live import *
 from gradx.numbers.paths import *
 from gradx.numbers.sources import *
+from gradx.optimizers.averaging.ema_nesterov import *
+from gradx.optimizers.averaging.gpa import *
 from gradx.optimizers.averaging.interpolation import *
 from gradx.optimizers.averaging.schedule_free import *
 from gradx.optimizers.first_order.acprop_adopt import *
@@ -98,6 +100,9 @@ from gradx.pieces.plateau import *
 from gradx.pieces.preprocessing import *
 from gradx.pieces.scaling import *
 from gradx.pieces.weight_decay import *
+from gradx.running.averages import *
+from gradx.running.eval_params import *
+from gradx.running.lawa import *
 from gradx.schedules.cooldowns import *
 from gradx.schedules.curves import *
 from gradx.schedules.piecewise import *

@@ -130,6 +130,14 @@ RPROP = {
 SCHEDULE_FREE = {"b1": "(0, 1]", "weight_lr_power": "[0, inf)"}
 AVERAGED = {"_needs_params": True, "_whole_tree": True, "_ranges": SCHEDULE_FREE}
 
+AHEAD = {"lookahead": "[0, inf)"}
+MEAN = {
+    "_needs_params": True,
+    "_whole_tree": True,
+    "_in_optax": False,
+    "_ranges": {"mix": "[0, 1]", "half_life": "(0, inf]"},
+}
+
 PRODIGY = {"beta3": "[0, 1)", "estim_lr_coef": "(0, inf)"}
 POLYAK = {"max_learning_rate": "(0, inf]", "f_min": ranges.ANY, "scaling": "[0, inf)"}
 PLATEAU = {
@@ -1147,6 +1155,12 @@ PIECES = [
     row("centralize"),
     row("keep_params_nonnegative", _needs_params=True, _complex=False),
     row("apply_every", k=3, _bad={"k": 1.5}),
+    row("ema_nesterov", lookahead=0.5, decay=0.9, _whole_tree=True, _in_optax=False, _ranges=AHEAD),
+    row("ema_params", decay=0.9, **MEAN),
+    row("ema_params", "seldom", half_life=5.0, every=2, warmup=True, **MEAN),
+    row("swa_params", start=2, **MEAN),
+    row("tail_ema_params", start=2, **MEAN),
+    row("lawa_params", window=2, every=2, **{**MEAN, "_whole_tree": False}),
     row("zero_nans", _temporaries=0.25),
     row(
         "scale_by_sophia",
@@ -1275,6 +1289,16 @@ WRAPPERS = [
         _bad={"inner": "muon", "fallback": "adam"},
         _temporaries=1,
         **{**HYPERBALL, "_copies": 0},
+    ),
+    row(
+        "gpa",
+        base_optimizer=row("sgd", learning_rate=0.1),
+        decay=0.5,
+        _needs_params=True,
+        _whole_tree=True,
+        _ranges={"b1": "(0, 1]"},
+        _in_optax=False,
+        _bad={"base_optimizer": "sgd", "state_dtype": "int8"},
     ),
     row("hyperball", "trace", inner=row("trace", decay=0.9), learning_rate=0.3, **HYPERBALL),
     row(

@@ -13,8 +13,9 @@ from compilers import counts_buffers
 
 import gradx
 from gradx.lowering import exact
+from gradx.lowering.conditional import in_some_steps
 from gradx.lowering.one_by_one import one_by_one
-from gradx.lowering.order import in_place, once_known, under_condition, write_after
+from gradx.lowering.order import in_place, once_known, once_stored, under_condition, write_after
 from gradx.lowering.policy import PLATFORMS, POLICY, by_target
 from gradx.lowering.products import HIGHEST, with_factors
 from gradx.lowering.reading import reread, unshared
@@ -44,6 +45,11 @@ WAYS: dict[str, tuple[Callable[..., Any], str]] = {
     "under_condition": (
         lambda x, y: under_condition(y[0] > 0, lambda: x, lambda: y),
         "stablehlo.convert",
+    ),
+    "once_stored": (lambda x, y: once_stored(x, y[0]), "compare"),
+    "in_some_steps": (
+        lambda x, y: in_some_steps(lambda old, given: given, y[0] > 0, y, x),
+        "stablehlo.while",
     ),
     "narrow_products": (lambda x, y: with_factors(None, rounded, x), "bf16"),
     "alone": (lambda x, y: done(2**16, x, y), "compare"),

@@ -6,7 +6,7 @@ one evaluates (`AVERAGES`). `metrics` and `eval_params` then find it in any chai
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Generic, NamedTuple, TypeVar
 
 import jax
@@ -71,10 +71,35 @@ class Known(Generic[T]):
             if known is None:
                 continue
             here = (*steps, *map(key_name, path))
-            yield Found(here, x, known)
+            yield Found(here, type(x)(*map(_bare, x)), known)
             for name in x._fields:
                 yield from self._find(getattr(x, name), (*here, name))
 
 
+def _bare(x: Any) -> Any:
+    """The array of a variable of Flax NNX, which cannot be calculated with; all else stays."""
+    leaves = jax.tree.leaves(x)
+    return leaves[0] if len(leaves) == 1 and hasattr(x, "get_raw_value") else x
+
+
 METRICS: Known[Callable[[Any], Mapping[str, Any]]] = Known()
 """Which scalars a state tells, by name: a function of the state (see `metrics`)."""
+
+
+class Averaged(NamedTuple):
+    """What a state with an average of the parameters is known for.
+
+    Attributes:
+      name: what the user calls it: that of the transformation.
+      trees: `state -> trees`, the parts of it that are like the parameters.
+      at: `(p, arrays, state) -> x`, one parameter as it is evaluated; `arrays` are those of `trees`
+        that belong to it.
+    """
+
+    name: str
+    trees: Callable[[Any], Sequence[Any]]
+    at: Callable[[Any, Sequence[Any], Any], Any]
+
+
+AVERAGES: Known[Averaged] = Known()
+"""Which parameters to evaluate, for states that know it (see `eval_params`)."""

@@ -20,11 +20,12 @@ class TreeFirst:
     Attributes:
       init: what the state begins with.
       prepare: does the work. It obeys `leaves.gate` itself; the calls it gives have no state.
+      sees_tree: it needs the finished updates. One that looks at the parameters only does not.
     """
 
     init: Callable[[Params], State]
     prepare: Prepare
-    sees_tree = True
+    sees_tree: bool = True
 
     def begin(
         self, leaves: Leaves, state: State, extra: Mapping[str, Any], rows: Rows

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from gradx.lowering.policy import by_target
 from gradx.lowering.varying import varies_over, vary
 
 Array = jax.Array
@@ -22,9 +23,51 @@ def choose(gate: Array, new: Array, old: Array) -> Array:
 
 def either(gate: Array, accept: Callable[[], Any], reject: Callable[[], Any], given: Any) -> Any:
     """`lax.cond`, also inside `shard_map`; `given` is the tree that the two functions work on."""
-    leaves = jax.tree.leaves((gate, given))
-    mapped = any(varies_over(x) for x in leaves if isinstance(x, jax.Array))
-    return jax.lax.cond(gate, *(_agreeing(accept, reject) if mapped else [accept, reject]))
+    return jax.lax.cond(gate, *_agreeing((gate, given), accept, reject))
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
+def in_some_steps(change: Callable[[Any, Any], Any], gate: Array, old: Any, given: Any) -> Any:
+    """`change(old, given)` if the gate is open, else `old`: arrays of the state, changed in place.
+
+    On GPUs XLA copies an array for a conditional, even in steps that leave it as it is. So there
+    it is a loop of one round or none, which changes its arrays in place.
+    """
+    new = jax.eval_shape(change, old, given)
+    old = jax.tree.map(lambda x, n: vary(x, varies_over(n) | varies_over(gate)), old, new)
+    return by_target(
+        "in_some_steps",
+        functools.partial(_loop, change),
+        functools.partial(_branch, change),
+        *(gate, old, given),
+    )
+
+
+@in_some_steps.defjvp
+def _(change: Any, primals: Any, tangents: Any) -> Any:
+    branch = functools.partial(_branch, change)  # a loop has no derivative in reverse
+    return jax.jvp(branch, primals, tuple(tangents))
+
+
+def _loop(change: Any, gate: Array, old: Any, given: Any) -> Any:
+    closed = vary(jnp.zeros_like(gate), varies_over(gate))
+    once = functools.partial(_once, change, closed, given)
+    return jax.lax.while_loop(lambda carry: carry[0], once, (gate, old))[1]
+
+
+def _once(change: Any, closed: Array, given: Any, carry: Any) -> Any:
+    return closed, jax.tree.map(_as, change(carry[1], given), carry[1])
+
+
+def _branch(change: Any, gate: Array, old: Any, given: Any) -> Any:
+    def changed() -> Any:
+        return jax.tree.map(_as, change(old, given), old)
+
+    return either(gate, changed, lambda: old, (old, given))
+
+
+def _as(new: Any, old: Any) -> Any:
+    return vary(new.astype(old.dtype), varies_over(old))
 
 
 def rarely(gate: Array, accept: Callable[[], Any], reject: Callable[[], Any], given: Any) -> Any:
@@ -78,8 +121,10 @@ def _(size: int, batched: Any, gate: Array) -> tuple[Array, bool]:
     return any_open, False
 
 
-def _agreeing(*branches: Callable[[], Any]) -> list[Callable[[], Any]]:
+def _agreeing(given: Any, *branches: Callable[[], Any]) -> Sequence[Callable[[], Any]]:
     """Branches whose results vary over the same mapped axes, as `shard_map` requires."""
+    if not any(varies_over(x) for x in jax.tree.leaves(given) if isinstance(x, jax.Array)):
+        return branches
     axes = [jax.tree.map(varies_over, jax.eval_shape(branch)) for branch in branches]
     every = jax.tree.map(lambda *sets: frozenset().union(*sets), *axes)
 

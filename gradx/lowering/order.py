@@ -76,6 +76,19 @@ def once_known(number: Array) -> Array:
     return by_target("once_known", _compared, _true, number)
 
 
+def once_stored(value: Array, element: Array) -> Array:
+    """`value`, made after the array that `element` is of.
+
+    For work on the parameters that stands under a condition. The parameters are overwritten when
+    the update is known. XLA may do this first, and copies them for the other work.
+    """
+    return by_target("once_stored", _if_known, _at_once, value, element)
+
+
+def _if_known(value: Array, element: Array) -> Array:
+    return jnp.where(_compared(element), value, jnp.zeros_like(value))
+
+
 def _compared(number: Array) -> Array:
     return (number <= jnp.inf) | jnp.isnan(number)
 

@@ -38,6 +38,46 @@ def schedule_free(
     return rule
 
 
+def gpa(
+    base_optimizer: Rule, decay: float = 0.9967, b1: float = 0.7, *, state_dtype: Any = None
+) -> Rule:
+    """Defazio et al., arXiv:2512.17131, with x, y and z all kept."""
+
+    def rule(gs: Arrays, ps: Arrays, t: int, state: State) -> Arrays:
+        if t == 0:
+            state |= {"x": ps, "z": ps, "base": {}}
+        steps = base_optimizer(gs, ps, t, state["base"])
+        state["z"] = [z + u for z, u in zip(state["z"], steps, strict=True)]
+        state["x"] = [
+            decay * x + (1 - decay) * z for x, z in zip(state["x"], state["z"], strict=True)
+        ]
+        ys = [b1 * x + (1 - b1) * z for x, z in zip(state["x"], state["z"], strict=True)]
+        return [y - p for y, p in zip(ys, ps, strict=True)]
+
+    return rule
+
+
+def ema_nesterov(lookahead: float = 0.3, decay: float = 0.99) -> Rule:
+    """Yau et al., arXiv:2605.25395, with the parameters before the step kept."""
+
+    def one(u: Array, y: Array, t: int, state: State) -> Array:
+        theta = state.get("theta", y)
+        new = y + u
+        state["m"] = decay * state.get("m", 0.0) + (1 - decay) * (new - theta)
+        state["theta"] = new
+        return new + lookahead * state["m"] - y
+
+    return each(one)
+
+
+def averages(*args: Any, **kwargs: Any) -> Rule:
+    """Averages of the parameters pass the updates on; `test_averages.py` looks at the averages."""
+    return each(lambda g, p, t, state: g)
+
+
+ema_params = swa_params = tail_ema_params = lawa_params = averages
+
+
 def _descend(learning_rate: Number) -> Rule:
     return each(lambda g, p, t, state: -at(learning_rate, t) * g)
 

@@ -7,7 +7,7 @@ follows from them.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -20,11 +20,13 @@ from gradx.combinators.predicated import check_inner
 from gradx.core import Count, Params, Part, State, Transform, Updates, ranges
 from gradx.core import trees as gtree
 from gradx.core.calls import checked
+from gradx.core.known import AVERAGES, Averaged
 from gradx.lift.averages import storage
+from gradx.lift.evaluation import columns, evaluated
 from gradx.lift.leafwise import leafwise
 from gradx.lift.passes import staged, widen
 from gradx.lift.sequence import NO_OLD_STATE, InSequence, stage_of
-from gradx.lift.stages import Decided, Numbers, Sums, is_array
+from gradx.lift.stages import Decided, Numbers, Sums
 from gradx.lift.states import check_state
 from gradx.numbers import sources
 from gradx.numbers.live import own_state, with_own
@@ -71,25 +73,25 @@ def averaging(
 ) -> Transform:
     """The part after the base optimizer; with `scaled` it applies the learning rate as well."""
     return leafwise(
-        _interpolate,
-        init={"z": partial(_start, dtype=storage("state_dtype", state_dtype))},
+        interpolate,
+        init={"z": partial(start, dtype=storage("state_dtype", state_dtype))},
         state=_Averaging,
         hypers={"learning_rate": learning_rate, "b1": b1, "weight_lr_power": weight_lr_power},
         flags={"scaled": scaled},
         per_tree=_decide,
         # At first x, y and z are equal, so any b1 describes them; the given one reads better.
-        scalars={"last_b1": _first(b1), "weight_sum": 0.0, "max_lr": 0.0},
+        scalars={"last_b1": first_b1(b1), "weight_sum": 0.0, "max_lr": 0.0},
         count="step_count",
         needs_params=True,
     )
 
 
-def _first(number: Hyper) -> Any:
+def first_b1(number: Hyper) -> Any:
     number = number.initial if isinstance(number, sources.Tunable) else number
     return number if ranges.is_real(number) else 1.0
 
 
-def _start(p: Array, *, dtype: Any) -> Array:
+def start(p: Array, *, dtype: Any) -> Array:
     stored = p.dtype if dtype is None else dtype
     return p.astype(gtree.wide(stored, p.dtype) if jnp.iscomplexobj(p) else stored)
 
@@ -99,15 +101,20 @@ def _decide(h: Numbers, sums: Sums) -> Decided:
     weight = max_lr**h.weight_lr_power
     total = h.weight_sum + weight
     share = weight / jnp.where(total == 0, 1.0, total)  # of z in x; none while the rate is 0
-    # In the state's dtype: otherwise rounding would look like a b1 that changes in every step.
-    b1 = jnp.asarray(h.b1, h.last_b1.dtype)
-    # By which part of its distance y moves to z. It is the share, unless b1 has changed.
-    turn = share + (1 - share) * (h.last_b1 - b1) / h.last_b1
-    numbers = {"turn": turn, "follow": (1 - turn) * (1 - h.last_b1)}
+    numbers, b1 = turned(share, h.b1, h.last_b1)
     return numbers, {"last_b1": b1, "weight_sum": total, "max_lr": max_lr}
 
 
-def _interpolate(g: Array, s: _Averaging, p: Array, h: Numbers) -> tuple[Array, _Averaging]:
+def turned(share: Array, b1: Any, last_b1: Array) -> tuple[Mapping[str, Array], Array]:
+    """How y moves, if x takes this share of z, and if b1 was another one before."""
+    # In the state's dtype: otherwise rounding would look like a b1 that changes in every step.
+    b1 = jnp.asarray(b1, last_b1.dtype)
+    # By which part of its distance y moves to z. It is the share, unless b1 has changed.
+    turn = share + (1 - share) * (last_b1 - b1) / last_b1
+    return {"turn": turn, "follow": (1 - turn) * (1 - last_b1)}, b1
+
+
+def interpolate(g: Array, s: Any, p: Array, h: Numbers) -> tuple[Array, Any]:
     # x is replaced by (y - (1 - b1) z) / b1, and then no division by b1 is left.
     step = -h.learning_rate * g if h.scaled else g
     z = s.z + step
@@ -136,24 +143,22 @@ def _closed(states: Sequence[State], old: State) -> State:
     )
 
 
-def _is_ours(state: Any) -> bool:
-    fields = getattr(state, "_fields", None)
-    return type(state).__name__ == "ScheduleFreeState" and fields == ScheduleFreeState._fields
-
-
-def with_averaging(base: Contract, rule: Transform) -> Transform:
-    """The base optimizer and `averaging` after it."""
+def with_averaging(
+    base: Contract,
+    rule: Transform,
+    opened: Callable[[State, str], list[State]] = _opened,
+    closed: Callable[[Sequence[State], State], State] = _closed,
+) -> Transform:
+    """The base optimizer, and `averaging` or another such rule after it, with one state."""
     where = core.where()
     check_inner(base, where, "base_optimizer")
 
     def described(params: Params, state: State) -> list[Part]:
-        inner, own = _opened(state, where)
+        inner, own = opened(state, where)
         return [Part("base_optimizer", base, params, inner), Part("", rule, params, own)]
 
     stages = [stage_of(base), stage_of(rule)]
-    stage = InSequence(
-        stages, _closed, lambda state: _opened(state, where), where, needs_params=True
-    )
+    stage = InSequence(stages, closed, lambda state: opened(state, where), where, needs_params=True)
     return staged(stage, where, described)
 
 
@@ -187,34 +192,26 @@ def schedule_free_eval_params(state: State, params: Params) -> Params:
       Array([1.1, 0.9], dtype=float32)
     """
     where = "schedule_free_eval_params"
-    states = [s for s in jax.tree.leaves(state, is_leaf=_is_ours) if _is_ours(s)]
-    if not states:
+    found = [one for one in AVERAGES.find(state) if one.known is _SCHEDULE_FREE]
+    if not found:
         raise ValueError(
             f"{where}: there is no ScheduleFreeState in the state, a {type(state).__name__}."
         )
     flat = gtree.flatten(params)
-    new = list(flat.values)
-    taken: set[int] = set()
-    for s in states:
-        for i, z in enumerate(_beside(flat, s.z, where)):
-            if is_array(z) and is_array(flat.values[i]):
-                if i in taken:
-                    raise ValueError(f"{where}: two states have the leaf {flat.paths[i]!r}.")
-                taken.add(i)
-                new[i] = _average(flat.values[i], z, s.b1)
-    return flat.unflatten(new)
+    return evaluated(
+        flat,
+        [(one, columns(flat, one, where)) for one in found],
+        lambda path: ValueError(f"{where}: two states have the leaf {path!r}."),
+    )
 
 
-def _beside(flat: gtree.Flat, z: Updates, where: str) -> list[Any]:
-    """The leaves of z in the order of the parameters."""
-    try:
-        return gtree.flatten_like(flat, z, "the state's z", where, "the parameters")
-    except ValueError:  # Flax NNX keeps the state in variables of another class
-        flat_z = gtree.flatten(z)
-        by_path = dict(zip(flat_z.paths, flat_z.values, strict=True))
-        if not set(by_path) <= set(flat.paths):
-            raise
-        return [by_path.get(path) for path in flat.paths]
+def averaged(y: Array, arrays: Sequence[Array], state: Any) -> Array:
+    """x, from a state with b1 and z."""
+    return _average(y, arrays[0], state.b1)
+
+
+_SCHEDULE_FREE = Averaged("schedule_free", lambda state: [state.z], averaged)
+AVERAGES.add(ScheduleFreeState, _SCHEDULE_FREE)
 
 
 @jax.jit  # one trace per shape and dtype, instead of one per leaf
