@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import jax
@@ -27,6 +28,7 @@ from gradx.lift.passes import widen
 from gradx.lift.states import check_state
 from gradx.numbers import hyper
 from gradx.numbers.counting import steps
+from gradx.numbers.live import array_of
 from gradx.numbers.sources import Array, FromCall, Step
 
 __all__ = [
@@ -156,7 +158,7 @@ class MultiSteps(Transform):
     Args:
       opt: the inner transformation.
       every_k_schedule: \(k \ge 1\), or a function of the updates done so far. A constant 1
-        without weights costs nothing, and has no accumulator.
+        without weights costs nothing, and has no accumulator. `None` leaves it to `emit` alone.
       use_grad_mean: accumulate the mean of the gradients; with False, their sum.
       should_skip_update_fn: `(updates, gradient_step, params) -> (skip, skip_state)`, such as
         `skip_not_finite`. A skipped gradient is not accumulated, and its call does not count.
@@ -167,12 +169,15 @@ class MultiSteps(Transform):
         ``weight=from_call("tokens")`` and `update(…, tokens=n)`, or a number. The mean is then
         \(\sum_j w_j g_j / \sum_j w_j\), which is the gradient of the whole batch where \(g_j\) are
         means over tokens; the sum is \(\sum_j w_j g_j\). A weight of 0 leaves a gradient out.
+      emit: a flag of the call that asks for an update now, from the calls so far, such as the last
+        ones of an epoch: ``emit=from_call("last")`` and `update(…, last=flag)`, one bool that is
+        the same on all devices. Without a gradient since the last update there is none.
       conditional: True runs the whole inner transformation under a real conditional; False uses
         none, which is for devices of a mapped axis that may disagree about a skip.
 
     Raises:
-      ValueError: `opt` is not a transformation; k is not a whole number of at least 1; in `update`,
-        a skip function that does not give a bool.
+      ValueError: `opt` is not a transformation; k is not a whole number of at least 1, or is None
+        without `emit`; in `update`, a flag or the answer of a skip function that is not a bool.
 
     Example:
       >>> import gradx, jax.numpy as jnp
@@ -193,17 +198,24 @@ class MultiSteps(Transform):
     def __new__(
         cls,
         opt: Contract,
-        every_k_schedule: int | Callable[[Any], Any],
+        every_k_schedule: int | Callable[[Any], Any] | None,
         use_grad_mean: bool = True,
         should_skip_update_fn: SkipFunction | None = None,
         accumulator_dtype: Any = jnp.float32,
         *,
         weight: FromCall | float | None = None,
+        emit: FromCall | None = None,
         conditional: bool | None = None,
     ) -> MultiSteps:
         where = core.where()
         check_inner(opt, where, "opt")
-        if not callable(every_k_schedule):
+        if every_k_schedule is None:
+            if emit is None:
+                raise ValueError(
+                    f"{where}: every_k_schedule is None, so that only a flag of the call can ask "
+                    f'for an update: give emit=from_call("last"), or a k.'
+                )
+        elif not callable(every_k_schedule):
             steps("every_k_schedule", every_k_schedule, 1)
         weights = hyper.Hypers({} if weight is None else {"weight": weight}, where, WEIGHT)
         if weights.tunables or weights.varies_by_path:
@@ -215,6 +227,7 @@ class MultiSteps(Transform):
             should_skip_update_fn,
             storage("accumulator_dtype", accumulator_dtype),
             weights,
+            emit,
             conditional,
             where,
         )
@@ -241,7 +254,9 @@ class MultiSteps(Transform):
         out the calls that follow: `state.skip_state` tells them apart.
         """
         self._accumulation.check(state)
-        return jnp.logical_and(state.mini_step == 0, state.gradient_step > 0)
+        # Flax NNX's optimizer keeps them in variables.
+        mini_step, gradient_step = map(array_of, (state.mini_step, state.gradient_step))
+        return jnp.logical_and(mini_step == 0, gradient_step > 0)
 
     def gradient_transformation(self) -> MultiSteps:
         """The transformation itself; Optax's `MultiSteps` is not one."""
@@ -251,23 +266,23 @@ class MultiSteps(Transform):
 WEIGHT = {"weight": "[0, inf)"}
 
 
+@dataclass(frozen=True, eq=False)
 class _Accumulation:
     """The work of `MultiSteps`, which has checked the arguments."""
 
-    def __init__(
-        self,
-        opt: Contract,
-        every_k: Any,
-        mean: bool,
-        should_skip: SkipFunction | None,
-        dtype: Any,
-        weights: hyper.Hypers,
-        conditional: bool | None,
-        where: str,
-    ) -> None:
-        self.opt, self.every_k, self.mean, self.should_skip = opt, every_k, mean, should_skip
-        self.dtype, self.weights, self.conditional, self.where = dtype, weights, conditional, where
-        self.at_once = not callable(every_k) and every_k == 1 and not weights.sources
+    opt: Contract
+    every_k: Any
+    mean: bool
+    should_skip: SkipFunction | None
+    dtype: Any
+    weights: hyper.Hypers
+    emit: FromCall | None
+    conditional: bool | None
+    where: str
+
+    @property
+    def at_once(self) -> bool:
+        return not callable(self.every_k) and self.every_k == 1 and not self.weights.sources
 
     def init(self, params: Params) -> MultiStepsState | WeightedMultiStepsState:
         zero = jnp.zeros((), jnp.int32)
@@ -310,9 +325,12 @@ class _Accumulation:
         if not isinstance(weight, jax.core.Tracer):
             ranges.check_number(float(weight), WEIGHT["weight"], "weight", self.where)
 
-        k = self.every_k(state.gradient_step) if callable(self.every_k) else self.every_k
         first = state.mini_step == 0
-        emits = counts & (state.mini_step >= k - 1)
+        emits = counts & self._is_full(state)
+        if self.emit is not None:
+            what = f"{self.where}: the extra argument {self.emit.name!r}"
+            # A call that is skipped can ask for an update, too: from the calls before it.
+            emits |= as_gate(self.emit.given(step), what) & (counts | ~first)
         changed: dict[str, Any] = {}
         if self.at_once:
             acc, means = state.acc_grads, updates
@@ -326,15 +344,9 @@ class _Accumulation:
             elif self.mean:
                 share = 1.0 / as_float(state.mini_step + 1)
             acc, means = self._accumulate(updates, state.acc_grads, share, first, counts)
+        old = state.inner_opt_state
         new, inner_state = gated_update(
-            self.opt,
-            self.where,
-            emits,
-            means,
-            state.inner_opt_state,
-            params,
-            extra,
-            conditional=self.conditional,
+            self.opt, self.where, emits, means, old, params, extra, conditional=self.conditional
         )
         new = gtree.map_numbers(lambda u, g: u.astype(jnp.result_type(g)), new, updates)
         mini_step = jnp.where(emits, 0, jnp.where(counts, state.mini_step + 1, state.mini_step))
@@ -348,6 +360,13 @@ class _Accumulation:
             skip_state=skip_state,
             **changed,
         )
+
+    def _is_full(self, state: State) -> Any:
+        """Whether this call is the last one of k."""
+        if self.every_k is None:
+            return jnp.array(False)
+        k = self.every_k(state.gradient_step) if callable(self.every_k) else self.every_k
+        return state.mini_step >= k - 1
 
     def _accumulate(
         self, updates: Any, acc: Any, share: Any, first: Array, counts: Any

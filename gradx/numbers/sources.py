@@ -135,7 +135,8 @@ class Tunable(Source):
 class FromCall(Source):
     name: str
 
-    def value(self, step: Step) -> Scalar:
+    def given(self, step: Step) -> Any:
+        """What the call gave, whatever it is."""
         if self.name not in step.extra:
             near = nearest(self.name, step.extra)
             hint = f" Did you mean {self.name!r} where the call says {near!r}?" if near else ""
@@ -144,7 +145,10 @@ class FromCall(Source):
                 f"update(updates, state, params, {self.name}=…); the call gave "
                 f"{sorted(step.extra) or 'none'}.{hint}"
             )
-        given = step.extra[self.name]
+        return step.extra[self.name]
+
+    def value(self, step: Step) -> Scalar:
+        given = self.given(step)
         if not is_real(given):
             raise ValueError(
                 f"{step.where}: the extra argument {self.name!r} must be one real number, got "
