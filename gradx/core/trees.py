@@ -40,7 +40,7 @@ class Flat:
 
     @functools.cached_property
     def paths(self) -> list[str]:
-        return [path_name(path) for path in _key_paths(self.tree, self.is_leaf)[0]]
+        return [path_name(path) for path in key_paths(self.tree, self.is_leaf)[0]]
 
     def unflatten(self, values: Sequence[Any]) -> Any:
         return self.treedef.unflatten(values)
@@ -116,7 +116,7 @@ def _mismatch(flat: Flat, other: Any, what: str, like: str) -> str:
         return f"{like} are a tree, a {kinds[0]}, but {what} a {kinds[1]}."
     here, there = seen.paths, found.paths
     missing = [p for p in here if not any(q == p or q.startswith(f"{p}/") for q in there)]
-    extra = [q for q in there if not set(_beginnings(q)) & set(here)]
+    extra = [q for q in there if not set(beginnings(q)) & set(here)]
     hidden = [p for p, x in zip(here, seen.values, strict=True) if isinstance(x, MaskedNode)]
     if not missing and not extra and hidden:
         return f"a mask hides {listed(hidden)} in {like}, but not all of this in {what}."
@@ -143,7 +143,7 @@ def _where(flat: Flat, other: Flat) -> str:
     return f": {found[1]} and {found[2]}, first around {flat.paths[found[0]]!r}"
 
 
-def _beginnings(path: str) -> list[str]:
+def beginnings(path: str) -> list[str]:
     """All paths that lead there: of a/b/c these are a, a/b and a/b/c."""
     keys = path.split("/")
     return ["/".join(keys[: i + 1]) for i in range(len(keys))]
@@ -164,7 +164,7 @@ def _differing(here: Any, there: Any, begin: int = 0) -> tuple[int, str, str] | 
     return None
 
 
-def _key_paths(tree: Any, is_leaf: Callable[[Any], bool]) -> tuple[list[Any], bool]:
+def key_paths(tree: Any, is_leaf: Callable[[Any], bool]) -> tuple[list[Any], bool]:
     """The leaves' key paths without the `.value` of NNX variables, and whether any had one."""
     with_paths, _ = jax.tree_util.tree_flatten_with_path(tree, is_leaf=is_leaf)
     keys = [path for path, _ in with_paths]
@@ -267,8 +267,8 @@ def broadcast(
 
 def _by_path(prefix: Any, flat: Flat, is_leaf: Callable[[Any], bool]) -> list[Any] | None:
     """Each leaf's value, by the beginning of its path; None without NNX or if they do not match."""
-    given, nnx_given = _key_paths(prefix, is_leaf)
-    leaves, nnx = _key_paths(flat.tree, _is_none)
+    given, nnx_given = key_paths(prefix, is_leaf)
+    leaves, nnx = key_paths(flat.tree, _is_none)
     if not (nnx or nnx_given):
         return None
     names = [tuple(map(key_name, path)) for path in given]

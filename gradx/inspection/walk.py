@@ -62,6 +62,12 @@ def innermost(
         yield Innermost(labels, tx, state)
 
 
+def candidates(state: Any) -> Sequence[State]:
+    """The state, and the `opt_state` in it if it is a larger one (a `TrainState`)."""
+    holder = state if isinstance(state, Mapping) else getattr(state, "__dict__", {})
+    return [state, holder["opt_state"]] if "opt_state" in holder else [state]
+
+
 def visited(who: str, tx: Any, state: Any, visit: Callable[[State], T]) -> T:
     """What `visit` makes of the state of `tx`, which may be the `opt_state` of a larger one.
 
@@ -70,9 +76,8 @@ def visited(who: str, tx: Any, state: Any, visit: Callable[[State], T]) -> T:
     """
     if not isinstance(tx, Transform):
         raise ValueError(f"{who}: tx must be a transformation of gradx, got {core.show(tx)}.")
-    holder = state if isinstance(state, Mapping) else getattr(state, "__dict__", {})
     first: Exception | None = None
-    for candidate in (state, *([holder["opt_state"]] if "opt_state" in holder else [])):
+    for candidate in candidates(state):
         try:
             return visit(candidate)
         except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
