@@ -12,6 +12,9 @@ import optax
 import pytest
 from cases import Case, every_other, first_of
 from compilers import counts_buffers
+from flax import nnx
+from flax.training.train_state import TrainState
+from jax.sharding import NamedSharding, PartitionSpec
 from mechanisms import every_optimizer_mechanism
 from problems import assert_close, assert_same, bowl, gradients, params, step, trajectory
 
@@ -202,6 +205,85 @@ def test_accumulation_agrees_with_optax(kind: str, inner: str) -> None:
     assert_same(ours_seen, theirs_seen, ulps=1)  # a norm may be summed in another order
 
 
+LAST, TOKENS = gradx.from_call("last"), gradx.from_call("tokens")
+IN_ALL_WAYS: dict[str, tuple[dict[str, Any], list[int]]] = {  # arguments, calls of each update
+    "mean": ({"every_k_schedule": 3}, [3, 3]),
+    "sum": ({"every_k_schedule": 3, "use_grad_mean": False}, [3, 3]),
+    "bfloat16": ({"every_k_schedule": 3, "accumulator_dtype": jnp.bfloat16}, [3, 3]),
+    "scheduled": ({"every_k_schedule": lambda step: step + 2}, [2, 3]),
+    "weights": ({"every_k_schedule": 3, "weight": TOKENS}, [3, 3]),
+    "flag": ({"every_k_schedule": 3, "emit": LAST}, [3, 2]),
+    "flag alone": ({"every_k_schedule": None, "emit": LAST}, [5, 1]),
+    "flag and weights": ({"every_k_schedule": 4, "emit": LAST, "weight": TOKENS}, [4, 1]),
+    "flag, sum": ({"every_k_schedule": 4, "emit": LAST, "use_grad_mean": False}, [4, 2]),
+    "flag, one call": ({"every_k_schedule": 1, "emit": LAST}, [1, 1]),
+}
+
+
+@pytest.mark.parametrize(("how", "calls"), IN_ALL_WAYS.values(), ids=list(IN_ALL_WAYS))
+def test_each_way_to_accumulate_is_one_large_batch(how: Any, calls: list[int]) -> None:
+    """The gradient of a batch is the mean of its rows; with weights, batches differ in length."""
+    rng = np.random.default_rng(0)
+    sizes = [2, 5, 1, 3, 2, 4] if "weight" in how else [2] * 6
+    batches = [rng.normal(size=(n, 3)) for n in sizes]
+    inner = gradx.adam(0.1, eps=1e-2)
+    tx = gradx.MultiSteps(inner, **how)
+    state, large = tx.init(jnp.zeros(3)), inner.init(jnp.zeros(3))
+    ends = np.cumsum(calls)
+    for i, batch in enumerate(batches[: ends[-1]], 1):
+        mean = jnp.asarray(batch.mean(0), jnp.float32)
+        updates, state = tx.update(mean, state, last=jnp.array(i in ends), tokens=len(batch))
+        assert tx.has_updated(state) == (i in ends)
+        if i not in ends:
+            assert not updates.any()
+            continue
+        whole = np.concatenate(batches[i - calls[list(ends).index(i)] : i]).mean(0)
+        if not how.get("use_grad_mean", True):
+            whole *= calls[list(ends).index(i)]
+        expected, large = inner.update(jnp.asarray(whole, jnp.float32), large)
+        rtol = 0.05 if "accumulator_dtype" in how else 1e-5
+        assert_close((updates, state.inner_opt_state), (expected, large), rtol=rtol)
+
+
+def test_a_skipped_call_can_ask_for_the_update_of_those_before() -> None:
+    tx = gradx.MultiSteps(gradx.sgd(1.0), 4, True, gradx.skip_not_finite, emit=LAST)
+    nan, yes, no = jnp.array([jnp.nan]), jnp.array(True), jnp.array(False)
+    state = tx.init(jnp.zeros(1))
+    _, state = tx.update(nan, state, last=yes)
+    assert not tx.has_updated(state)  # there is nothing to update with
+    for g in (1.0, 2.0):
+        _, state = tx.update(jnp.array([g]), state, last=no)
+    updates, state = tx.update(nan, state, last=yes)
+    np.testing.assert_array_equal(updates, [-1.5])
+    assert tx.has_updated(state)
+    assert int(state.gradient_step) == 1
+    with pytest.raises(ValueError, match="extra argument 'last' must give one bool"):
+        tx.update(nan, state, last=1)
+    with pytest.raises(ValueError, match="needs the extra argument 'last'"):
+        tx.update(nan, state)
+
+
+def test_accumulated_gradients_are_sharded_like_the_parameters() -> None:
+    sharding = NamedSharding(jax.make_mesh((8,), ("d",)), PartitionSpec("d"))
+    p = {"w": jax.device_put(jnp.ones((8, 2)), sharding)}
+    tx = gradx.MultiSteps(gradx.sgd(1.0), 2)
+    state = tx.init(p)
+    assert state.acc_grads["w"].sharding == sharding
+    there = jax.jit(tx.update)(p, state, p)[1].acc_grads["w"].sharding
+    assert there.is_equivalent_to(sharding, 2)
+
+
+def test_whether_it_has_updated_is_known_of_every_trainer() -> None:
+    tx = gradx.MultiSteps(gradx.sgd(1.0), 2)
+    train = TrainState.create(apply_fn=None, params={"w": jnp.ones(1)}, tx=tx)
+    model = nnx.Dict(w=nnx.Param(jnp.ones(1)))
+    optimizer = nnx.Optimizer(model, tx, wrt=nnx.Param)
+    for updated in (False, True):
+        train = train.apply_gradients(grads=train.params)
+        optimizer.update(model, nnx.state(model, nnx.Param))
+        assert tx.has_updated(train.opt_state) == tx.has_updated(optimizer.opt_state) == updated
+
+
 def test_between_updates_the_inner_state_is_untouched() -> None:
     tx = gradx.MultiSteps(gradx.adam(0.1), 3)
     state = tx.init(params())
@@ -383,6 +465,8 @@ BAD = {
     "should_skip_update_fn": lambda: gradx.MultiSteps(gradx.sgd(0.1), 2, True, True),
     "accumulator_dtype": lambda: gradx.MultiSteps(gradx.sgd(0.1), 2, accumulator_dtype=jnp.int32),
     "weight": lambda: gradx.MultiSteps(gradx.sgd(0.1), 2, weight=gradx.tunable(1.0)),
+    "without emit": lambda: gradx.MultiSteps(gradx.sgd(0.1), None),
+    "emit must be": lambda: gradx.MultiSteps(gradx.sgd(0.1), 2, emit=True),
     "max_consecutive_errors": lambda: gradx.apply_if_finite(gradx.sgd(0.1), -1),
     "after_limit": lambda: gradx.apply_if_finite(gradx.sgd(0.1), 1, after_limit="stop"),
 }

@@ -209,13 +209,11 @@ class MultiSteps(Transform):
     ) -> MultiSteps:
         where = core.where()
         check_inner(opt, where, "opt")
-        if every_k_schedule is None:
-            if emit is None:
-                raise ValueError(
-                    f"{where}: every_k_schedule is None, so that only a flag of the call can ask "
-                    f'for an update: give emit=from_call("last"), or a k.'
-                )
-        elif not callable(every_k_schedule):
+        if not (emit is None or isinstance(emit, FromCall)):
+            raise ValueError(f"{where}: emit must be from_call(…), got {core.show(emit)}.")
+        if every_k_schedule is None and emit is None:
+            raise ValueError(f"{where}: without emit every_k_schedule must be a k, got None.")
+        if not (every_k_schedule is None or callable(every_k_schedule)):
             steps("every_k_schedule", every_k_schedule, 1)
         weights = hyper.Hypers({} if weight is None else {"weight": weight}, where, WEIGHT)
         if weights.tunables or weights.varies_by_path:
