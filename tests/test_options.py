@@ -77,6 +77,7 @@ CALLS: dict[str, tuple[Any, ...]] = {
     "snapshot": ("norm", bool),
     "stateless": (bool,),
     "stateless_with_tree_map": (bool,),
+    "transfer_state": (gradx.adam(0.1).init(PARAMS), gradx.adam(0.1), PARAMS),
     "tree_map_params": (gradx.sgd(0.1), bool, gradx.sgd(0.1).init(PARAMS)),
     "value_and_grad_from_state": (bool,),
     "warmup_exponential_decay_schedule": (0.0, 1.0, 5, 10, 0.5),

@@ -50,8 +50,8 @@ class Plan:
     @property
     def dropped(self) -> list[Place]:
         """The old arrays that nothing gets."""
-        carried = {q for found in self.sources.values() for q in found}
-        return [q for q in self.old if q not in carried]
+        kept = {q for found in self.sources.values() for q in found}
+        return [q for q in self.old if q not in kept]
 
     @property
     def begun(self) -> list[Place]:
@@ -61,12 +61,12 @@ class Plan:
     def missed(self) -> list[Place]:
         """What begins anew, but is no live number, and of no part that is wholly new."""
         known = {q.holder.kind for q in self.old}
-        carried = {p.holder for p in self.sources}
+        known_here = {p.holder for p in self.sources}
         return [
             p
             for p in self.begun
             if p in self.why
-            or not (p.is_live or (p.holder.kind not in known and p.holder not in carried))
+            or (not p.is_live and (p.holder.kind in known or p.holder in known_here))
         ]
 
     # ------------------------------------------------------------ how they find each other
@@ -198,7 +198,7 @@ def carried(found: Sequence[Place], like: Any, again: bool) -> Array:
         x = jnp.asarray(first, like.dtype)
         return x if isinstance(like, jax.core.Tracer) else jax.device_put(x, like.sharding)
     x = first
-    if (x.dtype, x.weak_type) != (like.dtype, like.weak_type):
+    if x.dtype != like.dtype or getattr(x, "weak_type", False):
         x = jnp.asarray(x, like.dtype)
     elif again:
         x = jnp.copy(x)

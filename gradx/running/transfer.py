@@ -52,26 +52,26 @@ def transfer_state(
     """Carries the state of a run over to another transformation, to change the chain in the middle.
 
     An array keeps its value if the new state has one of the same class of state, field and
-    parameter, wherever these are in the chain; else if one other state alone has an array of this
-    field, parameter and shape (Adam's `mu` for Muon). Live numbers are kept by name. What else a
-    state has, its count first of all, follows its arrays. A schedule that had no count begins at
-    the count of the old state.
+    parameter, wherever these are in the chain; else if one class alone has an array of this field,
+    parameter and shape (Adam's `mu` for Muon). Live numbers are kept by name. What else a state
+    has, its count first of all, follows its arrays. A schedule that had no count begins at the
+    count of the old state.
 
     Args:
       old_state: the state of any chain, Optax's or gradx's, or a larger one that has it as its
         `opt_state` (a `TrainState`, Flax NNX's `Optimizer`).
       tx: the new transformation, gradx's or Optax's.
       params: the parameters as they are now.
-      strict: raise an error if something of the old state is dropped or something begins anew. Only
-        a part that is new to the chain (an added guard, accumulator or average: the old state has
-        none of its class), and a live number that is, may begin with what `tx` says.
+      strict: raise an error if something of the old state is dropped, or something begins anew.
+        Only a part that is new to the chain (an added guard, accumulator or average: the old state
+        has none of its class) and a new live number may begin as they do in `tx.init`.
 
     Returns:
       The new state, and what was kept, begun anew and dropped, by name.
 
     Raises:
-      ValueError: the states have nothing in common; with `strict`, what is said there. The message
-        lists the arrays.
+      ValueError: the states have nothing in common; with `strict`, something would be dropped or
+        begin anew, also because two old arrays fit one place. The message lists the arrays.
 
     Example:
       >>> import gradx, jax.numpy as jnp
@@ -88,8 +88,9 @@ def transfer_state(
       >>> state = transfer.state
 
     Arrays that are kept are the old ones, with their shardings, and are cast where the new state
-    has another precision. Under `jit` a schedule begins at 0 where the old counts turn out to
-    differ; outside it this is an error.
+    has another precision. Averages that begin anew beside others share their count, so that their
+    bias is not corrected: give unfrozen layers a group of their own (`partition`). Under `jit` a
+    schedule begins at 0 where the old counts turn out to differ; outside it this is an error.
     """
     if not core.is_transform(tx):
         raise ValueError(f"transfer_state: tx must be a transformation, got {core.show(tx)}.")
@@ -107,10 +108,9 @@ def transfer_state(
             f"call tx.init(params)."
         )
     if strict and (missed or dropped):
-        raise ValueError(
-            f"transfer_state: would begin anew: {_listed(missed)}; would be dropped: "
-            f"{_listed(dropped)}. If that is meant, say strict=False."
-        )
+        fates = {"begin anew": missed, "be dropped": dropped}
+        told = "; ".join(f"{_listed(names)} would {fate}" for fate, names in fates.items() if names)
+        raise ValueError(f"transfer_state: {told}. If that is meant, say strict=False.")
     values, used = [], set()
     for p in new:
         found = plan.sources.get(p, [])
