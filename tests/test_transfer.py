@@ -306,6 +306,7 @@ def test_one_part_begins_anew() -> None:
     ("given", "told"),
     [
         ({}, "give a path, a field, or both"),
+        ({"path": "("}, r"reset: '\(' is not a regular expression"),
         ({"field": "nu_"}, r"no field 'nu_'; it has \['count', 'mu', 'nu'\]. Did you mean 'nu'\?"),
         ({"path": "neck"}, r"'neck' is found in none .*: 'body/b', 'body/w', 'head'\."),
         ({"path": "neck", "field": "mu"}, r"'neck' is found in none of the paths of mu: 'body/b'"),

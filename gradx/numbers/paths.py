@@ -143,14 +143,17 @@ def by_path(
       {'bias': False, 'kernel': True}
     """
     for pattern in rules:
-        try:
-            re.compile(pattern)
-        except (re.error, TypeError) as error:
-            raise ValueError(
-                f"by_path: {pattern!r} is not a regular expression: {error}."
-            ) from error
+        check_pattern(pattern, "by_path")
     check_optional(optional, rules, "by_path")
     return ByPath(dict(rules), default, optional)
+
+
+def check_pattern(pattern: Any, where: str) -> None:
+    """Raises ValueError for what is no regular expression."""
+    try:
+        re.compile(pattern)
+    except (re.error, TypeError) as error:
+        raise ValueError(f"{where}: {pattern!r} is not a regular expression: {error}.") from error
 
 
 def check_optional(optional: Any, names: Collection[Any], where: str) -> None:

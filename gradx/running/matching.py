@@ -60,14 +60,13 @@ class Plan:
     @property
     def missed(self) -> list[Place]:
         """What begins anew, but is no live number, and of no part that is wholly new."""
-        known = {q.holder.kind for q in self.old}
-        known_here = {p.holder for p in self.sources}
-        return [
-            p
-            for p in self.begun
-            if p in self.why
-            or (not p.is_live and (p.holder.kind in known or p.holder in known_here))
-        ]
+        kinds, reached = {q.holder.kind for q in self.old}, {p.holder for p in self.sources}
+
+        def is_missed(p: Place) -> bool:
+            had_one = p.holder.kind in kinds or p.holder in reached
+            return p in self.why or (had_one and not p.is_live)
+
+        return [p for p in self.begun if is_missed(p)]
 
     # ------------------------------------------------------------ how they find each other
 

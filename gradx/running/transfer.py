@@ -17,6 +17,7 @@ from gradx.core.calls import checked
 from gradx.core.suggestions import hint
 from gradx.inspection.walk import candidates
 from gradx.lift.states import wrong_state
+from gradx.numbers.paths import check_pattern
 from gradx.running.matching import Plan, carried, dtype_of
 from gradx.running.places import Place, places
 
@@ -173,8 +174,8 @@ def reset(
       A state of the same structure.
 
     Raises:
-      ValueError: neither a path nor a field is given; the state has none like it, or is not one of
-        `tx`. The message lists what there is.
+      ValueError: neither a path nor a field is given; the path is no regular expression; the state
+        has none like it, or is not one of `tx`. The message lists what there is.
 
     Example:
       >>> import gradx, jax.numpy as jnp
@@ -186,13 +187,15 @@ def reset(
     """
     if path is None and field is None:
         raise ValueError("reset: give a path, a field, or both; tx.init(params) resets everything.")
+    if path is not None:
+        check_pattern(path, "reset")
     here, first = places(state, params), places(tx.init(params), params)
     layouts = [[(p.holder.labels, p.kind, jnp.shape(p.value)) for p in x] for x in (here, first)]
     if layouts[0] != layouts[1]:
         raise wrong_state("reset", f"in which {core.show(tx)} cannot find its own")
-    chosen = [
+    chosen = {
         p for p in here if field in (None, p.field) and (path is None or _matches(path, p.param))
-    ]
+    }
     if not chosen:
         raise ValueError(f"reset: {_lacking(here, path, field)}")
     values = [
