@@ -11,10 +11,12 @@ import types
 import typing
 
 from gradx.combinators.accumulate import *
+from gradx.combinators.asam import *
 from gradx.combinators.cautious import *
 from gradx.combinators.chain import *
 from gradx.combinators.conditional import *
 from gradx.combinators.inject import *
+from gradx.combinators.look_sam import *
 from gradx.combinators.lookahead import *
 from gradx.combinators.partition import *
 from gradx.combinators.sam import *
@@ -91,6 +93,7 @@ from gradx.pieces.clip import *
 from gradx.pieces.collectives import *
 from gradx.pieces.constraints import *
 from gradx.pieces.every import *
+from gradx.pieces.layers import *
 from gradx.pieces.moments import *
 from gradx.pieces.momentum import *
 from gradx.pieces.monitoring import *

@@ -1089,6 +1089,7 @@ PIECES = [
     row("trace", "nesterov", decay=0.9, nesterov=True, _ranges={"decay": "[-1, 1]"}),
     row("ema", decay=0.9),
     row("ema", "biased", decay=0.9, debias=False),
+    row("grokfast", decay=0.9, _in_optax=False, _ranges={"amplification": "[0, inf)"}),
     row(
         "add_decayed_weights",
         weight_decay=0.1,
@@ -1199,6 +1200,7 @@ def every_other(step: Any) -> Any:
 ADAM = row("adam", learning_rate=0.05)
 
 SAM = {"_needs_params": True, "_keeps_params": True}
+ASAM = {"_in_optax": False, "_ranges": {"rho": "[0, inf)", "eta": "[0, inf)"}}
 
 WRAPPERS = [
     row(
@@ -1244,6 +1246,16 @@ WRAPPERS = [
         _ranges=PLATEAU,
         _bad={"patience": 0, "cooldown": -1, "accumulation_size": 0},
     ),
+    row(
+        "early_stopping",
+        patience=2,
+        atol=1e-3,
+        _value=1.0,
+        _whole_tree=True,
+        _in_optax=False,
+        _ranges={name: PLATEAU[name] for name in ("rtol", "atol")},
+        _bad={"patience": 0, "accumulation_size": 0},
+    ),
     row("conditionally_mask", inner=ADAM, should_transform_fn=every_other),
     row(
         "sam",
@@ -1268,6 +1280,27 @@ WRAPPERS = [
         adv_optimizer=row("adam", learning_rate=0.05),
         sync_period=3,
         reset_state=False,
+        **SAM,
+    ),
+    row("asam_adversary", rho=0.3, eta=0.1, _needs_params=True, **ASAM),
+    row(
+        "asam",
+        optimizer=row("adamw", learning_rate=0.05, weight_decay=0.1),
+        rho=0.3,
+        eta=0.1,
+        **ASAM,
+        **SAM,
+    ),
+    row(
+        "look_sam",
+        optimizer=row("adamw", learning_rate=0.05, weight_decay=0.1),
+        adv_optimizer=row("normalize_by_update_norm", scale_factor=-0.1),
+        period=2,
+        _in_optax=False,
+        _ranges={"alpha": "[0, inf)"},
+        _whole_tree=True,
+        _temporaries=1,
+        _bad={"period": 0, "batch_axis_name": "i", "optimizer": None, "adv_optimizer": None},
         **SAM,
     ),
     row("selective_transform", optimizer=ADAM, freeze_mask=False, _bad={"optimizer": None}),

@@ -99,83 +99,61 @@ def sam(
     generalization*, https://arxiv.org/abs/2010.01412. Deviation from Optax: with a `sync_period`
     of 1 this is the optimizer; there each step begins at the parameters before the last one.
     """
+    return sharpness_aware(
+        optimizer, adv_optimizer, sync_period, reset_state, opaque_mode, batch_axis_name
+    )
+
+
+def sharpness_aware(
+    optimizer: Contract,
+    adv_optimizer: Contract,
+    sync_period: int,
+    reset_state: bool,
+    opaque_mode: bool,
+    batch_axis_name: Any,
+) -> Transform:
+    """`sam`, for another factory, whose name is then the one in errors."""
     where = core.where()
-    check_inner(optimizer, where, "optimizer")
-    check_inner(adv_optimizer, where, "adv_optimizer")
+    over = checked_parts(optimizer, adv_optimizer, opaque_mode, batch_axis_name, where)
     period = steps("sync_period", sync_period, 1)
-    over = mapped.axes(batch_axis_name, "batch_axis_name")
-    if batch_axis_name is not None and not opaque_mode:
-        raise ValueError(
-            f"{where}: batch_axis_name is for opaque_mode; in transparent mode average the "
-            f"gradients that update is given, with pmean for one."
-        )
 
     def init(params: Params) -> SAMState:
         return SAMState(
             steps_since_sync=jnp.zeros((), jnp.int32),
             opt_state=optimizer.init(params),
             adv_state=adv_optimizer.init(params),
-            cache=None
-            if opaque_mode
-            else gtree.map_numbers(lambda p: jnp.array(gtree.as_number(p)), params),
+            cache=None if opaque_mode else copied(params),
         )
 
     def transparent(
         updates: Updates, state: State, params: Params, extra: dict[str, Any]
     ) -> tuple[Updates, SAMState]:
         done = state.steps_since_sync
-        begins, ends = done == 0, done == period - 1
-        flat = gtree.flatten(updates)
-        here = gtree.flatten_like(flat, params, "the parameters", where)
-        cached = gtree.flatten_like(flat, state.cache, "the state's cache", where)
-        pairs = list(zip(flat.values, here, cached, strict=True))
-        home = [_home(begins, p, c) if gtree.is_number(p) else c for _, p, c in pairs]
-        cache = flat.unflatten(home)
-        adv_state = state.adv_state
-        if reset_state:
-            # Before the gate: it is closed in this call, and keeps the state that it is given.
-            adv_state = afresh(adv_optimizer, params, adv_state, where, when=ends)
-        uphill, adv_state = gated_update(
-            adv_optimizer, where, ~ends, updates, adv_state, params, extra
+        ends = done == period - 1
+        updates, parts = there_and_back(
+            (optimizer, adv_optimizer),
+            where,
+            (updates, updates),
+            state,
+            params,
+            extra,
+            climbs=~ends,
+            at_home=done == 0,
+            resets=ends if reset_state else None,
         )
-        downhill, opt_state = gated_update(
-            optimizer, where, ends, updates, state.opt_state, cache, extra
-        )
-        both = [
-            gtree.flatten_like(flat, tree, "the inner updates", where)
-            for tree in (uphill, downhill)
-        ]
-        moves = [
-            _move(ends, up, down, p, c) if gtree.is_inexact(up) else up
-            for up, down, p, c in zip(*both, here, home, strict=True)
-        ]
-        return flat.unflatten(moves), type(state)(
-            steps_since_sync=jnp.where(ends, 0, done + 1),
-            opt_state=opt_state,
-            adv_state=adv_state,
-            cache=cache,
-        )
+        return updates, type(state)(steps_since_sync=jnp.where(ends, 0, done + 1), **parts)
 
     def opaque(
         updates: Updates,
         state: State,
         params: Params,
         extra: dict[str, Any],
-        grad_fn: Callable[[Params, int], Updates] | None,
+        grad_fn: Gradient | None,
     ) -> tuple[Updates, SAMState]:
-        if not callable(grad_fn):
-            raise MissingArgument(
-                f"{where}: opaque_mode needs a function (params, i) -> gradients: call "
-                f"update(grads, state, params, grad_fn=…); got {core.show(grad_fn)}."
-            )
-        adversary = core.with_extra_args(adv_optimizer)
+        look = looking(adv_optimizer, grad_fn, params, over, where)
         there, adv_state = params, state.adv_state
         for i in range(period - 1):
-            uphill, adv_state = adversary.update(updates, adv_state, there, **extra)
-            there = apply_updates(there, gtree.map_numbers(_turned, uphill))
-            updates = grad_fn(there, i)
-            if over:
-                updates = combined(jax.lax.pmean, updates, params, over, where, remedy=_AVERAGE)
+            updates, there, adv_state = look(updates, adv_state, there, extra, i)
         if reset_state:
             adv_state = afresh(adv_optimizer, params, adv_state, where, when=jnp.array(True))
         updates, opt_state = core.with_extra_args(optimizer).update(
@@ -188,16 +166,13 @@ def sam(
         state: State,
         params: Params | None = None,
         *,
-        grad_fn: Callable[[Params, int], Updates] | None = None,
+        grad_fn: Gradient | None = None,
         **extra: Any,
     ) -> tuple[Updates, SAMState]:
         updates, params = jax.tree.map(gtree.as_number, (updates, params))
         if params is None:
             raise ValueError(f"{where}: needs the parameters: call update(updates, state, params).")
-        check_state(state, SAMState, where)
-        if opaque_mode != (state.cache is None):
-            made_in = "transparent" if opaque_mode else "opaque"
-            raise wrong_state(where, f"of {made_in} mode, which opaque_mode={opaque_mode} is not")
+        check_mode(state, SAMState, opaque_mode, where)
         if opaque_mode:
             return opaque(updates, state, params, extra, grad_fn)
         return transparent(updates, state, params, extra)
@@ -209,6 +184,127 @@ def sam(
         ]
 
     return Transform(init, update, parts=described)
+
+
+# ---------------------------------------------------------------- shared by SAM's kin
+
+Gradient = Callable[[Params, int], Updates]
+Look = Callable[[Updates, State, Params, dict[str, Any], int], tuple[Updates, Params, State]]
+
+
+def checked_parts(
+    optimizer: Any, adv_optimizer: Any, opaque_mode: bool, batch_axis_name: Any, where: str
+) -> mapped.Axes:
+    """Checks the arguments that SAM's kin share; the mapped axes of `batch_axis_name`.
+
+    Raises:
+      ValueError: a part is not a transformation; there is a `batch_axis_name` in transparent mode.
+    """
+    check_inner(optimizer, where, "optimizer")
+    check_inner(adv_optimizer, where, "adv_optimizer")
+    over = mapped.axes(batch_axis_name, "batch_axis_name")
+    if batch_axis_name is not None and not opaque_mode:
+        raise ValueError(
+            f"{where}: batch_axis_name is for opaque_mode; in transparent mode average the "
+            f"gradients that update is given, with pmean for one."
+        )
+    return over
+
+
+def check_mode(state: State, state_class: Any, opaque_mode: bool, where: str) -> None:
+    """Raises ValueError for a state of something else, or of the other mode."""
+    check_state(state, state_class, where)
+    if opaque_mode != (state.cache is None):
+        made_in = "transparent" if opaque_mode else "opaque"
+        raise wrong_state(where, f"of {made_in} mode, which opaque_mode={opaque_mode} is not")
+
+
+def copied(params: Params) -> Params:
+    """The parameters in buffers of their own."""
+    return gtree.map_numbers(lambda p: jnp.array(gtree.as_number(p)), params)
+
+
+def there_and_back(
+    parts: tuple[Contract, Contract],
+    where: str,
+    updates: tuple[Updates, Updates],
+    state: Any,
+    params: Params,
+    extra: dict[str, Any],
+    *,
+    climbs: Array,
+    at_home: Array,
+    resets: Array | None = None,
+) -> tuple[Updates, dict[str, Any]]:
+    """A call in transparent mode: a move of the adversary, or back home and a step from there.
+
+    Args:
+      parts: the optimizer and the adversary.
+      where: the name for errors.
+      updates: the gradients for the optimizer, and those for the adversary.
+      state: with the fields `opt_state`, `adv_state` and `cache`.
+      params: the parameters, at home or where the adversary moved them.
+      extra: the extra arguments of `update`.
+      climbs: whether the adversary moves.
+      at_home: whether the optimizer left the parameters as they are now.
+      resets: whether the adversary begins anew after this call, in which it does not move.
+
+    Returns:
+      The updates, and the new values of the three fields by name.
+    """
+    flat = gtree.flatten(updates[1])
+    here = gtree.flatten_like(flat, params, "the parameters", where)
+    cached = gtree.flatten_like(flat, state.cache, "the state's cache", where)
+    pairs = list(zip(flat.values, here, cached, strict=True))
+    home = [_home(at_home, p, c) if gtree.is_number(p) else c for _, p, c in pairs]
+    cache = flat.unflatten(home)
+    optimizer, adversary = parts
+    adv_state = state.adv_state
+    if resets is not None:
+        # Before the gate: it is closed in this call, and keeps the state that it is given.
+        adv_state = afresh(adversary, params, adv_state, where, when=resets)
+    uphill, adv_state = gated_update(adversary, where, climbs, updates[1], adv_state, params, extra)
+    downhill, opt_state = gated_update(
+        optimizer, where, ~climbs, updates[0], state.opt_state, cache, extra
+    )
+    both = [
+        gtree.flatten_like(flat, tree, "the inner updates", where) for tree in (uphill, downhill)
+    ]
+    moves = [
+        _move(~climbs, up, down, p, c) if gtree.is_inexact(up) else up
+        for up, down, p, c in zip(*both, here, home, strict=True)
+    ]
+    new = {"opt_state": opt_state, "adv_state": adv_state, "cache": cache}
+    return flat.unflatten(moves), new
+
+
+def looking(
+    adv_optimizer: Contract, grad_fn: Any, params: Params, over: mapped.Axes, where: str
+) -> Look:
+    """A look at the gradients uphill, in opaque mode: `(gradients, the adversary's state, where the
+    parameters are, extra, i) -> (gradients there, where that is, the adversary's state)`.
+
+    Raises:
+      ValueError: there is no `grad_fn`.
+    """
+    if not callable(grad_fn):
+        raise MissingArgument(
+            f"{where}: opaque_mode needs a function (params, i) -> gradients: call "
+            f"update(grads, state, params, grad_fn=…); got {core.show(grad_fn)}."
+        )
+    adversary = core.with_extra_args(adv_optimizer)
+
+    def look(
+        updates: Updates, adv_state: State, here: Params, extra: dict[str, Any], i: int
+    ) -> tuple[Updates, Params, State]:
+        uphill, adv_state = adversary.update(updates, adv_state, here, **extra)
+        there = apply_updates(here, gtree.map_numbers(_turned, uphill))
+        updates = grad_fn(there, i)
+        if over:
+            updates = combined(jax.lax.pmean, updates, params, over, where, remedy=_AVERAGE)
+        return updates, there, adv_state
+
+    return look
 
 
 _AVERAGE = AVERAGE.replace("say already_reduced=True", "leave batch_axis_name out").replace(

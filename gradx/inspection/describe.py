@@ -196,10 +196,22 @@ def _row(part: core.Part, first: str, rest: str) -> tuple[list[Row], Sequence[co
 
 def _numbers(stage: Any, spec: core.Spec | None) -> str:
     rules = rules_of(stage)
-    sources = [f"{k}={_brief(source)}" for r in rules for k, source in r.hypers.sources.items()]
+    arguments = spec.arguments if spec is not None else ()
+    # A tuple of numbers is shown as one argument, not by the names of its elements.
+    parts = {
+        f"{name.removesuffix('s')}_{i}"
+        for name, value in arguments
+        if isinstance(value, tuple | list)
+        for i in range(len(value))
+    }
+    sources = [
+        f"{k}={_brief(source)}"
+        for r in rules
+        for k, source in r.hypers.sources.items()
+        if k not in parts
+    ]
     flags = [f"{k}={core.show(value)}" for r in rules for k, value in r.flags.items() if value]
     shown = {name for r in rules for name in (*r.hypers.sources, *r.flags)}
-    arguments = spec.arguments if spec is not None else ()
     others = [f"{name}={core.show(value)}" for name, value in arguments if name not in shown]
     return " ".join([*sources, *flags, *others])
 

@@ -1,10 +1,12 @@
-"""Momentum (`trace`, a decaying sum of updates) and their exponential moving average (`ema`)."""
+"""Averages of updates: momentum (`trace`), their moving average (`ema`), and both (`grokfast`)."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import partial
 from typing import Annotated, Any, NamedTuple
+
+import jax.numpy as jnp
 
 from gradx import core
 from gradx.core import Count, Transform, Updates
@@ -14,7 +16,7 @@ from gradx.lift.leafwise import leafwise
 from gradx.lift.stages import Numbers
 from gradx.numbers.sources import Array, Hyper
 
-__all__ = ["EmaState", "TraceState", "ema", "trace"]
+__all__ = ["EmaState", "GrokFastState", "TraceState", "ema", "grokfast", "trace"]
 
 
 class TraceState(NamedTuple):
@@ -116,3 +118,64 @@ def _ema_correction(h: Numbers, t: Array) -> Mapping[str, Any]:
 def _ema(g: Array, s: EmaState, p: None, h: Numbers) -> tuple[Array, EmaState]:
     m = average(s.ema, g, h.decay)
     return (m * h.correct if h.debias else m), s._replace(ema=m)
+
+
+class GrokFastState(NamedTuple):
+    """The state of `grokfast`.
+
+    Attributes:
+      count: the updates done so far, int32 ().
+      ema: the average of updates, like the parameters; it begins with the first one.
+    """
+
+    count: Count
+    ema: Updates
+
+
+@core.recorded
+def grokfast(
+    decay: Hyper = 0.98,
+    amplification: Annotated[
+        Hyper, Number("[0, inf)", r"\lambda", "the weight of the average")
+    ] = 2.0,
+    accumulator_dtype: Any = None,
+) -> Transform:
+    r"""Amplifies what changes slowly in the gradients, so that a model generalises (groks) earlier.
+
+    .. math::
+        m &\leftarrow \beta m + (1 - \beta) g \quad (m = g \text{ in the first step}) \\
+        u &= g + \lambda m
+
+    Place it before the optimizer. The gradients become up to \(1 + \lambda\) times as large, so
+    a clip belongs before it. The authors also raise the weight decay.
+
+    Example:
+      >>> import gradx, jax.numpy as jnp
+      >>> tx = gradx.chain(gradx.grokfast(decay=0.5, amplification=2.0), gradx.sgd(1.0))
+      >>> state = tx.init(jnp.ones(1))
+      >>> for g in (1.0, -1.0):
+      ...     updates, state = tx.update(jnp.array([g]), state)
+      ...     print(updates)
+      [-3.]
+      [1.]
+
+    Reference: Lee et al., *Grokfast: accelerated grokking by amplifying slow gradients*,
+    https://arxiv.org/abs/2405.20233: the filter of the authors' code
+    (https://github.com/ironjr/grokfast), with its defaults, where \(\beta\) is called alpha.
+    """
+    return leafwise(
+        _grokfast,
+        init={"ema": partial(zeros, dtype=storage("accumulator_dtype", accumulator_dtype))},
+        state=GrokFastState,
+        hypers={"decay": decay, "amplification": amplification},
+        per_step=_first_decay,
+    )
+
+
+def _first_decay(h: Numbers, t: Array) -> Mapping[str, Any]:
+    return {"kept": jnp.where(t > 1, h.decay, 0.0)}
+
+
+def _grokfast(g: Array, s: GrokFastState, p: None, h: Numbers) -> tuple[Array, GrokFastState]:
+    m = average(s.ema, g, h.kept)
+    return g + h.amplification * m, s._replace(ema=m)

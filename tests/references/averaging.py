@@ -138,15 +138,59 @@ def sam(
     return rule
 
 
+def asam_adversary(rho: float = 0.5, eta: float = 0.01) -> Rule:
+    """Kwon et al., ICML 2021, arXiv:2102.11600, eq. 7, turned around as an update."""
+
+    def rule(gs: Arrays, ps: Arrays, t: int, state: State) -> Arrays:
+        sizes = [np.abs(p) + eta for p in ps]
+        norm = np.linalg.norm(_joined([s * g for s, g in zip(sizes, gs, strict=True)]))
+        return [-rho / norm * s**2 * g for s, g in zip(sizes, gs, strict=True)]
+
+    return rule
+
+
+def asam(optimizer: Rule, rho: float = 0.5, eta: float = 0.01, sync_period: int = 2) -> Rule:
+    """Kwon et al., ICML 2021, arXiv:2102.11600, Alg. 1."""
+    return sam(optimizer, asam_adversary(rho, eta), sync_period)
+
+
+def look_sam(optimizer: Rule, adv_optimizer: Rule, period: int = 5, alpha: float = 0.7) -> Rule:
+    """Liu et al., CVPR 2022, arXiv:2203.02714, Alg. 1, one gradient at a time."""
+
+    def rule(gs: Arrays, ps: Arrays, t: int, state: State) -> Arrays:
+        cycle, i = divmod(t, period + 1)
+        if i == 0:
+            state["home"], state["g"] = ps, _joined(gs)
+            ups = adv_optimizer(gs, ps, cycle, state.setdefault("adversary", {}))
+            return [-u for u in ups]
+        now, homes = _joined(gs), ps
+        if i == 1:
+            along = state["g"] / np.linalg.norm(state["g"])
+            state["v"] = now - np.vdot(along, now).real * along
+            homes = state["home"]
+        else:
+            v = state["v"]
+            now = now + alpha * np.linalg.norm(now) / np.linalg.norm(v) * v
+        step = cycle * period + i - 1
+        us = optimizer(_split(now, gs), homes, step, state.setdefault("optimizer", {}))
+        return [home + u - p for home, u, p in zip(homes, us, ps, strict=True)]
+
+    return rule
+
+
 def flatten(inner: Rule) -> Rule:
     """All arrays as one vector."""
 
     def rule(gs: Arrays, ps: Arrays, t: int, state: State) -> Arrays:
         (u,) = inner([_joined(gs)], [_joined(ps)], t, state)
-        parts = np.split(u, np.cumsum([g.size for g in gs])[:-1])
-        return [part.reshape(g.shape) for part, g in zip(parts, gs, strict=True)]
+        return _split(u, gs)
 
     return rule
+
+
+def _split(vector: Array, like: Arrays) -> Arrays:
+    parts = np.split(vector, np.cumsum([x.size for x in like])[:-1])
+    return [part.reshape(x.shape) for part, x in zip(parts, like, strict=True)]
 
 
 def _joined(arrays: Arrays) -> Array:

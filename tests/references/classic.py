@@ -147,6 +147,16 @@ def trace(decay: Number, nesterov: bool = False) -> Rule:
     return each(step)
 
 
+def grokfast(decay: float = 0.98, amplification: float = 2.0) -> Rule:
+    """Lee et al., arXiv:2405.20233, Alg. 2, with the start of the authors' code."""
+
+    def step(g: Array, p: Array, t: int, state: State) -> Array:
+        state.setdefault("slow", g)
+        return g + amplification * average(g, state, "slow", decay)
+
+    return each(step)
+
+
 def ema(decay: float, debias: bool = True) -> Rule:
     """Exponential average; without bias as in Kingma & Ba, ICLR 2015, arXiv:1412.6980, §3."""
 
