@@ -7,7 +7,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import jax
@@ -20,6 +20,7 @@ from gradx.core import Params, State
 from gradx.core import trees as gtree
 from gradx.core.calls import checked
 from gradx.core.table import table
+from gradx.core.vocabulary import numbers_of
 from gradx.lift.sequence import rules_of
 from gradx.numbers.paths import ByPath
 from gradx.numbers.sources import Source
@@ -38,6 +39,7 @@ class Row:
       numbers: its hyperparameters and options, and where they come from.
       paths: the leaves it acts on.
       state: the dtypes that it keeps, with their bytes.
+      values: what each of its numbers is, by name and leaf; None if only Optax knows.
     """
 
     branch: str
@@ -46,6 +48,7 @@ class Row:
     numbers: str
     paths: tuple[str, ...]
     state: Counter[str]
+    values: Mapping[str, Mapping[str, str]] | None = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -54,11 +57,51 @@ class Description:
 
     Attributes:
       rows: the parts, from the outside in.
-      total: the number of leaves of the parameters.
+      paths: the leaves of the parameters.
     """
 
     rows: tuple[Row, ...]
-    total: int
+    paths: tuple[str, ...]
+
+    @property
+    def total(self) -> int:
+        """The number of leaves of the parameters."""
+        return len(self.paths)
+
+    def by_leaf(self, number: str) -> ByLeaf:
+        """What a number of the chain is at each leaf, such as the weight decay.
+
+        Args:
+          number: its name in the table, such as ``"weight_decay"``.
+
+        Returns:
+          A text by path, which prints as a table: the number, or several if several parts have it,
+          ``-`` where none has, and ``?`` where a part of Optax may.
+
+        Raises:
+          ValueError: no part has a number of this name.
+
+        Example:
+          >>> import gradx, jax.numpy as jnp
+          >>> tx = gradx.adamw(1e-3, weight_decay=0.1, mask=gradx.weights_only)
+          >>> params = {"kernel": jnp.ones((4, 8)), "bias": jnp.ones(8)}
+          >>> gradx.describe(tx, params).by_leaf("weight_decay")
+          leaf    weight_decay
+          ──────  ────────────
+          bias    -
+          kernel  0.1
+        """
+        names = sorted({name for row in self.rows for name in row.values or ()})
+        if number not in names and all(row.values is not None for row in self.rows):
+            raise ValueError(f"by_leaf: there is no number {number!r} here, but {names}.")
+        found: dict[str, list[str]] = {path: [] for path in self.paths}
+        for row in self.rows:
+            said = dict.fromkeys(row.paths, "?") if row.values is None else row.values.get(number)
+            for path, text in (said or {}).items():
+                found[path].append(text)
+        made = ByLeaf({path: ", ".join(texts) or "-" for path, texts in found.items()})
+        made.number = number
+        return made
 
     def cells(self) -> Iterator[tuple[str, str, str, str]]:
         yield "transformation", "numbers", "leaves", "state"
@@ -93,6 +136,16 @@ class Description:
         return f"<table>{''.join(rows)}</table>"
 
 
+class ByLeaf(dict[str, str]):
+    """A number at each leaf, by path; it prints as a table."""
+
+    number = ""
+
+    def __repr__(self) -> str:
+        rows = [("leaf", self.number), *self.items()]
+        return table(rows, [("", "")] * len(rows))
+
+
 @checked
 def describe(tx: optax.GradientTransformation, params: Params) -> Description:
     """The parts of a chain as a table: numbers, where they act, and what they keep.
@@ -104,7 +157,8 @@ def describe(tx: optax.GradientTransformation, params: Params) -> Description:
 
     Returns:
       A table to print, as wide as the terminal but at least 80 columns; text too long for its
-      column goes on below. A number by path has a line for each value, with its leaves.
+      column goes on below. A number by path has a line for each value, with its leaves;
+      ``describe(…).by_leaf("weight_decay")`` tells a number leaf by leaf.
 
     Raises:
       ValueError: whatever `tx.init(params)` raises.
@@ -129,7 +183,7 @@ def describe(tx: optax.GradientTransformation, params: Params) -> Description:
     shapes = jax.eval_shape(lambda xs: xs, arrays)
     state = jax.eval_shape(lambda xs: tx.init(with_arrays(xs)), shapes)
     rows = _rows(core.Part("", tx, with_arrays(shapes), state))
-    return Description(tuple(rows), len(_visible(params)))
+    return Description(tuple(rows), tuple(_visible(params)))
 
 
 def state_bytes(state: State) -> int:
@@ -182,38 +236,59 @@ def _row(part: core.Part, first: str, rest: str) -> tuple[list[Row], Sequence[co
     name = spec.name if spec is not None else core.show(tx)
     shown = f"{label}: {name}" if label and not label.isdigit() else name
     paths = tuple(_visible(params))
-    stage = getattr(inner, "stage", None)
-    numbers = "" if parts else _numbers(stage, spec)
     below = rest + ("│    " if parts else "  ")
-    rows = [Row(first, below, shown, numbers, paths, _bytes_by_dtype(state))]
+    numbers, values = ("", {}) if parts else _numbers(inner, spec, paths)
+    rows = [Row(first, below, shown, numbers, paths, _bytes_by_dtype(state), values)]
     rows += _grouped(below, {path: part.why[path] for path in paths if path in part.why})
-    for rule in [] if parts else rules_of(stage):
+    for rule in [] if parts else rules_of(getattr(inner, "stage", None)):
         for name, source in rule.hypers.sources.items():
             if _by_path(source):
-                rows += _grouped(below, {p: f"{name}={source.at(p)!r}" for p in paths})
+                said = _at(source, paths)
+                rows += _grouped(below, {path: f"{name}={text}" for path, text in said.items()})
     return rows, parts
 
 
-def _numbers(stage: Any, spec: core.Spec | None) -> str:
-    rules = rules_of(stage)
-    arguments = spec.arguments if spec is not None else ()
+def _numbers(
+    tx: Any, spec: core.Spec | None, paths: Sequence[str]
+) -> tuple[str, Mapping[str, Mapping[str, str]] | None]:
+    """The numbers and options of a part as a text, and each number at these leaves."""
+    if not isinstance(tx, core.Transform):
+        return "", None
+    rules = rules_of(tx.stage)
+    arguments = dict(spec.arguments) if spec is not None else {}
+    sources = [(name, source) for r in rules for name, source in r.hypers.sources.items()]
+    values = {name: _at(source, paths) for name, source in sources}
+    if spec is not None and not rules:  # it works on whole trees, or does nothing
+        texts = {
+            name: core.show(arguments.get(name, spec.signature.parameters[name].default))
+            for name in numbers_of(spec.factory)
+        }
+        values = {name: dict.fromkeys(paths, text) for name, text in texts.items()}
+    else:
+        texts = {}
     # A tuple of numbers is shown as one argument, not by the names of its elements.
-    parts = {
+    elements = {
         f"{name.removesuffix('s')}_{i}"
-        for name, value in arguments
+        for name, value in arguments.items()
         if isinstance(value, tuple | list)
         for i in range(len(value))
     }
-    sources = [
-        f"{k}={_brief(source)}"
-        for r in rules
-        for k, source in r.hypers.sources.items()
-        if k not in parts
+    flags = [(k, core.show(value)) for r in rules for k, value in r.flags.items() if value]
+    shown = {*texts, *(name for r in rules for name in (*r.hypers.sources, *r.flags))}
+    pairs = [
+        *texts.items(),
+        *((name, _brief(source)) for name, source in sources if name not in elements),
+        *flags,
+        *((name, core.show(value)) for name, value in arguments.items() if name not in shown),
     ]
-    flags = [f"{k}={core.show(value)}" for r in rules for k, value in r.flags.items() if value]
-    shown = {name for r in rules for name in (*r.hypers.sources, *r.flags)}
-    others = [f"{name}={core.show(value)}" for name, value in arguments if name not in shown]
-    return " ".join([*sources, *flags, *others])
+    return " ".join(f"{name}={text}" for name, text in pairs), values
+
+
+def _at(source: Source, paths: Sequence[str]) -> Mapping[str, str]:
+    """What a number is at these leaves, as a text."""
+    if _by_path(source):
+        return {path: repr(source.at(path)) for path in paths}
+    return dict.fromkeys(paths, repr(source))
 
 
 def _grouped(branch: str, said: Mapping[str, str]) -> Iterator[Row]:
