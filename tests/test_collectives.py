@@ -195,6 +195,17 @@ ROWS = {
             gradx.sgd(0.1), adversary(axis), opaque_mode=True, batch_axis_name=axis
         ),
     ),
+    "asam": Row(lambda axis: gradx.asam(gradx.sgd(0.1), axis_name=axis)),
+    "look_sam": Row(
+        lambda axis: gradx.look_sam(
+            gradx.sgd(0.1),
+            adversary(axis),
+            period=2,
+            opaque_mode=True,
+            batch_axis_name=axis,
+            axis_name=axis,
+        ),
+    ),
     "dpsgd": Row(
         lambda axis: private(gradx.dpsgd(0.1, 0.5, 0.1, 0, axis_name=examples_on(axis))),
         of_examples,

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Annotated, Any
 
 import jax.numpy as jnp
+import numpy as np
 
 from gradx import core
 from gradx.core import Transform
@@ -57,7 +58,7 @@ def scale_layers(
 
     def facts(leaves: gtree.Flat, extra: Any) -> list[Mapping[str, Any]]:
         for i, x in enumerate(leaves.values):
-            shape = jnp.shape(x)
+            shape = np.shape(x) if gtree.is_number(x) else ()
             if gtree.is_number(x) and not (-len(shape) <= axis < len(shape) and shape[axis] == n):
                 raise ValueError(
                     f"{where}: there are {n} factors, so each leaf must have {n} layers along axis "
