@@ -245,6 +245,20 @@ CASES = [
         group="wrapper",
         calls=2,
     ),
+    Case(
+        "asam",
+        lambda lib: lib.asam(lib.adamw(1e-3)),
+        group="wrapper",
+        libraries=("gradx",),
+        calls=2,
+    ),
+    Case(
+        "look_sam",
+        lambda lib: lib.look_sam(lib.adamw(1e-3), lib.chain(lib.normalize(), lib.sgd(0.05))),
+        group="wrapper",
+        libraries=("gradx",),
+        calls=6,
+    ),
     Case("flatten", lambda lib: lib.flatten(lib.adamw(1e-3)), group="wrapper"),
     Case(
         "split_real_and_imaginary",
@@ -260,6 +274,13 @@ CASES = [
         "adamw + reduce_on_plateau",
         lambda lib: lib.chain(lib.adamw(1e-3), contrib(lib).reduce_on_plateau()),
         group="wrapper",
+        extra=lambda params, grads: {"value": 1.0},
+    ),
+    Case(
+        "adamw + early_stopping",
+        lambda lib: lib.chain(lib.adamw(1e-3), lib.early_stopping(10)),
+        group="wrapper",
+        libraries=("gradx",),
         extra=lambda params, grads: {"value": 1.0},
     ),
     # ------------------------------------------------------------ quasi-Newton
@@ -348,6 +369,7 @@ CASES = [
                     lib.scale_by_adam(), lib.add_cautious_decay(1e-2), lib.scale(-1e-3)
                 ),
             ),
+            ("grokfast + adamw", lambda lib: lib.chain(lib.grokfast(), lib.adamw(1e-3))),
             ("hyperball", lambda lib: lib.hyperball(lib.scale_by_adam(), 1e-2)),
         ]
     ],
