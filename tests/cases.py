@@ -1200,7 +1200,6 @@ def every_other(step: Any) -> Any:
 ADAM = row("adam", learning_rate=0.05)
 
 SAM = {"_needs_params": True, "_keeps_params": True}
-ASAM = {"_in_optax": False, "_ranges": {"rho": "[0, inf)", "eta": "[0, inf)"}}
 
 WRAPPERS = [
     row(
@@ -1282,18 +1281,18 @@ WRAPPERS = [
         reset_state=False,
         **SAM,
     ),
-    row("asam_adversary", rho=0.3, eta=0.1, _needs_params=True, **ASAM),
-    row(
-        "asam",
-        optimizer=row("adamw", learning_rate=0.05, weight_decay=0.1),
+    row(  # of `asam`
+        "asam_adversary",
         rho=0.3,
         eta=0.1,
-        **ASAM,
-        **SAM,
+        _needs_params=True,
+        _in_optax=False,
+        _ranges={"rho": "[0, inf)", "eta": "[0, inf)"},
+        _temporaries=1,
     ),
     row(
         "look_sam",
-        optimizer=row("adamw", learning_rate=0.05, weight_decay=0.1),
+        optimizer=row("sgd", learning_rate=0.1),
         adv_optimizer=row("normalize_by_update_norm", scale_factor=-0.1),
         period=2,
         _in_optax=False,

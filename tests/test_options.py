@@ -48,6 +48,7 @@ CALLS: dict[str, tuple[Any, ...]] = {
     "HeadAxis": (-1,),
     "MultiSteps": (gradx.sgd(0.1), 2),
     "apply_if_finite": (gradx.sgd(0.1), 1),
+    "asam": (gradx.sgd(0.1),),
     "by_path": ({"bias": 0.1},),
     "cautious": (gradx.sgd(0.1),),
     "conditionally_mask": (gradx.sgd(0.1), bool),

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from problems import assert_close
+from problems import assert_close, assert_same
 from references import chain, look_sam, normalize, run, sgd
 
 import gradx
@@ -33,6 +33,19 @@ def test_the_mask_of_asam_leaves_biases_with_sams_step() -> None:
     assert_close(updates["bias"], -0.5 * g["bias"] / norm, rtol=1e-6)
     with pytest.raises(ValueError, match=r"asam_adversary: .*mask"):
         gradx.asam_adversary(mask={"kernel": True}).init(P)
+
+
+def test_asam_is_sam_with_its_adversary() -> None:
+    tx = gradx.asam(gradx.sgd(0.1), 0.3, 0.1, gradx.weights_only)
+    by_hand = gradx.sam(
+        gradx.sgd(0.1), gradx.asam_adversary(0.3, 0.1, gradx.weights_only), reset_state=False
+    )
+    with jax.disable_jit():
+        state = tx.init(P)
+        for _ in range(2):
+            made = tx.update(P, state, P)
+            assert_same(made, by_hand.update(P, state, P))
+            state = made[1]
 
 
 def test_the_opaque_mode_follows_the_paper_and_asks_every_k_steps() -> None:

@@ -5,17 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 
 from gradx import core
 from gradx.combinators.chain import Contract
 from gradx.combinators.predicated import gated_update
 from gradx.combinators.sam import (
-    Gradient,
-    check_mode,
     checked_parts,
     copied,
+    in_mode,
     looking,
     there_and_back,
 )
@@ -142,6 +140,9 @@ def look_sam(
     ) -> tuple[Updates, State]:
         return reuse.update(updates, state, None, **{**extra, "steps_since_sync": since})
 
+    def following(since: Array) -> Array:
+        return jnp.where(since == calls - 1, 0, since + 1)
+
     def init(params: Params) -> LookSAMState:
         return LookSAMState(
             steps_since_sync=jnp.zeros((), jnp.int32),
@@ -152,12 +153,8 @@ def look_sam(
         )
 
     def opaque(
-        updates: Updates,
-        state: LookSAMState,
-        params: Params,
-        extra: dict[str, Any],
-        grad_fn: Gradient | None,
-    ) -> tuple[Updates, dict[str, Any]]:
+        updates: Updates, state: LookSAMState, params: Params, extra: dict[str, Any], grad_fn: Any
+    ) -> tuple[Updates, LookSAMState]:
         look = looking(adv_optimizer, grad_fn, params, over, where)
 
         def looked(
@@ -185,12 +182,12 @@ def look_sam(
         updates, opt_state = core.with_extra_args(optimizer).update(
             found, state.opt_state, params, **extra
         )
-        new = {"opt_state": opt_state, "adv_state": adv_state, "cache": None}
-        return updates, {**new, "direction": direction}
+        after = following(state.steps_since_sync)
+        return updates, type(state)(after, opt_state, adv_state, None, direction)
 
     def transparent(
-        updates: Updates, state: LookSAMState, params: Params, extra: dict[str, Any]
-    ) -> tuple[Updates, dict[str, Any]]:
+        updates: Updates, state: LookSAMState, params: Params, extra: dict[str, Any], grad_fn: Any
+    ) -> tuple[Updates, LookSAMState]:
         since = state.steps_since_sync
         steered, direction = directed(updates, state.direction, since, extra)
         moves, new = there_and_back(
@@ -203,26 +200,7 @@ def look_sam(
             climbs=since == 0,
             at_home=since != 1,
         )
-        return moves, {**new, "direction": direction}
-
-    def update(
-        updates: Updates,
-        state: State,
-        params: Params | None = None,
-        *,
-        grad_fn: Gradient | None = None,
-        **extra: Any,
-    ) -> tuple[Updates, LookSAMState]:
-        updates, params = jax.tree.map(gtree.as_number, (updates, params))
-        if params is None:
-            raise ValueError(f"{where}: needs the parameters: call update(updates, state, params).")
-        check_mode(state, LookSAMState, opaque_mode, where)
-        if opaque_mode:
-            updates, new = opaque(updates, state, params, extra, grad_fn)
-        else:
-            updates, new = transparent(updates, state, params, extra)
-        after = state.steps_since_sync + 1
-        return updates, type(state)(steps_since_sync=jnp.where(after == calls, 0, after), **new)
+        return moves, type(state)(following(since), direction=direction, **new)
 
     def described(params: Params, state: State) -> list[Part]:
         return [
@@ -231,7 +209,8 @@ def look_sam(
             Part("direction", reuse, params, state.direction),
         ]
 
-    return Transform(init, update, parts=described)
+    step = opaque if opaque_mode else transparent
+    return Transform(init, in_mode(where, LookSAMState, step, opaque_mode), parts=described)
 
 
 def _squares(g: Array, s: DirectionState, p: Any, h: Numbers) -> Mapping[str, Array]:

@@ -126,7 +126,7 @@ def sharpness_aware(
         )
 
     def transparent(
-        updates: Updates, state: State, params: Params, extra: dict[str, Any]
+        updates: Updates, state: SAMState, params: Params, extra: dict[str, Any], grad_fn: Any
     ) -> tuple[Updates, SAMState]:
         done = state.steps_since_sync
         ends = done == period - 1
@@ -144,11 +144,7 @@ def sharpness_aware(
         return updates, type(state)(steps_since_sync=jnp.where(ends, 0, done + 1), **parts)
 
     def opaque(
-        updates: Updates,
-        state: State,
-        params: Params,
-        extra: dict[str, Any],
-        grad_fn: Gradient | None,
+        updates: Updates, state: SAMState, params: Params, extra: dict[str, Any], grad_fn: Any
     ) -> tuple[Updates, SAMState]:
         look = looking(adv_optimizer, grad_fn, params, over, where)
         there, adv_state = params, state.adv_state
@@ -161,28 +157,13 @@ def sharpness_aware(
         )
         return updates, type(state)(state.steps_since_sync, opt_state, adv_state, None)
 
-    def update(
-        updates: Updates,
-        state: State,
-        params: Params | None = None,
-        *,
-        grad_fn: Gradient | None = None,
-        **extra: Any,
-    ) -> tuple[Updates, SAMState]:
-        updates, params = jax.tree.map(gtree.as_number, (updates, params))
-        if params is None:
-            raise ValueError(f"{where}: needs the parameters: call update(updates, state, params).")
-        check_mode(state, SAMState, opaque_mode, where)
-        if opaque_mode:
-            return opaque(updates, state, params, extra, grad_fn)
-        return transparent(updates, state, params, extra)
-
     def described(params: Params, state: State) -> list[Part]:
         return [
             Part("optimizer", optimizer, params, state.opt_state),
             Part("adv_optimizer", adv_optimizer, params, state.adv_state),
         ]
 
+    update = in_mode(where, SAMState, opaque if opaque_mode else transparent, opaque_mode)
     return Transform(init, update, parts=described)
 
 
@@ -211,12 +192,29 @@ def checked_parts(
     return over
 
 
-def check_mode(state: State, state_class: Any, opaque_mode: bool, where: str) -> None:
-    """Raises ValueError for a state of something else, or of the other mode."""
-    check_state(state, state_class, where)
-    if opaque_mode != (state.cache is None):
-        made_in = "transparent" if opaque_mode else "opaque"
-        raise wrong_state(where, f"of {made_in} mode, which opaque_mode={opaque_mode} is not")
+def in_mode(where: str, state_class: Any, step: Any, opaque_mode: bool) -> Any:
+    """The `update` that checks what it is given and calls `step`, that of the one mode or the
+    other: `(updates, state, params, extra, grad_fn) -> (updates, state)`."""
+
+    def update(
+        updates: Updates,
+        state: State,
+        params: Params | None = None,
+        *,
+        grad_fn: Gradient | None = None,
+        **extra: Any,
+    ) -> tuple[Updates, State]:
+        updates, params = jax.tree.map(gtree.as_number, (updates, params))
+        if params is None:
+            raise ValueError(f"{where}: needs the parameters: call update(updates, state, params).")
+        check_state(state, state_class, where)
+        if opaque_mode != (state.cache is None):
+            made_in = "transparent" if opaque_mode else "opaque"
+            raise wrong_state(where, f"of {made_in} mode, which opaque_mode={opaque_mode} is not")
+        made: tuple[Updates, State] = step(updates, state, params, extra, grad_fn)
+        return made
+
+    return update
 
 
 def copied(params: Params) -> Params:

@@ -149,11 +149,6 @@ def asam_adversary(rho: float = 0.5, eta: float = 0.01) -> Rule:
     return rule
 
 
-def asam(optimizer: Rule, rho: float = 0.5, eta: float = 0.01, sync_period: int = 2) -> Rule:
-    """Kwon et al., ICML 2021, arXiv:2102.11600, Alg. 1."""
-    return sam(optimizer, asam_adversary(rho, eta), sync_period)
-
-
 def look_sam(optimizer: Rule, adv_optimizer: Rule, period: int = 5, alpha: float = 0.7) -> Rule:
     """Liu et al., CVPR 2022, arXiv:2203.02714, Alg. 1, one gradient at a time."""
 
