@@ -190,12 +190,11 @@ ROWS = {
     "hutchinson_estimator_diag_hessian": Row(
         lambda axis: descending(gradx.hutchinson_estimator_diag_hessian(axis_name=axis))
     ),
-    "sam": Row(
-        lambda axis: gradx.sam(
-            gradx.sgd(0.1), adversary(axis), opaque_mode=True, batch_axis_name=axis
+    "asam": Row(
+        lambda axis: gradx.asam(
+            gradx.sgd(0.1), opaque_mode=True, batch_axis_name=axis, axis_name=axis
         ),
     ),
-    "asam": Row(lambda axis: gradx.asam(gradx.sgd(0.1), axis_name=axis)),
     "look_sam": Row(
         lambda axis: gradx.look_sam(
             gradx.sgd(0.1),

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from gradx import core
 from gradx.combinators.chain import Contract
-from gradx.combinators.sam import sharpness_aware
+from gradx.combinators.sam import sam
 from gradx.core import Transform
 from gradx.core import trees as gtree
 from gradx.core.meaning import Number, Option
@@ -149,4 +149,4 @@ def asam(
     """
     # Its state stays, so that a schedule of rho goes on.
     adversary = asam_adversary(rho, eta, mask, axis_name=axis_name)
-    return sharpness_aware(optimizer, adversary, sync_period, False, opaque_mode, batch_axis_name)
+    return sam(optimizer, adversary, sync_period, False, opaque_mode, batch_axis_name)

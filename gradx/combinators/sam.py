@@ -99,20 +99,6 @@ def sam(
     generalization*, https://arxiv.org/abs/2010.01412. Deviation from Optax: with a `sync_period`
     of 1 this is the optimizer; there each step begins at the parameters before the last one.
     """
-    return sharpness_aware(
-        optimizer, adv_optimizer, sync_period, reset_state, opaque_mode, batch_axis_name
-    )
-
-
-def sharpness_aware(
-    optimizer: Contract,
-    adv_optimizer: Contract,
-    sync_period: int,
-    reset_state: bool,
-    opaque_mode: bool,
-    batch_axis_name: Any,
-) -> Transform:
-    """`sam`, for another factory, whose name is then the one in errors."""
     where = core.where()
     over = checked_parts(optimizer, adv_optimizer, opaque_mode, batch_axis_name, where)
     period = steps("sync_period", sync_period, 1)
