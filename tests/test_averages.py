@@ -314,6 +314,17 @@ def test_lookahead_alone_inside_and_outside() -> None:
     assert_close(gradx.eval_params(outside, state, pair)["w"], expected, rtol=1e-6)
 
 
+@pytest.mark.parametrize("make", [gradx.sam, gradx.look_sam])
+def test_uphill_the_parameters_at_home_are_evaluated(make: Any) -> None:
+    tx = make(gradx.sgd(0.2), gradx.chain(gradx.normalize(), gradx.sgd(0.1)))
+    state = tx.init(P)
+    uphill, state = step(tx, P, state, quadratic(P))
+    assert_same(gradx.eval_params(tx, state, uphill), P)
+    assert (uphill["w"] != P["w"]).all()
+    p, state = step(tx, uphill, state, quadratic(uphill))
+    assert_same(gradx.eval_params(tx, state, p), p)
+
+
 # ---------------------------------------------------------------- wrong arguments
 
 

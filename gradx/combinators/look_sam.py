@@ -13,12 +13,14 @@ from gradx.combinators.predicated import gated_update
 from gradx.combinators.sam import (
     checked_parts,
     copied,
+    evaluated_at_home,
     in_mode,
     looking,
     there_and_back,
 )
 from gradx.core import Params, Part, State, Transform, Updates
 from gradx.core import trees as gtree
+from gradx.core.known import AVERAGES
 from gradx.core.meaning import Number
 from gradx.core.roots import sqrt
 from gradx.core.trees import abs_sq
@@ -211,6 +213,9 @@ def look_sam(
 
     step = opaque if opaque_mode else transparent
     return Transform(init, in_mode(where, LookSAMState, step, opaque_mode), parts=described)
+
+
+AVERAGES.add(LookSAMState, evaluated_at_home("look_sam", lambda state: state.steps_since_sync != 1))
 
 
 def _squares(g: Array, s: DirectionState, p: Any, h: Numbers) -> Mapping[str, Array]:

@@ -13,6 +13,7 @@ from gradx.combinators.chain import Contract
 from gradx.combinators.predicated import afresh, check_inner, gated_update
 from gradx.core import Params, Part, State, Transform, Updates
 from gradx.core import trees as gtree
+from gradx.core.known import AVERAGES, Averaged
 from gradx.core.suggestions import MissingArgument
 from gradx.core.updates import apply_updates
 from gradx.lift import mapped
@@ -299,6 +300,18 @@ _AVERAGE = AVERAGE.replace("say already_reduced=True", "leave batch_axis_name ou
 @jax.jit  # one trace per shape and dtype, instead of one per leaf
 def _home(begins: Array, p: Array, cache: Array) -> Array:
     return jnp.where(begins, p, cache)
+
+
+def evaluated_at_home(name: str, is_at_home: Callable[[Any], Array]) -> Averaged:
+    """For `eval_params`: the parameters without the adversary's step, in transparent mode."""
+    return Averaged(
+        name,
+        lambda state: [] if state.cache is None else [state.cache],
+        lambda p, arrays, state: _home(is_at_home(state), p, arrays[0]),
+    )
+
+
+AVERAGES.add(SAMState, evaluated_at_home("sam", lambda state: state.steps_since_sync == 0))
 
 
 def _turned(u: Any) -> Any:

@@ -34,7 +34,9 @@ def eval_params(
     """The parameters to evaluate and to save, for any chain that averages parameters.
 
     It answers for `ema_params`, `swa_params`, `tail_ema_params`, `lawa_params`, `ema_nesterov`,
-    `gpa`, `schedule_free` (Optax's, too) and `lookahead`, alone, in chains, groups and wrappers.
+    `gpa`, `schedule_free` (Optax's, too) and `lookahead`, alone, in chains, groups and wrappers;
+    and in the midst of a step of `sam` or `look_sam` it gives the parameters without the
+    adversary's.
 
     Args:
       tx: the transformation, gradx's or Optax's.
@@ -93,7 +95,7 @@ def eval_params(
 
 def _averages(state: State, params: Params, fast: Params | None) -> list[_Average]:
     """The averages in a state; with `lookahead` some may be like the fast parameters only."""
-    found = AVERAGES.find(state)
+    found = [one for one in AVERAGES.find(state) if one.known.trees(one.state)]
     names = shortest_names([(*one.steps, one.known.name) for one in found])
     return [
         _Average(name, one, *_beside(one, params, fast))
