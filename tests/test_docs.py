@@ -18,12 +18,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+from xml.etree import ElementTree
 
 import optax_names
 import pytest
 import references
 
 import gradx
+from gradx import core
 
 ROOT = Path(__file__).parent.parent
 TOP = [ROOT / "README.md", ROOT / "CONTRIBUTING.md"]
@@ -113,9 +115,6 @@ def test_the_table_of_names_is_complete() -> None:
     assert sorted(listed) == sorted(wanted)
 
 
-# ---------------------------------------------------------------- the skeleton of a new rule
-
-
 def load(path: Path) -> ModuleType:
     spec = importlib.util.spec_from_file_location(path.stem, path)
     assert spec is not None
@@ -123,6 +122,19 @@ def load(path: Path) -> ModuleType:
     module = sys.modules[path.stem] = importlib.util.module_from_spec(spec)  # for pickle
     spec.loader.exec_module(module)
     return module
+
+
+def test_the_picture_shows_the_schedules_of_today() -> None:
+    """All of them. `python docs/schedules.py` draws it anew."""
+    picture = load(ROOT / "docs/schedules.py")
+    made = {n for n, f in core.REGISTRY.items() if f.__module__.startswith("gradx.schedules.")}
+    assert set(picture.PANELS) == made
+    description = ElementTree.parse(picture.FILE).find(".//{*}description")
+    assert description is not None
+    assert description.text == picture.described()
+
+
+# ---------------------------------------------------------------- the skeleton of a new rule
 
 
 SKELETON_MODULE = load(SKELETON)
