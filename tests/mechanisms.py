@@ -38,6 +38,7 @@ OF_NEITHER = (
 )
 
 
+@functools.cache
 def mechanisms(case: Case) -> frozenset[str]:
     """All mechanisms that a row is built of, by name."""
     return frozenset(_of_transform(case.make(), params(), set()))

@@ -157,7 +157,8 @@ def test_the_examples_of_the_skeleton() -> None:
 def laws() -> Iterator[Any]:
     """Every law, with the cases it is for."""
     for path in sorted((ROOT / "tests/laws").glob("test_*.py")):
-        for name, law in vars(load(path)).items():
+        module = sys.modules.get(path.stem) or load(path)  # read already if pytest collects it
+        for name, law in vars(module).items():
             marks = getattr(law, "pytestmark", [])
             marks = {m.args[0]: m.args[1] for m in marks if m.name == "parametrize"}
             if name.startswith("test_") and set(marks) == {"case"}:

@@ -20,8 +20,6 @@ from objectives import (
     rosenbrock,
     starts,
 )
-from scipy.optimize import minimize  # scikit-learn brings SciPy
-from sklearn.datasets import load_breast_cancer
 
 import gradx
 
@@ -84,6 +82,8 @@ def minimum(f: Any, x: Any, tolerance: float, steps: int = 300, **data: Any) -> 
 
 
 def minimum_of_scipy(value_and_grad_of: Any, x: Any, tolerance: float, *data: Any) -> Any:
+    from scipy.optimize import minimize  # scikit-learn brings SciPy; seconds, only under `full`
+
     def value_and_grad(x: Any) -> Any:
         value, grad = value_and_grad_of(x, *data)
         return float(value), np.asarray(grad)
@@ -122,6 +122,8 @@ def test_the_minima_of_scipy() -> None:
 @pytest.mark.full
 def test_the_logistic_regression_of_scipy() -> None:
     """569 tumours, 30 measurements of each: the minimum that SciPy finds."""
+    from sklearn.datasets import load_breast_cancer
+
     data = load_breast_cancer()
     features = (data.data - data.data.mean(0)) / data.data.std(0)
 

@@ -11,7 +11,6 @@ import jax.numpy as jnp
 import numpy as np
 import oracles
 import pytest
-import scipy.optimize
 from cases import first_of
 from trajectories import table_others
 from trajectories.table import KEPT, ROWS, STEPS
@@ -134,6 +133,8 @@ def assert_as_stored(key: str, after: Stored, stored: Stored, rtol: float) -> No
 
 def test_lbfgs_as_in_scipy(stored: Stored, others: Stored) -> None:
     """The two loops, against the product that SciPy's L-BFGS-B returns; JAX brings SciPy along."""
+    from scipy.optimize import LbfgsInvHessProduct
+
     curved, p = others["curvature/b"], stored["params/b"]
     seen: list[tuple[Any, Any]] = []
     with jax.enable_x64(True):
@@ -144,7 +145,7 @@ def test_lbfgs_as_in_scipy(stored: Stored, others: Stored) -> None:
             seen.append((p, g))
             made, state = update(jnp.asarray(g), state, jnp.asarray(p))
             pairs = [np.diff(x, axis=0)[-3:] for x in zip(*seen, strict=True)]
-            inverse = scipy.optimize.LbfgsInvHessProduct(*pairs) if len(seen) > 1 else np.eye(5)
+            inverse = LbfgsInvHessProduct(*pairs) if len(seen) > 1 else np.eye(5)
             np.testing.assert_allclose(made, inverse @ g, rtol=1e-10)
             p = p - 0.5 * np.asarray(made)
 

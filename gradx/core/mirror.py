@@ -52,7 +52,7 @@ def mirror(name: str, own: Iterable[str] = (), theirs: ModuleType | None = None)
             # With `obj`, Python does not add a suggestion of its own to the message.
             raise AttributeError(
                 f"{name} has no {asked!r}, and Optax {optax.__version__} has none either."
-                + hint(asked, listed),
+                + ("" if asked.startswith("_") else hint(asked, listed)),  # tools ask for many
                 obj=sys.modules.get(name),
             )
         return _ours().get(id(found), found)
