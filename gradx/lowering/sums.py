@@ -23,6 +23,18 @@ def sums_of(**summands: Array) -> dict[str, Array]:
     return dict(zip(summands, _sums(list(summands.values())), strict=True))
 
 
+def in_one_read(summands: dict[str, Array], axes: tuple[int, ...]) -> dict[str, Array]:
+    """The sums of several arrays over the same axes, from one loop over what they are made of.
+
+    Else CPUs and TPUs have a loop for each sum, or store what the sums share. Not for a pass that
+    also writes arrays (see `sums_of`).
+    """
+    arrays = list(summands.values())
+    if len(set(map(varies_over, arrays))) > 1:  # in one reduction all would vary as one does
+        return {name: jnp.sum(x, axes, dtype=x.dtype) for name, x in summands.items()}
+    return dict(zip(summands, _at_once(arrays, axes), strict=True))
+
+
 @jax.custom_jvp
 def _sums(arrays: list[Array]) -> list[Array]:
     if len(set(map(varies_over, arrays))) > 1:  # in one reduction all would vary as one does
@@ -35,9 +47,10 @@ def _(primals: tuple[list[Array]], tangents: tuple[list[Array]]) -> tuple[list[A
     return _sums(*primals), _one_by_one(*tangents)
 
 
-def _at_once(arrays: list[Array]) -> list[Array]:
+def _at_once(arrays: list[Array], axes: tuple[int, ...] | None = None) -> list[Array]:
+    axes = tuple(range(arrays[0].ndim)) if axes is None else axes
     starts = [vary(jnp.zeros((), x.dtype), varies_over(x)) for x in arrays]
-    return list(jax.lax.reduce(arrays, starts, _plus, tuple(range(arrays[0].ndim))))
+    return list(jax.lax.reduce(arrays, starts, _plus, axes))
 
 
 def _plus(xs: Sequence[Array], ys: Sequence[Array]) -> list[Array]:
