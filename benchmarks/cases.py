@@ -389,6 +389,23 @@ CASES = [
 ]
 
 
+# Each is followed by itself, watched (`--study watch`).
+WATCHED = [
+    Case(title.format(name), make, libraries=("gradx",))
+    for name, inner in [
+        ("adamw", lambda lib: lib.adamw(1e-3)),
+        (
+            "clip_by_global_norm + adamw",
+            lambda lib: lib.chain(lib.clip_by_global_norm(1.0), lib.adamw(1e-3)),
+        ),
+    ]
+    for title, make in [
+        ("{}", inner),
+        ("watch({})", lambda lib, inner=inner: lib.watch(inner(lib))),
+    ]
+]
+
+
 def chosen(pattern: str, within: str = "") -> list[Case]:
     """The rows whose names match both patterns."""
     found = [case for case in CASES if re.search(pattern, case.name)]

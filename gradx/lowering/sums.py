@@ -23,16 +23,29 @@ def sums_of(**summands: Array) -> dict[str, Array]:
     return dict(zip(summands, _sums(list(summands.values())), strict=True))
 
 
-def in_one_read(summands: dict[str, Array], axes: tuple[int, ...]) -> dict[str, Array]:
-    """The sums of several arrays over the same axes, from one loop over what they are made of.
+def in_one_read(mask: Array, arrays: list[Array], axis: int) -> tuple[Array, list[Array]]:
+    """How many of a mask are True, in int32, and the sums of real arrays of one dtype, along an
+    axis; in one loop over what all of these are made of.
 
-    Else CPUs and TPUs have a loop for each sum, or store what the sums share. Not for a pass that
-    also writes arrays (see `sums_of`).
+    Else CPUs and TPUs have a loop for each sum. On GPUs XLA stores an expensive value that two sums
+    are made of, unless one complex number is: so the first array is made of what the mask is. Not
+    for a pass that also writes arrays (see `sums_of`).
     """
-    arrays = list(summands.values())
-    if len(set(map(varies_over, arrays))) > 1:  # in one reduction all would vary as one does
-        return {name: jnp.sum(x, axes, dtype=x.dtype) for name, x in summands.items()}
-    return dict(zip(summands, _at_once(arrays, axes), strict=True))
+    if len(set(map(varies_over, (mask, *arrays)))) > 1:  # else all would vary as one does
+        return jnp.sum(mask, axis, dtype=jnp.int32), [jnp.sum(x, axis) for x in arrays]
+    paired, counted = (functools.partial(way, axis) for way in (_paired, _counted))
+    return by_target("paired", paired, counted, mask, arrays)
+
+
+def _counted(axis: int, mask: Array, arrays: list[Array]) -> tuple[Array, list[Array]]:
+    count, *sums = _at_once([mask.astype(jnp.int32), *arrays], (axis,))
+    return count, sums
+
+
+def _paired(axis: int, mask: Array, arrays: list[Array]) -> tuple[Array, list[Array]]:
+    first, *others = arrays
+    pair, *sums = _at_once([jax.lax.complex(first, mask.astype(first.dtype)), *others], (axis,))
+    return pair.imag.astype(jnp.int32), [pair.real, *sums]
 
 
 @jax.custom_jvp

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -15,13 +14,10 @@ from gradx.core.roots import sqrt
 from gradx.lift import mapped
 from gradx.lift.masks import marks
 from gradx.lift.passes import widen
-from gradx.lowering.exact import share_of
+from gradx.lowering.exact import rounded, share_of
 from gradx.lowering.sums import in_one_read
 from gradx.numbers.sources import Array
 from gradx.pieces.norms import quotient
-
-# The longest reduction that counts in int32.
-LONGEST = 2**31
 
 
 class Trees(NamedTuple):
@@ -64,7 +60,7 @@ class Measures(NamedTuple):
     def values(self, trees: Trees) -> dict[str, Array]:
         flat = gtree.flatten(trees.update)
         columns = {
-            name: gtree.flatten_like(flat, tree, f"the {name}", self.where, "the updates")
+            name: self._leaves(flat, tree, f"the {name}")
             for name, tree in trees._asdict().items()
             if tree is not None
         }
@@ -90,7 +86,7 @@ class Measures(NamedTuple):
     def square(self, tree: Updates, params: Params) -> Array:
         """The squared norm of a tree like the parameters."""
         flat = gtree.flatten(tree)
-        found = gtree.flatten_like(flat, params, "the parameters", self.where)
+        found = self._leaves(flat, params, "the params")
         spans: Sequence[mapped.Span | None] = [None] * len(flat.values)
         if self.over:
             spans = mapped.spans(self.over, flat, found, self.where)
@@ -98,6 +94,10 @@ class Measures(NamedTuple):
         parts = [jnp.zeros((), jnp.float32), *(gtree.square(jnp.asarray(x)) for x, _ in pairs)]
         total: Array = mapped.sum_over(parts, [None, *(span for _, span in pairs)])
         return total
+
+    def _leaves(self, flat: gtree.Flat, tree: Any, what: str) -> list[Any]:
+        found = gtree.flatten_like(flat, tree, what, self.where, "the updates")
+        return [gtree.as_number(x) for x in found]
 
 
 _NAMES = ("gradient_norm", "update_norm", "param_norm", "update_ratio", "unmoved")
@@ -119,26 +119,16 @@ def _named(sums: Mapping[str, Array], size: int) -> dict[str, Array]:
 @gtree.mixing
 def sums_of_leaf(arrays: Mapping[str, Any]) -> dict[str, Array]:
     """The squared norms of arrays of one shape, and how many parameters the update moves."""
-    p, u = (jnp.asarray(gtree.as_number(arrays[name])) for name in ("params", "update"))
-    new = after_update(p, u)
-    moved = new != p.astype(new.dtype)
-    squares = {name: gtree.abs_sq(widen(x)) for name, x in arrays.items()}
-    kind = next(iter(squares.values())).dtype
-    # int32 counts each element of an array that has fewer than 2³¹; of a larger one, each row's.
-    axes = tuple(range(p.size >= LONGEST, p.ndim))
-    sums = in_one_read(squares | {"moved": moved.astype(jnp.int32)}, axes)
-    still = math.prod(p.shape[axis] for axis in axes) - sums["moved"]
-    return {name: jnp.sum(x.astype(kind)) for name, x in (sums | {"still": still}).items()}
-
-
-def after_update(p: Array, u: Array) -> Array:
-    """What `apply_updates` makes of a parameter, in a dtype that has room for more digits.
-
-    XLA may leave out a cast to half precision and back. It must not leave out this rounding.
-    """
-    kind = gtree.wide(p.dtype, u.dtype)
-    new = p.astype(kind) + u.astype(kind)
-    about = jnp.finfo(p.dtype)
-    if jnp.finfo(kind).nmant == about.nmant:
-        return new
-    return jax.lax.reduce_precision(new, about.nexp, about.nmant)
+    p, u = arrays["params"], arrays["update"]
+    wide = gtree.wide(p.dtype, u.dtype)
+    new = rounded(p.astype(wide) + u.astype(wide), p.dtype)  # as `apply_updates` does
+    kind = jnp.finfo(gtree.wide(*(x.dtype for x in arrays.values()))).dtype
+    names = ["update", *(name for name in arrays if name != "update")]
+    squares = [gtree.abs_sq(widen(arrays[name])).astype(kind) for name in names]
+    rows = [jnp.atleast_1d(x) for x in (new != p.astype(new.dtype), *squares)]
+    counts, sums = in_one_read(rows[0], rows[1:], rows[0].ndim - 1)
+    # A float32 that counts by one ends at 2²⁴, an int32 at 2³¹.
+    moved = jnp.sum(counts.astype(jnp.int32 if p.size < 2**31 else kind))
+    still = jnp.maximum(p.size - moved, 0)
+    numbers = {name: jnp.sum(x) for name, x in zip(names, sums, strict=True)}
+    return numbers | {"moved": moved.astype(kind), "still": still.astype(kind)}

@@ -84,7 +84,7 @@ def watch(
     * ``unmoved``: the share of the parameters that stay as they are, bit for bit, in their dtype.
     * the numbers in use, by the names of `hyperparams`: also a scheduled learning rate.
 
-    The first step is watched. In a step that is not, nothing is calculated, and XLA reads no array
+    The first step is watched. In a step that is not, nothing is calculated, and no array is read
     for this. A watched step calculates the update twice, so an inner transformation with a line
     search calls its function twice.
 
@@ -179,8 +179,9 @@ class _Watching:
                 f"update(updates, state, params)."
             )
         updates = jax.tree.map(gtree.as_number, updates)
-        squares = self._squares(updates, state, params)
-        measurements = self._measurements(updates, state, params, extra, squares)
+        given = jax.tree.map(_as_seen, (updates, state, params, extra))
+        squares = self._squares(*given)
+        measurements = self._measurements(*given, squares)
         # The conditional comes first; then the step may overwrite what it has read.
         updates = once_measured(measurements["param_norm"], updates)
         before, inner = state.inner_state, core.with_extra_args(self.inner)
@@ -197,7 +198,7 @@ class _Watching:
         watched: Array = state.count % self.every == 0
         return watched
 
-    def _squares(self, updates: Updates, state: Any, params: Params) -> Any:
+    def _squares(self, updates: Updates, state: Any, params: Params, extra: Any) -> Any:
         view = self.view
         if not (self.noise and isinstance(view, AccumulatedView)):
             return state.squares
@@ -234,6 +235,12 @@ class _Watching:
 
         found: dict[str, Array] = rarely(due, measure, lambda: old, (updates, state, params, extra))
         return found
+
+
+def _as_seen(x: Any) -> Any:
+    """The same array as a mere observation, which has no derivative."""
+    floating = isinstance(x, jax.Array) and jnp.issubdtype(x.dtype, jnp.inexact)
+    return jax.lax.stop_gradient(x) if floating else x
 
 
 def _mean(old: Array, new: Array, share: Array) -> Array:
