@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 
 from gradx.core import Transform
@@ -12,7 +11,7 @@ from gradx.core import trees as gtree
 from gradx.core.calls import checked
 from gradx.core.known import METRICS
 from gradx.inspection.hyperparams import hyperparams
-from gradx.numbers.live import PLUMBING, array_of, shortest_names
+from gradx.numbers.live import PLUMBING, shortest_names
 from gradx.numbers.sources import Array
 
 __all__ = ["metrics"]
@@ -68,9 +67,9 @@ def metrics(state: Any, *, tx: Transform | None = None) -> dict[str, Array]:
 
 def _scalars(told: Any) -> list[tuple[str, Array]]:
     """The scalars in what a state tells, by path."""
-    found, _ = jax.tree_util.tree_flatten_with_path(told)
-    plain = [(path, array_of(x)) for path, x in found if gtree.is_number(array_of(x))]
-    return [(gtree.path_name(path), jnp.asarray(x)) for path, x in plain if jnp.ndim(x) == 0]
+    flat = gtree.flatten(told)
+    pairs = zip(flat.paths, flat.values, strict=True)
+    return [(p, jnp.asarray(x)) for p, x in pairs if gtree.is_number(x) and jnp.ndim(x) == 0]
 
 
 def _names(places: list[tuple[str, ...]]) -> list[str]:

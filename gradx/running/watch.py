@@ -180,8 +180,8 @@ class _Watching:
             )
         updates = jax.tree.map(gtree.as_number, updates)
         given = jax.tree.map(_as_seen, (updates, state, params, extra))
-        squares = self._squares(*given)
-        measurements = self._measurements(*given, squares)
+        squares = self._squares(given)
+        measurements = self._measurements(given, squares)
         # The conditional comes first; then the step may overwrite what it has read.
         updates = once_measured(measurements["param_norm"], updates)
         before, inner = state.inner_state, core.with_extra_args(self.inner)
@@ -198,8 +198,8 @@ class _Watching:
         watched: Array = state.count % self.every == 0
         return watched
 
-    def _squares(self, updates: Updates, state: Any, params: Params, extra: Any) -> Any:
-        view = self.view
+    def _squares(self, given: tuple[Updates, Any, Params, Any]) -> Any:
+        view, (updates, state, params, _) = self.view, given
         if not (self.noise and isinstance(view, AccumulatedView)):
             return state.squares
         watched = self._is_watched(state)
@@ -208,18 +208,21 @@ class _Watching:
             one_more = view.added(self.measures, updates, params, state)
             return if_open(watched, one_more, state.squares)
 
-        return rarely(watched, added, lambda: state.squares, (updates, state))
+        return rarely(watched, added, lambda: state.squares, given)
 
     def _measurements(
-        self, updates: Updates, state: Any, params: Params, extra: Any, squares: Any
+        self, given: tuple[Updates, Any, Params, Any], squares: Any
     ) -> dict[str, Array]:
         """The new measurements, or outside a watched step those of the last one."""
+        updates, state, params, extra = given
         old, before = state.measurements, state.inner_state
         due = self._is_watched(state) & self.view.may_update(before)
 
         def measure() -> dict[str, Array]:
             seen = self.view.run(updates, before, params, extra)
             values = self.view.numbers(seen.state) | self.measures.values(seen.trees)
+            beside = ["clip_rate"] * ("clipped_norm" in values) + _NOISE * self.noise
+            check_keys(old, [*values, *beside], self.where)
             times = as_float(state.count // self.every + 1)
             if "clipped_norm" in values:
                 below = values["clipped_norm"] < (1 - ROUNDING) * values["gradient_norm"]
@@ -227,13 +230,12 @@ class _Watching:
             if self.noise:
                 several = self.view.gradients(self.measures, updates, seen, squares, before)
                 values |= _noise(several, old, jnp.maximum(1 / times, 1 / MEMORY))
-            check_keys(old, values, self.where)
             new = {name: values[name].astype(x.dtype) for name, x in old.items()}
             new = choose_tree(self.view.has_updated(seen.state, before), new, old)
             chosen: dict[str, Array] = if_open(due, new, old)
             return chosen
 
-        found: dict[str, Array] = rarely(due, measure, lambda: old, (updates, state, params, extra))
+        found: dict[str, Array] = rarely(due, measure, lambda: old, given)
         return found
 
 
