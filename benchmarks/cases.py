@@ -6,7 +6,7 @@ A new row is one line here; `README.md` says what the fields are for.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -406,9 +406,9 @@ WATCHED = [
 ]
 
 
-def chosen(pattern: str, within: str = "") -> list[Case]:
+def chosen(pattern: str, within: str = "", table: Sequence[Case] = CASES) -> list[Case]:
     """The rows whose names match both patterns."""
-    found = [case for case in CASES if re.search(pattern, case.name)]
+    found = [case for case in table if re.search(pattern, case.name)]
     if not found:
-        raise SystemExit(f"no row matches {pattern!r}; there are {[c.name for c in CASES]}")
+        raise SystemExit(f"no row matches {pattern!r}; there are {[c.name for c in table]}")
     return [case for case in found if re.search(within, case.name)]

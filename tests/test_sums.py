@@ -30,6 +30,16 @@ def test_sums_are_one_reduction_on_gpus_and_several_elsewhere() -> None:
     assert gpu.count("stablehlo.reduce(") == 1
 
 
+def test_sums_in_pairs_are_the_same() -> None:
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(5, 6)), jnp.float32)
+    for axis in (0, 1):
+        ways = [way(axis, x > 0, [x, x * x, x + 1]) for way in (sums._counted, sums._paired)]
+        (count, ours), (paired, others) = ways
+        np.testing.assert_array_equal(count, paired, strict=True)
+        np.testing.assert_array_equal(count, np.sum(x > 0, axis))
+        np.testing.assert_allclose(ours, others, rtol=1e-6)
+
+
 @pytest.mark.parametrize("way", [sums._at_once, sums._one_by_one])
 def test_either_way_gives_the_sums(way: Callable[[list[Array]], list[Array]]) -> None:
     x = jnp.asarray(np.random.default_rng(0).normal(size=(5, 6)), jnp.float32)

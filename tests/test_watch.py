@@ -187,6 +187,16 @@ def test_around_optax() -> None:
     )
 
 
+@pytest.mark.full  # a line search compiles for two seconds
+def test_around_a_line_search() -> None:
+    """Extra arguments may be functions."""
+    tx, loss = gradx.watch(gradx.lbfgs()), lambda p: jnp.sum(p**2)
+    p = jnp.array([3.0, 4.0])
+    given = {"value": loss(p), "grad": 2 * p, "value_fn": loss}
+    updates, state = jax.jit(lambda s: tx.update(2 * p, s, p, **given))(tx.init(p))
+    np.testing.assert_allclose(state.measurements["update_norm"], norm(updates), rtol=1e-6)
+
+
 def test_in_optax_chain_and_around_each_other() -> None:
     twice = gradx.watch(gradx.watch(gradx.adam(0.1), every=1), every=2)
     tx = optax.chain(optax.clip(1.0), twice)
@@ -262,6 +272,16 @@ def test_gradients_that_are_left_out_are_not_measured() -> None:
     np.testing.assert_allclose(states.measurements["gradient_norm"], [0, 0, 0, 2, 2, 2])
     np.testing.assert_allclose(states.squares, [1, 1, 1, 10, 4, 4])
     np.testing.assert_allclose(states.measurements["noise_variance"][3:], [2, 2, 2])
+
+
+def test_the_noise_forgets_a_gradient_that_is_no_number() -> None:
+    tx = gradx.watch(gradx.MultiSteps(gradx.sgd(1.0), 2), every=1, noise_scale=True)
+    grads = jnp.array([1.0, 3.0, 1.0, jnp.nan, 2.0, 4.0])[:, None]
+    _, states, _ = run(tx, grads, jnp.ones(1))
+    np.testing.assert_allclose(states.measurements["noise_variance"], [0, 2, 2, 2, 2, 2])
+    # 3 in the first update and 8 in the third, which has the weight of a third one.
+    signal = [0, 3, 3, 3, 3, 3 + 5 / 3]
+    np.testing.assert_allclose(states.measurements["noise_signal"], signal, rtol=1e-6)
 
 
 SIGNAL, SPREAD, SIZE = 0.5, 2.0, 4000

@@ -79,7 +79,7 @@ def sharded(pattern: str) -> list[Job]:
 
 def watch(pattern: str) -> list[Job]:
     """Steps that are watched, and the same ones that are not."""
-    chosen = [case for case in cases.WATCHED if re.search(pattern, case.name)]
+    chosen = cases.chosen(pattern, table=cases.WATCHED)
     return [Job(case.name, "gradx", case.compiled_tree, table="watched") for case in chosen]
 
 

@@ -186,7 +186,7 @@ def _watch(kept: Stored) -> str:
     text = (
         "* *step*: bytes moved outside of the conditional that measures, in every step; *branch*:\n"
         f"  bytes that it moves in a watched one; *share*: branch / {EVERY} over the step without\n"
-        "  `watch`. What CPUs and GPUs move and hold in a conditional varies with the shapes."
+        "  `watch`."
     )
     head, lines = ["row", "step", "branch", "share", "temporaries", "s"], []
     plain = 1.0

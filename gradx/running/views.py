@@ -159,8 +159,8 @@ class AccumulatedView(View):
         number = as_float(before.mini_step + 1)
         together = measures.square(seen.trees.gradient, seen.trees.params)
         if not self._given.get("use_grad_mean", True):
-            together = together / number**2
-        return Gradients(squares / number, together, number)
+            together = together / number.astype(together.dtype) ** 2
+        return Gradients(squares / number.astype(squares.dtype), together, number)
 
 
 def view_of(tx: Contract, where: str) -> View:

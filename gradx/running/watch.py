@@ -161,11 +161,10 @@ class _Watching:
         numbers = map(gtree.as_number, jax.tree.leaves(params))
         kind = gtree.wide(*(jnp.result_type(x) for x in numbers if gtree.is_inexact(x)))
         real = jnp.finfo(kind).dtype
-        adds_up = self.noise and isinstance(self.view, AccumulatedView)
         return WatchState(
             count=jnp.zeros((), jnp.int32),
             measurements={x: jnp.zeros((), real) for x in (*names, *self.view.numbers(state))},
-            squares=jnp.zeros((), real) if adds_up else (),
+            squares=() if self._adding is None else jnp.zeros((), real),
             inner_state=state,
         )
 
@@ -186,26 +185,29 @@ class _Watching:
         updates = once_measured(measurements["param_norm"], updates)
         before, inner = state.inner_state, core.with_extra_args(self.inner)
         updates, after = inner.update(updates, before, params, **extra)
-        if isinstance(self.view, AccumulatedView):
-            taken = self.view.has_taken(after, before)
-            squares = choose_tree(taken, squares, state.squares)
-        count = jnp.where(
-            self.view.has_updated(after, before), safe_increment(state.count), state.count
-        )
+        if self._adding is not None:
+            squares = choose_tree(self._adding.has_taken(after, before), squares, state.squares)
+        updated = self.view.has_updated(after, before)
+        count = jnp.where(updated, safe_increment(state.count), state.count)
         return updates, type(state)(count, measurements, squares, after)
+
+    @property
+    def _adding(self) -> AccumulatedView | None:
+        """The view, if the squares of several calls are to be added up."""
+        return self.view if self.noise and isinstance(self.view, AccumulatedView) else None
 
     def _is_watched(self, state: Any) -> Array:
         watched: Array = state.count % self.every == 0
         return watched
 
     def _squares(self, given: tuple[Updates, Any, Params, Any]) -> Any:
-        view, (updates, state, params, _) = self.view, given
-        if not (self.noise and isinstance(view, AccumulatedView)):
+        adding, (updates, state, params, _) = self._adding, given
+        if adding is None:
             return state.squares
         watched = self._is_watched(state)
 
         def added() -> Any:
-            one_more = view.added(self.measures, updates, params, state)
+            one_more = adding.added(self.measures, updates, params, state)
             return if_open(watched, one_more, state.squares)
 
         return rarely(watched, added, lambda: state.squares, given)
@@ -246,7 +248,7 @@ def _as_seen(x: Any) -> Any:
 
 
 def _mean(old: Array, new: Array, share: Array) -> Array:
-    return old + share * (as_float(new) - old)
+    return old + share.astype(old.dtype) * (as_float(new).astype(old.dtype) - old)
 
 
 _NOISE = ["noise_scale", "noise_variance", "noise_signal"]
@@ -257,11 +259,16 @@ def _noise(several: Gradients, old: dict[str, Array], share: Array) -> dict[str,
 
     The mean of n gradients has the squared norm |G|² + tr Σ / n, on average.
     """
-    single, together, n = several
-    others = jnp.maximum(n - 1, 1)
-    share = jnp.where(n > 1, share, 0.0)  # a schedule of `MultiSteps` may say 1
-    variance = _mean(old["noise_variance"], n * (single - together) / others, share)
-    signal = _mean(old["noise_signal"], (n * together - single) / others, share)
+    single, together, n = (x.astype(old["noise_scale"].dtype) for x in several)
+    # A schedule of `MultiSteps` may say 1, and a NaN would stay in the averages.
+    usable = (n > 1) & jnp.isfinite(single) & jnp.isfinite(together)
+
+    def mean(name: str, new: Array) -> Array:
+        before = old[name]
+        return jnp.where(usable, _mean(before, new / jnp.maximum(n - 1, 1), share), before)
+
+    variance = mean("noise_variance", n * (single - together))
+    signal = mean("noise_signal", n * together - single)
     some = signal > 0
     scale = jnp.where(some, jnp.maximum(variance, 0) / jnp.where(some, signal, 1.0), jnp.inf)
     return dict(zip(_NOISE, (scale, variance, signal), strict=True))
