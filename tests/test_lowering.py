@@ -62,7 +62,7 @@ WAYS: dict[str, tuple[Callable[..., Any], str]] = {
     "siblings": (lambda x, y: siblings([x, None, y])[0], "optimization_barrier"),
     "once_known": (lambda x, y: jnp.where(once_known(y[0]), x, y), "compare"),
     "sums": (lambda x, y: x + sums_of(a=x, b=0.0 * x)["b"], "reducer("),
-    "paired": (lambda x, y: jnp.where(in_one_read(y > 0, [y], 0)[0] >= 0, x, y), "complex"),
+    "paired": (lambda x, y: jnp.where(in_one_read(y > 0, [y])[0] >= 0, x, y), "complex"),
     "finite_by_sum": (lambda x, y: jnp.where(all_finite([x]), x, y), "applies stablehlo.add"),
     "one_by_one": (lambda x, y: one_by_one(jnp.negative)(-x[:, None, None])[:, 0, 0], "while"),
 }

@@ -415,8 +415,6 @@ def test_metrics_of_all_states_that_tell() -> None:
         "last_finite": True,
         "total_notfinite": 0,
         "plateau_scale": 1.0,
-        "best_value": 2.0,
-        "plateau_count": 0,
         "learning_rate": 0.5,
     }
     assert {name: x.item() for name, x in found.items()} == expected

@@ -21,7 +21,6 @@ from gradx.combinators.predicated import (
 )
 from gradx.core import Params, State, Transform, Updates, ranges
 from gradx.core import trees as gtree
-from gradx.core.known import METRICS
 from gradx.core.ranges import as_float
 from gradx.core.updates import safe_increment
 from gradx.lift.averages import storage
@@ -139,13 +138,6 @@ class WeightedMultiStepsState(NamedTuple):
     acc_grads: Any
     skip_state: Any
     weight_sum: Array
-
-
-@METRICS.of(MultiStepsState)
-@METRICS.of(WeightedMultiStepsState)
-def _told(state: MultiStepsState | WeightedMultiStepsState) -> dict[str, Any]:
-    names = ("mini_step", "gradient_step", "skip_state")
-    return {name: getattr(state, name) for name in names}
 
 
 SkipFunction = Callable[[Updates, Array, Params | None], tuple[Array, Any]]

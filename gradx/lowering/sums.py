@@ -23,29 +23,32 @@ def sums_of(**summands: Array) -> dict[str, Array]:
     return dict(zip(summands, _sums(list(summands.values())), strict=True))
 
 
-def in_one_read(mask: Array, arrays: list[Array], axis: int) -> tuple[Array, list[Array]]:
-    """How many of a mask are True, in int32, and the sums of real arrays of one dtype, along an
-    axis; in one loop over what all of these are made of.
+def in_one_read(mask: Array, arrays: list[Array]) -> tuple[Array, list[Array]]:
+    """Row by row, how many of a mask are True, in int32, and the sums of real arrays of one dtype;
+    in as few loops as possible over what all of these are made of.
 
-    Else CPUs and TPUs have a loop for each sum. On GPUs XLA stores an expensive value that two sums
-    are made of, unless one complex number is: so the first array is made of what the mask is. Not
-    for a pass that also writes arrays (see `sums_of`).
+    For a pass that only reads (else see `sums_of`). On CPUs it is one reduction of several
+    operands. If an array is sharded along its rows, that gathers it. So accelerators have complex
+    numbers of two sums each; the first array is made of what the mask is.
     """
+    shape = mask.shape or (1,)
+    mask, arrays = mask.reshape(shape), [x.reshape(shape) for x in arrays]
     if len(set(map(varies_over, (mask, *arrays)))) > 1:  # else all would vary as one does
-        return jnp.sum(mask, axis, dtype=jnp.int32), [jnp.sum(x, axis) for x in arrays]
-    paired, counted = (functools.partial(way, axis) for way in (_paired, _counted))
-    return by_target("paired", paired, counted, mask, arrays)
+        return jnp.sum(mask, -1, dtype=jnp.int32), [jnp.sum(x, -1) for x in arrays]
+    return by_target("paired", _in_pairs, _counted, mask, arrays)
 
 
-def _counted(axis: int, mask: Array, arrays: list[Array]) -> tuple[Array, list[Array]]:
-    count, *sums = _at_once([mask.astype(jnp.int32), *arrays], (axis,))
+def _counted(mask: Array, arrays: list[Array]) -> tuple[Array, list[Array]]:
+    count, *sums = _at_once([mask.astype(jnp.int32), *arrays], (mask.ndim - 1,))
     return count, sums
 
 
-def _paired(axis: int, mask: Array, arrays: list[Array]) -> tuple[Array, list[Array]]:
-    first, *others = arrays
-    pair, *sums = _at_once([jax.lax.complex(first, mask.astype(first.dtype)), *others], (axis,))
-    return pair.imag.astype(jnp.int32), [pair.real, *sums]
+def _in_pairs(mask: Array, arrays: list[Array]) -> tuple[Array, list[Array]]:
+    every = [mask.astype(arrays[0].dtype), *arrays]
+    pairs = [jnp.sum(jax.lax.complex(*every[i : i + 2]), -1) for i in range(0, len(every) - 1, 2)]
+    count, *sums = [part for pair in pairs for part in (pair.real, pair.imag)]
+    alone = [jnp.sum(every[-1], -1)] * (len(every) % 2)
+    return count.astype(jnp.int32), [*sums, *alone]
 
 
 @jax.custom_jvp

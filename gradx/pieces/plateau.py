@@ -79,15 +79,6 @@ class ReduceLROnPlateauState(NamedTuple):
     avg_value: Array
 
 
-@METRICS.of(ReduceLROnPlateauState)
-def _told(state: ReduceLROnPlateauState) -> dict[str, Array]:
-    return {
-        "plateau_scale": state.scale,
-        "best_value": state.best_value,
-        "plateau_count": state.plateau_count,
-    }
-
-
 @core.recorded
 def reduce_on_plateau(
     factor: Annotated[Hyper, Number("(0, 1)", r"\gamma")] = 0.1,

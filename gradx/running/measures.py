@@ -125,8 +125,7 @@ def sums_of_leaf(arrays: Mapping[str, Any]) -> dict[str, Array]:
     kind = jnp.finfo(gtree.wide(*(x.dtype for x in arrays.values()))).dtype
     names = ["update", *(name for name in arrays if name != "update")]
     squares = [gtree.abs_sq(widen(arrays[name])).astype(kind) for name in names]
-    rows = [jnp.atleast_1d(x) for x in (new != p.astype(new.dtype), *squares)]
-    counts, sums = in_one_read(rows[0], rows[1:], rows[0].ndim - 1)
+    counts, sums = in_one_read(new != p.astype(new.dtype), squares)
     # A float32 that counts by one ends at 2²⁴, an int32 at 2³¹.
     moved = jnp.sum(counts.astype(jnp.int32 if p.size < 2**31 else kind))
     still = jnp.maximum(p.size - moved, 0)

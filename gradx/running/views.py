@@ -11,9 +11,10 @@ import jax
 import jax.numpy as jnp
 
 from gradx import core
-from gradx.combinators.accumulate import MultiSteps
+from gradx.combinators.accumulate import MultiSteps, MultiStepsState, WeightedMultiStepsState
 from gradx.combinators.chain import Contract, chain, named_chain
 from gradx.core import Params, Part, State, Transform, Updates
+from gradx.core.known import METRICS
 from gradx.core.ranges import as_float
 from gradx.inspection.hyperparams import hyperparams
 from gradx.lift import mapped
@@ -109,6 +110,15 @@ class View:
         single = mapped.everywhere(jax.lax.pmean, local, self._axes, self.where)
         together = measures.square(seen.trees.gradient, seen.trees.params)
         return Gradients(single, together, as_float(number))
+
+
+def _told(state: MultiStepsState | WeightedMultiStepsState) -> dict[str, Any]:
+    names = ("mini_step", "gradient_step", "skip_state")
+    return {name: getattr(state, name) for name in names}
+
+
+METRICS.add(MultiStepsState, _told)
+METRICS.add(WeightedMultiStepsState, _told)
 
 
 class AccumulatedView(View):

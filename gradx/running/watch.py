@@ -3,7 +3,8 @@
 A watched step runs the transformation twice: under a conditional from the old state, for what is
 measured, and then for its updates as in any other step. Norms of the updates themselves would be
 cheaper to read, but for this they would have to be written, in every step: AdamW moves 28 bytes a
-parameter, and would move 40. The conditional reads 16 (`python -m benchmarks --study watch`).
+parameter, and would move 40. The conditional reads 16, or 22 on TPUs
+(`python -m benchmarks --study watch`).
 """
 
 from __future__ import annotations
