@@ -169,6 +169,8 @@ def test_extremes() -> None:
     assert float(state.measurements["unmoved"]) == 1.0
     _, state = tx.update(jnp.full(3, jnp.nan), tx.init(nothing), nothing)
     assert np.isnan(state.measurements["gradient_norm"])
+    _, state = tx.update(3.0, tx.init(4.0), 4.0)
+    assert float(state.measurements["param_norm"]) == 4.0
     _, state = tx.update({"a": None}, tx.init({"a": None}), {"a": None})
     assert float(state.measurements["gradient_norm"]) == 0.0
 

@@ -14,6 +14,7 @@ from gradx import core
 from gradx.combinators.accumulate import MultiSteps, MultiStepsState, WeightedMultiStepsState
 from gradx.combinators.chain import Contract, chain, named_chain
 from gradx.core import Params, Part, State, Transform, Updates
+from gradx.core import trees as gtree
 from gradx.core.known import METRICS
 from gradx.core.ranges import as_float
 from gradx.inspection.hyperparams import hyperparams
@@ -98,7 +99,8 @@ class View:
     ) -> Gradients:
         """The gradients of the devices, before and after `pmean`."""
         names = {axis.name for axis in self._axes}
-        if any(names & varies_over(x) for x in jax.tree.leaves(seen.trees.params)):
+        arrays = filter(gtree.is_number, jax.tree.leaves(seen.trees.params))
+        if any(names & varies_over(x) for x in arrays):
             raise ValueError(
                 f"{self.where}: noise_scale compares whole gradients, and parameters are sharded "
                 f"over {sorted(map(str, names))}, the axis of pmean."
