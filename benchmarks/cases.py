@@ -6,7 +6,7 @@ A new row is one line here; `README.md` says what the fields are for.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -389,9 +389,26 @@ CASES = [
 ]
 
 
-def chosen(pattern: str, within: str = "") -> list[Case]:
+# Each is followed by itself, watched (`--study watch`).
+WATCHED = [
+    Case(title.format(name), make, libraries=("gradx",))
+    for name, inner in [
+        ("adamw", lambda lib: lib.adamw(1e-3)),
+        (
+            "clip_by_global_norm + adamw",
+            lambda lib: lib.chain(lib.clip_by_global_norm(1.0), lib.adamw(1e-3)),
+        ),
+    ]
+    for title, make in [
+        ("{}", inner),
+        ("watch({})", lambda lib, inner=inner: lib.watch(inner(lib))),
+    ]
+]
+
+
+def chosen(pattern: str, within: str = "", table: Sequence[Case] = CASES) -> list[Case]:
     """The rows whose names match both patterns."""
-    found = [case for case in CASES if re.search(pattern, case.name)]
+    found = [case for case in table if re.search(pattern, case.name)]
     if not found:
-        raise SystemExit(f"no row matches {pattern!r}; there are {[c.name for c in CASES]}")
+        raise SystemExit(f"no row matches {pattern!r}; there are {[c.name for c in table]}")
     return [case for case in found if re.search(within, case.name)]

@@ -106,7 +106,9 @@ from gradx.pieces.weight_decay import *
 from gradx.running.averages import *
 from gradx.running.eval_params import *
 from gradx.running.lawa import *
+from gradx.running.metrics import *
 from gradx.running.transfer import *
+from gradx.running.watch import *
 from gradx.schedules.cooldowns import *
 from gradx.schedules.curves import *
 from gradx.schedules.piecewise import *

@@ -232,6 +232,7 @@ def test_nothing_on_an_h200_is_below_its_floor() -> None:
         (["--target", "v7"], "no target 'v7'; there are v5e, v6e, h200, cpu"),
         (["--target", "cpu", "--study", "mesh"], "one chip; a mesh needs another target"),
         (["--target", "cpu", "--rows", "adamm"], "no row matches 'adamm'"),
+        (["--target", "cpu", "--study", "watch", "--rows", "adamm"], "no row matches 'adamm'"),
         (["--target", "cpu", "--check", "--json", "none.json"], "there is none for this target"),
     ],
 )

@@ -21,7 +21,7 @@ from gradx.lowering.products import HIGHEST, with_factors
 from gradx.lowering.reading import reread, unshared
 from gradx.lowering.siblings import AT_ONCE, SMALL, _chosen_by_flags, siblings
 from gradx.lowering.stacks import alone_or_stacked, some_at_a_time, unknown_places
-from gradx.lowering.sums import all_finite, sums_of
+from gradx.lowering.sums import all_finite, in_one_read, sums_of
 
 PLATFORM_OF = {"cpu": "cpu", "gpu": "cuda", "tpu": "tpu"}
 
@@ -62,6 +62,7 @@ WAYS: dict[str, tuple[Callable[..., Any], str]] = {
     "siblings": (lambda x, y: siblings([x, None, y])[0], "optimization_barrier"),
     "once_known": (lambda x, y: jnp.where(once_known(y[0]), x, y), "compare"),
     "sums": (lambda x, y: x + sums_of(a=x, b=0.0 * x)["b"], "reducer("),
+    "paired": (lambda x, y: jnp.where(in_one_read(y > 0, [y])[0] >= 0, x, y), "complex"),
     "finite_by_sum": (lambda x, y: jnp.where(all_finite([x]), x, y), "applies stablehlo.add"),
     "one_by_one": (lambda x, y: one_by_one(jnp.negative)(-x[:, None, None])[:, 0, 0], "while"),
 }

@@ -82,6 +82,7 @@ CALLS: dict[str, tuple[Any, ...]] = {
     "tree_map_params": (gradx.sgd(0.1), bool, gradx.sgd(0.1).init(PARAMS)),
     "value_and_grad_from_state": (bool,),
     "warmup_exponential_decay_schedule": (0.0, 1.0, 5, 10, 0.5),
+    "watch": (gradx.MultiSteps(gradx.sgd(0.1), 2),),
 }
 ROWS = {case.factory: case for case in reversed(cases.CASES)}
 

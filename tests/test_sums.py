@@ -30,6 +30,15 @@ def test_sums_are_one_reduction_on_gpus_and_several_elsewhere() -> None:
     assert gpu.count("stablehlo.reduce(") == 1
 
 
+def test_sums_in_pairs_are_the_same() -> None:
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(5, 6)), jnp.float32)
+    for arrays in ([x, x * x], [x, x * x, x + 1]):
+        for way in (sums.in_one_read, sums._counted, sums._in_pairs):
+            count, found = way(x > 0, arrays)
+            np.testing.assert_array_equal(count, np.sum(x > 0, -1, dtype=np.int32), strict=True)
+            np.testing.assert_allclose(found, np.sum(arrays, -1), rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize("way", [sums._at_once, sums._one_by_one])
 def test_either_way_gives_the_sums(way: Callable[[list[Array]], list[Array]]) -> None:
     x = jnp.asarray(np.random.default_rng(0).normal(size=(5, 6)), jnp.float32)

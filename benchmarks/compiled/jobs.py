@@ -27,7 +27,8 @@ class Job:
       library: the library of the transformation, `gradx` or `optax`.
       tree: the parameters, a name in `trees.TREES`.
       sharded: whether it is for many chips, each of which has a part of the rows of every array.
-      table: the table of the row: that of `benchmarks`, or that of `tests`, with 200 rows.
+      table: the table of the row: that of `benchmarks`, the `watched` ones beside it, or that of
+        `tests`, with 200 rows.
     """
 
     row: str
@@ -76,6 +77,12 @@ def sharded(pattern: str) -> list[Job]:
     return mechanisms(pattern, sharded=True)
 
 
+def watch(pattern: str) -> list[Job]:
+    """Steps that are watched, and the same ones that are not."""
+    chosen = cases.chosen(pattern, table=cases.WATCHED)
+    return [Job(case.name, "gradx", case.compiled_tree, table="watched") for case in chosen]
+
+
 def asked(study: str, chip: Chip, pattern: str) -> list[Job]:
     """The jobs of a study for a chip, on trees that its compiler can finish."""
     return [
@@ -89,4 +96,5 @@ STUDIES: dict[str, Callable[[str], Sequence[Job]]] = {
     "mesh": mesh,
     "mechanisms": mechanisms,
     "sharded": sharded,
+    "watch": watch,
 }

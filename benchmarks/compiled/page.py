@@ -177,6 +177,37 @@ def _mesh(kept: Stored) -> str:
     return f"{text}\n\n{markdown.table(head, lines)}"
 
 
+# ---------------------------------------------------------------- watch
+
+EVERY = 10  # by default
+
+
+def _watch(kept: Stored) -> str:
+    text = (
+        "* *step*: bytes moved outside of the conditional that measures, in every step; *branch*:\n"
+        f"  bytes that it moves in a watched one; *share*: branch / {EVERY} over the step without\n"
+        "  `watch`."
+    )
+    head, lines = ["row", "step", "branch", "share", "temporaries", "s"], []
+    plain = 1.0
+    for job, one in kept.results.items():
+        step = one["moved"] - one.get("handed", 0.0)
+        if "branch" not in one:
+            plain = step
+        cells = [step, one.get("branch")]
+        share = "branch" in one and f"{100 * one['branch'] / EVERY / plain:.1f} %"
+        lines.append(
+            [
+                job.row,
+                *(markdown.number(x, 1) for x in cells),
+                share or markdown.NOTHING,
+                markdown.number(one["temporaries"], 2),
+                markdown.number(one["seconds"], 0),
+            ]
+        )
+    return f"{text}\n\n{markdown.table(head, lines)}"
+
+
 # ---------------------------------------------------------------- does it compile?
 
 
@@ -222,5 +253,6 @@ SECTIONS: dict[str, tuple[str, Callable[[Stored], str]]] = {
     "rows": ("{}: all rows, on one chip", _rows),
     "mesh": ("{}: matrix rules on a mesh", _mesh),
     "mechanisms": ("{}: every mechanism, on one chip", _mechanisms),
+    "watch": ("{}: what `watch` costs", _watch),
     "sharded": ("{}: every mechanism, rows sharded over many chips", _mechanisms),
 }

@@ -65,11 +65,37 @@ class Cost:
 def cost(text: str) -> Cost:
     """Counts in the text of a compiled program (`compiled.as_text()`)."""
     computations = _computations(text)
-    entry = computations[_ENTRY]
-    results = {i.name: i.result for i in entry}
-    work = [i for i in entry if i.operation not in _NAMES and not i.operation.endswith(_ENDS)]
-    moved = sum(_moved(i, results) - _untouched(i, results, computations) for i in work)
-    return Cost(moved, len(work), _collectives(text))
+    work = _moving(_ENTRY, computations)
+    return Cost(sum(moved for _, moved in work), len(work), _collectives(text))
+
+
+def conditionals(text: str) -> tuple[int, int]:
+    """Bytes that `cost` counts for the conditionals, which only hand arrays over; and bytes that
+    their branches move, of each conditional the branch that moves most."""
+    computations = _computations(text)
+    found = [x for x in _moving(_ENTRY, computations) if x[0].operation == "conditional"]
+    branches = sum(
+        max(sum(moved for _, moved in _moving(name, computations)) for name in _branches(i))
+        for i, _ in found
+    )
+    return sum(moved for _, moved in found), branches
+
+
+def _branches(i: Instruction) -> list[str]:
+    """The computations of a conditional, of which there are two or, by index, several."""
+    several = re.search(r"branch_computations=\{([^}]*)\}", i.rest)
+    named = (
+        several[1] if several else " ".join(re.findall(r"(?:true|false)_computation=\S+", i.rest))
+    )
+    return _OPERAND.findall(named)
+
+
+def _moving(name: str, computations: dict[str, list[Instruction]]) -> list[tuple[Instruction, int]]:
+    """The instructions of a computation that do work, with the bytes that each moves."""
+    inside = computations[name]
+    results = {i.name: i.result for i in inside}
+    work = [i for i in inside if i.operation not in _NAMES and not i.operation.endswith(_ENDS)]
+    return [(i, _moved(i, results) - _untouched(i, results, computations)) for i in work]
 
 
 def _computations(text: str) -> dict[str, list[Instruction]]:

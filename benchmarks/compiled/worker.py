@@ -54,8 +54,10 @@ def measure(chip: Chip, job: Job) -> dict[str, Any]:
     seconds = time.process_time() - begin
     text, n = step.as_text(), trees.size(shapes)
     cost = program.cost(text)
+    handed, branches = program.conditionals(text)
     return {
         "moved": round(cost.moved / n, 4),
+        **({"branch": round(branches / n, 4), "handed": round(handed / n, 4)} if handed else {}),
         "temporaries": round(program.temporaries(step) / n, 4),
         "kernels": cost.kernels,
         "operations": round(program.operations(step) / n, 1),
@@ -67,8 +69,9 @@ def measure(chip: Chip, job: Job) -> dict[str, Any]:
 
 def case_of(job: Job) -> cases.Case:
     """The row of a job, from the benchmark's table or from the table of the tests."""
-    if job.table == "benchmarks":
-        return next(case for case in cases.CASES if case.name == job.row)
+    tables = {"benchmarks": cases.CASES, "watched": cases.WATCHED}
+    if job.table in tables:
+        return next(case for case in tables[job.table] if case.name == job.row)
     sys.path.insert(0, str(ROOT / "tests"))
     row = next(row for row in importlib.import_module("cases").CASES if row.id == job.row)
     return cases.Case(row.id, row.ready)

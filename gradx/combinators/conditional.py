@@ -16,6 +16,7 @@ from gradx import core
 from gradx.combinators.chain import Contract
 from gradx.combinators.predicated import all_finite, as_gate, check_inner, gated_update, parts_of
 from gradx.core import Params, State, Transform, Updates
+from gradx.core.known import METRICS
 from gradx.core.updates import safe_increment
 from gradx.lift import mapped
 from gradx.lift.states import check_state
@@ -177,6 +178,12 @@ class ApplyIfFiniteState(NamedTuple):
     last_finite: Array
     total_notfinite: Array
     inner_state: Any
+
+
+@METRICS.of(ApplyIfFiniteState)
+def _told(state: ApplyIfFiniteState) -> dict[str, Array]:
+    names = ("notfinite_count", "last_finite", "total_notfinite")
+    return {name: getattr(state, name) for name in names}
 
 
 @core.recorded

@@ -25,3 +25,15 @@ def share_of(part: Array, rest: Array, total: Any) -> Array:
     XLA may divide by multiplying with the reciprocal, and then n / n is not always 1.
     """
     return jnp.where(rest > 0, part / total, 1.0)
+
+
+def rounded(x: Array, dtype: Any) -> Array:
+    """`x`, in its own dtype, with the digits and exponents that another dtype has.
+
+    XLA may leave out a cast to half precision and back; then a number that is smaller than a digit
+    is not rounded away.
+    """
+    own, about = jnp.finfo(x.dtype), jnp.finfo(dtype)
+    if own.nmant == about.nmant and own.nexp == about.nexp:
+        return x
+    return jax.lax.reduce_precision(x, about.nexp, about.nmant)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -55,6 +55,23 @@ def _never_old(new: Array, old: Array) -> Array:
 
 def _new(new: Array, old: Array) -> Array:
     return vary(new, varies_over(new) | varies_over(old))
+
+
+def once_measured(size: Array, tree: Any) -> Any:
+    """The same floating-point arrays, for work that begins when `size`, never negative, is known.
+
+    A conditional before it can then read arrays that this work overwrites. XLA does not see the
+    order otherwise, and on CPUs and GPUs copies them in every step, also with a closed gate. It
+    does not see either that this predicate is always false, and chooses in the loops that read the
+    arrays.
+    """
+    never = size < 0
+
+    def chosen(x: Any) -> Any:
+        floating = isinstance(x, jax.Array) and jnp.issubdtype(x.dtype, jnp.inexact)
+        return jnp.where(never, jnp.zeros((), x.dtype), x) if floating else x
+
+    return jax.tree.map(chosen, tree)
 
 
 def under_condition(needed: Array, calculate: Callable[[], T], otherwise: Callable[[], T]) -> T:

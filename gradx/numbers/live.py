@@ -182,7 +182,7 @@ def array_of(value: Any) -> Array:
 
 
 Path = tuple[Any, ...]
-_PLUMBING = {"inner_state", "inner_states", "opt_state", "hyperparams"}
+PLUMBING = {"inner_state", "inner_states", "opt_state", "hyperparams"}
 INNER = (jax.tree_util.GetAttrKey("inner_state"),)
 _NODES = (HyperparamsState, InjectStatefulHyperparamsState, InjectHyperparamsState)
 _KINDS = {(node.__name__, node._fields) for node in _NODES}
@@ -206,7 +206,7 @@ def live_places(state: Any) -> dict[str, tuple[Path, Any, bool]]:
     """Name to (the path of the live value, the value as the state keeps it, is it scheduled)."""
     found: list[tuple[list[str], Path, Any, bool]] = []
     for path, node in live_nodes(state):
-        steps = [s for s in (gtree.key_name(k) for k in path) if s not in _PLUMBING]
+        steps = [s for s in (gtree.key_name(k) for k in path) if s not in PLUMBING]
         scheduled = getattr(node, "hyperparams_states", {})
         for key, value in node.hyperparams.items():
             found.append(([*steps, key], (*path, key), value, key in scheduled))

@@ -17,6 +17,7 @@ from gradx.combinators.chain import Contract, stateless
 from gradx.contract import EmptyState
 from gradx.core import Params, Part, State, Transform, Updates
 from gradx.core import trees as gtree
+from gradx.core.known import METRICS
 from gradx.lift.states import check_state, wrong_state
 from gradx.lowering.reading import reread
 from gradx.numbers.sources import Hyper
@@ -49,6 +50,10 @@ class MonitorState(NamedTuple):
 
     measurements: dict[str, Any]
     measure_states: tuple[State, ...]
+
+
+METRICS.add(SnapshotState, lambda state: state.measurement)
+METRICS.add(MonitorState, lambda state: state.measurements)
 
 
 def _check_name(name: Any) -> None:
