@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
 
 from gradx.lowering.policy import by_target
+from gradx.lowering.reading import at_arrays
 from gradx.lowering.varying import varies_over, vary
 
 T = TypeVar("T")
@@ -57,23 +58,6 @@ def _new(new: Array, old: Array) -> Array:
     return vary(new, varies_over(new) | varies_over(old))
 
 
-def once_measured(size: Array, tree: Any) -> Any:
-    """The same floating-point arrays, for work that begins when `size`, never negative, is known.
-
-    A conditional before it can then read arrays that this work overwrites. XLA does not see the
-    order otherwise, and on CPUs and GPUs copies them in every step, also with a closed gate. It
-    does not see either that this predicate is always false, and chooses in the loops that read the
-    arrays.
-    """
-    never = size < 0
-
-    def chosen(x: Any) -> Any:
-        floating = isinstance(x, jax.Array) and jnp.issubdtype(x.dtype, jnp.inexact)
-        return jnp.where(never, jnp.zeros((), x.dtype), x) if floating else x
-
-    return jax.tree.map(chosen, tree)
-
-
 def under_condition(needed: Array, calculate: Callable[[], T], otherwise: Callable[[], T]) -> T:
     """`calculate()`; where it is not `needed` it must give what `otherwise()` gives.
 
@@ -93,17 +77,33 @@ def once_known(number: Array) -> Array:
     return by_target("once_known", _compared, _true, number)
 
 
-def once_stored(value: Array, element: Array) -> Array:
-    """`value`, made after the array that `element` is of.
+def once_stored(values: T, number: Array) -> T:
+    """The same arrays, for work that begins when `number` is known.
 
-    For work on the parameters that stands under a condition. The parameters are overwritten when
-    the update is known. XLA may do this first, and copies them for the other work.
+    If it comes from work on the parameters under a conditional, that work is done before the
+    updates overwrite the parameters. XLA does not see this order, and copies the parameters in
+    every step, also in those in which the conditional does nothing.
     """
-    return by_target("once_stored", _if_known, _at_once, value, element)
+
+    def waiting(arrays: list[Array]) -> list[Array]:
+        return by_target("once_stored", _if_known, _all_at_once, arrays, number)
+
+    made: T = at_arrays(waiting, values)
+    return made
 
 
-def _if_known(value: Array, element: Array) -> Array:
-    return jnp.where(_compared(element), value, jnp.zeros_like(value))
+def _if_known(values: list[Array], number: Array) -> list[Array]:
+    known = _compared(number)
+    return [jnp.where(known, x, jnp.zeros((), x.dtype)) if _is_number(x) else x for x in values]
+
+
+def _is_number(x: Array) -> bool:
+    return jnp.issubdtype(x.dtype, jnp.inexact)  # not a random key, or a `float0`
+
+
+def _all_at_once(values: list[Array], number: Array) -> list[Array]:
+    axes = varies_over(number)
+    return [vary(x, varies_over(x) | axes) if _is_number(x) else x for x in values]
 
 
 def _compared(number: Array) -> Array:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -20,14 +21,19 @@ def reread(tree: Any) -> Any:
     that both read the same. Pass all arrays of a pass at once, so that there is one choice of
     target.
     """
+    return at_arrays(
+        lambda arrays: by_target("reread", _behind_barriers, _as_they_are, arrays), tree
+    )
+
+
+def at_arrays(work: Callable[[list[Array]], list[Array]], tree: Any) -> Any:
+    """The tree with its arrays replaced by what `work` makes of all of them at once."""
     structure: Any
     leaves, structure = jax.tree.flatten(tree)
     places = [i for i, x in enumerate(leaves) if isinstance(x, jax.Array)]
-    arrays = [leaves[i] for i in places]
-    if not arrays:
+    if not places:
         return tree
-    again = by_target("reread", _behind_barriers, _as_they_are, arrays)
-    for i, x in zip(places, again, strict=True):
+    for i, x in zip(places, work([leaves[i] for i in places]), strict=True):
         leaves[i] = x
     return structure.unflatten(leaves)
 

@@ -26,7 +26,7 @@ from gradx.core.updates import safe_increment
 from gradx.lift import mapped
 from gradx.lift.states import check_keys, check_state
 from gradx.lowering.conditional import choose_tree, if_open, rarely
-from gradx.lowering.order import once_measured
+from gradx.lowering.order import once_stored
 from gradx.numbers.counting import steps
 from gradx.numbers.sources import Array
 from gradx.running.measures import Measures
@@ -183,7 +183,7 @@ class _Watching:
         squares = self._squares(given)
         measurements = self._measurements(given, squares)
         # The conditional comes first; then the step may overwrite what it has read.
-        updates = once_measured(measurements["param_norm"], updates)
+        updates = once_stored(updates, measurements["param_norm"])
         before, inner = state.inner_state, core.with_extra_args(self.inner)
         updates, after = inner.update(updates, before, params, **extra)
         if self._adding is not None:
