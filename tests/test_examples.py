@@ -18,6 +18,7 @@ CALLS = [
     ("digits_linen_pmap", ["--steps", "10"], r"(\S+)% on 8 devices \(replicas equal", 15.0, 100.0),
     ("charlm_sweep", ["--steps", "4", "--chunk", "2"], r"of the step: (1), best", 1, 1),
     ("charlm_matrix", ["--steps", "20", "--only", "Muon"], r"takes (\S+) of Adam", 0.0, 1.0),
+    ("steered_run", ["--steps", "90"], r"compiled 1 time .* averaged (\S+)%", 80.0, 100.0),
 ]
 SOON, LATER = CALLS[:1], CALLS[1:]  # README's own program; compiling a transformer takes longer
 FULL = [
@@ -25,6 +26,7 @@ FULL = [
     ("digits_linen_pmap", [], r"(\S+)% on 8 devices \(replicas equal", 98.0, 100.0),
     ("charlm_sweep", [], r"best validation loss (\S+) nats", 0.0, 1.7),
     ("charlm_matrix", [], r"takes (\S+) of AdamW's steps", 0.0, 0.6),
+    ("steered_run", [], r"compiled 1 time .* averaged (\S+)%", 97.5, 100.0),
 ]
 ARGUMENTS = ("name", "arguments", "pattern", "least", "most")
 

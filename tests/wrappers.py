@@ -43,8 +43,11 @@ WRAPPERS: dict[str, Callable[[Any], Any]] = {
     "MultiSteps": lambda tx: gradx.MultiSteps(tx, 2),
     "conditionally_mask": lambda tx: gradx.conditionally_mask(tx, every_other),
     "conditionally_transform": lambda tx: gradx.conditionally_transform(tx, every_other),
+    "restart_moments": lambda tx: gradx.restart_moments(tx, 3, warmup=2),
     # In sequence.
     "clipped": lambda tx: gradx.chain(gradx.clip_by_global_norm(1.0), tx),
+    "zclip": lambda tx: gradx.chain(gradx.zclip(), tx),
+    "adagc": lambda tx: gradx.chain(gradx.adagc(), tx),
     "grokfast": lambda tx: gradx.chain(gradx.grokfast(), tx),
     "decayed": lambda tx: gradx.chain(tx, gradx.add_decayed_weights(-1e-3)),
     "averaged": averaged,
