@@ -1224,6 +1224,24 @@ WRAPPERS = [
         _temporaries=0.25,
         _bad={"max_consecutive_errors": 1.5, "inner": "adam"},
     ),
+    row(
+        "skip_nonfinite",
+        inner=ADAM,
+        _in_optax=False,
+        _bad={
+            **{"inner": "adam", "flag_after": 0, "restore_after": 1.5, "snapshot_every": 0},
+            **{"loss": 1.0},
+        },
+    ),
+    row(
+        "skip_spikes",
+        inner=ADAM,
+        window=4,
+        sigmas=0.5,
+        _in_optax=False,
+        _ranges={"sigmas": "(0, inf)"},
+        _bad={"inner": "adam", "window": 1, "norm": False, "loss": "value"},
+    ),
     row("conditionally_transform", inner=ADAM, should_transform_fn=every_other),
     row(
         "mechanize",

@@ -213,6 +213,17 @@ ROWS = {
     "apply_if_finite": Row(
         lambda axis: gradx.apply_if_finite(gradx.adam(0.1), 5, axis_name=axis), broken_once
     ),
+    "skip_nonfinite": Row(
+        lambda axis: gradx.skip_nonfinite(
+            gradx.adam(0.1), restore_after=1, snapshot_every=1, axis_name=axis
+        ),
+        broken_once,
+    ),
+    "skip_spikes": Row(
+        lambda axis: gradx.skip_spikes(
+            gradx.adam(0.1), window=2, sigmas=0.01, loss=gradx.from_call("value"), axis_name=axis
+        ),
+    ),
 }
 
 

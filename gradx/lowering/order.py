@@ -68,6 +68,16 @@ def under_condition(needed: Array, calculate: Callable[[], T], otherwise: Callab
     return by_target("under_condition", acting, calculate)
 
 
+def known_after(gate: Array) -> Array:
+    """`gate`, as a result of both branches of a conditional that reads an array of the state.
+
+    What is gated by the result is written after the conditional, over the old array. Else XLA could
+    write it first, and would copy the old one.
+    """
+    passed: Array = jax.lax.optimization_barrier(gate)
+    return passed
+
+
 def once_known(number: Array) -> Array:
     """True; on some targets as a predicate that XLA has to calculate from the number.
 

@@ -46,3 +46,25 @@ def conditionally_transform(inner: Rule, should_transform_fn: Callable[[Any], An
 
 def conditionally_mask(inner: Rule, should_transform_fn: Callable[[Any], Any]) -> Rule:
     return _where(inner, lambda t, gs: should_transform_fn(t), np.zeros_like)
+
+
+def _norm(gs: Arrays) -> float:
+    return float(np.sqrt(sum(np.sum(np.abs(g) ** 2) for g in gs)))
+
+
+def skip_nonfinite(inner: Rule) -> Rule:
+    return _where(inner, lambda t, gs: bool(np.isfinite(_norm(gs))), np.zeros_like)
+
+
+def skip_spikes(inner: Rule, window: int, sigmas: float) -> Rule:
+    """OLMo-core's rule, for finite norms; half of the window has to be seen before."""
+    norms: list[float] = []
+
+    def is_calm(t: int, gs: Arrays) -> bool:
+        if t == 0:
+            norms.clear()
+        last, now = norms[-window:], _norm(gs)
+        norms.append(now)
+        return len(last) < window / 2 or now <= np.mean(last) + sigmas * np.std(last, ddof=1)
+
+    return _where(inner, is_calm, np.zeros_like)
