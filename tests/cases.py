@@ -1226,16 +1226,19 @@ WRAPPERS = [
     ),
     row(
         "skip_nonfinite",
-        inner=ADAM,
+        inner=row("sgd", learning_rate=0.1),
         _in_optax=False,
         _bad={
-            **{"inner": "adam", "flag_after": 0, "restore_after": 1.5, "snapshot_every": 0},
-            **{"loss": 1.0},
+            "inner": "adam",
+            "flag_after": 0,
+            "restore_after": 1.5,
+            "snapshot_every": 0,
+            "loss": 1.0,
         },
     ),
     row(
         "skip_spikes",
-        inner=ADAM,
+        inner=row("sgd", learning_rate=0.1),
         window=4,
         sigmas=0.5,
         _in_optax=False,

@@ -160,7 +160,7 @@ class _Spikes:
 
 def _moments(values: Array, seen: Array) -> tuple[Array, Array]:
     """Mean and standard deviation of the last values that were seen."""
-    valid = jnp.arange(values.size) >= values.size - seen
+    valid = jnp.arange(values.size, dtype=seen.dtype) >= values.size - seen
     count = seen.astype(values.dtype)
     # Away from the newest one, so that equal values have exactly their mean, and no deviation.
     away = jnp.where(valid, values - values[-1], 0)
