@@ -90,6 +90,7 @@ from gradx.optimizers.tuning_free.mechanic import *
 from gradx.optimizers.tuning_free.polyak_momo import *
 from gradx.optimizers.tuning_free.prodigy import *
 from gradx.pieces.clip import *
+from gradx.pieces.clip_by_history import *
 from gradx.pieces.collectives import *
 from gradx.pieces.constraints import *
 from gradx.pieces.every import *

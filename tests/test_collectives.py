@@ -145,6 +145,8 @@ def broken_once(params: Any, data: Any) -> Any:
 ROWS = {
     # norms of the whole tree
     "clip_by_global_norm": Row(lambda axis: gradx.clip_by_global_norm(0.5, axis_name=axis)),
+    "zclip": Row(lambda axis: gradx.zclip(0.01, warmup=2, axis_name=axis)),
+    "adagc": Row(lambda axis: gradx.adagc(0.9, max_norm=0.5, warmup=1, axis_name=axis)),
     "normalize": Row(lambda axis: gradx.normalize(axis_name=axis)),
     "normalize_by_update_norm": Row(lambda axis: gradx.normalize_by_update_norm(axis_name=axis)),
     "polyak_sgd": Row(lambda axis: gradx.polyak_sgd(axis_name=axis)),
