@@ -111,6 +111,7 @@ from gradx.running.metrics import *
 from gradx.running.transfer import *
 from gradx.running.watch import *
 from gradx.running.guards import *
+from gradx.running.restart import *
 from gradx.running.restore_points import *
 from gradx.running.spikes import *
 from gradx.schedules.cooldowns import *

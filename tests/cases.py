@@ -1265,6 +1265,15 @@ WRAPPERS = [
         _ranges={"sigmas": "(0, inf)"},
         _bad={"inner": "adam", "window": 1, "norm": False, "loss": "value"},
     ),
+    row(
+        "restart_moments",
+        inner=row("sgd", learning_rate=0.1, momentum=0.9),
+        every=5,
+        warmup=3,
+        _in_optax=False,
+        _needs_params=True,
+        _bad={"inner": "adam", "every": 0, "warmup": 6},
+    ),
     row("conditionally_transform", inner=ADAM, should_transform_fn=every_other),
     row(
         "mechanize",

@@ -1,4 +1,7 @@
-"""Guards: a bad step changes nothing, is counted, and may lead back to a snapshot."""
+"""Guards: a bad step changes nothing, is counted, and may lead back to a snapshot.
+
+Also what makes spikes harmless without a skip: clips that know the last norms, and restarts.
+"""
 
 from __future__ import annotations
 
@@ -333,6 +336,64 @@ def test_a_loss_alone_may_decide() -> None:
     assert list(state.judge.values) == ["loss"]
 
 
+# ---------------------------------------------------------------- clips by history
+
+CLIPS = {
+    "zclip": gradx.zclip(warmup=2),
+    "adagc": gradx.adagc(ratio=2.0, max_norm=100.0, warmup=2),
+}
+
+
+@pytest.mark.parametrize("name", CLIPS)
+def test_zeros_and_what_is_not_finite_leave_no_trace(name: str) -> None:
+    """In the first steps too, where an average of 0 would bound all later updates by 0."""
+    tx = CLIPS[name]
+    state = tx.init(jnp.zeros(1))
+    with jax.disable_jit():
+        for x in (0.0, 0.0, 0.0, 4.0, NAN, INF, 3e38, 0.0, 5.0):
+            updates, state = tx.update(jnp.array([x], jnp.float32), state)
+            assert jnp.isfinite(updates[0]) == (x not in (NAN, INF))
+            assert all(jnp.isfinite(x).all() for x in jax.tree.leaves(state))
+    assert updates[0] > 0
+
+
+def test_a_spike_is_clipped_to_less_the_larger_it_is() -> None:
+    tx, made = gradx.zclip(warmup=4, decay=0.5), []
+    for spike in (9.0, 90.0, 900.0):
+        state = tx.init(jnp.zeros(1))
+        with jax.disable_jit():
+            for x in (1.0, 2.0, 1.0, 2.0, spike):
+                updates, state = tx.update(jnp.array([x]), state)
+        made.append(float(updates[0]))
+    z = (np.array([9, 90, 900]) - 1.5) / (0.5 + 1e-6)
+    np.testing.assert_allclose(made, 1.5 + 0.5 * 2.5**2 / z, rtol=1e-6)
+
+
+# ---------------------------------------------------------------- restarts
+
+
+def test_a_restart_ends_the_memory_but_not_live_values() -> None:
+    tx = gradx.restart_moments(gradx.adam(gradx.tunable(0.1)), every=2)
+    _, state = after(tx, GOOD[:2])
+    state = gradx.set_hyperparams(state, learning_rate=0.5)
+    alone = gradx.adam(0.5)
+    with jax.disable_jit():
+        updates, state = tx.update(GOOD[2], state, P)
+        assert_close(updates, alone.update(GOOD[2], alone.init(P))[0], rtol=1e-6)
+    assert (int(state.count), metrics(state)) == (1, {"restarts": 1})
+    assert gradx.hyperparams(state)["learning_rate"] == 0.5
+
+
+def test_the_warm_up_after_a_restart_is_that_of_spam() -> None:
+    tx = gradx.restart_moments(gradx.sgd(1.0), every=3, warmup=2)
+    state, made = tx.init(jnp.zeros(1)), []
+    with jax.disable_jit():
+        for _ in range(6):
+            updates, state = tx.update(-jnp.ones(1), state, jnp.zeros(1))
+            made.append(float(updates[0]))
+    np.testing.assert_allclose(made, [1, 1, 1, 0.01, 1 - 0.99 * 0.75, 1], rtol=1e-6)
+
+
 # ---------------------------------------------------------------- states and arguments
 
 
@@ -380,6 +441,12 @@ WRONG: dict[str, Any] = {
     r"skip_nonfinite: snapshot_every must be in \[1": lambda: guard(snapshot_every=0),
     r"skip_nonfinite: loss must be from_call": lambda: guard(loss="value"),
     r"skip_nonfinite: axis_name must be": lambda: guard(axis_name=0.5),
+    r"zclip: warmup must be in \[1": lambda: gradx.zclip(warmup=0),
+    r"adagc: warmup must be a whole": lambda: gradx.adagc(warmup=0.5),
+    r"restart_moments: every must be in \[1": lambda: gradx.restart_moments(gradx.sgd(0.1), 0),
+    r"restart_moments: warmup must be in \[0, 3\]": lambda: gradx.restart_moments(
+        gradx.sgd(0.1), 3, warmup=4
+    ),
     r"skip_spikes: window must be in \[2": lambda: gradx.skip_spikes(gradx.sgd(0.1), window=1),
     r"skip_spikes: sigmas must be in \(0": lambda: gradx.skip_spikes(gradx.sgd(0.1), sigmas=0.0),
     r"skip_spikes: with norm=False": lambda: gradx.skip_spikes(gradx.sgd(0.1), norm=False),

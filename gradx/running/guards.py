@@ -225,8 +225,12 @@ def guarded(
         judging = optax.EmptyState if judge is None else judge.state_class
         check_state(state.judge, judging, where)
         check_state(state.snapshot, optax.EmptyState if restore is None else RestorePoint, where)
-        if restore is not None and params is None:
-            raise ValueError(f"{where}: needs the parameters: call update(updates, state, params).")
+        if restore is not None:
+            if params is None:
+                raise ValueError(
+                    f"{where}: needs the parameters: call update(updates, state, params)."
+                )
+            gtree.flatten_like(gtree.flatten(updates), params, "the parameters", where)
         updates = jax.tree.map(gtree.as_number, updates)
 
         seen = {"norm": _norm(updates, over, where)}

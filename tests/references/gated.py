@@ -68,3 +68,21 @@ def skip_spikes(inner: Rule, window: int, sigmas: float) -> Rule:
         return len(last) < window / 2 or now <= np.mean(last) + sigmas * np.std(last, ddof=1)
 
     return _where(inner, is_calm, np.zeros_like)
+
+
+def restart_moments(inner: Rule, every: int, warmup: int = 0) -> Rule:
+    """The moments of SPAM begin anew. Huang et al., ICLR 2025, arXiv:2501.06842, Alg. 1.
+
+    The warm-up is that of the authors' code, a cosine from 0.01 to 1.
+    """
+
+    def rule(gs: Arrays, ps: Arrays, t: int, state: State) -> Arrays:
+        age = t % every
+        if age == 0:
+            state["inner"] = {}
+        share = 1.0
+        if t >= every and age < warmup:
+            share = 1 - 0.99 * (1 + np.cos(np.pi * age / (warmup + 1))) / 2
+        return [share * u for u in inner(gs, ps, age, state["inner"])]
+
+    return rule
