@@ -111,9 +111,11 @@ from gradx.running.metrics import *
 from gradx.running.transfer import *
 from gradx.running.watch import *
 from gradx.running.guards import *
+from gradx.running.lawa import *
 from gradx.running.restart import *
 from gradx.running.restore_points import *
 from gradx.running.spikes import *
+from gradx.running.transfer import *
 from gradx.schedules.cooldowns import *
 from gradx.schedules.curves import *
 from gradx.schedules.piecewise import *

@@ -252,6 +252,27 @@ def test_each_of_many_runs_goes_back_by_itself() -> None:
         assert_close(jax.tree.map(lambda x, i=i: x[i], (updates, new)), alone, rtol=1e-6)
 
 
+@pytest.mark.parametrize("g", [GOOD[1], BAD[2]], ids=["good", "bad"])
+def test_a_step_that_may_go_back_has_derivatives_in_both_modes(g: Any) -> None:
+    """Of the updates by the parameters: none in a good step, -1 in one that goes back."""
+    tx = gradx.skip_nonfinite(gradx.adam(0.1), restore_after=1)
+    state = tx.init(P)
+    with jax.disable_jit():
+        made, pull = jax.vjp(lambda p: tx.update(g, state, p), P)
+        (reverse,) = pull(jax.tree.map(ones_like, made))
+        _, forward = jax.jvp(
+            lambda p: tx.update(g, state, p)[0], (P,), (jax.tree.map(jnp.ones_like, P),)
+        )
+    expected = -1.0 if g is BAD[2] else 0.0
+    assert_same(forward, jax.tree.map(lambda x: jnp.full_like(x, expected), P))
+    assert_same(reverse, forward)
+
+
+def ones_like(x: Any) -> Any:
+    kind = jnp.issubdtype(x.dtype, jnp.floating)
+    return jnp.ones_like(x) if kind else np.zeros(x.shape, jax.dtypes.float0)
+
+
 @counts_buffers
 def test_a_guard_takes_no_temporaries() -> None:
     """It reads the gradients once more; one that goes back reads the snapshot's parameters, too."""

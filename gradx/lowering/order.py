@@ -69,10 +69,10 @@ def under_condition(needed: Array, calculate: Callable[[], T], otherwise: Callab
 
 
 def known_after(gate: Array) -> Array:
-    """`gate`, as a result of both branches of a conditional that reads an array of the state.
+    """`gate`, as a result of work in some steps that reads arrays of the state (`in_some_steps`).
 
-    What is gated by the result is written after the conditional, over the old array. Else XLA could
-    write it first, and would copy the old one.
+    What is gated by the result overwrites these arrays after that work. Else XLA could write them
+    first, and would copy the old ones.
     """
     passed: Array = jax.lax.optimization_barrier(gate)
     return passed

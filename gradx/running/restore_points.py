@@ -15,7 +15,7 @@ from gradx.core import trees as gtree
 from gradx.core.known import METRICS
 from gradx.core.updates import safe_increment
 from gradx.lift.states import wrong_state
-from gradx.lowering.conditional import either
+from gradx.lowering.conditional import in_some_steps
 from gradx.lowering.order import known_after
 from gradx.numbers.sources import Array
 
@@ -76,24 +76,11 @@ class Restore:
             raise wrong_state(self.where, "with a snapshot of other parameters or another state")
         now = [jnp.asarray(x, y.dtype) for x, y in zip(now, kept, strict=True)]
         due = good & (old.age >= self.every)
-        taken, good = either(
-            due,
-            lambda: (now, known_after(good)),
-            lambda: (kept, known_after(good)),
-            (good, now, kept),
-        )
-
-        def back() -> State:
-            state = structures[1].unflatten(taken[len(taken) - len(states) :])
-            told = "with a snapshot in which the inner transformation cannot find"
-            return with_live_values(state, inner_state, told, self.where)
-
-        inner_state, good = either(
-            returns,
-            lambda: (back(), known_after(good)),
-            lambda: (inner_state, known_after(good)),
-            (good, inner_state, taken),
-        )
+        taken, good = in_some_steps(_take, due, (kept, good), now)
+        inner = structures[1].unflatten(taken[len(taken) - len(states) :])
+        told = "with a snapshot in which the inner transformation cannot find"
+        back = with_live_values(inner, inner_state, told, self.where)
+        inner_state = in_some_steps(lambda old, new: new, returns, inner_state, back)
         age = jnp.where(due, 1, jnp.where(good, safe_increment(old.age), old.age))
         params, inner = structures[0].unflatten(taken)
         snapshot = type(old)(
@@ -120,6 +107,10 @@ def _towards(home: Array, p: Array, u: Array, returns: Array) -> Array:
     # No conditional: the updates would have to be stored, which are else a part of a sum.
     kind = gtree.wide(home.dtype, u.dtype)
     return jnp.where(returns, home.astype(kind) - p.astype(kind), u.astype(kind))
+
+
+def _take(old: tuple[list[Array], Array], now: list[Array]) -> tuple[list[Array], Array]:
+    return now, known_after(old[1])
 
 
 def _numbers(params: Params) -> Any:
