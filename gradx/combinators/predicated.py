@@ -71,15 +71,15 @@ def afresh(tx: Contract, params: Params, state: State, where: str, *, when: Arra
     Raises:
       ValueError: the state is not one of `tx`.
     """
-    begun = with_live_values(tx.init(params), state, f"in which {core.show(tx)} cannot find", where)
-    return choose_tree(when, begun, state)
+    told = f"in which {core.show(tx)} cannot find its own"
+    return choose_tree(when, with_live_values(tx.init(params), state, told, where), state)
 
 
 def with_live_values(state: State, now: State, told: str, where: str) -> State:
     """A state with the live values of another one of the same transformation, and in its classes.
 
     Raises:
-      ValueError: they are not of the same transformation.
+      ValueError: they are not of the same transformation, which `told` says.
     """
     # Compared by path, not by class: a state of Optax's own class is accepted.
     structure: Any
@@ -88,7 +88,7 @@ def with_live_values(state: State, now: State, told: str, where: str) -> State:
     )
     layouts = [[(path, is_node(x)) for path, x in leaves] for leaves in (others, nodes)]
     if layouts[0] != layouts[1]:
-        raise wrong_state(where, f"{told} its own")
+        raise wrong_state(where, told)
     made = []
     for (_, other), (_, node) in zip(others, nodes, strict=True):
         if is_node(node):

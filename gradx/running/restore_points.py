@@ -66,28 +66,26 @@ class Restore:
           `good`, the snapshot and the inner state, for the step to go on with. As it is gated by
           this `good`, it acts afterwards, and needs no copy of what is overwritten.
         """
-        structures: Any = (
-            jax.tree.structure((old.params, old.inner)),
-            jax.tree.structure(inner_state),
-        )
-        kept, states = jax.tree.leaves((old.params, old.inner)), jax.tree.leaves(inner_state)
-        now = jax.tree.leaves(_numbers(params)) + states
+        point: Any
+        states: Any
+        kept, point = jax.tree.flatten((old.params, old.inner))
+        inner, states = jax.tree.flatten(inner_state)
+        now = [*jax.tree.leaves(_numbers(params)), *inner]
         if list(map(jnp.shape, kept)) != list(map(jnp.shape, now)):
             raise wrong_state(self.where, "with a snapshot of other parameters or another state")
         now = [jnp.asarray(x, y.dtype) for x, y in zip(now, kept, strict=True)]
         due = good & (old.age >= self.every)
         taken, good = in_some_steps(_take, due, (kept, good), now)
-        inner = structures[1].unflatten(taken[len(taken) - len(states) :])
-        told = "with a snapshot in which the inner transformation cannot find"
-        back = with_live_values(inner, inner_state, told, self.where)
-        inner_state = in_some_steps(lambda old, new: new, returns, inner_state, back)
+
+        back = states.unflatten(taken[len(taken) - len(inner) :])
+        told = "with a snapshot of another inner state"
+        back = with_live_values(back, inner_state, told, self.where)
+        inner_state = in_some_steps(_return, returns, inner_state, back)
         age = jnp.where(due, 1, jnp.where(good, safe_increment(old.age), old.age))
-        params, inner = structures[0].unflatten(taken)
         snapshot = type(old)(
-            age=jnp.where(returns, 0, age),
-            restores=jnp.where(returns, safe_increment(old.restores), old.restores),
-            params=params,
-            inner=inner,
+            jnp.where(returns, 0, age),
+            jnp.where(returns, safe_increment(old.restores), old.restores),
+            *point.unflatten(taken),
         )
         return good, snapshot, inner_state
 
@@ -106,11 +104,15 @@ class Restore:
 def _towards(home: Array, p: Array, u: Array, returns: Array) -> Array:
     # No conditional: the updates would have to be stored, which are else a part of a sum.
     kind = gtree.wide(home.dtype, u.dtype)
-    return jnp.where(returns, home.astype(kind) - p.astype(kind), u.astype(kind))
+    return jnp.where(returns, home.astype(kind) - jnp.asarray(p, kind), u.astype(kind))
 
 
 def _take(old: tuple[list[Array], Array], now: list[Array]) -> tuple[list[Array], Array]:
     return now, known_after(old[1])
+
+
+def _return(old: State, home: State) -> State:
+    return home
 
 
 def _numbers(params: Params) -> Any:
