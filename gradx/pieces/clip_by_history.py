@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from typing import Annotated, Any, NamedTuple
 
 import jax.numpy as jnp
-import numpy as np
 
 from gradx import core
 from gradx.core import Count, Transform, Updates
@@ -34,7 +33,7 @@ class ZClipState(NamedTuple):
     Attributes:
       mean: the average of the clipped norms, float32 or wider ().
       var: the average of their squared distances from it, float32 or wider ().
-      seen: the norms seen so far, int32 (); it stays at `warmup`.
+      seen: how many norms these are of, float32 or wider (); it stays at `warmup`.
     """
 
     mean: Array
@@ -101,7 +100,7 @@ def zclip(
         flags={"warmup": steps("warmup", warmup, 1)},
         measure=squares,
         per_tree=_by_score,
-        scalars={"mean": 0.0, "var": 0.0, "seen": np.zeros((), np.int32)},
+        scalars={"mean": 0.0, "var": 0.0, "seen": 0.0},
         axis_name=axis_name,
     )
 
@@ -120,7 +119,7 @@ def _by_score(h: Numbers, sums: Sums) -> Decided:
     # In the warm-up the mean and the variance of what was seen (Welford), then moving averages.
     learns = jnp.isfinite(clipped)
     new = jnp.where(learns, clipped, h.mean)
-    n = (h.seen + 1).astype(norm.dtype)
+    n = h.seen + 1
     mean_so_far = h.mean + (new - h.mean) / n
     var_so_far = h.var + ((new - h.mean) * (new - mean_so_far) - h.var) / n
     mean = average(h.mean, new, h.decay)

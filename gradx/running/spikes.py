@@ -28,8 +28,8 @@ class SpikesState(NamedTuple):
     Attributes:
       values: the last values of ``norm`` and ``loss``, the newest last, float32 or wider (window,).
       seen: how many of them have been seen, int32 ().
-      bounds: the largest ``norm`` and ``loss`` that the last step was allowed, float32 or wider ();
-        the largest number there is, until enough has been seen.
+      bounds: the largest ``norm`` and ``loss`` that the last finite step was allowed, float32 or
+        wider (); the largest number there is, until enough has been seen.
     """
 
     values: dict[str, Array]
@@ -153,7 +153,7 @@ class _Spikes:
             bound = jnp.where(enough & (bound < most), bound, most)
             good &= ~(new[name] > bound)
             values[name] = jnp.where(finite, jnp.append(old[1:], new[name]), old)
-            bounds[name] = bound
+            bounds[name] = jnp.where(finite, bound, state.bounds[name])
         count = jnp.where(finite, jnp.minimum(state.seen + 1, self.window), state.seen)
         return good, type(state)(values, count.astype(jnp.int32), bounds)
 

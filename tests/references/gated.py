@@ -52,10 +52,6 @@ def _norm(gs: Arrays) -> float:
     return float(np.sqrt(sum(np.sum(np.abs(g) ** 2) for g in gs)))
 
 
-def skip_nonfinite(inner: Rule) -> Rule:
-    return _where(inner, lambda t, gs: bool(np.isfinite(_norm(gs))), np.zeros_like)
-
-
 def skip_spikes(inner: Rule, window: int, sigmas: float) -> Rule:
     """OLMo-core's rule, for finite norms; half of the window has to be seen before."""
     norms: list[float] = []
