@@ -371,6 +371,14 @@ CASES = [
             ),
             ("grokfast + adamw", lambda lib: lib.chain(lib.grokfast(), lib.adamw(1e-3))),
             ("hyperball", lambda lib: lib.hyperball(lib.scale_by_adam(), 1e-2)),
+            ("zclip + adamw", lambda lib: lib.chain(lib.zclip(), lib.adamw(1e-3))),
+            ("adagc + adamw", lambda lib: lib.chain(lib.adagc(), lib.adamw(1e-3))),
+            ("skip_nonfinite", lambda lib: lib.skip_nonfinite(lib.adamw(1e-3))),
+            ("skip_spikes", lambda lib: lib.skip_spikes(lib.adamw(1e-3))),
+            (
+                "restart_moments",
+                lambda lib: lib.restart_moments(lib.adamw(1e-3), 500, warmup=150),
+            ),
         ]
     ],
     Case(

@@ -90,6 +90,7 @@ from gradx.optimizers.tuning_free.mechanic import *
 from gradx.optimizers.tuning_free.polyak_momo import *
 from gradx.optimizers.tuning_free.prodigy import *
 from gradx.pieces.clip import *
+from gradx.pieces.clip_by_history import *
 from gradx.pieces.collectives import *
 from gradx.pieces.constraints import *
 from gradx.pieces.every import *
@@ -105,8 +106,12 @@ from gradx.pieces.scaling import *
 from gradx.pieces.weight_decay import *
 from gradx.running.averages import *
 from gradx.running.eval_params import *
+from gradx.running.guards import *
 from gradx.running.lawa import *
 from gradx.running.metrics import *
+from gradx.running.restart import *
+from gradx.running.restore_points import *
+from gradx.running.spikes import *
 from gradx.running.transfer import *
 from gradx.running.watch import *
 from gradx.schedules.cooldowns import *

@@ -131,6 +131,12 @@ def adversary(axis: Any) -> Any:
     return gradx.chain(gradx.normalize(axis_name=axis), gradx.sgd(0.5))
 
 
+def clipped_by_history(axis: Any) -> Any:
+    """Both clips bind from the second good step on."""
+    clips = gradx.zclip(0.01, warmup=1, axis_name=axis), gradx.adagc(0.5, warmup=1, axis_name=axis)
+    return gradx.chain(*clips, gradx.sgd(0.1))
+
+
 def steady(params: Any, data: Any) -> Any:
     """Always one way, so that estimates of the distance grow."""
     return jax.tree.map(jnp.abs, data["grads"])
@@ -141,6 +147,15 @@ def broken_once(params: Any, data: Any) -> Any:
     far = jnp.abs(data["grads"]["cut"]) == np.abs(DATA["grads"]["cut"]).max()
     return {**data["grads"], "cut": jnp.where(far, jnp.nan, data["grads"]["cut"])}
 
+
+def spike_at_the_end(params: Any, data: Any) -> Any:
+    """A hundred times as large in the last step, and there only on one device."""
+    far = jnp.abs(data["grads"]["cut"]) == np.abs(DATA["grads"]["cut"][-1]).max()
+    factor = jnp.where(far, 100.0, 1.0)
+    return {**data["grads"], "cut": factor * data["grads"]["cut"]}
+
+
+VALUE = gradx.from_call("value")
 
 ROWS = {
     # norms of the whole tree
@@ -212,6 +227,16 @@ ROWS = {
     # what all devices must agree about
     "apply_if_finite": Row(
         lambda axis: gradx.apply_if_finite(gradx.adam(0.1), 5, axis_name=axis), broken_once
+    ),
+    "skip_nonfinite": Row(
+        lambda axis: gradx.skip_nonfinite(clipped_by_history(axis), loss=VALUE, axis_name=axis),
+        broken_once,
+    ),
+    "skip_spikes": Row(
+        lambda axis: gradx.skip_spikes(
+            gradx.sgd(0.1), window=2, restore_after=1, snapshot_every=1, axis_name=axis
+        ),
+        spike_at_the_end,
     ),
 }
 

@@ -75,6 +75,7 @@ CALLS: dict[str, tuple[Any, ...]] = {
     "scale_by_backtracking_linesearch": (5,),
     "scale_by_zoom_linesearch": (5,),
     "scale_by_schedule": (halving,),
+    "skip_nonfinite": (gradx.sgd(0.1),),
     "snapshot": ("norm", bool),
     "stateless": (bool,),
     "stateless_with_tree_map": (bool,),

@@ -190,6 +190,11 @@ FLOORS = {
     "adam + add_cautious_decay": ADAM,
     "grokfast + adamw": "g last mu nu p -> last mu nu p",
     "hyperball": "g mu nu p -> mu nu; mu nu p -> p",
+    "zclip + adamw": f"g; {ADAM}",
+    "adagc + adamw": f"g; {ADAM}",
+    "skip_nonfinite": f"g; {ADAM}",
+    "skip_spikes": f"g; {ADAM}",
+    "restart_moments": ADAM,
     "adamw + qk_clip": ADAM,
     "selective_transform": ADAM,
 }

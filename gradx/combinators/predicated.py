@@ -17,7 +17,7 @@ from gradx.lift.passes import run
 from gradx.lift.sequence import Opaque, stage_of
 from gradx.lift.states import wrong_state
 from gradx.lowering import sums
-from gradx.lowering.conditional import choose
+from gradx.lowering.conditional import choose, choose_tree
 from gradx.numbers.live import is_node
 from gradx.numbers.sources import Array
 
@@ -71,29 +71,32 @@ def afresh(tx: Contract, params: Params, state: State, where: str, *, when: Arra
     Raises:
       ValueError: the state is not one of `tx`.
     """
+    told = f"in which {core.show(tx)} cannot find its own"
+    return choose_tree(when, with_live_values(tx.init(params), state, told, where), state)
 
-    def chosen(first: Any, now: Any) -> Any:
-        if not is_node(now):
-            return choose(when, first, now)
-        others = [field for field in now._fields if field != "hyperparams"]
-        return now._replace(
-            **chosen_tree(*({field: getattr(x, field) for field in others} for x in (first, now)))
-        )
 
-    def chosen_tree(first: Any, now: Any) -> Any:
-        # Compared by path, not by class: a state of Optax's own class is accepted.
-        structure: Any
-        (begun, _), (old, structure) = (
-            jax.tree_util.tree_flatten_with_path(tree, is_leaf=is_node) for tree in (first, now)
-        )
-        layouts = [[(path, is_node(x)) for path, x in leaves] for leaves in (begun, old)]
-        if layouts[0] != layouts[1]:
-            raise wrong_state(where, f"in which {core.show(tx)} cannot find its own")
-        return structure.unflatten(
-            [chosen(x, y) for (_, x), (_, y) in zip(begun, old, strict=True)]
-        )
+def with_live_values(state: State, now: State, told: str, where: str) -> State:
+    """A state with the live values of another one of the same transformation, and in its classes.
 
-    return chosen_tree(tx.init(params), state)
+    Raises:
+      ValueError: they are not of the same transformation, which `told` says.
+    """
+    # Compared by path, not by class: a state of Optax's own class is accepted.
+    structure: Any
+    (others, _), (nodes, structure) = (
+        jax.tree_util.tree_flatten_with_path(tree, is_leaf=is_node) for tree in (state, now)
+    )
+    layouts = [[(path, is_node(x)) for path, x in leaves] for leaves in (others, nodes)]
+    if layouts[0] != layouts[1]:
+        raise wrong_state(where, told)
+    made = []
+    for (_, other), (_, node) in zip(others, nodes, strict=True):
+        if is_node(node):
+            fields = {name: getattr(other, name) for name in node._fields if name != "hyperparams"}
+            olds = {name: getattr(node, name) for name in fields}
+            other = node._replace(**with_live_values(fields, olds, told, where))
+        made.append(other)
+    return structure.unflatten(made)
 
 
 def as_gate(answer: Any, what: str) -> Array:

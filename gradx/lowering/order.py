@@ -68,6 +68,16 @@ def under_condition(needed: Array, calculate: Callable[[], T], otherwise: Callab
     return by_target("under_condition", acting, calculate)
 
 
+def known_after(gate: Array) -> Array:
+    """`gate`, as a result of work in some steps that reads arrays of the state (`in_some_steps`).
+
+    What is gated by the result overwrites these arrays after that work. Else XLA could write them
+    first, and would copy the old ones.
+    """
+    passed: Array = jax.lax.optimization_barrier(gate)
+    return passed
+
+
 def once_known(number: Array) -> Array:
     """True; on some targets as a predicate that XLA has to calculate from the number.
 

@@ -87,10 +87,10 @@ def clip_by_global_norm(max_norm: Hyper, *, axis_name: Any = None) -> Transform:
 
 
 def _factor(h: Numbers, sums: Sums) -> Decided:
-    return {"factor": _shrinking(sqrt(sums["squares"]), h.max_norm)}, {}
+    return {"factor": shrinking(sqrt(sums["squares"]), h.max_norm)}, {}
 
 
-def _shrinking(norm: Array, bound: Any, least: float = 0.0) -> Array:
+def shrinking(norm: Array, bound: Any, least: float = 0.0) -> Array:
     """min(1, bound / norm), with a derivative also where the norm is 0 or the bound infinite."""
     below = norm < bound
     return jnp.where(below, 1.0, bound / jnp.maximum(jnp.where(below, 1.0, norm), least))
@@ -232,7 +232,7 @@ def unitwise_clip(g_norm: Array, max_norm: Array, grad: Array, div_eps: float = 
             f"both must have that of the array, {grad.shape}, or length 1 where it does not vary."
         )
     # One factor for each unit: the elements are multiplied, not divided.
-    factor = _shrinking(g_norm, max_norm, div_eps)
+    factor = shrinking(g_norm, max_norm, div_eps)
     if not gtree.is_inexact(grad):
         return grad * factor
     return (widen(grad) * factor).astype(grad.dtype)

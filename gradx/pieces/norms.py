@@ -64,10 +64,15 @@ def global_norm(updates: Any, *, axis_name: Any = None) -> Array:
     """
     with core.inside("global_norm"):
         over = mapped.axes(axis_name)
+    return norm_over(updates, over, "global_norm")
+
+
+def norm_over(updates: Any, over: mapped.Axes, where: str) -> Array:
+    """`global_norm`, for a part that has checked its axes."""
     if not over:
         return sqrt(gtree.sum_of_squares(updates))
     flat = gtree.flatten(updates)
-    spans = mapped.spans(over, flat, None, "global_norm")
+    spans = mapped.spans(over, flat, None, where)
     pairs = [(x, span) for x, span in zip(flat.values, spans, strict=True) if x is not None]
     parts = [jnp.zeros((), jnp.float32), *(gtree.square(jnp.asarray(x)) for x, _ in pairs)]
     return sqrt(mapped.sum_over(parts, [None, *(span for _, span in pairs)]))

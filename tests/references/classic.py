@@ -106,6 +106,49 @@ def clip_by_global_norm(max_norm: float) -> Rule:
     return rule
 
 
+def zclip(threshold: float = 2.5, decay: float = 0.97, warmup: int = 25, eps: float = 1e-6) -> Rule:
+    """Kumar et al. 2025, arXiv:2504.02507, Alg. 1: a norm with the z-score z gets that of z_max²/z.
+
+    The mean and the variance of the first norms are the first averages.
+    """
+
+    def rule(gs: Arrays, ps: Arrays, t: int, state: State) -> Arrays:
+        norm = float(np.sqrt(sum(sq(g).sum() for g in gs)))
+        if t < warmup:
+            first = state.setdefault("first", [])
+            first.append(norm)
+            state["mean"], state["var"] = np.mean(first), np.var(first)
+            return gs
+        mean, deviation = state["mean"], np.sqrt(state["var"])
+        z = (norm - mean) / (deviation + eps)
+        clipped = mean + deviation * threshold**2 / z if z > threshold else norm
+        state["mean"] = mean = decay * mean + (1 - decay) * clipped
+        state["var"] = decay * state["var"] + (1 - decay) * (clipped - mean) ** 2
+        return [g * (clipped / norm) for g in gs]
+
+    return rule
+
+
+def adagc(
+    ratio: float = 1.04, decay: float = 0.99, max_norm: float = 1.0, warmup: int = 100
+) -> Rule:
+    """Wang et al. 2025, arXiv:2502.11034, Alg. 1: by the norm of all, then each by its own."""
+
+    def rule(gs: Arrays, ps: Arrays, t: int, state: State) -> Arrays:
+        norms = [float(np.sqrt(sq(g).sum())) for g in gs]
+        old = state.get("norms", [np.inf] * len(gs))
+        if t < warmup:
+            factors = [min(1.0, max_norm / float(np.sqrt(np.sum(np.square(norms)))))] * len(gs)
+            state["norms"] = [min(x, f * n) for x, f, n in zip(old, factors, norms, strict=True)]
+        else:
+            factors = [min(1.0, ratio * x / n) for x, n in zip(old, norms, strict=True)]
+            triples = zip(old, factors, norms, strict=True)
+            state["norms"] = [decay * x + (1 - decay) * f * n for x, f, n in triples]
+        return [f * g for f, g in zip(factors, gs, strict=True)]
+
+    return rule
+
+
 def adaptive_grad_clip(clipping: float, eps: float = 1e-3, axis: Axes | None = None) -> Rule:
     """‖g‖ ≤ λ max(‖p‖, ε), unit by unit. Brock et al., ICML 2021, arXiv:2102.06171, eq. 3."""
 

@@ -46,3 +46,39 @@ def conditionally_transform(inner: Rule, should_transform_fn: Callable[[Any], An
 
 def conditionally_mask(inner: Rule, should_transform_fn: Callable[[Any], Any]) -> Rule:
     return _where(inner, lambda t, gs: should_transform_fn(t), np.zeros_like)
+
+
+def _norm(gs: Arrays) -> float:
+    return float(np.sqrt(sum(np.sum(np.abs(g) ** 2) for g in gs)))
+
+
+def skip_spikes(inner: Rule, window: int, sigmas: float) -> Rule:
+    """OLMo-core's rule, for finite norms; half of the window has to be seen before."""
+    norms: list[float] = []
+
+    def is_calm(t: int, gs: Arrays) -> bool:
+        if t == 0:
+            norms.clear()
+        last, now = norms[-window:], _norm(gs)
+        norms.append(now)
+        return len(last) < window / 2 or now <= np.mean(last) + sigmas * np.std(last, ddof=1)
+
+    return _where(inner, is_calm, np.zeros_like)
+
+
+def restart_moments(inner: Rule, every: int, warmup: int = 0) -> Rule:
+    """The moments of SPAM begin anew. Huang et al., ICLR 2025, arXiv:2501.06842, Alg. 1.
+
+    The warm-up is that of the authors' code, a cosine from 0.01 to 1.
+    """
+
+    def rule(gs: Arrays, ps: Arrays, t: int, state: State) -> Arrays:
+        age = t % every
+        if age == 0:
+            state["inner"] = {}
+        share = 1.0
+        if t >= every and age < warmup:
+            share = 1 - 0.99 * (1 + np.cos(np.pi * age / (warmup + 1))) / 2
+        return [share * u for u in inner(gs, ps, age, state["inner"])]
+
+    return rule
