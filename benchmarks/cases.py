@@ -370,6 +370,22 @@ CASES = [
                 ),
             ),
             ("grokfast + adamw", lambda lib: lib.chain(lib.grokfast(), lib.adamw(1e-3))),
+            ("adamw + ema_params", lambda lib: lib.chain(lib.adamw(1e-3), lib.ema_params(0.999))),
+            (
+                "adamw + ema_params(every=10)",
+                lambda lib: lib.chain(lib.adamw(1e-3), lib.ema_params(0.999, every=10)),
+            ),
+            ("adamw + swa_params", lambda lib: lib.chain(lib.adamw(1e-3), lib.swa_params(1000))),
+            (
+                "adamw + tail_ema_params",
+                lambda lib: lib.chain(lib.adamw(1e-3), lib.tail_ema_params(1000)),
+            ),
+            (
+                "adamw + lawa_params",
+                lambda lib: lib.chain(lib.adamw(1e-3), lib.lawa_params(window=3, every=100)),
+            ),
+            ("adamw + ema_nesterov", lambda lib: lib.chain(lib.adamw(1e-3), lib.ema_nesterov())),
+            ("gpa", lambda lib: lib.gpa(lib.adamw(1e-3))),
             ("hyperball", lambda lib: lib.hyperball(lib.scale_by_adam(), 1e-2)),
             ("zclip + adamw", lambda lib: lib.chain(lib.zclip(), lib.adamw(1e-3))),
             ("adagc + adamw", lambda lib: lib.chain(lib.adagc(), lib.adamw(1e-3))),

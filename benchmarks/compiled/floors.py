@@ -76,6 +76,7 @@ def why_none(text: str) -> str:
 SGD = "g p -> p"
 MOMENTUM = "g mu p -> mu p"
 ADAM = "g mu nu p -> mu nu p"
+AVERAGED = "g mu nu mean p -> mu nu mean p"
 THREE = "g mu nu more p -> mu nu more p"
 NORM_FIRST = f"g; {SGD}"
 
@@ -189,6 +190,13 @@ FLOORS = {
     "cautious adamw": "g mu nu p; g mu nu p -> mu nu p",
     "adam + add_cautious_decay": ADAM,
     "grokfast + adamw": "g last mu nu p -> last mu nu p",
+    "adamw + ema_params": AVERAGED,
+    "adamw + ema_params(every=10)": f"{ADAM}; p mean -> mean # 16 stand under a condition",
+    "adamw + swa_params": AVERAGED,
+    "adamw + tail_ema_params": AVERAGED,
+    "adamw + lawa_params": f"{ADAM}; 3 * p last -> last # 48 stand under conditions",
+    "adamw + ema_nesterov": "g mu nu trend p -> mu nu trend p",
+    "gpa": "g z mu nu p -> z mu nu p",
     "hyperball": "g mu nu p -> mu nu; mu nu p -> p",
     "zclip + adamw": f"g; {ADAM}",
     "adagc + adamw": f"g; {ADAM}",
