@@ -30,6 +30,7 @@ from gradx.lift.stages import Call, Decided, LeafState, Leaves, Numbers, Sums
 from gradx.lift.states import check_state
 from gradx.lift.tree_first import TreeFirst
 from gradx.lowering.conditional import in_some_steps
+from gradx.lowering.order import once_stored
 from gradx.numbers.counting import steps
 from gradx.numbers.live import own_state, with_own
 from gradx.numbers.sources import Array, Hyper
@@ -291,7 +292,8 @@ def _start(p: Array, *, dtype: Any) -> Array:
 def _average(
     g: Array, s: AveragedParamsState, p: Array, h: Numbers
 ) -> tuple[Array, AveragedParamsState]:
-    return g, s._replace(average=s.average + h.weight * (p - s.average))
+    mean = s.average + h.weight * (p - s.average)
+    return once_stored(g, mean), s._replace(average=mean)
 
 
 def _pass(g: Array, s: LeafState, p: None, h: Numbers) -> tuple[Array, LeafState]:
