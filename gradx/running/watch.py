@@ -164,7 +164,10 @@ class _Watching:
         real = jnp.finfo(kind).dtype
         return WatchState(
             count=jnp.zeros((), jnp.int32),
-            measurements={x: jnp.zeros((), real) for x in (*names, *self.view.numbers(state))},
+            measurements={
+                **{name: jnp.zeros((), real) for name in names},
+                **{name: jnp.array(x, real) for name, x in self.view.numbers(state).items()},
+            },
             squares=() if self._adding is None else jnp.zeros((), real),
             inner_state=state,
         )
