@@ -248,6 +248,16 @@ def test_over_sharded_leaves(types: bool) -> None:
 # ---------------------------------------------------------------- accumulation and noise
 
 
+@pytest.mark.parametrize("k", [None, 3])
+def test_an_update_that_the_call_asks_for_is_watched(k: int | None) -> None:
+    steps = gradx.MultiSteps(gradx.sgd(0.5), k, emit=gradx.from_call("last"))
+    tx, p = gradx.watch(steps, every=1), jnp.ones(1)
+    state = tx.init(p)
+    for g, last in ((1.0, False), (3.0, True)):
+        _, state = tx.update(jnp.array([g]), state, p, last=jnp.array(last))
+        assert gradx.metrics(state)["update_norm"] == (1.0 if last else 0.0)
+
+
 def test_around_accumulation_it_counts_updates() -> None:
     tx = gradx.watch(gradx.MultiSteps(CLIPPED, 2), every=2)
     grads = gradients(8)
