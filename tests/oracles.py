@@ -112,6 +112,18 @@ def called(key: str) -> frozenset[str]:
     return frozenset(names)
 
 
+@cache
+def repetitions() -> frozenset[str]:
+    """The rows that go through no factory but those of the rows before them."""
+    gone_through: set[str] = set()
+    repeat: set[str] = set()
+    for key in rows():
+        if called(key) <= gone_through:
+            repeat.add(key)
+        gone_through |= called(key)
+    return frozenset(repeat)
+
+
 def rows() -> dict[str, Any]:
     others = {k: row for k, row in table_others.ROWS.items() if not row.ahead}
     return {**{f"torch {k}": row for k, row in table.ROWS.items()}, **others}

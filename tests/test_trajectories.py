@@ -52,8 +52,15 @@ def arrays_of(stored: Stored, prefix: str) -> Stored:
     return {name: stored[f"{prefix}/{name}"] for name in ("b", "w")}
 
 
+def each(rows: Any, prefix: str = "") -> Any:
+    """Marks a test to run over these rows; those that repeat others, under ``-m full``."""
+    marks = [[pytest.mark.full] * (prefix + key in oracles.repetitions()) for key in rows]
+    marked = [pytest.param(key, marks=m) for key, m in zip(rows, marks, strict=True)]
+    return pytest.mark.parametrize("key", marked)
+
+
 @first_of("dtype", ["float64", "float32"])
-@pytest.mark.parametrize("key", ROWS)
+@each(ROWS, "torch ")
 def test_as_in_torch(key: str, dtype: str, stored: Stored) -> None:
     row = ROWS[key]
     with jax.enable_x64(dtype == "float64"):
@@ -63,7 +70,7 @@ def test_as_in_torch(key: str, dtype: str, stored: Stored) -> None:
     assert_as_stored(key, after, stored, {"float64": 1e-12, "float32": 2e-6}[dtype])
 
 
-@pytest.mark.parametrize("key", table_others.ROWS)
+@each(table_others.ROWS)
 def test_as_in_others(key: str, stored: Stored, others: Stored) -> None:
     """In float64 only: that is where an algorithm shows, and the laws look at float32."""
     row = table_others.ROWS[key]
