@@ -43,6 +43,8 @@ class Case:
       value: the loss that it is given as the extra argument `value`; the reference gets it too.
       temporaries: the arrays like a parameter that a step needs beside its donated buffers.
       bad: further arguments that must be refused.
+      represents: it may stand for other rows with its mechanisms, in `mechanisms.py`. A program
+        that takes seconds to compile does not, where a smaller one has the same.
     """
 
     factory: str
@@ -63,6 +65,7 @@ class Case:
     value: float | None = None
     temporaries: float = 0
     bad: Mapping[str, Any] = field(default_factory=dict)
+    represents: bool = True
 
     def make(self, library: Any = gradx, **changed: Any) -> Any:
         return find(library, self.factory)(**made({**self.kwargs, **changed}, library))
@@ -170,17 +173,20 @@ BAD_MEMORY = {
     "_temporaries": 2,
     "_bad": {"memory_size": 0},
 }
-QUASI_NEWTON = {"linesearch": None, **BAD_MEMORY}
+QUASI_NEWTON = {"linesearch": None, "_represents": False, **BAD_MEMORY}
 
 OF_ADAM = ("learning_rate", "b1", "b2", "eps", "eps_root", "weight_decay")
 BY_ADAM = {f"adam_{name}": RANGES[name] for name in OF_ADAM}
+# Large programs (see `represents`).
 MUON = {
+    "_represents": False,
     "_ranges": {"beta": "[0, 1)", **BY_ADAM},
     "_copies": 2,  # of eps and the learning rate
     "_bad": {"ns_steps": 0, "ns_coeffs": "jordan", "preconditioning": "l2", "convention": "torch"},
 }
 
 SHAMPOO = {
+    "_represents": False,
     "_in_optax": False,
     "_ranges": {
         "b2": "[0, 1]",
@@ -194,6 +200,7 @@ SHAMPOO = {
 }
 
 PSGD = {
+    "_represents": False,
     "probe": "expected",  # noise is no reference
     "_in_optax": False,
     "_whole_tree": True,
@@ -206,6 +213,7 @@ PSGD = {
 }
 
 SOAP = {
+    "_represents": False,
     "_in_optax": False,
     "_ranges": {"shampoo_beta": "[0, 1)"},
     "_needs_params": True,
@@ -219,6 +227,7 @@ HYPERBALL = {
     "_copies": 1,  # of the learning rate
 }
 NORMUON = {
+    "_represents": False,
     "_in_optax": False,
     "_needs_params": True,
     "_ranges": {"consistent_rms": "(0, inf)"},
@@ -226,6 +235,7 @@ NORMUON = {
     "_bad": {"ns_steps": 0, "ns_coeffs": "jordan", "preconditioning": "l2"},
 }
 SCION = {
+    "_represents": False,
     "_in_optax": False,
     "_ranges": {"momentum": "(0, 1]", "radius": "[0, inf)", "head_radius": "[0, inf)"},
     "_copies": 1,  # of eps
@@ -233,6 +243,7 @@ SCION = {
 }
 
 DION = {
+    "_represents": False,
     "_in_optax": False,
     "_bad": {
         "rank_fraction": 0.0,
@@ -243,6 +254,7 @@ DION = {
     },
 }
 DION2 = {
+    "_represents": False,
     "_in_optax": False,
     "_ranges": {"ef_decay": "[0, 1)"},
     "_bad": {"fraction": 1.5, "ns_steps": 0, "ns_coeffs": "jordan", "preconditioning": "l2"},
@@ -692,7 +704,7 @@ OPTIMIZERS = [
         _in_optax=False,
         _needs_params=True,
         _temporaries=2.5,
-        **MUON,
+        **{**MUON, "_represents": True},
     ),
     row("soap", learning_rate=0.05, _copies=1, _temporaries=17.52, **SOAP),
     row(
@@ -706,7 +718,7 @@ OPTIMIZERS = [
         staggered=True,
         _copies=1,
         _temporaries=18.52,
-        **SOAP,
+        **{**SOAP, "_represents": True},
     ),
     row(
         "soap",
@@ -767,7 +779,7 @@ OPTIMIZERS = [
         max_size_triangular=2,
         fallback=row("adam", learning_rate=0.02),
         _temporaries=2.11,
-        **{**PSGD, "_copies": 0},
+        **{**PSGD, "_copies": 0, "_represents": True},
     ),
     row(
         "shampoo",
@@ -810,12 +822,14 @@ OPTIMIZERS = [
         "no-graft",
         learning_rate=0.1,
         b2=0.9,
-        eps=1e-2,
+        eps=0.1,
+        precondition_frequency=2,
+        staggered=True,
         graft="none",
         exponent=0.5,
         fallback=row("adam", learning_rate=0.05, b2=0.95),
         _temporaries=18.02,
-        **{**SHAMPOO, "_copies": 0},
+        **{**SHAMPOO, "_copies": 0, "_represents": True},
     ),
     row(
         "shampoo",
@@ -884,7 +898,7 @@ OPTIMIZERS = [
         convention="moonlight",
         fallback=row("sgd", learning_rate=0.05, momentum=0.9),
         _temporaries=2.26,
-        **DION,
+        **{**DION, "_represents": True},
     ),
     row(
         "dion2",
@@ -995,7 +1009,7 @@ OPTIMIZERS = [
         learning_rate=0.2,
         memory_size=5,
         scale_init_precond=False,
-        **QUASI_NEWTON,
+        **{**QUASI_NEWTON, "_represents": True},
     ),
 ]
 

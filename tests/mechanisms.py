@@ -107,8 +107,8 @@ def table() -> dict[str, list[str]]:
 @functools.cache
 def representatives() -> frozenset[str]:
     """Few rows that together use all mechanisms: always the next that adds the most."""
-    used = {case.id: mechanisms(case) for case in CASES}
-    missing, chosen = set(table()), []
+    used = {case.id: mechanisms(case) for case in CASES if case.represents}
+    missing, chosen = {mechanism for row in used.values() for mechanism in row}, []
     while missing:
         chosen.append(max(used, key=lambda row: len(used[row] & missing)))
         missing -= used[chosen[-1]]

@@ -10,12 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from cases import Case, every_other, first_of
+from cases import every_other, first_of
 from compilers import counts_buffers
 from flax import nnx
 from flax.training.train_state import TrainState
 from jax.sharding import NamedSharding, PartitionSpec
-from mechanisms import every_optimizer_mechanism
 from problems import assert_close, assert_same, bowl, gradients, params, step, trajectory
 
 import gradx
@@ -27,29 +26,6 @@ def at(stacked: Any, i: int) -> Any:
 
 
 # ---------------------------------------------------------------- the inner state
-
-
-@every_optimizer_mechanism
-def test_a_closed_gate_leaves_every_optimizer_as_it_is(case: Case) -> None:
-    """Bit for bit, with NaN gradients; and an open one does what the optimizer does."""
-    tx = case.ready()
-    wrapped = gradx.apply_if_finite(tx, 1)
-    g, first = gradients(steps=3)["dense"], params()["dense"]
-    jitted = jax.jit(lambda p, s, g: step(wrapped, p, s, g))
-    p, state = jitted(first, wrapped.init(first), at(g, 0))
-    broken = jax.tree.map(lambda x: jnp.full_like(x, jnp.nan), at(g, 1))
-    same_p, same = jitted(p, state, broken)
-    assert_same(same_p, p)
-    assert_same(same.inner_state, state.inner_state)
-    assert int(same.notfinite_count) == int(same.total_notfinite) == 1
-    assert not same.last_finite
-    p, state = jitted(same_p, same, at(g, 2))
-    alone_p, alone = first, tx.init(first)
-    with jax.disable_jit():
-        for i in (0, 2):
-            alone_p, alone = step(tx, alone_p, alone, at(g, i))
-    assert_close(p, alone_p, rtol=1e-6)
-    assert int(state.notfinite_count) == 0
 
 
 RAW_KEY = jax.random.PRNGKey(0)  # one that NumPy can compare

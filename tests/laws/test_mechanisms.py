@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from cases import CASES, Case
+from cases import CASES, Case, each
 from compilers import counts_buffers
 from mechanisms import (
     OF_A_MATRIX_RULE,
@@ -103,9 +103,34 @@ class Compiled:
 compiled = functools.cache(Compiled)
 
 
+N = 2  # replicas
+
+
+def replicas() -> tuple[Any, Any]:
+    """Two leaves with other parameters for each, the last with those that are given; and three
+    gradients."""
+    size = (np.arange(N) + 1.0) / N
+    many = jax.tree.map(lambda x: np.stack([x * np.float32(c) for c in size]), params()["dense"])
+    return many, stacked(gradients(steps=3)["dense"])
+
+
+def stacked(tree: Any) -> Any:
+    return jax.tree.map(lambda x: np.stack([x] * N), tree)
+
+
+def three(tx: Any, p: Any, g: Any) -> Any:
+    return jax.lax.scan(lambda now, g: (step(tx, *now, g), None), (p, tx.init(p)), g)[0]
+
+
+def last_replica(tx: Any) -> Any:
+    """Its parameters and state after three steps, operation by operation."""
+    with jax.disable_jit():
+        return three(tx, *jax.tree.map(jnp.asarray, [first(x, -1) for x in replicas()]))
+
+
 @every_mechanism
 def test_one_trace_one_result_however_it_is_run(case: Case) -> None:
-    """jit, donated buffers, scan, vmap, pmap and shard_map all do what single operations do."""
+    """jit, donated buffers, and vmap in shard_map all do what single operations do."""
     tx = case.ready()
     p, s = params(), tx.init(params())
     after = []
@@ -117,33 +142,49 @@ def test_one_trace_one_result_however_it_is_run(case: Case) -> None:
     assert_close(after[2][0], plain[2], rtol=1e-6)
     assert_close(after[-1][0], plain[-1], rtol=2e-6)
 
-    def three(p: Any, g: Any) -> Any:
-        return jax.lax.scan(lambda now, g: (step(tx, *now, g), None), (p, tx.init(p)), g)[0]
+    # On two devices, each with a batch of both replicas.
+    def on_device(*given: Any) -> Any:
+        made = jax.vmap(functools.partial(step, tx))(*map(first, given))
+        return jax.tree.map(lambda x: x[None], made)
 
-    # Two replicas of two leaves with different parameters, the last with those that are given.
-    n, one, g = 2, params()["dense"], gradients(steps=3)["dense"]
-    size = (np.arange(n) + 1.0) / n
-    many = jax.tree.map(lambda x: np.stack([x * np.float32(c) for c in size]), one)
-    many_g = jax.tree.map(lambda x: np.stack([x] * n), g)
-    with jax.disable_jit():
-        once = three(*jax.tree.map(jnp.asarray, (one, g)))
-
-    # On two devices, each with a batch of both: scan, in vmap, in pmap.
-    twice, twice_g = (jax.tree.map(lambda x: np.stack([x, x]), t) for t in (many, many_g))
-    over_devices = jax.device_get(jax.pmap(jax.vmap(three))(twice, twice_g))
-    over_batch = first(over_devices)
-    assert_same(first(over_devices, 1), over_batch)
-    assert_close(first(over_batch, n - 1), once, rtol=1e-6)
-
-    def shard(p: Any, s: Any, g: Any) -> Any:
-        return jax.tree.map(lambda x: x[None], step(tx, *map(first, (p, s, g))))
-
-    mesh = jax.make_mesh((n,), ("d",), axis_types=(jax.sharding.AxisType.Auto,))
-    sharded = jax.jit(jax.shard_map(shard, mesh=mesh, in_specs=P("d"), out_specs=P("d")))
-    p, s = many, jax.vmap(tx.init)(many)
+    mesh = jax.make_mesh((N,), ("d",), axis_types=(jax.sharding.AxisType.Auto,))
+    sharded = jax.jit(jax.shard_map(on_device, mesh=mesh, in_specs=P("d"), out_specs=P("d")))
+    many, g = replicas()
+    p, s = map(stacked, (many, jax.vmap(tx.init)(many)))
     for i in range(3):
-        p, s = sharded(p, s, jax.tree.map(lambda x, i=i: x[:, i], many_g))
-    assert_close(jax.device_get((p, s)), over_batch, rtol=1e-6)
+        p, s = sharded(p, s, stacked(jax.tree.map(lambda x, i=i: x[:, i], g)))
+    made = jax.device_get((p, s))
+    assert_same(first(made, 1), first(made))
+    assert_close(first(first(made), -1), last_replica(tx), rtol=1e-6)
+
+
+@pytest.mark.full
+@each(CASES)
+def test_scan_in_vmap_in_pmap(case: Case) -> None:
+    """Too, for which JAX has shard_map; `test_numbers_are_the_same_wherever_they_come_from` scans
+    alone."""
+    tx = case.ready()
+    run = jax.pmap(jax.vmap(functools.partial(three, tx)))
+    made = jax.device_get(run(*map(stacked, replicas())))
+    assert_same(first(made, 1), first(made))
+    assert_close(first(first(made), -1), last_replica(tx), rtol=1e-6)
+
+
+@every_optimizer_mechanism
+def test_a_closed_gate_leaves_it_as_it_is(case: Case) -> None:
+    """Bit for bit, with NaN gradients; and an open one does what the optimizer does."""
+    wrapped = gradx.apply_if_finite(case.ready(), 1)
+    jitted = jax.jit(functools.partial(step, wrapped))
+    p, state = jitted(params(), wrapped.init(params()), first(gradients()))
+    broken = jax.tree.map(lambda x: jnp.full_like(x, jnp.nan), params())
+    same_p, same = jitted(p, state, broken)
+    assert_same(same_p, p)
+    assert_same(same.inner_state, state.inner_state)
+    assert int(same.notfinite_count) == int(same.total_notfinite) == 1
+    assert not same.last_finite
+    p, state = jitted(same_p, same, first(gradients(), 1))
+    assert_close(p, plain_steps(case, gradx, np.float32)[0][1], rtol=1e-6)
+    assert int(state.notfinite_count) == 0
 
 
 @functools.cache
