@@ -43,6 +43,7 @@ from gradx.lift.states import (
     opened,
 )
 from gradx.lowering.siblings import siblings
+from gradx.lowering.varying import varies_over, vary
 from gradx.numbers import hyper, sources
 from gradx.numbers.live import HyperparamsState
 from gradx.numbers.namespace import Static, ask, joined_names, split
@@ -257,9 +258,7 @@ class Rule:
             shared = self._shared(step, old_scalars) if by_path else numbers[0]
             decided, changed = ask(self.per_tree, shared, self._sums(leaves, calls, spans))
             calls = calls_with([joined_names(h, decided, "per_tree", self.where) for h in numbers])
-            new_scalars |= {
-                name: jnp.asarray(x, old_scalars[name].dtype) for name, x in changed.items()
-            }
+            new_scalars |= {name: _like(x, old_scalars[name]) for name, x in changed.items()}
 
         place: dict[int, int] = {}  # of this rule in the row of each leaf
         for i in active:
@@ -328,6 +327,11 @@ class Rule:
             parts.append(measured(self.measure, call.static, g, p, call.traced, call.state))
         sums: Sums = mapped.sum_over(parts, [spans[i] for i in calls])
         return sums
+
+
+def _like(new: Any, old: Array) -> Array:
+    """In the old dtype, and varying over the mapped axes that the old one varied over."""
+    return vary(jnp.asarray(new, old.dtype), varies_over(new) | varies_over(old))
 
 
 def _made(first: Any, given: tuple[Any, ...]) -> Any:

@@ -170,6 +170,28 @@ def test_scan_in_vmap_in_pmap(case: Case) -> None:
     assert_close(first(first(made), -1), last_replica(tx), rtol=1e-6)
 
 
+@pytest.mark.full
+@each(CASES)
+def test_a_state_that_varies_can_be_carried(case: Case) -> None:
+    """A scan inside shard_map wants the types of the carry back: nothing may become the same on all
+    devices by being a constant. Types alone, nothing is compiled."""
+    tx = case.ready()
+    mesh = jax.make_mesh((2,), ("d",), axis_types=(jax.sharding.AxisType.Auto,))
+
+    def run(x: Any) -> Any:
+        p, state = jax.tree.map(
+            lambda y: jax.lax.pcast(y, ("d",), to="varying"), (params(), tx.init(params()))
+        )
+        return jax.lax.scan(lambda c, _: (step(tx, *c, c[0]), None), (p, state), length=2)[0]
+
+    spec = jax.sharding.PartitionSpec("d")
+    mapped = jax.shard_map(
+        lambda x: jax.tree.map(lambda y: y[None], run(x)), mesh=mesh, in_specs=spec, out_specs=spec
+    )
+    carried = jax.eval_shape(mapped, jnp.zeros(2))
+    assert jax.tree.structure(carried[1]) == jax.tree.structure(tx.init(params()))
+
+
 @every_optimizer_mechanism
 def test_a_closed_gate_leaves_it_as_it_is(case: Case) -> None:
     """Bit for bit, with NaN gradients; and an open one does what the optimizer does."""
