@@ -38,7 +38,7 @@ def walk(tx: Any, n: int, p: Any = P, jit: bool = True) -> Iterator[tuple[Any, A
 def ema(decay: float, debias: bool = True, warmup: bool = False, every: int = 1, start: int = 0):
     def mean(seen: Sequence[Any], t: int) -> Any:
         taken = [x for i, x in enumerate(seen) if i and i >= start and (i - start) % every == 0]
-        if t < start:
+        if t < start or (debias and not taken):
             return seen[-1]
         average, total = seen[0] if start == 0 else seen[start], 0.0 if debias else 1.0
         for m, x in enumerate(taken):
@@ -344,3 +344,35 @@ def test_what_cannot_be_averaged() -> None:
             part.update(P, part.init(P))
         with pytest.raises(ValueError, match="of type TraceState instead of"):
             part.update(P, gradx.trace(0.9).init(P), P)
+
+
+def test_an_average_inside_sam_is_of_the_parameters_at_home() -> None:
+    adversary = gradx.chain(gradx.normalize(), gradx.sgd(0.1))
+    tx, plain = (
+        gradx.sam(gradx.chain(gradx.sgd(0.2), EMA), adversary),
+        gradx.sam(gradx.sgd(0.2), adversary),
+    )
+    seen = [np.asarray(p["w"]) for p, _ in walk(plain, 4, jit=False)][1::2]
+    for t, (p, state) in enumerate(walk(tx, 5, jit=False), 1):
+        if t > 2:  # also after the fifth call, which moved them uphill
+            expected = ema(0.5)([np.asarray(P["w"]), *seen[: t // 2]], t // 2)
+            assert_close(gradx.eval_params(tx, state, p)["w"], expected, rtol=1e-6)
+
+
+def test_until_the_first_average_the_parameters_are_evaluated() -> None:
+    for part in (gradx.swa_params(every=3), gradx.ema_params(0.5, every=3)):
+        tx = gradx.chain(gradx.sgd(0.2), part)
+        for p, state in walk(tx, 3, jit=False):
+            assert_close(gradx.eval_params(tx, state, p), p, rtol=1e-6)
+
+
+def test_snapshots_of_another_window_are_refused() -> None:
+    with pytest.raises(ValueError, match="with 2 snapshots instead of 3"):
+        gradx.lawa_params(3, 1).update(P, gradx.lawa_params(2, 1).init(P), P)
+
+
+def test_what_stands_around_lookahead_says_where_to_put_it() -> None:
+    tx = gradx.skip_nonfinite(gradx.lookahead(gradx.sgd(0.1), 2, 0.5))
+    pair = gradx.LookaheadParams.init_synced(P)
+    with pytest.raises(ValueError, match=r"put it inside, lookahead\(chain"):
+        tx.update(P, tx.init(pair), pair)

@@ -196,6 +196,17 @@ IN_ALL_WAYS: dict[str, tuple[dict[str, Any], list[int]]] = {  # arguments, calls
 }
 
 
+def test_without_any_weight_the_update_waits_for_a_gradient() -> None:
+    tx = gradx.MultiSteps(gradx.adamw(0.1), 2, weight=gradx.from_call("w"))
+    p = jnp.ones(1)
+    state, seen = tx.init(p), []
+    for w in (0.0, 0.0, 3.0, 0.0, 1.0):
+        updates, state = tx.update(p, state, p, w=w)
+        seen.append(bool(tx.has_updated(state)))
+        assert seen[-1] == bool(updates[0] != 0)
+    assert seen == [False, False, True, False, True]
+
+
 @pytest.mark.parametrize(("how", "calls"), IN_ALL_WAYS.values(), ids=list(IN_ALL_WAYS))
 def test_each_way_to_accumulate_is_one_large_batch(how: Any, calls: list[int]) -> None:
     """The gradient of a batch is the mean of its rows; with weights, batches differ in length."""

@@ -168,7 +168,8 @@ class MultiSteps(Transform):
       weight: the weight of a call's gradient, such as its number of tokens:
         ``weight=from_call("tokens")`` and `update(…, tokens=n)`, or a number. The mean is then
         \(\sum_j w_j g_j / \sum_j w_j\), which is the gradient of the whole batch where \(g_j\) are
-        means over tokens; the sum is \(\sum_j w_j g_j\). A weight of 0 leaves a gradient out.
+        means over tokens; the sum is \(\sum_j w_j g_j\). A weight of 0 leaves a gradient out; if all
+        are 0, the update waits for the next call.
       emit: a flag of the call that asks for an update now, from the calls so far, such as the last
         ones of an epoch: ``emit=from_call("last")`` and `update(…, last=flag)`, one bool that is
         the same on all devices. Without a gradient since the last update there is none.
@@ -338,6 +339,7 @@ class _Accumulation:
                 dtype = state.weight_sum.dtype
                 total = jnp.where(first, 0.0, state.weight_sum) + weight
                 changed["weight_sum"] = jnp.where(counts, total, state.weight_sum).astype(dtype)
+                emits &= changed["weight_sum"] > 0  # else it waits for a call with a gradient
                 share = weight / jnp.where(total > 0, total, 1.0) if self.mean else weight
             elif self.mean:
                 share = 1.0 / as_float(state.mini_step + 1)

@@ -308,6 +308,7 @@ def evaluated_at_home(name: str, is_at_home: Callable[[Any], Array]) -> Averaged
         name,
         lambda state: [] if state.cache is None else [state.cache],
         lambda p, arrays, state: _home(is_at_home(state), p, arrays[0]),
+        first=True,
     )
 
 

@@ -94,11 +94,13 @@ class Averaged(NamedTuple):
       trees: `state -> trees`, the parts of it that are like the parameters.
       at: `(p, arrays, state) -> x`, one parameter as it is evaluated; `arrays` are those of `trees`
         that belong to it.
+      first: it tells where the parameters really are, before all averages.
     """
 
     name: str
     trees: Callable[[Any], Sequence[Any]]
     at: Callable[[Any, Sequence[Any], Any], Any]
+    first: bool = False
 
 
 AVERAGES: Known[Averaged] = Known()

@@ -115,6 +115,11 @@ def _mismatch(flat: Flat, other: Any, what: str, like: str) -> str:
         kinds = type(flat.tree).__name__, type(other).__name__
         return f"{like} are a tree, a {kinds[0]}, but {what} a {kinds[1]}."
     here, there = seen.paths, found.paths
+    if hasattr(other, "fast") and hasattr(other, "slow") and not hasattr(flat.tree, "fast"):
+        return (
+            f"{what} are those of lookahead, fast and slow, but {like} are like the fast ones. So "
+            f"nothing can stand around lookahead: put it inside, lookahead(chain(…), …)."
+        )
     missing = [p for p in here if not any(q == p or q.startswith(f"{p}/") for q in there)]
     extra = [q for q in there if not set(beginnings(q)) & set(here)]
     hidden = [p for p, x in zip(here, seen.values, strict=True) if isinstance(x, MaskedNode)]

@@ -36,11 +36,18 @@ from gradx.numbers.live import own_state, with_own
 from gradx.numbers.sources import Array, Hyper
 from gradx.running.beside import after, beside_params, first_beside
 
-__all__ = ["AveragedParamsState", "ema_params", "swa_params", "tail_ema_params"]
+__all__ = [
+    "EmaParamsState",
+    "SwaParamsState",
+    "TailEmaParamsState",
+    "ema_params",
+    "swa_params",
+    "tail_ema_params",
+]
 
 
-class AveragedParamsState(NamedTuple):
-    """The state of `ema_params`, `swa_params` and `tail_ema_params`.
+class EmaParamsState(NamedTuple):
+    """The state of `ema_params`; `swa_params` and `tail_ema_params` have the same fields.
 
     Attributes:
       count: the updates done so far, int32 ().
@@ -56,6 +63,14 @@ class AveragedParamsState(NamedTuple):
     weight: Array
     share: Array
     average: Updates
+
+
+class SwaParamsState(EmaParamsState):
+    """The state of `swa_params`, with the fields of `EmaParamsState`."""
+
+
+class TailEmaParamsState(EmaParamsState):
+    """The state of `tail_ema_params`, with the fields of `EmaParamsState`."""
 
 
 Mix = Annotated[
@@ -97,12 +112,13 @@ def ema_params(
       every: average in every \(k\)-th step only, \(k \ge 1\). Other steps cost nothing.
       start: the number of updates before the first average; until then the parameters themselves
         are evaluated.
-      mix: Below 1 the average is mixed with the parameters, as in `tail_ema_params`.
+      mix: Below 1 the average is mixed with the parameters, as in `tail_ema_params`. A live one
+        counts from the next update on.
       accumulator_dtype: the dtype to keep the average in; by default the parameter's, at least
         float32. In half precision a slow average stands still.
 
     Returns:
-      A part of a chain that passes the updates on, with an `AveragedParamsState`. Around it,
+      A part of a chain that passes the updates on, with an `EmaParamsState`. Around it,
       `masked` says which parameters are averaged.
 
     Raises:
@@ -129,29 +145,32 @@ def ema_params(
         raise ValueError(f"{where}: give decay or half_life, one of them.")
     hypers = {"decay": decay} if half_life is None else {"half_life": half_life}
     flags = {"debias": debias, "warmup": warmup, "every": steps("every", every, 1)}
-    return _averaged({**hypers, "mix": mix}, flags, start, accumulator_dtype)
+    return _averaged(EmaParamsState, {**hypers, "mix": mix}, flags, start, accumulator_dtype)
 
 
 @core.recorded
 def swa_params(start: int = 0, every: int = 1, *, accumulator_dtype: Any = None) -> Transform:
     r"""Keeps the mean of the parameters from some step on: stochastic weight averaging (SWA).
 
-    .. math:: \bar\theta = \frac{1}{n} \sum_{i=1}^{n} \theta_{s + i k}
+    .. math:: \bar\theta = \text{the mean of } \theta_t \text{ over the steps } t \ge \max(s, 1)
+              \text{ with } k \mid t - s
 
     It goes with a learning rate that stays constant, or is cyclic, while parameters are averaged.
-    `eval_params(tx, state, params)` gives the mean. Statistics of batch norms belong to other
+    `eval_params(tx, state, params)` gives the mean, and until there is one the parameters
+    themselves. Statistics of batch norms belong to other
     parameters; gather them anew.
 
     Args:
       start: \(s\), the number of updates before the first parameters that are averaged; commonly
-        three quarters of the run. Until then the parameters themselves are evaluated.
+        three quarters of the run. It counts the updates of this part: after `transfer_state` from a
+        chain without it, those from there on.
       every: \(k \ge 1\), the steps between averaged parameters: one epoch in the paper, or the
         length of a cycle. Other steps cost nothing.
       accumulator_dtype: the dtype to keep the mean in; by default the parameter's, at least
         float32.
 
     Returns:
-      A part of a chain that passes the updates on, with an `AveragedParamsState`.
+      A part of a chain that passes the updates on, with a `SwaParamsState`.
 
     Raises:
       ValueError: a number of steps is out of range; `update` is called without the parameters.
@@ -171,7 +190,7 @@ def swa_params(start: int = 0, every: int = 1, *, accumulator_dtype: Any = None)
     https://arxiv.org/abs/1803.05407.
     """
     flags = {"debias": True, "warmup": False, "every": steps("every", every, 1)}
-    return _averaged({"mix": 1.0}, flags, start, accumulator_dtype)
+    return _averaged(SwaParamsState, {"mix": 1.0}, flags, start, accumulator_dtype)
 
 
 @core.recorded
@@ -200,7 +219,7 @@ def tail_ema_params(
         float32.
 
     Returns:
-      A part of a chain that passes the updates on, with an `AveragedParamsState`.
+      A part of a chain that passes the updates on, with a `TailEmaParamsState`.
 
     Raises:
       ValueError: a number of steps is out of range; `update` is called without the parameters.
@@ -220,7 +239,9 @@ def tail_ema_params(
     (https://github.com/KellerJordan/modded-nanogpt), where the embedding is left out (`masked`).
     """
     flags = {"debias": False, "warmup": False, "every": steps("every", every, 1)}
-    return _averaged({"decay": decay, "mix": mix}, flags, start, accumulator_dtype)
+    return _averaged(
+        TailEmaParamsState, {"decay": decay, "mix": mix}, flags, start, accumulator_dtype
+    )
 
 
 # ---------------------------------------------------------------- the weights
@@ -234,10 +255,11 @@ def _decide(h: Numbers, sums: Sums) -> Decided:
     total = kept * h.total + new
     due = since % h.every == 0
     weight = jnp.where(due, new / total, 0.0)
+    # Until the first average it is the parameters themselves.
+    none_yet = (since <= 0) | (h.total == 0)
     return {}, {
         "total": jnp.where(due & (since >= 0), total, h.total),
-        # Until the start the average is the parameters themselves, and begins with those.
-        "weight": jnp.where(since <= 0, 1.0, weight),
+        "weight": jnp.where(none_yet, 1.0, weight),
         "share": jnp.asarray(h.mix),
     }
 
@@ -263,14 +285,14 @@ def _clock(h: Numbers, t: Array) -> Mapping[str, Any]:
 
 
 def _averaged(
-    hypers: Mapping[str, Any], flags: Mapping[str, Any], start: int, dtype: Any
+    state_class: Any, hypers: Mapping[str, Any], flags: Mapping[str, Any], start: int, dtype: Any
 ) -> Transform:
     seldom = flags["every"] > 1
     first = {"average": partial(_start, dtype=storage("accumulator_dtype", dtype))}
     rule = leafwise(
         _pass if seldom else _average,
         init=None if seldom else first,
-        state=_Weights if seldom else AveragedParamsState,
+        state=_Weights if seldom else state_class,
         hypers=hypers,
         flags={**flags, "start": steps("start", start, 0)},
         per_step=_clock,
@@ -282,16 +304,14 @@ def _averaged(
         },
         needs_params=not seldom,
     )
-    return _in_some_steps(rule, first["average"]) if seldom else rule
+    return _in_some_steps(state_class, rule, first["average"]) if seldom else rule
 
 
 def _start(p: Array, *, dtype: Any) -> Array:
     return jnp.array(p if dtype is None else p.astype(dtype))
 
 
-def _average(
-    g: Array, s: AveragedParamsState, p: Array, h: Numbers
-) -> tuple[Array, AveragedParamsState]:
+def _average(g: Array, s: EmaParamsState, p: Array, h: Numbers) -> tuple[Array, EmaParamsState]:
     mean = s.average + h.weight * (p - s.average)
     return once_stored(g, mean), s._replace(average=mean)
 
@@ -304,7 +324,7 @@ def _pass(g: Array, s: LeafState, p: None, h: Numbers) -> tuple[Array, LeafState
 
 
 class _Weights(NamedTuple):
-    """The scalars of an `AveragedParamsState`."""
+    """The scalars of an `EmaParamsState`."""
 
     count: Count
     total: Array
@@ -319,7 +339,7 @@ class _Trees(NamedTuple):
     average: Updates
 
 
-def _in_some_steps(rule: Transform, first: Callable[[Array], Array]) -> Transform:
+def _in_some_steps(state_class: Any, rule: Transform, first: Callable[[Array], Array]) -> Transform:
     """The scalars in every step, and the average under a real conditional."""
     where = core.where()
 
@@ -342,14 +362,14 @@ def _in_some_steps(rule: Transform, first: Callable[[Array], Array]) -> Transfor
 
     def unpack(state: State) -> list[State]:
         inner = own_state(state)
-        check_state(inner, AveragedParamsState, where)
+        check_state(inner, state_class, where)
         own = with_own(state, _Weights(inner.count, inner.total, inner.weight, inner.share))
         return [own, _Trees(inner.weight, inner.average)]
 
     def pack(states: Sequence[State], old: State) -> State:
         own, trees = states
-        state_class: Any = AveragedParamsState if old is NO_OLD_STATE else type(own_state(old))
-        return with_own(own, state_class(*own_state(own), trees.average))
+        made: Any = state_class if old is NO_OLD_STATE else type(own_state(old))
+        return with_own(own, made(*own_state(own), trees.average))
 
     def described(params: Params, state: State) -> list[Part]:
         return [Part("", rule, params, unpack(state)[0])]
@@ -368,7 +388,7 @@ def _toward(weight: Array, p: Array, average: Array) -> Array:
 # ---------------------------------------------------------------- evaluation
 
 
-def _evaluated(p: Array, arrays: Sequence[Array], state: AveragedParamsState) -> Array:
+def _evaluated(p: Array, arrays: Sequence[Array], state: EmaParamsState) -> Array:
     return _between(p, arrays[0], state.weight, state.share)
 
 
@@ -380,4 +400,9 @@ def _between(p: Array, average: Array, weight: Array, share: Array) -> Array:
     return (wide + share * (mean - wide)).astype(p.dtype)
 
 
-AVERAGES.add(AveragedParamsState, Averaged("ema_params", lambda state: [state.average], _evaluated))
+for _class, _name in (
+    (EmaParamsState, "ema_params"),
+    (SwaParamsState, "swa_params"),
+    (TailEmaParamsState, "tail_ema_params"),
+):
+    AVERAGES.add(_class, Averaged(_name, lambda state: [state.average], _evaluated))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
 
 from gradx import core
 from gradx.contract import GradientTransformation
@@ -18,15 +18,6 @@ __all__ = ["eval_params"]
 SLOW = "lookahead"
 
 
-class _Average(NamedTuple):
-    """A state with an average of parameters, or with something to calculate it from."""
-
-    name: str
-    found: Found[Averaged]
-    columns: list[list[Any]]
-    of_all: bool  # like all parameters; else like the fast ones of `lookahead`
-
-
 @checked
 def eval_params(
     tx: GradientTransformation, state: State, params: Params, *, which: str | None = None
@@ -34,12 +25,12 @@ def eval_params(
     """The parameters to evaluate and to save, for any chain that averages parameters.
 
     It answers for `ema_params`, `swa_params`, `tail_ema_params`, `lawa_params`, `ema_nesterov`,
-    `gpa`, `schedule_free` (Optax's, too) and `lookahead`, alone, in chains, groups and wrappers;
-    and in the midst of a step of `sam` or `look_sam` it gives the parameters without the
-    adversary's.
+    `gpa`, `schedule_free` (Optax's, too) and `lookahead`, alone, in chains, groups and wrappers.
+    In the middle of a step of `sam` or `look_sam` it goes by the parameters without the
+    adversary's move.
 
     Args:
-      tx: the transformation, gradx's or Optax's.
+      tx: the transformation, gradx's or Optax's; errors name it.
       state: its state, alone or inside a larger tree (a whole `TrainState`).
       params: the parameters after the last update; for `lookahead` the `LookaheadParams`. The
         newest ones are a part of most averages.
@@ -63,52 +54,53 @@ def eval_params(
     """
     if not core.is_transform(tx):
         raise ValueError(f"eval_params: tx must be a transformation, got {core.show(tx)}.")
-    fast = getattr(params, "fast", None) if hasattr(params, "slow") else None
-    averages = _averages(state, params, fast)
-    names = [one.name for one in averages] + [SLOW] * (fast is not None)
-    if not names:
+    if params is None:
+        raise ValueError("eval_params: needs the parameters: call eval_params(tx, state, params).")
+    pair = hasattr(params, "fast") and hasattr(params, "slow")
+    found = [one for one in AVERAGES.find(state) if one.known.trees(one.state)]
+    homes = [one for one in found if one.known.first]
+    averages = [one for one in found if not one.known.first]
+    names = shortest_names([(*one.steps, one.known.name) for one in averages])
+    every_name = [*names, *[SLOW] * pair]
+    if not every_name and not homes:
         raise ValueError(
             f"eval_params: {core.show(tx)} averages no parameters, or this is not its state. "
             f"chain(…, ema_params(0.999)) keeps an average; without one evaluate params."
         )
-    if which is not None and which not in names:
-        raise ValueError(f"eval_params: which must be one of {names}, got {which!r}.")
+    if which is not None and which not in every_name:
+        raise ValueError(f"eval_params: which must be one of {every_name}, got {which!r}.")
 
     def several(path: str) -> ValueError:
-        what = repr(path) if path else "each parameter"
-        told = f"{what} has several averages, {names}: say which, as in which={names[0]!r}."
-        return ValueError(f"eval_params: {told}")
+        told = f"several averages, {every_name}: say which, as in which={every_name[0]!r}."
+        return ValueError(f"eval_params: {path or 'each parameter'} has {told}")
 
-    if which is not None and which != SLOW:
-        averages = [one for one in averages if one.name == which]
-    outer = [one for one in averages if one.of_all]
-    params = evaluated(gtree.flatten(params), [one[1:3] for one in outer], several)
-    if fast is None:
-        return params
-    inner = [one for one in averages if not one.of_all]
-    if not inner or which == SLOW:
-        return params.slow
-    if which is None:
+    if which not in (None, SLOW):
+        averages = [one for one, name in zip(averages, names, strict=True) if name == which]
+    if not pair:
+        return _evaluated(_evaluated(params, homes, several), averages, several)
+    # Around lookahead an average is like both trees, and inside it like the fast one.
+    inner, outer = _split(averages)
+    if inner and which is None:
         raise several("")
-    return evaluated(gtree.flatten(params.fast), [one[1:3] for one in inner], several)
+    if inner and which != SLOW:
+        return _evaluated(_evaluated(params.fast, homes, several), inner, several)
+    return _evaluated(params, outer, several).slow
 
 
-def _averages(state: State, params: Params, fast: Params | None) -> list[_Average]:
-    """The averages in a state; with `lookahead` some may be like the fast parameters only."""
-    found = [one for one in AVERAGES.find(state) if one.known.trees(one.state)]
-    names = shortest_names([(*one.steps, one.known.name) for one in found])
-    return [
-        _Average(name, one, *_beside(one, params, fast))
-        for name, one in zip(names, found, strict=True)
-    ]
+def _evaluated(
+    params: Params, averages: Sequence[Found[Averaged]], several: Callable[[str], ValueError]
+) -> Params:
+    flat = gtree.flatten(params)
+    beside = [(one, columns(flat, one, "eval_params")) for one in averages]
+    return evaluated(flat, beside, several)
 
 
-def _beside(
-    found: Found[Averaged], params: Params, fast: Params | None
-) -> tuple[list[list[Any]], bool]:
-    try:
-        return columns(gtree.flatten(params), found, "eval_params"), True
-    except ValueError:
-        if fast is None:
-            raise
-        return columns(gtree.flatten(fast), found, "eval_params"), False
+def _split(
+    averages: Sequence[Found[Averaged]],
+) -> tuple[list[Found[Averaged]], list[Found[Averaged]]]:
+    """The averages that are like the fast parameters of a pair, and those that are like both."""
+    both: list[list[Found[Averaged]]] = [[], []]
+    for one in averages:
+        trees = one.known.trees(one.state)
+        both[hasattr(trees[0], "fast")].append(one)
+    return both[0], both[1]

@@ -15,7 +15,7 @@ from gradx.core.known import AVERAGES, Averaged
 from gradx.lift.averages import storage
 from gradx.lift.passes import staged, widen
 from gradx.lift.stages import Call, Leaves
-from gradx.lift.states import check_state, counted
+from gradx.lift.states import check_state, counted, wrong_state
 from gradx.lift.tree_first import TreeFirst
 from gradx.lowering.conditional import in_some_steps
 from gradx.numbers.counting import steps
@@ -84,7 +84,7 @@ def lawa_params(window: int, every: int, *, accumulator_dtype: Any = None) -> Tr
     dtype = storage("accumulator_dtype", accumulator_dtype)
 
     def start(p: Array) -> Array:
-        return jnp.zeros_like(p, dtype)
+        return jnp.array(p, p.dtype if dtype is None else dtype)
 
     def init(params: Params) -> LawaState:
         empty = tuple(first_beside(start, params, where) for _ in range(window))
@@ -95,6 +95,8 @@ def lawa_params(window: int, every: int, *, accumulator_dtype: Any = None) -> Tr
         leaves: Leaves, state: State, extra: Mapping[str, Any]
     ) -> tuple[Sequence[Call | None], State]:
         check_state(state, LawaState, where)
+        if len(state.snapshots) != window:
+            raise wrong_state(where, f"with {len(state.snapshots)} snapshots instead of {window}")
         params = leaves.visible_params
         place = state.place if leaves.gate is None else jnp.where(leaves.gate, state.place, -1)
 
