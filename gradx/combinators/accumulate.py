@@ -168,8 +168,8 @@ class MultiSteps(Transform):
       weight: the weight of a call's gradient, such as its number of tokens:
         ``weight=from_call("tokens")`` and `update(…, tokens=n)`, or a number. The mean is then
         \(\sum_j w_j g_j / \sum_j w_j\), which is the gradient of the whole batch where \(g_j\) are
-        means over tokens; the sum is \(\sum_j w_j g_j\). A weight of 0 leaves a gradient out; if all
-        are 0, the update waits for the next call.
+        means over tokens; the sum is \(\sum_j w_j g_j\). A weight of 0 leaves a gradient out; where
+        all are 0 the update waits.
       emit: a flag of the call that asks for an update now, from the calls so far, such as the last
         ones of an epoch: ``emit=from_call("last")`` and `update(…, last=flag)`, one bool that is
         the same on all devices. Without a gradient since the last update there is none.
