@@ -1,4 +1,13 @@
-"""Orders writes so that XLA overwrites arrays in place, without a copy of the old value."""
+"""Orders writes so that XLA overwrites arrays in place, without a copy of the old value.
+
+Which one to take, by what has to wait for what:
+
+* a new array of the state, for others that are made of its old value: `write_after`;
+* a new array that is not calculated from the old one: `in_place`;
+* a new array, for a number that is calculated from the old one: `once_known`;
+* the updates, for work on the parameters under a condition: `once_stored`; a gate: `known_after`;
+* sums, over arrays that were just written: `under_condition`.
+"""
 
 from __future__ import annotations
 
