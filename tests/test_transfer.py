@@ -151,6 +151,66 @@ def test_other_precision_is_cast_and_told_and_other_shapes_are_not_kept() -> Non
     assert other.begun == ["ScaleByAdamState.mu[w] (it is float32, and was complex64)"]
 
 
+@pytest.mark.parametrize(
+    ("before", "after", "part"),
+    [
+        (gradx.lawa_params(2, 1), gradx.lawa_params(4, 1), lambda state: state),
+        (gradx.lawa_params(4, 1), gradx.lawa_params(2, 1), lambda state: state),
+        (
+            gradx.skip_spikes(gradx.sgd(0.1, 0.9), window=4),
+            gradx.skip_spikes(gradx.sgd(0.1, 0.9), window=8),
+            lambda state: state.judge,
+        ),
+        (
+            gradx.skip_spikes(gradx.sgd(0.1, 0.9), window=4),
+            gradx.skip_spikes(gradx.sgd(0.1, 0.9), window=4, loss=gradx.from_call("value")),
+            lambda state: state.judge,
+        ),
+    ],
+    ids=["more snapshots", "fewer snapshots", "a window", "another window"],
+)
+def test_numbers_begin_anew_with_the_arrays_that_they_tell_of(
+    before: Any, after: Any, part: Any
+) -> None:
+    old, around = begun(before), gradx.chain(after, gradx.trace(0.5))
+    with pytest.raises(ValueError, match=r"(values|snapshots).* would be dropped"):
+        gradx.transfer_state((old, begun(gradx.trace(0.5))), around, PARAMS)
+    transfer = gradx.transfer_state((old, begun(gradx.trace(0.5))), around, PARAMS, strict=False)
+    assert_same(part(transfer.state[0]), part(after.init(PARAMS)))
+    assert any(name.endswith("(as its other arrays do)") for name in transfer.begun)
+    assert_same(transfer.state[1], begun(gradx.trace(0.5)))
+
+
+def test_numbers_of_the_whole_stay_where_a_layer_is_new() -> None:
+    tx, body = gradx.lawa_params(2, 1), {"body": PARAMS["body"]}
+    state, _, new, _ = gradx.transfer_state(begun(tx, body), tx, PARAMS, strict=False)
+    assert int(state.taken) == 7
+    assert new == ["LawaState.snapshots[0/head]", "LawaState.snapshots[1/head]"]
+
+
+def test_a_guard_takes_its_snapshot_anew() -> None:
+    """It fits one inner state only; to go back to parts of another would end in NaN."""
+    guard = lambda tx: gradx.skip_nonfinite(tx, restore_after=1, snapshot_every=1)
+    momentum = gradx.sgd(0.1, momentum=0.9)
+    old = begun(guard(momentum))
+    clipped = gradx.apply_if_finite(guard(gradx.chain(gradx.clip(1.0), momentum)), 3)
+    transfer = gradx.transfer_state(old, clipped, PARAMS)  # strictly
+    guarded = transfer.state.inner_state
+    assert_like(transfer.state, clipped.init(PARAMS))
+    assert_same(jax.tree.leaves(guarded.snapshot.inner), jax.tree.leaves(old.inner_state))
+    assert_same(guarded.snapshot.params, PARAMS)
+    assert (int(guarded.snapshot.age), int(guarded.snapshot.restores)) == (0, 7)
+    assert "RestorePoint.inner[1/0/0/body/b] (taken anew)" in transfer.begun
+    leaves = jax.tree.leaves(transfer.state)
+    assert len({x.unsafe_buffer_pointer() for x in leaves}) == len(leaves)
+    squares = guard(gradx.rmsprop(0.1))
+    other = gradx.transfer_state(old, squares, PARAMS, strict=False)
+    assert not any("RestorePoint" in name for name in other.dropped)
+    assert_same(other.state.snapshot.inner, squares.init(PARAMS).snapshot.inner)
+    without = gradx.transfer_state(old, gradx.skip_nonfinite(momentum), PARAMS, strict=False)
+    assert "RestorePoint.params[head]" in without.dropped
+
+
 # ---------------------------------------------------------------- what is refused
 
 
@@ -169,14 +229,42 @@ def test_counts_that_differ_do_not_say_where_a_schedule_begins() -> None:
     tx = gradx.chain(gradx.scale_by_adam(), gradx.ema(0.9))
     old = (filled(tx.init(PARAMS)[0], 3), filled(tx.init(PARAMS)[1], 5))
     new = gradx.chain(tx, gradx.scale_by_schedule(DECAY))
-    with pytest.raises(ValueError, match=r"ScaleByScheduleState.count \(the old counts are 3, 5\)"):
+    told = r"count \(the old counts differ: ScaleByAdamState.count is 3, EmaState.count is 5\)"
+    with pytest.raises(ValueError, match=rf"{told} would begin anew.*count=…"):
         gradx.transfer_state(old, new, PARAMS)
+    given = gradx.transfer_state(old, new, PARAMS, count=4)
+    assert_like(given.state, new.init(PARAMS))
+    assert int(given.state[1].count) == 4
+    assert given.kept[-1] == "ScaleByScheduleState.count (from the given count)"
     assert int(gradx.transfer_state(old, new, PARAMS, strict=False).state[1].count) == 0
     traced = jax.jit(lambda old: gradx.transfer_state(old, new, PARAMS).state[1].count)
     assert int(traced(old)) == 0
     assert int(traced((old[0], old[1]._replace(count=old[0].count)))) == 3
     with pytest.raises(ValueError, match=r"count \(the old state has no count\)"):
         gradx.transfer_state(begun(gradx.sgd(0.1, 0.9)), gradx.sgd(DECAY, 0.9), PARAMS)
+    for wrong in (-1, 0.5, True, "3", np.array([1])):
+        with pytest.raises(ValueError, match="count must be a whole number of at least 0, got"):
+            gradx.transfer_state(old, new, PARAMS, count=wrong)
+
+
+def test_a_run_may_change_twice_and_then_begin_to_decay() -> None:
+    """Averages count from where they were added, and `restart_moments` begins its counts anew."""
+    around = lambda rule: gradx.chain(
+        gradx.scale_by_adam(), gradx.restart_moments(gradx.ema(0.9), 5), rule
+    )
+    first = around(gradx.identity())
+    adam, restarts, empty = begun(first)
+    old = adam, filled(restarts, 2), empty
+    averages = (gradx.ema_params(0.9), gradx.swa_params(), gradx.lawa_params(2, 1))
+    averaged = gradx.transfer_state(old, gradx.chain(first, *averages), PARAMS).state
+    later = (averaged[0][0]._replace(count=jnp.int32(15)), *averaged[0][1:])
+    last = gradx.chain(around(gradx.scale_by_schedule(DECAY)), *averages)
+    state = gradx.transfer_state((later, *averaged[1:]), last, PARAMS).state
+    assert int(state[0][2].count) == 15
+    assert [int(x.count) for x in state[1:]] == [0, 0, 0]
+    inside = gradx.restart_moments(gradx.adam(DECAY), 5)
+    within = gradx.transfer_state(begun(gradx.restart_moments(gradx.adam(0.1), 5)), inside, PARAMS)
+    assert int(within.state.inner_state[1].count) == 7
 
 
 def test_a_plateau_counts_something_else() -> None:
@@ -300,6 +388,18 @@ def test_one_part_begins_anew() -> None:
     assert int(layer[1][0].count) == 7
     assert gradx.reset(old, tx, PARAMS, field="hyperparams")[1][1] == tx.init(PARAMS)[1][1]
     assert int(gradx.reset(old, tx, PARAMS, field="count")[1][0].count) == 0
+
+
+def test_a_parameter_is_reset_in_each_of_several_snapshots() -> None:
+    tx = gradx.lawa_params(2, 1)
+    old, first = begun(tx), tx.init(PARAMS)
+    state = gradx.reset(old, tx, PARAMS, path="^body/w$")
+    for one, before, new in zip(state.snapshots, old.snapshots, first.snapshots, strict=True):
+        expected = {"body": {"b": before["body"]["b"], "w": new["body"]["w"]}}
+        assert_same(one, before | expected)
+    assert int(state.taken) == 7
+    alone = gradx.reset(begun(tx, jnp.ones(2)), tx, jnp.ones(2), path="^$")
+    assert_same(alone.snapshots, tx.init(jnp.ones(2)).snapshots)
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ any position in a chain.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +14,9 @@ import jax
 import jax.numpy as jnp
 
 from gradx.core import trees as gtree
+from gradx.core.known import AVERAGES
+from gradx.running.restart import RestartMomentsState
+from gradx.running.restore_points import RestorePoint
 
 LIVE = "hyperparams"  # the field for live numbers, of every class of state that has them
 
@@ -25,10 +28,14 @@ class Holder:
     Attributes:
       kind: the name of its class; empty for arrays that are in no named tuple.
       labels: the keys of dictionaries on the way, such as the labels of `partition`.
+      restarts: whether it is inside `restart_moments`, where counts begin anew with the moments.
+      averages: whether it averages the parameters, and counts from where the average was added.
     """
 
     kind: str
     labels: tuple[str, ...]
+    restarts: bool = False
+    averages: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,6 +47,8 @@ class Place:
       field: the holder's field.
       path: the way from there: a parameter's path, the name of a live number, or empty.
       param: the path of the parameter that it belongs to, if it does.
+      tree: which tree it is in where a field has several like the parameters, such as the snapshots
+        of `lawa_params`; else empty.
       value: the array.
     """
 
@@ -47,6 +56,7 @@ class Place:
     field: str
     path: str
     param: str | None
+    tree: str
     value: Any
 
     @property
@@ -63,6 +73,11 @@ class Place:
     def is_live(self) -> bool:
         """Whether it is a live number, or one that `inject_hyperparams` keeps."""
         return self.field == LIVE
+
+    @property
+    def is_snapshot(self) -> bool:
+        """Whether a guard goes back to it: it fits no other state, and is taken anew."""
+        return self.holder.kind == RestorePoint.__name__ and self.field != "restores"
 
     @property
     def name(self) -> str:
@@ -90,13 +105,17 @@ def places(state: Any, params: Any) -> list[Place]:
         for path, y in zip(paths, jax.tree.leaves(x, is_leaf=is_inner), strict=True):
             if is_inner(y):
                 keys = [gtree.key_name(key) for key in path if hasattr(key, "key")]
-                yield from below(y, Holder(type(y).__name__, (*holder.labels, *keys)))
+                yield from below(y, of(y, (*holder.labels, *keys), holder))
                 continue
             field, rest = (gtree.key_name(path[0]), path[1:]) if holder.kind else ("", path)
-            name = gtree.path_name(rest)
-            yield Place(holder, field, name, _param_of(field, name, y, leaves), y)
+            yield Place(holder, field, gtree.path_name(rest), *_param_of(field, rest, y, leaves), y)
 
-    return list(below(state, Holder(type(state).__name__ if is_holder(state) else "", ())))
+    def of(x: Any, labels: tuple[str, ...], around: Holder) -> Holder:
+        restarts = around.restarts or around.kind == RestartMomentsState.__name__
+        return Holder(type(x).__name__, labels, restarts, AVERAGES.get(x) is not None)
+
+    outermost = Holder("", ())
+    return list(below(state, of(state, (), outermost) if is_holder(state) else outermost))
 
 
 def _named_tuples(params: Any) -> set[type]:
@@ -111,10 +130,20 @@ def _named_tuples(params: Any) -> set[type]:
     return found
 
 
-def _param_of(field: str, path: str, x: Any, params: Mapping[str, Any]) -> str | None:
+def _param_of(
+    field: str, keys: Sequence[Any], x: Any, params: Mapping[str, Any]
+) -> tuple[str | None, str]:
+    """The parameter's path, and the positions before it in tuples of trees."""
     if field == LIVE:  # a live number may have the name of a parameter
-        return None
-    if not path and "" in params:  # there is one parameter, without a name
-        alike = jnp.shape(x) == jnp.shape(params[""]) and gtree.is_inexact(x)
-        return "" if alike else None
-    return next((begin for begin in gtree.beginnings(path) if begin in params), None)
+        return None, ""
+    for i in range(len(keys) + 1):
+        tree, path = gtree.path_name(keys[:i]), gtree.path_name(keys[i:])
+        if not path and "" in params:  # there is one parameter, without a name
+            alike = jnp.shape(x) == jnp.shape(params[""]) and gtree.is_inexact(x)
+            return ("", tree) if alike else (None, "")
+        found = next((begin for begin in gtree.beginnings(path) if begin in params), None)
+        if found is not None:
+            return found, tree
+        if not hasattr(keys[i] if i < len(keys) else None, "idx"):
+            break
+    return None, ""

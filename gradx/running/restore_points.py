@@ -38,6 +38,10 @@ class RestorePoint(NamedTuple):
     params: Params
     inner: Any
 
+    def of(self, inner_state: State) -> RestorePoint:
+        """The snapshot with another inner state, in buffers of its own."""
+        return self._replace(inner=jax.tree.map(jnp.array, _plain(inner_state)))
+
 
 @METRICS.of(RestorePoint)
 def _restores(state: RestorePoint) -> Mapping[str, Array]:

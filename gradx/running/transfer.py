@@ -13,13 +13,17 @@ from gradx import core
 from gradx.combinators.chain import Contract
 from gradx.core import Params, State
 from gradx.core import trees as gtree
+from gradx.core.annotations import check_known
 from gradx.core.calls import checked
+from gradx.core.ranges import is_real
 from gradx.core.suggestions import hint
 from gradx.inspection.walk import candidates
 from gradx.lift.states import wrong_state
 from gradx.numbers.paths import check_pattern
+from gradx.running.guards import SkipState
 from gradx.running.matching import Plan, carried, dtype_of
 from gradx.running.places import Place, places
+from gradx.running.restore_points import RestorePoint
 
 __all__ = ["Transfer", "reset", "transfer_state"]
 
@@ -48,15 +52,16 @@ class Transfer(NamedTuple):
 
 @checked
 def transfer_state(
-    old_state: Any, tx: Contract, params: Params, *, strict: bool = True
+    old_state: Any, tx: Contract, params: Params, *, strict: bool = True, count: int | None = None
 ) -> Transfer:
     """Carries the state of a run over to another transformation, to change the chain in the middle.
 
     An array keeps its value if the new state has one of the same class of state, field and
     parameter, wherever these are in the chain; else if one class alone has an array of this field,
     parameter and shape (Adam's `mu` for Muon). Live numbers are kept by name. What else a state
-    has, its count first of all, follows its arrays. A schedule that had no count begins at the
-    count of the old state.
+    has, its count first of all, follows its arrays; what cannot keep all of its arrays, such as the
+    last values of `skip_spikes`, begins anew. A schedule that had no count begins at the count of
+    the old state. The snapshot of a guard is taken anew.
 
     Args:
       old_state: the state of any chain, Optax's or gradx's, or a larger one that has it as its
@@ -66,13 +71,17 @@ def transfer_state(
       strict: raise an error if something of the old state is dropped, or something begins anew.
         Only a part that is new to the chain (an added guard, accumulator or average: the old state
         has none of its class) and a new live number may begin as they do in `tx.init`.
+      count: the step at which schedules begin that had no count, at least 0. By default the one on
+        which the old counts agree, without those of averages of the parameters and those inside
+        `restart_moments`, which count from elsewhere.
 
     Returns:
       The new state, and what was kept, begun anew and dropped, by name.
 
     Raises:
       ValueError: the states have nothing in common; with `strict`, something would be dropped or
-        begin anew, also because two old arrays fit one place. The message lists the arrays.
+        begin anew, also because two old arrays fit one place. The message lists the arrays. The
+        count is no whole number of at least 0.
 
     Example:
       >>> import gradx, jax.numpy as jnp
@@ -92,12 +101,18 @@ def transfer_state(
     has another precision. Averages that begin anew beside others share their count, so that their
     bias is not corrected: give unfrozen layers a group of their own (`partition`). Under `jit` a
     schedule begins at 0 where the old counts turn out to differ; outside it this is an error.
+
+    States that share a class are taken to mean the same. Adam's `nu` is a mean of squares and
+    Adamax's a largest value, both in a `ScaleByAdamState`. After such a change say
+    ``reset(state, tx, params, field="nu")``.
     """
     if not core.is_transform(tx):
         raise ValueError(f"transfer_state: tx must be a transformation, got {core.show(tx)}.")
+    if count is not None:
+        count = _checked_count(count)
     state = tx.init(params)
     old, new = places(candidates(old_state)[-1], params), places(state, params)
-    plan = Plan(old, new)
+    plan = Plan(old, new, count)
     begun, missed = (
         [_told(p, plan.why.get(p)) for p in some] for some in (plan.begun, plan.missed)
     )
@@ -111,7 +126,8 @@ def transfer_state(
     if strict and (missed or dropped):
         fates = {"begin anew": missed, "be dropped": dropped}
         told = "; ".join(f"{_listed(names)} would {fate}" for fate, names in fates.items() if names)
-        raise ValueError(f"transfer_state: {told}. If that is meant, say strict=False.")
+        remedy = " New schedules begin at count=…, if you give it." if plan.lost else ""
+        raise ValueError(f"transfer_state: {told}. If that is meant, say strict=False.{remedy}")
     values, used = [], set()
     for p in new:
         found = plan.sources.get(p, [])
@@ -119,7 +135,30 @@ def transfer_state(
         used.update(found)
     kept = [_told(p, _origin(p, plan.sources[p])) for p in new if p in plan.sources]
     structure: Any = jax.tree.structure(state)
-    return Transfer(structure.unflatten(values), kept, begun, dropped)
+    return Transfer(_snapped(structure.unflatten(values)), kept, begun, dropped)
+
+
+def _checked_count(count: Any) -> int:
+    check_known("count", count, "transfer_state")
+    if not is_real(count) or not float(count).is_integer() or count < 0:
+        raise ValueError(
+            f"transfer_state: count must be a whole number of at least 0, got {core.show(count)}."
+        )
+    return int(count)
+
+
+def _snapped(state: Any) -> Any:
+    """The state with snapshots of guards that are of their inner states as they are now."""
+
+    def snap(x: Any) -> Any:
+        if not isinstance(x, SkipState):
+            return x
+        x = x._replace(inner_state=_snapped(x.inner_state))
+        if not isinstance(x.snapshot, RestorePoint):
+            return x
+        return x._replace(snapshot=x.snapshot.of(x.inner_state))
+
+    return jax.tree.map(snap, state, is_leaf=lambda x: isinstance(x, SkipState))
 
 
 def _origin(p: Place, found: Sequence[Place]) -> str:
