@@ -18,6 +18,7 @@ import numpy as np
 
 from gradx.core.binding import is_tree
 from gradx.core.show import show
+from gradx.core.spec import Described
 from gradx.core.trees import wide
 
 Array = jax.Array
@@ -81,6 +82,11 @@ HOW_TO_GIVE = (
     "product scaled(…)."
 )
 
+CONSTANT = (
+    " It is fixed when the transformation is made, so no schedule, tunable(…) or other source can "
+    "change it. Give a number; for another one later, make the transformation again."
+)
+
 
 def no_number(value: Any, name: str, where: str) -> ValueError:
     """The error for a value that is neither a number nor another source of one."""
@@ -111,7 +117,8 @@ def check_in_float32(value: float, interval: str, name: str, where: str) -> None
 def check_constant(value: Any, interval: str, name: str, where: str) -> None:
     """Raises ValueError unless it is one real number, and in its range if its value is known."""
     if not is_real(value):
-        raise ValueError(f"{where}: {name} must be one real number, got {show(value)}.")
+        told = CONSTANT if callable(value) or isinstance(value, Described) else ""
+        raise ValueError(f"{where}: {name} must be one real number, got {show(value)}.{told}")
     if isinstance(value, jax.core.Tracer):
         return
     number = float(value)

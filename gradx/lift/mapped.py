@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from numbers import Number
 from typing import Any, NamedTuple, Self
 
 import jax
@@ -145,7 +146,8 @@ def some_axes(axis_name: Any) -> Axes:
 
 def _is_name(name: Any) -> bool:
     # To JAX any hashable object is a name; these are mistakes.
-    mistaken = name is None or isinstance(name, bool | float | tuple) or callable(name)
+    # In JAX's collectives a whole number is a dimension of the array.
+    mistaken = name is None or isinstance(name, Number | tuple) or callable(name)
     return isinstance(name, Hashable) and not mistaken
 
 
