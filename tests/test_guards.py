@@ -318,8 +318,6 @@ def test_a_spike_is_skipped_once_half_the_window_is_seen() -> None:
     tx = gradx.skip_spikes(gradx.sgd(1.0), window=6, sigmas=3.0)
     assert norms(tx, [1, 2, 50, 1]) == [False] * 4  # the third is compared with two only
     assert norms(tx, [1, 2, 1.5, 50, 2]) == [False, False, False, True, False]
-    # A level that stays is accepted, since a skipped value is remembered.
-    assert norms(tx, [1, 2, 1.5, 50, 50, 50]) == [False] * 3 + [True, False, False]
     # What is not finite is not.
     assert norms(tx, [1, 2, NAN, 50, INF, 2, 1000]) == [False] * 2 + [
         True,
@@ -328,6 +326,42 @@ def test_a_spike_is_skipped_once_half_the_window_is_seen() -> None:
         False,
         True,
     ]
+
+
+ROSE = [(0.0, 3, 124), (0.03, 3, 20), (0.1, 3, 10), (0.03, 100, 51)]  # deviation, to, after
+
+
+def test_a_spike_does_not_hide_the_next_ones_but_a_level_that_stays_is_accepted() -> None:
+    tx = gradx.skip_spikes(gradx.sgd(1.0))
+
+    def skipped(values: Any) -> Any:
+        def body(state: Any, x: Any) -> Any:
+            _, state = tx.update(x[None], state)
+            return state, state.last_skipped
+
+        return jax.lax.scan(body, tx.init(jnp.zeros(1)), values)[1]
+
+    wave = np.sqrt(2) * np.sin(2.0 * np.arange(128))
+    runs = [np.append(1 + noise * wave, np.full(200, level)) for noise, level, _ in ROSE]
+    runs.append(np.append(np.zeros(128), np.full(200, 1e6)))
+    for noise in (0.0, 0.1):
+        runs.append(np.append(1 + noise * wave, np.resize([1e6, 1e5, 5e5, 1.0, 1e5], 200)))
+    told = np.asarray(jax.jit(jax.vmap(skipped))(jnp.float32(runs)))[:, 128:]
+    for found, steps in zip(told, [*(steps for *_, steps in ROSE), 121], strict=False):
+        assert list(found) == [True] * steps + [False] * (200 - steps)
+    for found in told[-2:]:
+        assert list(found[:5]) == [True, True, True, False, True]
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("window", [2, 3, 8, 128])
+@pytest.mark.parametrize("sigmas", [0.1, 1.0, 2.0, 6.0, 50.0])
+def test_a_level_that_stays_is_accepted_whatever_the_arguments(window: int, sigmas: float) -> None:
+    tx = gradx.skip_spikes(gradx.sgd(1.0), window=window, sigmas=sigmas)
+    for level in (3.0, 100.0):
+        skipped = norms(tx, [1.0] * window + [level] * (2 * window + 60))
+        assert skipped[window]
+        assert not skipped[-1]
 
 
 def test_equal_values_are_no_spikes() -> None:
@@ -464,6 +498,10 @@ WRONG: dict[str, Any] = {
     r"skip_nonfinite: snapshot_every must be in \[1": lambda: guard(snapshot_every=0),
     r"skip_nonfinite: loss must be from_call": lambda: guard(loss="value"),
     r"skip_nonfinite: axis_name must be": lambda: guard(axis_name=0.5),
+    r"skip_nonfinite: axis_name must be the": lambda: guard(axis_name=3),
+    r"skip_spikes: sigmas must be one .* It is fixed when": lambda: gradx.skip_spikes(
+        gradx.sgd(0.1), sigmas=gradx.tunable(6.0)
+    ),
     r"zclip: warmup must be in \[1": lambda: gradx.zclip(warmup=0),
     r"adagc: warmup must be a whole": lambda: gradx.adagc(warmup=0.5),
     r"restart_moments: every must be in \[1": lambda: gradx.restart_moments(gradx.sgd(0.1), 0),
@@ -474,6 +512,58 @@ WRONG: dict[str, Any] = {
     r"skip_spikes: sigmas must be in \(0": lambda: gradx.skip_spikes(gradx.sgd(0.1), sigmas=0.0),
     r"skip_spikes: with norm=False": lambda: gradx.skip_spikes(gradx.sgd(0.1), norm=False),
 }
+
+
+# ---------------------------------------------------------------- devices that differ
+
+
+@gradx.recorded
+def averaging(learning_rate: gradx.Hyper) -> gradx.Transform:
+    return gradx.chain(gradx.pmean("d"), gradx.sgd(learning_rate))
+
+
+COMBINING: dict[str, Any] = {
+    "chain": gradx.chain(gradx.pmean("d"), gradx.sgd(0.1)),
+    "chains": gradx.named_chain(("a", gradx.chain(gradx.trace(0.9), gradx.psum("d")))),
+    "wrapper": gradx.MultiSteps(gradx.masked(gradx.pmean("d"), True), 2),
+    "labels": gradx.partition({"a": gradx.sgd(0.1), "b": gradx.pmean("d")}, "a"),
+    "factory": gradx.MultiSteps(averaging(0.1), 2),
+    "sharded": gradx.pmean(gradx.sharded("d", {"w": True, "b": False})),
+    "examples": gradx.dpsgd(0.1, 0.5, 0.1, 0, axis_name="d"),
+}
+SKIPPING: dict[str, Any] = {
+    "skip_nonfinite": gradx.skip_nonfinite,
+    "skip_spikes": gradx.skip_spikes,
+    "apply_if_finite": lambda tx, **axis: gradx.apply_if_finite(tx, 3, **axis),
+}
+
+
+@pytest.mark.parametrize("guard", SKIPPING)
+@pytest.mark.parametrize("inner", COMBINING)
+def test_devices_that_combine_gradients_must_decide_alike(guard: str, inner: str) -> None:
+    """A device that skips would let the others wait for it in the collective, for ever."""
+    make, tx = SKIPPING[guard], COMBINING[inner]
+    told = rf"^{guard}: gradients may differ by device before .*'d'.*, and .*: give axis_name='d',"
+    with pytest.raises(ValueError, match=told):
+        make(tx)
+    with pytest.raises(ValueError, match=r"give axis_name=\('e', 'd'\), or put .* before this"):
+        make(tx, axis_name="e")
+    for axis in ("d", ("e", "d"), gradx.sharded("d")):
+        assert make(tx, axis_name=axis)
+    # Before the guard it is right, and models of their own on each device may decide for theirs.
+    assert gradx.chain(tx, make(gradx.adamw(0.1)))
+
+
+def test_an_accumulation_that_skips_says_whether_devices_may_differ() -> None:
+    tx, skip = COMBINING["chain"], {"should_skip_update_fn": gradx.skip_not_finite}
+    with pytest.raises(
+        ValueError, match=r"MultiSteps: gradients may .*: say conditional=False, or"
+    ):
+        gradx.MultiSteps(tx, 2, **skip)
+    for said in (True, False):
+        assert gradx.MultiSteps(tx, 2, **skip, conditional=said)
+    assert gradx.MultiSteps(tx, 2)
+    assert gradx.MultiSteps(gradx.sgd(0.1), 2, **skip)
 
 
 def guard(**options: Any) -> Any:

@@ -14,6 +14,7 @@ from gradx import core
 from gradx.combinators.chain import Contract
 from gradx.combinators.predicated import (
     as_gate,
+    check_agreement,
     check_inner,
     count_not_finite,
     gated_update,
@@ -174,7 +175,8 @@ class MultiSteps(Transform):
         ones of an epoch: ``emit=from_call("last")`` and `update(…, last=flag)`, one bool that is
         the same on all devices. Without a gradient since the last update there is none.
       conditional: True runs the whole inner transformation under a real conditional; False uses
-        none, which is for devices of a mapped axis that may disagree about a skip.
+        none, which is for devices of a mapped axis that may disagree about a skip. With `pmean` in
+        `opt` a skip function needs one of the two.
 
     Raises:
       ValueError: `opt` is not a transformation; k is not a whole number of at least 1, or is None
@@ -210,6 +212,9 @@ class MultiSteps(Transform):
     ) -> MultiSteps:
         where = core.where()
         check_inner(opt, where, "opt")
+        if should_skip_update_fn is not None and conditional is None:
+            alike = "conditional=True if should_skip_update_fn answers alike on all of them"
+            check_agreement(opt, (), where, f"say conditional=False, or {alike}")
         if not (emit is None or isinstance(emit, FromCall)):
             raise ValueError(f"{where}: emit must be from_call(…), got {core.show(emit)}.")
         if every_k_schedule is None and emit is None:
@@ -231,10 +236,7 @@ class MultiSteps(Transform):
             where,
         )
         self: MultiSteps = super().__new__(
-            cls,
-            accumulation.init,
-            accumulation.update,
-            parts=parts_of(opt, "inner_opt_state"),
+            cls, accumulation.init, accumulation.update, parts=parts_of(opt, "inner_opt_state")
         )
         self._accumulation = accumulation
         return self

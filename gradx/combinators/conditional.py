@@ -14,7 +14,14 @@ import jax.numpy as jnp
 
 from gradx import core
 from gradx.combinators.chain import Contract
-from gradx.combinators.predicated import all_finite, as_gate, check_inner, gated_update, parts_of
+from gradx.combinators.predicated import (
+    all_finite,
+    as_gate,
+    check_agreement,
+    check_inner,
+    gated_update,
+    parts_of,
+)
 from gradx.core import Params, State, Transform, Updates
 from gradx.core.known import METRICS
 from gradx.core.updates import safe_increment
@@ -212,7 +219,8 @@ def apply_if_finite(
         it; a mean is finite on all devices or on none.
 
     Raises:
-      ValueError: `inner` is not a transformation; a limit that is negative or not a whole number.
+      ValueError: `inner` is not a transformation, or combines gradients over an axis that is not
+        named; a limit that is negative or not a whole number.
 
     Example:
       >>> import gradx, jax.numpy as jnp
@@ -227,6 +235,7 @@ def apply_if_finite(
     check_inner(inner, where)
     limit = steps("max_consecutive_errors", max_consecutive_errors, 0)
     over = mapped.axes(axis_name)
+    check_agreement(inner, over, where)
 
     def init(params: Params) -> ApplyIfFiniteState:
         return ApplyIfFiniteState(

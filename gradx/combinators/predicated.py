@@ -13,7 +13,9 @@ from gradx import core
 from gradx.combinators.chain import Contract
 from gradx.core import Params, Part, State, Updates
 from gradx.core import trees as gtree
+from gradx.lift.mapped import Axes
 from gradx.lift.passes import run
+from gradx.lift.replicas import Combining
 from gradx.lift.sequence import Opaque, stage_of
 from gradx.lift.states import wrong_state
 from gradx.lowering import sums
@@ -58,6 +60,27 @@ def check_inner(inner: Any, where: str, name: str = "inner") -> None:
     """Raises ValueError for anything but a transformation."""
     if not core.is_transform(inner):
         raise ValueError(f"{where}: {name} must be a transformation, got {core.show(inner)}.")
+
+
+def check_agreement(inner: Any, over: Axes, where: str, remedy: str | None = None) -> None:
+    """For a gate that looks at the gradients, and is alike on all devices of these axes only.
+
+    Raises:
+      ValueError: `inner` combines gradients over another axis, on which devices may decide
+        differently: those with an open gate would wait for the others for ever.
+    """
+    known = [axis.name for axis in over]
+    for part in core.within(inner):
+        if not isinstance(part, Combining):
+            continue
+        names = known + [axis.name for axis in part.over if axis.name not in known]
+        if names != known:
+            axes = repr(tuple(names) if known or names[1:] else names[0])
+            remedy = remedy or f"give axis_name={axes}, or put {core.show(part)} before this"
+            raise ValueError(
+                f"{where}: gradients may differ by device before {core.show(part)}, and devices "
+                f"would decide differently: {remedy}."
+            )
 
 
 def parts_of(inner: Contract, field: str) -> Callable[[Params, State], list[Part]]:

@@ -24,3 +24,4 @@ from gradx.core.transform import registered_name as registered_name
 from gradx.core.transform import show as show
 from gradx.core.transform import where as where
 from gradx.core.transform import with_extra_args as with_extra_args
+from gradx.core.transform import within as within

@@ -196,15 +196,16 @@ def inside_out(whole: T, parts: Callable[[T], Iterable[T]]) -> Iterator[T]:
 
 
 def _parts_first(spec: Spec) -> Iterator[Spec]:
-    return inside_out(spec, lambda spec: _specs(spec.arguments))
+    return inside_out(spec, lambda spec: (part.spec for part in made_in(spec.arguments)))
 
 
-def _specs(value: Any) -> Iterator[Spec]:
+def made_in(value: Any) -> Iterator[Any]:
+    """The value, or the values in it if it is a container, as far as they have a spec."""
     if _is_made(value):
-        yield value.spec
+        yield value
     elif isinstance(value, dict | list | tuple):
         for part in value.values() if isinstance(value, dict) else value:
-            yield from _specs(part)
+            yield from made_in(part)
 
 
 def _with(place_of: Mapping[int, Any], arguments: Any) -> Any:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ParamSpec, Self, TypeAlias, TypeVar
 
@@ -34,6 +34,7 @@ from gradx.core.show import foreign_name
 from gradx.core.show import show as show
 from gradx.core.spec import Described as Described
 from gradx.core.spec import Spec as Spec
+from gradx.core.spec import inside_out, made_in
 
 __all__ = ["Transform", "recorded", "registered"]
 
@@ -194,6 +195,7 @@ class Transform(Described, optax.GradientTransformationExtraArgs):
     stage: Any
     parts: Callable[[Params, State], list[Part]] | None
     remake: Callable[[Mapping[str, Any]], Any] | None
+    body: Transform | None = None  # as the factory made it, with the spec of its own, if any
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -221,7 +223,7 @@ class Transform(Described, optax.GradientTransformationExtraArgs):
 
     def with_spec(self, spec: Spec) -> Self:
         made: Self = tuple.__new__(type(self), self)
-        made.__dict__.update(self.__dict__, spec=spec)
+        made.__dict__.update(self.__dict__, spec=spec, body=self)
         return made
 
     def __repr__(self) -> str:
@@ -245,6 +247,18 @@ class Part:
     params: Params
     state: State
     why: Mapping[str, str] = field(default_factory=dict)  # path to reason, where there is a choice
+
+
+def within(tx: Any) -> list[Transform]:
+    """The transformation, if it is gradx's, and then those that it was made of, as it tells."""
+
+    def parts(made: Any) -> Iterator[Any]:
+        spec, body = getattr(made, "spec", None), getattr(made, "body", None)
+        yield from made_in(() if spec is None else spec.arguments)
+        if body is not None:
+            yield body
+
+    return [made for made in inside_out(tx, parts) if isinstance(made, Transform)][::-1]
 
 
 def is_transform(value: Any) -> bool:

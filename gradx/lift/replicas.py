@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable
 from typing import Any
 
-from gradx.core import Params, Updates
+from gradx.core import Params, Transform, Updates
 from gradx.core import trees as gtree
 from gradx.lift.mapped import Axes, Kinds, Span, over_each, spans
 from gradx.lowering.varying import varies_over
@@ -17,6 +17,17 @@ AVERAGE = (
     'already_reduced=True; or differentiate with respect to jax.lax.pcast(params, axis, to="'
     'varying"), and give update the parameters as they were.'
 )
+
+
+class Combining(Transform):
+    """A transformation that combines gradients over mapped axes: all devices must call it."""
+
+    over: Axes
+
+    def __new__(cls, init: Any, update: Any, over: Axes) -> Combining:
+        self: Any = super().__new__(cls, init, update)
+        self.over = over
+        return self
 
 
 def combined(

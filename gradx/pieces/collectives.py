@@ -10,7 +10,7 @@ import optax
 from gradx import core
 from gradx.core import Params, State, Transform, Updates
 from gradx.lift import mapped
-from gradx.lift.replicas import AVERAGE, combined
+from gradx.lift.replicas import AVERAGE, Combining, combined
 
 __all__ = ["pmean", "psum"]
 
@@ -104,4 +104,4 @@ def _combining(reduce: Any, axis_name: Any, already_reduced: bool, remedy: str) 
         )
         return new, state
 
-    return Transform(lambda params: optax.EmptyState(), update)
+    return Combining(lambda params: optax.EmptyState(), update, over)

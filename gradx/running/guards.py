@@ -16,7 +16,12 @@ import optax
 
 from gradx import core
 from gradx.combinators.chain import Contract
-from gradx.combinators.predicated import check_inner, gated_update, parts_of
+from gradx.combinators.predicated import (
+    check_agreement,
+    check_inner,
+    gated_update,
+    parts_of,
+)
 from gradx.core import Params, State, Transform, Updates
 from gradx.core import trees as gtree
 from gradx.core.known import METRICS
@@ -66,7 +71,7 @@ Axis = Annotated[
     Option(
         "the mapped axis over which gradients or losses differ, inside `shard_map` or `pmap`, or "
         "several, or `sharded`: squares are summed over it and losses averaged, so that all "
-        "devices decide alike"
+        "devices decide alike. It is needed where `inner` has a `pmean`"
     ),
 ]
 
@@ -123,9 +128,9 @@ def skip_nonfinite(
       inner: \(T\), gradx's or Optax's.
 
     Raises:
-      ValueError: `inner` is not a transformation; a number of steps that is less than 1 or not a
-        whole number; a loss that is not `from_call`; in `update`, no parameters where there is
-        `restore_after`.
+      ValueError: `inner` is not a transformation, or combines gradients over an axis that is not
+        named; a number of steps that is less than 1 or not a whole number; a loss that is not
+        `from_call`; in `update`, no parameters where there is `restore_after`.
 
     Example:
       >>> import gradx, jax.numpy as jnp
@@ -203,6 +208,7 @@ def guarded(
             f"{core.show(loss)}."
         )
     over = mapped.axes(axis_name)
+    check_agreement(inner, over, where)
 
     def init(params: Params) -> SkipState:
         inner_state = inner.init(params)  # first: it raises for what cannot be optimized

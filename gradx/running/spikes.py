@@ -65,19 +65,26 @@ def skip_spikes(
 
     Here \(\bar x\) is the mean of the last \(n\) values and \(s\) their standard deviation, with
     \(n - 1\) in its divisor. No step is a spike until \(n / 2\) values, and at least two, have been
-    seen. A value that was skipped counts among the last ones, so a level that stays is accepted in
-    the end. Norms and losses that are not finite are always bad, as in `skip_nonfinite`, and never
+    seen. Norms and losses that are not finite are always bad, as in `skip_nonfinite`, and never
     count among the last ones. In a bad step the updates are zero, and the inner state stays as it
     is, bit for bit.
 
+    A spike counts among the last values, but not in its full size, or it would hide the next ones:
+    as \(\bar x + \max(k, 6)\,s\) at most. Each one of a row of spikes raises the bound further, so
+    a level that stays is accepted in the end. By default a norm that rises from 1 to 3 for good is
+    accepted after about 10 skipped steps if \(s\) was 0.1, after 20 if it was 0.03, and after 124
+    if all norms were equal; a rise to 100 takes about 30 steps more.
+
     Args:
       inner: \(T\), gradx's or Optax's; a whole optimizer.
+      sigmas: A constant, on which the state does not depend: for another one, make the guard again.
       norm: With False only the loss decides, but a norm that is not finite is bad still.
 
     Raises:
-      ValueError: `inner` is not a transformation; a window of less than 2, or another number of
-        steps of less than 1; neither `norm` nor `loss`; a loss that is not `from_call`; in
-        `update`, no parameters where there is `restore_after`.
+      ValueError: `inner` is not a transformation, or combines gradients over an axis that is not
+        named; a window of less than 2, or another number of steps of less than 1; neither `norm`
+        nor `loss`; a loss that is not `from_call`; in `update`, no parameters where there is
+        `restore_after`.
 
     Example:
       >>> import gradx, jax.numpy as jnp
@@ -95,9 +102,10 @@ def skip_spikes(
     For what goes back to a snapshot, see `skip_nonfinite`.
 
     Reference: the rule of OLMo-core, https://github.com/allenai/OLMo-core
-    (``SkipStepOptimizer``), and of MaxText after it. Deviations: these count the present value
-    among the \(n / 2\), and so begin one step earlier; and a NaN there is accepted until then, and
-    stays in the window, so that the steps after it are skipped.
+    (``SkipStepOptimizer``), and of MaxText after it. Deviations: there a spike counts in its full
+    size, so that one of 1e6 lets all of 1e5 pass while it is among the last values; the present
+    value counts among the \(n / 2\), so that they begin one step earlier; and a NaN is accepted
+    until then, and stays in the window, so that the steps after it are skipped.
     """
     where = core.where()
     names = ["norm"] * norm + ["loss"] * (loss is not None)
@@ -114,6 +122,10 @@ def skip_spikes(
         loss=loss,
         axis_name=axis_name,
     )
+
+
+_GROWS = 6.0  # with fewer sigmas, spikes at the bound might never raise it to a level that stays
+_LEAST = float(jnp.finfo(jnp.float32).eps)
 
 
 @dataclass(frozen=True)
@@ -148,14 +160,22 @@ class _Spikes:
         good, values, bounds = finite, {}, {}
         for name, old in state.values.items():
             mean, deviation = _moments(old, state.seen)
-            bound = (mean + self.sigmas * deviation).astype(old.dtype)
-            most = jnp.finfo(old.dtype).max
-            bound = jnp.where(enough & (bound < most), bound, most)
+            bound = _bound(mean, self.sigmas * deviation, enough)
             good &= ~(new[name] > bound)
-            values[name] = jnp.where(finite, jnp.append(old[1:], new[name]), old)
+            # Equal values have no deviation, from which the bound could grow.
+            least = _LEAST * jnp.abs(jnp.where(mean == 0, new[name], mean))
+            far = jnp.maximum(self.sigmas, _GROWS) * jnp.maximum(deviation, least)
+            newest = jnp.minimum(new[name], _bound(mean, far, enough))
+            values[name] = jnp.where(finite, jnp.append(old[1:], newest), old)
             bounds[name] = jnp.where(finite, bound, state.bounds[name])
         count = jnp.where(finite, jnp.minimum(state.seen + 1, self.window), state.seen)
         return good, type(state)(values, count.astype(jnp.int32), bounds)
+
+
+def _bound(mean: Array, far: Array, enough: Array) -> Array:
+    """The number so far above the mean; the largest one there is, until enough has been seen."""
+    bound, most = (mean + far).astype(mean.dtype), jnp.finfo(mean.dtype).max
+    return jnp.where(enough & (bound < most), bound, most)
 
 
 def _moments(values: Array, seen: Array) -> tuple[Array, Array]:

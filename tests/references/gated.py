@@ -53,15 +53,23 @@ def _norm(gs: Arrays) -> float:
 
 
 def skip_spikes(inner: Rule, window: int, sigmas: float) -> Rule:
-    """OLMo-core's rule, for finite norms; half of the window has to be seen before."""
+    """OLMo-core's rule, for finite norms; half of the window has to be seen before.
+
+    A spike is remembered as no more than six deviations.
+    """
     norms: list[float] = []
 
     def is_calm(t: int, gs: Arrays) -> bool:
         if t == 0:
             norms.clear()
         last, now = norms[-window:], _norm(gs)
-        norms.append(now)
-        return len(last) < window / 2 or now <= np.mean(last) + sigmas * np.std(last, ddof=1)
+        if len(last) < window / 2:
+            norms.append(now)
+            return True
+        mean, deviation = np.mean(last), np.std(last, ddof=1)
+        least = np.finfo(np.float32).eps * (mean or now)
+        norms.append(min(now, mean + max(sigmas, 6.0) * max(deviation, least)))
+        return bool(now <= mean + sigmas * deviation)
 
     return _where(inner, is_calm, np.zeros_like)
 

@@ -16,6 +16,7 @@ from gradx.core.calls import renamed
 from gradx.core.meaning import Number
 from gradx.lift import mapped
 from gradx.lift.passes import check_array
+from gradx.lift.replicas import Combining
 from gradx.lift.states import check_state
 from gradx.lowering.varying import varies_over
 from gradx.numbers.sources import Array, Hyper
@@ -132,7 +133,7 @@ def differentially_private_aggregate(
             new[i] = _mean(sums[i], noise, 1 / count).astype(flat.values[i].dtype)
         return flat.unflatten(new), DifferentiallyPrivateAggregateState(rng_key)
 
-    return Transform(init, update)
+    return Combining(init, update, over)
 
 
 def _check_shapes(flat: gtree.Flat, present: list[int], params: Params | None, where: str) -> None:
