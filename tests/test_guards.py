@@ -499,7 +499,7 @@ WRONG: dict[str, Any] = {
     r"skip_nonfinite: loss must be from_call": lambda: guard(loss="value"),
     r"skip_nonfinite: axis_name must be": lambda: guard(axis_name=0.5),
     r"skip_nonfinite: axis_name must be the": lambda: guard(axis_name=3),
-    r"skip_spikes: sigmas must be one .* It is fixed when": lambda: gradx.skip_spikes(
+    r"skip_spikes: sigmas must be one .* It is a constant": lambda: gradx.skip_spikes(
         gradx.sgd(0.1), sigmas=gradx.tunable(6.0)
     ),
     r"zclip: warmup must be in \[1": lambda: gradx.zclip(warmup=0),

@@ -83,8 +83,8 @@ HOW_TO_GIVE = (
 )
 
 CONSTANT = (
-    " It is fixed when the transformation is made, so no schedule, tunable(…) or other source can "
-    "change it. Give a number; for another one later, make the transformation again."
+    " It is a constant, and takes no schedule, tunable(…) or other source. Give a number; to change "
+    "it later, make this again with another one."
 )
 
 

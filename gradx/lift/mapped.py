@@ -145,8 +145,8 @@ def some_axes(axis_name: Any) -> Axes:
 
 
 def _is_name(name: Any) -> bool:
-    # To JAX any hashable object is a name; these are mistakes.
-    # In JAX's collectives a whole number is a dimension of the array.
+    # To JAX any hashable object is a name, except whole numbers, which are dimensions of an array.
+    # These are mistakes.
     mistaken = name is None or isinstance(name, Number | tuple) or callable(name)
     return isinstance(name, Hashable) and not mistaken
 
