@@ -22,7 +22,6 @@ from gradx.combinators.predicated import (
 )
 from gradx.core import Params, State, Transform, Updates, ranges
 from gradx.core import trees as gtree
-from gradx.core.ranges import as_float
 from gradx.core.updates import safe_increment
 from gradx.lift.averages import storage
 from gradx.lift.passes import widen
@@ -344,7 +343,7 @@ class _Accumulation:
                 emits &= changed["weight_sum"] > 0  # else it waits for a call with a gradient
                 share = weight / jnp.where(total > 0, total, 1.0) if self.mean else weight
             elif self.mean:
-                share = 1.0 / as_float(state.mini_step + 1)
+                share = 1.0 / ranges.as_float(state.mini_step + 1)
             acc, means = self._accumulate(updates, state.acc_grads, share, first, counts)
         old = state.inner_opt_state
         new, inner_state = gated_update(
@@ -352,11 +351,10 @@ class _Accumulation:
         )
         new = gtree.map_numbers(lambda u, g: u.astype(jnp.result_type(g)), new, updates)
         mini_step = jnp.where(emits, 0, jnp.where(counts, state.mini_step + 1, state.mini_step))
+        updated = safe_increment(state.gradient_step)
         return new, state._replace(
             mini_step=mini_step.astype(jnp.int32),
-            gradient_step=jnp.where(
-                emits, safe_increment(state.gradient_step), state.gradient_step
-            ),
+            gradient_step=jnp.where(emits, updated, state.gradient_step),
             inner_opt_state=inner_state,
             acc_grads=acc,
             skip_state=skip_state,

@@ -83,8 +83,8 @@ HOW_TO_GIVE = (
 )
 
 CONSTANT = (
-    " It is a constant, and takes no schedule, tunable(…) or other source. Give a number; to change "
-    "it later, make this again with another one."
+    " It is a constant, and takes no schedule, tunable(…) or other source. Give a number; to "
+    "change it later, make this again with another one."
 )
 
 
