@@ -14,6 +14,7 @@ import optax
 import pytest
 from cases import first_of
 from compilers import counts_buffers
+from jax.sharding import PartitionSpec
 from problems import assert_close, assert_same, step
 from runs import types
 
@@ -554,10 +555,22 @@ def test_devices_that_combine_gradients_must_decide_alike(guard: str, inner: str
     assert gradx.chain(tx, make(gradx.adamw(0.1)))
 
 
+@pytest.mark.parametrize("guard", SKIPPING)
+def test_what_a_guard_makes_of_a_mean_is_the_same_on_all_devices_by_type(guard: str) -> None:
+    tx = SKIPPING[guard](averaging(0.1), axis_name="d")
+    p = jnp.ones(2)
+    over = {"in_specs": (PartitionSpec("d"), PartitionSpec()), "out_specs": PartitionSpec()}
+    mesh = jax.sharding.Mesh(jax.devices()[:2], "d")
+    update = jax.shard_map(lambda g, s: tx.update(g[0], s, p), mesh=mesh, **over)
+    state = tx.init(p)
+    _, new = jax.eval_shape(update, jnp.ones((2, 2)), state)  # else the specs would be refused
+    assert types(new) == types(state)
+
+
 def test_an_accumulation_that_skips_says_whether_devices_may_differ() -> None:
     tx, skip = COMBINING["chain"], {"should_skip_update_fn": gradx.skip_not_finite}
     with pytest.raises(
-        ValueError, match=r"MultiSteps: gradients may .*: say conditional=False, or"
+        ValueError, match=r"MultiSteps: gradients may .*: let .* conditional=True, or"
     ):
         gradx.MultiSteps(tx, 2, **skip)
     for said in (True, False):

@@ -175,7 +175,7 @@ class MultiSteps(Transform):
         the same on all devices. Without a gradient since the last update there is none.
       conditional: True runs the whole inner transformation under a real conditional; False uses
         none, which is for devices of a mapped axis that may disagree about a skip. With `pmean` in
-        `opt` a skip function needs one of the two.
+        `opt` they must agree, or their parameters drift apart: say True where they do.
 
     Raises:
       ValueError: `opt` is not a transformation; k is not a whole number of at least 1, or is None
@@ -212,8 +212,8 @@ class MultiSteps(Transform):
         where = core.where()
         check_inner(opt, where, "opt")
         if should_skip_update_fn is not None and conditional is None:
-            alike = "conditional=True if should_skip_update_fn answers alike on all of them"
-            check_agreement(opt, (), where, f"say conditional=False, or {alike}")
+            remedy = "let should_skip_update_fn answer alike on all, and say conditional=True"
+            check_agreement(opt, (), where, remedy)
         if not (emit is None or isinstance(emit, FromCall)):
             raise ValueError(f"{where}: emit must be from_call(…), got {core.show(emit)}.")
         if every_k_schedule is None and emit is None:

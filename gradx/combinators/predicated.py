@@ -76,10 +76,10 @@ def check_agreement(inner: Any, over: Axes, where: str, remedy: str | None = Non
         names = known + [axis.name for axis in part.over if axis.name not in known]
         if names != known:
             axes = repr(tuple(names) if known or names[1:] else names[0])
-            remedy = remedy or f"give axis_name={axes}, or put {core.show(part)} before this"
             raise ValueError(
                 f"{where}: gradients may differ by device before {core.show(part)}, and devices "
-                f"would decide differently: {remedy}."
+                f"would decide differently: {remedy or f'give axis_name={axes}'}, or put "
+                f"{core.show(part)} before this."
             )
 
 

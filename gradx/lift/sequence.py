@@ -19,6 +19,7 @@ from gradx.lift.rule import Rule
 from gradx.lift.stages import Leaves, Made, Results, Rows, Stage, structure
 from gradx.lift.states import check_state, check_wrapping
 from gradx.lowering.conditional import choose_tree, either
+from gradx.lowering.varying import varies_over
 from gradx.numbers.live import HyperparamsState, own_state
 
 NO_OLD_STATE: Any = object()  # in place of an old state, where there is none yet
@@ -185,7 +186,7 @@ class Opaque:
                 )
             pairs = zip(jax.tree.leaves(made), jax.tree.leaves(updates), strict=True)
             numbers = [jnp.asarray(new) for new, old in pairs if gtree.is_number(old)]
-            shapes[:] = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in numbers]
+            shapes[:] = [(x.shape, x.dtype, varies_over(x)) for x in numbers]
             return numbers, jax.tree.map(_like, new, state)  # as the next step expects it
 
         def reject() -> tuple[list[Any], State]:
@@ -193,7 +194,7 @@ class Opaque:
             if not shapes:
                 jax.eval_shape(accept)
             pairs = zip(map(jnp.asarray, given), shapes, strict=True)
-            return [_rejected(old, x, leaves.lets_pass) for old, x in pairs], state
+            return [_rejected(old, shape, leaves.lets_pass) for old, shape in pairs], state
 
         # What is no number (a random key, a `float0` gradient) stays.
         given, with_numbers = gtree.picked(updates, gtree.is_number)
@@ -209,11 +210,14 @@ def _like(new: Any, old: Any) -> Any:
     return jnp.asarray(new, jnp.result_type(old))
 
 
-def _rejected(old: Any, made: Any, passes: bool) -> Any:
+def _rejected(old: Any, made: tuple[Any, Any, frozenset[Any]], passes: bool) -> Any:
     """The update with a closed gate, in the shape and dtype of an update with an open one."""
-    if old.shape != made.shape:  # gradients of single examples, which cannot pass
-        return jnp.zeros(made.shape, made.dtype)
-    return (old if passes else _zero(old)).astype(made.dtype)
+    shape, dtype, varying = made
+    if old.shape != shape:  # gradients of single examples, which cannot pass
+        return jnp.zeros(shape, dtype)
+    if not (passes or varies_over(old) <= varying):  # those of single devices, which are averaged
+        return jnp.zeros(shape, dtype)
+    return (old if passes else _zero(old)).astype(dtype)
 
 
 def _zero(x: Any) -> Any:
