@@ -226,7 +226,10 @@ ROWS = {
     ),
     # what all devices must agree about
     "apply_if_finite": Row(
-        lambda axis: gradx.apply_if_finite(gradx.adam(0.1), 5, axis_name=axis), broken_once
+        lambda axis: gradx.watch(
+            gradx.apply_if_finite(gradx.adam(0.1), 5, axis_name=axis), axis_name=axis
+        ),
+        broken_once,
     ),
     "skip_nonfinite": Row(
         lambda axis: gradx.skip_nonfinite(clipped_by_history(axis), loss=VALUE, axis_name=axis),
