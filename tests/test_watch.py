@@ -128,6 +128,7 @@ WITH_CLIP = {
     "first": gradx.chain(CLIP, gradx.trace(0.9), gradx.scale(-0.1)),
     "by name": gradx.named_chain(("clip", CLIP), ("sgd", SGD)),
     "Optax": gradx.chain(optax.clip_by_global_norm(1.0), optax.sgd(0.1)),
+    "tunable": gradx.tunable(gradx.chain(CLIP, SGD)),
     "under a mask": gradx.chain(gradx.masked(CLIP, True), SGD),
     "in a guard": gradx.skip_nonfinite(gradx.chain(CLIP, SGD)),
     "in a chain": gradx.chain(gradx.chain(CLIP, SGD), gradx.ema_params(0.9)),

@@ -76,7 +76,7 @@ def metrics(state: Any, *, tx: Transform | None = None) -> dict[str, Array]:
 
 def _scalars(told: Mapping[str, Any]) -> Iterator[tuple[str, Array]]:
     """What a state tells, and of what a function of the user measured the scalars, by path."""
-    for name, value in told.items():
+    for name, value in sorted(told.items()):
         measured = isinstance(value, Measured)
         flat = gtree.flatten({name: value.tree if measured else value})
         for path, x in zip(flat.paths, flat.values, strict=True):

@@ -13,7 +13,7 @@ import optax
 
 from gradx import core
 from gradx.combinators.accumulate import MultiSteps
-from gradx.combinators.chain import Contract, chain, named_chain
+from gradx.combinators.chain import Contract, InOrder, chain, named_chain
 from gradx.combinators.predicated import AsGiven
 from gradx.core import Params, Part, State, Transform, Updates
 from gradx.core import trees as gtree
@@ -21,6 +21,7 @@ from gradx.core.ranges import as_float
 from gradx.inspection.hyperparams import hyperparams
 from gradx.lift import mapped
 from gradx.lowering.varying import varies_over
+from gradx.numbers.live import tunable
 from gradx.numbers.sources import Array
 from gradx.pieces.clip import CLIPS
 from gradx.pieces.collectives import pmean, psum
@@ -199,16 +200,20 @@ def view_of(tx: Contract, where: str) -> View:
 
 def _is_made_by(tx: Any, factories: Collection[Any]) -> bool:
     spec = getattr(tx, "spec", None)
+    if spec is not None and spec.factory is tunable:
+        return _is_made_by(dict(spec.arguments)["value"], factories)
     return spec is not None and spec.factory in factories
 
 
 def _inside(tx: Any) -> Sequence[Contract]:
     """The transformations of a chain, or the one that a wrapper gives the updates as they are."""
-    if _is_made_by(tx, (chain, named_chain)):
-        given = dict(tx.spec.arguments).get("args", ())
-        return [x if core.is_transform(x) else x[1] for x in given]
     parts = getattr(tx, "parts", None)
-    return [parts.inner] if isinstance(parts, AsGiven) else []
+    if isinstance(parts, AsGiven):
+        return [parts.inner]
+    # What an optimizer is made of is its own affair.
+    if isinstance(parts, InOrder) and _is_made_by(tx, (chain, named_chain)):
+        return parts.inside
+    return []
 
 
 def _first(tx: Contract) -> Contract:

@@ -96,7 +96,7 @@ def watch(
 
     Args:
       inner: the transformation, gradx's or Optax's. Only gradx's tell their constants, and only
-        chains of gradx have clips that can be told apart: gradx's, and Optax's in them.
+        in chains of gradx can clips be told apart, Optax's among them too.
       every: \(n\), a whole number of at least 1.
       groups: labels for norms, ratios and ``unmoved`` of parts of the tree, as in
         ``update_ratio/attention``: `by_path` with labels, a tree of labels like the parameters or a
