@@ -16,6 +16,7 @@ from gradx.combinators.cautious import *
 from gradx.combinators.chain import *
 from gradx.combinators.conditional import *
 from gradx.combinators.inject import *
+from gradx.combinators.leave_out import *
 from gradx.combinators.look_sam import *
 from gradx.combinators.lookahead import *
 from gradx.combinators.partition import *

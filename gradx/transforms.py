@@ -52,6 +52,8 @@ if TYPE_CHECKING:
     from gradx.combinators.accumulate import (
         MultiSteps as MultiSteps,
         MultiStepsState as MultiStepsState,
+    )
+    from gradx.combinators.leave_out import (
         skip_large_updates as skip_large_updates,
         skip_not_finite as skip_not_finite,
     )

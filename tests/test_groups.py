@@ -318,8 +318,11 @@ def test_labels_and_transformations_must_meet() -> None:
 
 MISFITS = {
     "too few": ({"backbone": True}, "head"),
-    "too many": ({"backbone": True, "head": {"kernel": True, "bias": True}}, r"\['head'\]"),
-    "containers": ([True, False], "<class 'list'>"),
+    "too many": (
+        {"backbone": True, "head": {"kernel": True, "bias": True}},
+        "Unknown: 'head/bias'",
+    ),
+    "containers": ([True, False], "Missing: 'backbone/bias'.* Unknown: '0', '1'"),
     "number": (
         {"backbone": {"bias": True, "kernel": 1}, "head": True},
         "'backbone/kernel' it is 1",

@@ -123,16 +123,55 @@ def test_a_rate_counts_only_what_is_clipped() -> None:
     np.testing.assert_allclose(states.measurements["clipped_norm"], [0.5, 1, 1, 1])
 
 
-def test_only_the_first_parts_without_arrays_are_clips() -> None:
-    clip, momentum, rate = gradx.clip(1.0), gradx.trace(0.9), gradx.scale(-0.1)
-    names = lambda *parts: gradx.watch(gradx.chain(*parts)).init(PARAMS).measurements
-    assert "clipped_norm" in names(clip, momentum, rate)
-    assert "clipped_norm" in names(optax.clip(1.0), optax.adam(0.1))
-    assert "clipped_norm" not in names(momentum, clip, rate)
-    assert "clipped_norm" not in names(gradx.sgd(0.1))
-    assert "clipped_norm" not in gradx.watch(gradx.sgd(0.1)).init(PARAMS).measurements
-    named = gradx.named_chain(("clip", clip), ("sgd", gradx.sgd(0.1)))
-    assert "clipped_norm" in gradx.watch(named).init(PARAMS).measurements
+CLIP, SGD = gradx.clip_by_global_norm(1.0), gradx.sgd(0.1)
+WITH_CLIP = {
+    "first": gradx.chain(CLIP, gradx.trace(0.9), gradx.scale(-0.1)),
+    "by name": gradx.named_chain(("clip", CLIP), ("sgd", SGD)),
+    "Optax": gradx.chain(optax.clip_by_global_norm(1.0), optax.sgd(0.1)),
+    "tunable": gradx.tunable(gradx.chain(CLIP, SGD)),
+    "under a mask": gradx.chain(gradx.masked(CLIP, True), SGD),
+    "in a guard": gradx.skip_nonfinite(gradx.chain(CLIP, SGD)),
+    "in a chain": gradx.chain(gradx.chain(CLIP, SGD), gradx.ema_params(0.9)),
+    "behind another part": gradx.chain(gradx.scale(2.0), CLIP, SGD),
+    "behind momentum": gradx.chain(gradx.grokfast(), CLIP, SGD),
+    "accumulating": gradx.MultiSteps(gradx.skip_nonfinite(gradx.chain(CLIP, SGD)), 1),
+    "accumulating more": gradx.MultiSteps(gradx.skip_nonfinite(gradx.chain(CLIP, SGD)), 2),
+    "accumulating in a guard": gradx.skip_nonfinite(gradx.MultiSteps(gradx.chain(CLIP, SGD), 2)),
+}
+WITHOUT_CLIP = {
+    "one": SGD,
+    "small steps": gradx.chain(gradx.scale(0.01), SGD),
+    "a part behind": gradx.chain(SGD, gradx.early_stopping(2)),
+    "an average behind": gradx.chain(SGD, gradx.ema_params(0.9)),
+    "Optax": optax.chain(optax.clip(1.0), optax.sgd(0.1)),
+}
+
+
+@pytest.mark.parametrize("kind", WITH_CLIP)
+def test_it_finds_the_clip(kind: str) -> None:
+    tx, p = gradx.watch(WITH_CLIP[kind], every=1), jnp.array([3.0, 4.0])
+    with jax.disable_jit():
+        state = tx.init(p)
+        for _ in range(1 + kind.startswith("accumulating ")):
+            _, state = tx.update(p, state, p, value=1.0)
+    found = state.measurements
+    expected = [5.0, 1.0, 1.0]
+    names = ("gradient_norm", "clipped_norm", "clip_rate")
+    np.testing.assert_allclose([found[name] for name in names], expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("kind", WITHOUT_CLIP)
+def test_what_does_not_clip_is_no_clip(kind: str) -> None:
+    assert "clip_rate" not in jax.eval_shape(gradx.watch(WITHOUT_CLIP[kind]).init, PARAMS)[1]
+
+
+def test_the_rate_compares_around_the_clip() -> None:
+    """What makes updates smaller or larger before it does not count."""
+    tx = gradx.watch(gradx.chain(gradx.scale(0.1), CLIP, SGD), every=1)
+    p = jnp.array([3.0, 4.0])
+    _, state = tx.update(p, tx.init(p), p)
+    assert state.measurements["clip_rate"] == 0.0
+    np.testing.assert_allclose(state.measurements["clipped_norm"], 0.5)
 
 
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16, jnp.float32, jnp.complex64])
@@ -214,7 +253,7 @@ def test_of_many_runs_each_is_watched_in_its_own_steps() -> None:
     states = jax.vmap(lambda c: tx.init(PARAMS)._replace(count=c))(counts)
     update = jax.vmap(lambda g, s: tx.update(g, s, PARAMS), (0, 0))
     _, new = jax.jit(update)(gradients(2), states)
-    expected = [norm(at(gradients(2), 0)), 0.0]
+    expected = [norm(at(gradients(2), 0)), np.nan]
     np.testing.assert_allclose(new.measurements["gradient_norm"], expected, rtol=1e-6)
     assert " cond[" in str(jax.make_jaxpr(update)(gradients(2), states))
 
@@ -255,7 +294,9 @@ def test_an_update_that_the_call_asks_for_is_watched(k: int | None) -> None:
     state = tx.init(p)
     for g, last in ((1.0, False), (3.0, True)):
         _, state = tx.update(jnp.array([g]), state, p, last=jnp.array(last))
-        assert gradx.metrics(state)["update_norm"] == (1.0 if last else 0.0)
+        assert jnp.array_equal(
+            gradx.metrics(state)["update_norm"], 1.0 if last else jnp.nan, equal_nan=True
+        )
 
 
 def test_around_accumulation_it_counts_updates() -> None:
@@ -266,9 +307,9 @@ def test_around_accumulation_it_counts_updates() -> None:
     np.testing.assert_array_equal(states.count, [0, 1, 1, 2, 2, 3, 3, 4])
     pairs = jax.tree.map(lambda x: x.reshape(4, 2, *x.shape[1:]).mean(1), grads)
     first, second = norm(at(pairs, 0)), norm(at(pairs, 2))
-    expected = [0, *[first] * 4, *[second] * 3]
+    expected = [np.nan, *[first] * 4, *[second] * 3]
     np.testing.assert_allclose(states.measurements["gradient_norm"], expected, rtol=1e-6)
-    clipped = [0, *[min(first, 2.0)] * 4, *[min(second, 2.0)] * 3]
+    clipped = [np.nan, *[min(first, 2.0)] * 4, *[min(second, 2.0)] * 3]
     np.testing.assert_allclose(states.measurements["clipped_norm"], clipped, rtol=1e-6)
     np.testing.assert_allclose(states.measurements["update_norm"][1], norm(at(updates, 1)))
 
@@ -281,7 +322,7 @@ def test_gradients_that_are_left_out_are_not_measured() -> None:
     grads = jnp.array([1.0, jnp.nan, jnp.inf, 3.0, 2.0, jnp.nan])[:, None]
     _, states, _ = run(tx, grads, jnp.ones(1))
     np.testing.assert_array_equal(states.count, [0, 0, 0, 1, 1, 1])
-    np.testing.assert_allclose(states.measurements["gradient_norm"], [0, 0, 0, 2, 2, 2])
+    np.testing.assert_allclose(states.measurements["gradient_norm"], [*[np.nan] * 3, 2, 2, 2])
     np.testing.assert_allclose(states.squares, [1, 1, 1, 10, 4, 4])
     np.testing.assert_allclose(states.measurements["noise_variance"][3:], [2, 2, 2])
 
@@ -290,9 +331,9 @@ def test_the_noise_forgets_a_gradient_that_is_no_number() -> None:
     tx = gradx.watch(gradx.MultiSteps(gradx.sgd(1.0), 2), every=1, noise_scale=True)
     grads = jnp.array([1.0, 3.0, 1.0, jnp.nan, 2.0, 4.0])[:, None]
     _, states, _ = run(tx, grads, jnp.ones(1))
-    np.testing.assert_allclose(states.measurements["noise_variance"], [0, 2, 2, 2, 2, 2])
+    np.testing.assert_allclose(states.measurements["noise_variance"], [np.nan, 2, 2, 2, 2, 2])
     # 3 in the first update and 8 in the third, which has the weight of a third one.
-    signal = [0, 3, 3, 3, 3, 3 + 5 / 3]
+    signal = [np.nan, 3, 3, 3, 3, 3 + 5 / 3]
     np.testing.assert_allclose(states.measurements["noise_signal"], signal, rtol=1e-6)
 
 
@@ -351,6 +392,26 @@ def check_noise(found: Any) -> None:
     np.testing.assert_allclose(found["noise_scale"], (SPREAD / SIGNAL) ** 2, rtol=0.1)
 
 
+def test_inside_a_guard_it_counts_updates() -> None:
+    """Calls that accumulate or are skipped are no steps."""
+    steps = gradx.MultiSteps(gradx.sgd(1.0), 2)
+    inner = gradx.skip_nonfinite(gradx.chain(steps, gradx.identity()), restore_after=2)
+    tx = gradx.watch(inner, every=1, noise_scale=True)
+    grads = jnp.array([1.0, jnp.nan, 3.0, 2.0, jnp.inf, 4.0])[:, None]
+    _, states, _ = run(tx, grads, jnp.ones(1))
+    np.testing.assert_array_equal(states.count, [0, 0, 1, 1, 1, 2])
+    np.testing.assert_allclose(states.measurements["update_norm"][2:], [2, 2, 2, 3])
+    np.testing.assert_allclose(states.measurements["noise_variance"][2:], 2)
+
+
+def test_a_guard_that_goes_back_makes_no_update() -> None:
+    steps = gradx.MultiSteps(gradx.sgd(1.0), 2)
+    tx = gradx.watch(gradx.skip_nonfinite(steps, restore_after=1), every=1)
+    _, states, _ = run(tx, jnp.array([1.0, 3.0, jnp.nan, 2.0])[:, None], jnp.ones(1))
+    np.testing.assert_array_equal(states.count, [0, 1, 1, 1])
+    np.testing.assert_array_equal(states.measurements["update_norm"], [np.nan, 2, 2, 2])
+
+
 # ---------------------------------------------------------------- what it refuses
 
 
@@ -380,6 +441,10 @@ def test_it_needs_the_parameters() -> None:
             "without weights",
         ),
         (
+            lambda: gradx.watch(gradx.chain(CLIP, gradx.MultiSteps(SGD, 2)), noise_scale=True),
+            "nothing before it",
+        ),
+        (
             lambda: gradx.watch(
                 gradx.chain(gradx.pmean("d", already_reduced=True), CLIPPED), noise_scale=True
             ),
@@ -390,6 +455,22 @@ def test_it_needs_the_parameters() -> None:
 def test_bad_calls_are_refused_by_name(call: Any, match: str) -> None:
     with pytest.raises(ValueError, match=rf"^watch: .*{match}"):
         call()
+
+
+@pytest.mark.parametrize(
+    ("groups", "match"),
+    [
+        ({"a": 1, "b": "1"}, "groups has two labels of the same name, 1 and '1'"),
+        ({"a": "x"}, r"groups must be a tree .* Missing: 'b'\.$"),
+        (
+            {"a": {"w": "x", "m": "y"}, "b": "x"},
+            r"groups must be .* prefix of it\. Missing: 'a/n'\. Unknown: 'a/m'\.$",
+        ),
+    ],
+)
+def test_groups_that_do_not_fit_are_refused(groups: Any, match: str) -> None:
+    with pytest.raises(ValueError, match=rf"^watch: {match}"):
+        gradx.watch(SGD, groups=groups).init(PARAMS)
 
 
 def test_the_state_of_another_watch_is_refused() -> None:
@@ -458,6 +539,44 @@ def test_metrics_with_the_transformation_have_its_numbers_of_now() -> None:
     np.testing.assert_allclose([told["learning_rate"], now["learning_rate"]], [7e-3, 6e-3])
     with pytest.raises(ValueError, match="the state is not one of"):
         gradx.metrics(state, tx=gradx.adam(0.1))
+
+
+def test_metrics_with_the_transformation_keep_what_is_live_in_optax() -> None:
+    inner = optax.inject_hyperparams(optax.sgd)(0.1)
+    tx = gradx.chain(gradx.clip(1.0), inner)
+    state = tx.init(PARAMS)
+    assert set(gradx.metrics(state, tx=tx)) == {"max_delta", "learning_rate"}
+    assert set(gradx.metrics(state)) == {"learning_rate"}
+    tx = gradx.watch(tx)
+    assert gradx.metrics(tx.init(PARAMS), tx=tx).keys() == tx.init(PARAMS).measurements.keys()
+
+
+def test_metrics_do_not_lose_a_name() -> None:
+    seen = gradx.snapshot("learning_rate", gradx.global_norm)
+    tx = gradx.chain(seen, gradx.sgd(gradx.tunable(0.5)))
+    state = tx.init(PARAMS)
+    expected = {"0/learning_rate": norm(PARAMS), "1/1/learning_rate": 0.5}
+    assert gradx.metrics(state) == pytest.approx(expected)
+    assert gradx.metrics(state, tx=tx) == pytest.approx(expected)
+    # Of two watched rates only the one that is live is told twice.
+    labels = gradx.by_path({"^a": "one"}, default="two")
+    rates = {"one": gradx.watch(SGD), "two": gradx.watch(gradx.sgd(gradx.tunable(0.5)))}
+    found = gradx.metrics(gradx.partition(rates, labels).init(PARAMS))
+    found = {name: x for name, x in found.items() if "learning_rate" in name}
+    assert found == {"one/learning_rate": jnp.float32(0.1), "two/learning_rate": 0.5}
+
+
+@pytest.mark.parametrize(
+    "tx", [gradx.watch(SGD), gradx.apply_if_finite(SGD, 3), gradx.sgd(gradx.tunable(0.1))]
+)
+def test_metrics_of_many_runs_are_those_of_each(tx: Any) -> None:
+    states = jax.tree.map(lambda x: jnp.broadcast_to(x, (2, *jnp.shape(x))), tx.init(jnp.ones(3)))
+    with pytest.raises(ValueError, match=r"^metrics: .* has shape \(2,\).*jax.vmap\(metrics\)"):
+        gradx.metrics(states)
+    found = jax.vmap(gradx.metrics)(states)
+    assert found
+    assert all(x.shape == (2,) for x in found.values())
+    assert gradx.metrics(at(states, 0)).keys() == found.keys()
 
 
 def test_metrics_in_flax_nnx() -> None:

@@ -13,15 +13,15 @@ import jax.numpy as jnp
 from gradx import core
 from gradx.combinators.chain import Contract
 from gradx.combinators.predicated import (
+    AsGiven,
     as_gate,
     check_agreement,
     check_inner,
-    count_not_finite,
     gated_update,
-    parts_of,
 )
-from gradx.core import Params, State, Transform, Updates, ranges
+from gradx.core import Params, Part, State, Transform, Updates, ranges
 from gradx.core import trees as gtree
+from gradx.core.known import METRICS, Measured
 from gradx.core.updates import safe_increment
 from gradx.lift.averages import storage
 from gradx.lift.passes import widen
@@ -35,70 +35,7 @@ __all__ = [
     "MultiSteps",
     "MultiStepsState",
     "WeightedMultiStepsState",
-    "skip_large_updates",
-    "skip_not_finite",
 ]
-
-
-# ---------------------------------------------------------------- which gradients to leave out
-
-
-@core.registered
-def skip_not_finite(
-    updates: Updates, gradient_step: Array, params: Params | None
-) -> tuple[Array, dict[str, Array]]:
-    """Leaves out gradients with an infinity or a NaN; for `MultiSteps(should_skip_update_fn=…)`.
-
-    Args:
-      updates: a tree of arrays.
-      gradient_step: not used.
-      params: not used.
-
-    Returns:
-      Whether to skip, bool (), and a dictionary of that (``should_skip``) and of the number of
-      elements that are not finite (``num_not_finite``, int32 ()).
-
-    Example:
-      >>> import gradx, jax.numpy as jnp
-      >>> skip, found = gradx.skip_not_finite(jnp.array([1.0, jnp.nan]), 0, None)
-      >>> bool(skip), int(found["num_not_finite"])
-      (True, 1)
-    """
-    bad = count_not_finite(updates)
-    return bad > 0, {"should_skip": bad > 0, "num_not_finite": bad}
-
-
-@core.registered
-def skip_large_updates(
-    updates: Updates, gradient_step: Array, params: Params | None, max_squared_norm: float
-) -> tuple[Array, dict[str, Array]]:
-    """Leaves out gradients of a large norm; for `MultiSteps(should_skip_update_fn=…)`.
-
-    Give the bound with `functools.partial(skip_large_updates, max_squared_norm=…)`. A NaN counts as
-    large.
-
-    Args:
-      updates: a tree of arrays.
-      gradient_step: not used.
-      params: not used.
-      max_squared_norm: the largest squared norm of the whole tree that is not skipped.
-
-    Returns:
-      Whether to skip, bool (), and a dictionary of that (``should_skip``) and of the squared norm
-      (``norm_squared``).
-
-    Example:
-      >>> import gradx, jax.numpy as jnp
-      >>> skip, found = gradx.skip_large_updates(jnp.array([3.0, 4.0]), 0, None, 20.0)
-      >>> bool(skip), float(found["norm_squared"])
-      (True, 25.0)
-    """
-    squared = gtree.sum_of_squares(updates)
-    skip = ~(squared < max_squared_norm)
-    return skip, {"should_skip": skip, "norm_squared": squared}
-
-
-# ---------------------------------------------------------------- accumulation
 
 
 class MultiStepsState(NamedTuple):
@@ -138,6 +75,16 @@ class WeightedMultiStepsState(NamedTuple):
     acc_grads: Any
     skip_state: Any
     weight_sum: Array
+
+
+@METRICS.of(MultiStepsState)
+@METRICS.of(WeightedMultiStepsState)
+def _told(state: MultiStepsState | WeightedMultiStepsState) -> dict[str, Any]:
+    return {
+        "mini_step": state.mini_step,
+        "gradient_step": state.gradient_step,
+        "skip_state": Measured(state.skip_state),
+    }
 
 
 SkipFunction = Callable[[Updates, Array, Params | None], tuple[Array, Any]]
@@ -235,7 +182,10 @@ class MultiSteps(Transform):
             where,
         )
         self: MultiSteps = super().__new__(
-            cls, accumulation.init, accumulation.update, parts=parts_of(opt, "inner_opt_state")
+            cls,
+            accumulation.init,
+            accumulation.update,
+            parts=AsGiven(opt, "inner_opt_state") if accumulation.at_once else accumulation.parts,
         )
         self._accumulation = accumulation
         return self
@@ -283,6 +233,9 @@ class _Accumulation:
     @property
     def at_once(self) -> bool:
         return not callable(self.every_k) and self.every_k == 1 and not self.weights.sources
+
+    def parts(self, params: Params, state: State) -> list[Part]:
+        return [Part("", self.opt, params, state.inner_opt_state)]
 
     def init(self, params: Params) -> MultiStepsState | WeightedMultiStepsState:
         zero = jnp.zeros((), jnp.int32)

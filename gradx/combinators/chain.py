@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import jax
@@ -113,6 +114,22 @@ def stateless_with_tree_map(f: Callable[[Any, Any], Any]) -> Transform:
 # ---------------------------------------------------------------- in sequence
 
 
+@dataclass(frozen=True)
+class InOrder:
+    """The parts of a chain, by which it is described."""
+
+    labelled: Sequence[tuple[str, Contract]]
+    unpack: Callable[[State], Sequence[State]]
+
+    @property
+    def inside(self) -> list[Contract]:
+        return [tx for _, tx in self.labelled]
+
+    def __call__(self, params: Params, state: State) -> list[Part]:
+        pairs = zip(self.labelled, self.unpack(state), strict=True)
+        return [Part(label, tx, params, s) for (label, tx), s in pairs]
+
+
 def _in_sequence(
     parts: Sequence[tuple[str, Contract]],
     pack: Callable[[Sequence[State]], State],
@@ -128,13 +145,9 @@ def _in_sequence(
                 f"update), got {core.show(tx)}.{' Give those one by one, *[…].' * several}"
             )
 
-    def described(params: Params, state: State) -> list[Part]:
-        states = unpack(state)
-        return [Part(label, tx, params, s) for (label, tx), s in zip(parts, states, strict=True)]
-
     stages = [stage_of(tx) for _, tx in parts]
     stage = InSequence(stages, lambda states, old: pack(states), unpack, where)
-    return staged(stage, where, described)
+    return staged(stage, where, InOrder(tuple(parts), unpack))
 
 
 @core.recorded

@@ -15,12 +15,12 @@ import jax.numpy as jnp
 from gradx import core
 from gradx.combinators.chain import Contract
 from gradx.combinators.predicated import (
+    AsGiven,
     all_finite,
     as_gate,
     check_agreement,
     check_inner,
     gated_update,
-    parts_of,
 )
 from gradx.core import Params, State, Transform, Updates
 from gradx.core.known import METRICS
@@ -165,7 +165,7 @@ def _conditionally(
         step = safe_increment(state.step)
         return updates, type(state)(inner_state=inner_state, step=step)
 
-    return Transform(init, update, parts=parts_of(inner, "inner_state"))
+    return Transform(init, update, parts=AsGiven(inner))
 
 
 # ---------------------------------------------------------------- a condition on the updates
@@ -266,4 +266,4 @@ def apply_if_finite(
             inner_state=inner_state,
         )
 
-    return Transform(init, update, parts=parts_of(inner, "inner_state"))
+    return Transform(init, update, parts=AsGiven(inner))

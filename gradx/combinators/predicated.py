@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import jax
@@ -83,9 +84,22 @@ def check_agreement(inner: Any, over: Axes, where: str, remedy: str | None = Non
             )
 
 
-def parts_of(inner: Contract, field: str) -> Callable[[Params, State], list[Part]]:
-    """The one part of a wrapper, for `describe`; its state is in this field."""
-    return lambda params, state: [Part("", inner, params, getattr(state, field))]
+@dataclass(frozen=True)
+class AsGiven:
+    """The one part of a wrapper that gives it the updates as they are, such as a guard.
+
+    It is what the wrapper is described by. `watch` looks through such wrappers.
+
+    Attributes:
+      inner: the transformation inside.
+      field: that of the wrapper's state in which its state is.
+    """
+
+    inner: Contract
+    field: str = "inner_state"
+
+    def __call__(self, params: Params, state: State) -> list[Part]:
+        return [Part("", self.inner, params, getattr(state, self.field))]
 
 
 def afresh(tx: Contract, params: Params, state: State, where: str, *, when: Array) -> State:

@@ -82,8 +82,15 @@ def _bare(x: Any) -> Any:
     return leaves[0] if len(leaves) == 1 and hasattr(x, "get_raw_value") else x
 
 
+class Measured(NamedTuple):
+    """What a function of the user measured: of any shape, and scalars among it are metrics."""
+
+    tree: Any
+
+
 METRICS: Known[Callable[[Any], Mapping[str, Any]]] = Known()
-"""Which scalars a state tells, by name: a function of the state (see `metrics`)."""
+"""What a state tells, by name: a function of the state (see `metrics`). Each is a scalar, but what
+is `Measured` may be any tree."""
 
 
 class Averaged(NamedTuple):

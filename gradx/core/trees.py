@@ -264,10 +264,19 @@ def broadcast(
         found = _by_path(prefix, flat, is_leaf)
         if found is not None:
             return found
+        told = _unmatched(flat.paths, flatten(prefix).paths) or f" {error}"
         raise ValueError(
-            f"{what} must be a tree of the parameters' structure or a prefix of it. {error}"
+            f"{what} must be a tree of the parameters' structure or a prefix of it.{told}"
         ) from error
     return [mark.value for mark in jax.tree.leaves(marks)]
+
+
+def _unmatched(here: Sequence[str], prefix: Sequence[str]) -> str:
+    """The leaves that a prefix tree says nothing about, and its leaves that are not there."""
+    missing = [p for p in here if not set(beginnings(p)) & set(prefix)]
+    unknown = [q for q in prefix if not any(q in beginnings(p) for p in here)]
+    told = f" Missing: {listed(missing)}." * bool(missing)
+    return told + f" Unknown: {listed(unknown)}." * bool(unknown)
 
 
 def _by_path(prefix: Any, flat: Flat, is_leaf: Callable[[Any], bool]) -> list[Any] | None:

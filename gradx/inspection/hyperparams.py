@@ -13,7 +13,7 @@ from gradx.core import State, Transform
 from gradx.core.calls import checked
 from gradx.core.ranges import as_float
 from gradx.inspection.walk import Innermost, innermost, visited
-from gradx.numbers.live import array_of, is_node, live_places, own_state, shortest_names
+from gradx.numbers.live import array_of, is_node, live_values, own_state, shortest_names
 from gradx.numbers.paths import REQUIRED, ByPath
 from gradx.numbers.sources import Array, FromCall, Scaled, Source, Step
 
@@ -35,7 +35,7 @@ def hyperparams(state: Any, *, tx: Transform | None = None) -> dict[str, Array]:
       ``adam/learning_rate``. The numbers of `inject_hyperparams` are among them, those that it
       schedules too. With `tx`, a number by path has a value for each pattern, as in
       ``weight_decay[bias]``. Numbers that `update` is given (`from_call`) are not in the state, and
-      those of Optax's transformations are not known.
+      of those of Optax's transformations only the live ones are known.
 
     Raises:
       ValueError: the state is not that of `tx`.
@@ -58,22 +58,30 @@ def hyperparams(state: Any, *, tx: Transform | None = None) -> dict[str, Array]:
       >>> {name: float(x) for name, x in gradx.hyperparams(state, tx=tx).items()}
       {'decay': 0.5, 'learning_rate': 0.5}
     """
+    found = numbers(state, tx)
+    names = shortest_names([steps for steps, _ in found])
+    return dict(zip(names, (value for _, value in found), strict=True))
+
+
+def numbers(state: Any, tx: Transform | None) -> list[tuple[list[str], Array]]:
+    """What `hyperparams` tells: what tells the place of each number and its name, and its value."""
     if tx is None:
-        return {name: array_of(value) for name, (_, value, _) in live_places(state).items()}
+        return [(steps, array_of(value)) for steps, _, value, _ in live_values(state)]
 
     def visit(state: State) -> list[tuple[list[str], Array]]:
         return [found for part in innermost(tx, state) for found in _numbers(part)]
 
-    numbers = visited("hyperparams", tx, state, visit)
-    names = shortest_names([steps for steps, _ in numbers])
-    return dict(zip(names, (value for _, value in numbers), strict=True))
+    return visited("hyperparams", tx, state, visit)
 
 
 def _numbers(part: Innermost) -> Iterator[tuple[list[str], Array]]:
-    """The labels and the name of each number of a part, and its value."""
-    if part.tx.remake is not None:
+    if part.remakes:
         for name, value in part.state.hyperparams.items():
             yield [*part.labels, name], array_of(value)
+        return
+    if not part.rules:  # it tells only what is live
+        for steps, _, value, _ in live_values(part.state):
+            yield [*part.labels, *steps], array_of(value)
         return
     own, live = own_state(part.state), {name: array_of(v) for name, v in part.live.items()}
     beside = part.state.count if is_node(part.state) else None

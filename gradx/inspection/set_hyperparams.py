@@ -198,8 +198,8 @@ def _checks(tx: Transform, state: Any, paths: list[Path]) -> dict[Path, list[_Ch
 
 def _checks_of(part: Innermost) -> Iterator[tuple[Path, _Check]]:
     tx, state = part.tx, part.state
-    if tx.remake is None:
-        live = part.live
+    if not part.remakes:
+        live = part.live if part.rules else {}
         for rule in part.rules:
             for name, intervals in rule.hypers.intervals.items():
                 for interval in intervals:

@@ -18,19 +18,25 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Innermost:
-    """A transformation of gradx that is not made of others, with its state.
+    """A transformation that is not made of others, with its state.
 
     Attributes:
       labels: those of the parts around it, from the outside in.
+      tx: gradx's, or one that does not tell its rules, such as Optax's.
     """
 
     labels: tuple[str, ...]
-    tx: Transform
+    tx: Any
     state: State
 
     @property
     def rules(self) -> Sequence[Rule]:
-        return rules_of(self.tx.stage)
+        return rules_of(self.tx.stage) if isinstance(self.tx, Transform) else ()
+
+    @property
+    def remakes(self) -> bool:
+        """Whether it has its numbers in the state, and can be made again with others."""
+        return isinstance(self.tx, Transform) and self.tx.remake is not None
 
     @property
     def live(self) -> Mapping[str, Any]:
@@ -52,13 +58,11 @@ def innermost(
     tx: Any, state: State, params: Params | None = None, labels: tuple[str, ...] = ()
 ) -> Iterator[Innermost]:
     """The innermost transformations; one of `inject_hyperparams` is not taken apart."""
-    if not isinstance(tx, Transform):
-        return
-    if tx.remake is None and tx.parts is not None:
+    if isinstance(tx, Transform) and tx.remake is None and tx.parts is not None:
         for part in tx.parts({} if params is None else params, state):
             below = (*labels, part.label) if part.label else labels
             yield from innermost(part.transform, part.state, part.params, below)
-    elif tx.remake is not None or rules_of(tx.stage):
+    else:
         yield Innermost(labels, tx, state)
 
 

@@ -182,7 +182,7 @@ def array_of(value: Any) -> Array:
 
 
 Path = tuple[Any, ...]
-PLUMBING = {"inner_state", "inner_states", "opt_state", "hyperparams"}
+PLUMBING = {"inner_state", "inner_states", "inner_opt_state", "opt_state", "hyperparams"}
 INNER = (jax.tree_util.GetAttrKey("inner_state"),)
 _NODES = (HyperparamsState, InjectStatefulHyperparamsState, InjectHyperparamsState)
 _KINDS = {(node.__name__, node._fields) for node in _NODES}
@@ -202,14 +202,19 @@ def live_nodes(state: Any, above: Path = ()) -> Iterator[tuple[Path, Any]]:
             yield from live_nodes(node.inner_state, (*above, *path, *INNER))
 
 
-def live_places(state: Any) -> dict[str, tuple[Path, Any, bool]]:
-    """Name to (the path of the live value, the value as the state keeps it, is it scheduled)."""
-    found: list[tuple[list[str], Path, Any, bool]] = []
+def live_values(state: Any) -> Iterator[tuple[list[str], Path, Any, bool]]:
+    """Of each live value: what tells its place and its name, its path, how the state keeps it, and
+    whether it is scheduled."""
     for path, node in live_nodes(state):
         steps = [s for s in (gtree.key_name(k) for k in path) if s not in PLUMBING]
         scheduled = getattr(node, "hyperparams_states", {})
         for key, value in node.hyperparams.items():
-            found.append(([*steps, key], (*path, key), value, key in scheduled))
+            yield [*steps, key], (*path, key), value, key in scheduled
+
+
+def live_places(state: Any) -> dict[str, tuple[Path, Any, bool]]:
+    """Name to (the path of the live value, the value as the state keeps it, is it scheduled)."""
+    found = list(live_values(state))
     names = shortest_names([steps for steps, *_ in found])
     return {name: (path, x, s) for name, (_, path, x, s) in zip(names, found, strict=True)}
 

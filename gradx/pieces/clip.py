@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
 
 import jax.numpy as jnp
 
@@ -26,7 +26,19 @@ __all__ = [
     "unitwise_norm",
 ]
 
+F = TypeVar("F", bound=Callable[..., Any])
 
+CLIPS: set[Callable[..., Any]] = set()
+"""The factories of clips, which `watch` tells apart in a chain."""
+
+
+def clips(factory: F) -> F:
+    """Says that what a factory makes is a clip: all that it does is to bound large updates."""
+    CLIPS.add(factory)
+    return factory
+
+
+@clips
 @core.recorded
 def clip(max_delta: Hyper) -> Transform:
     r"""Clips every element of the updates.
@@ -51,6 +63,7 @@ def _clip(g: Array, s: LeafState, p: None, h: Numbers) -> tuple[Array, LeafState
     return jnp.clip(g, -h.max_delta, h.max_delta), s
 
 
+@clips
 @core.recorded
 def clip_by_global_norm(max_norm: Hyper, *, axis_name: Any = None) -> Transform:
     r"""Shrinks all updates by one factor, so that their global norm does not exceed a bound.
@@ -96,6 +109,7 @@ def shrinking(norm: Array, bound: Any, least: float = 0.0) -> Array:
     return jnp.where(below, 1.0, bound / jnp.maximum(jnp.where(below, 1.0, norm), least))
 
 
+@clips
 @core.recorded
 def clip_by_block_rms(threshold: Hyper, *, axis_name: Any = None) -> Transform:
     r"""Shrinks each leaf so that the root of its mean square does not exceed a bound.
@@ -119,6 +133,7 @@ def _rms_factor(g: Any, s: LeafState, p: Any, h: Numbers) -> Mapping[str, Array]
     return {"factor": 1 / jnp.maximum(1.0, rms(g, h.span) / h.threshold)}
 
 
+@clips
 @core.recorded
 def adaptive_grad_clip(
     clipping: Hyper, eps: Hyper = 1e-3, axis: int | tuple[int, ...] | None = None

@@ -18,7 +18,7 @@ from gradx.lift.leafwise import leafwise
 from gradx.lift.stages import Decided, LeafState, Numbers, Sums
 from gradx.numbers.counting import steps
 from gradx.numbers.sources import Array, Hyper
-from gradx.pieces.clip import shrinking
+from gradx.pieces.clip import clips, shrinking
 from gradx.pieces.norms import by_factor, squares
 
 __all__ = ["AdaGCState", "ZClipState", "adagc", "zclip"]
@@ -41,6 +41,7 @@ class ZClipState(NamedTuple):
     seen: Array
 
 
+@clips
 @core.recorded
 def zclip(
     threshold: Annotated[
@@ -147,6 +148,7 @@ class AdaGCState(NamedTuple):
     norms: Updates
 
 
+@clips
 @core.recorded
 def adagc(
     ratio: Annotated[

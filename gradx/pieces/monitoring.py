@@ -17,7 +17,7 @@ from gradx.combinators.chain import Contract, stateless
 from gradx.contract import EmptyState
 from gradx.core import Params, Part, State, Transform, Updates
 from gradx.core import trees as gtree
-from gradx.core.known import METRICS
+from gradx.core.known import METRICS, Measured
 from gradx.lift.states import check_state, wrong_state
 from gradx.lowering.reading import reread
 from gradx.numbers.sources import Hyper
@@ -52,8 +52,12 @@ class MonitorState(NamedTuple):
     measure_states: tuple[State, ...]
 
 
-METRICS.add(SnapshotState, lambda state: state.measurement)
-METRICS.add(MonitorState, lambda state: state.measurements)
+METRICS.add(SnapshotState, lambda state: _told(state.measurement))
+METRICS.add(MonitorState, lambda state: _told(state.measurements))
+
+
+def _told(measurements: Mapping[str, Any]) -> dict[str, Measured]:
+    return {name: Measured(tree) for name, tree in measurements.items()}
 
 
 def _check_name(name: Any) -> None:

@@ -17,10 +17,10 @@ import optax
 from gradx import core
 from gradx.combinators.chain import Contract
 from gradx.combinators.predicated import (
+    AsGiven,
     check_agreement,
     check_inner,
     gated_update,
-    parts_of,
 )
 from gradx.core import Params, State, Transform, Updates
 from gradx.core import trees as gtree
@@ -269,7 +269,7 @@ def guarded(
             snapshot=snapshot,
         )
 
-    return Transform(init, update, parts=parts_of(inner, "inner_state"))
+    return Transform(init, update, parts=AsGiven(inner))
 
 
 def _norm(updates: Updates, over: mapped.Axes, where: str) -> Array:

@@ -21,9 +21,15 @@ from gradx.pieces.norms import quotient
 
 
 class Trees(NamedTuple):
-    """What is measured in a step; `clipped` is None where nothing clips."""
+    """What is measured in a step.
+
+    Attributes:
+      unclipped: what the clips are given; None where nothing clips, or where it is the gradient.
+      clipped: what they make of it; None where nothing clips.
+    """
 
     gradient: Updates
+    unclipped: Updates | None
     clipped: Updates | None
     update: Updates
     params: Params
@@ -48,8 +54,16 @@ class Measures(NamedTuple):
         if self.groups is None:
             return [None] * len(flat.values)
         found = marks(self.groups, tree, f"{self.where}: groups")
-        pairs = zip(found, flat.values, strict=True)
-        return [None if x is None else label for label, x in pairs]
+        labels = [None if x is None else m for m, x in zip(found, flat.values, strict=True)]
+        names: dict[str, Any] = {}
+        for label in labels:
+            other = names.setdefault(str(label), label)
+            if other != label:
+                raise ValueError(
+                    f"{self.where}: groups has two labels of the same name, {other!r} and "
+                    f"{label!r}: give both the same label, or different names."
+                )
+        return labels
 
     def names(self, params: Params, clips: bool) -> list[str]:
         """What `values` will measure for a tree like these parameters."""
@@ -58,6 +72,7 @@ class Measures(NamedTuple):
         return [*whole, *(f"{name}/{label}" for label in groups for name in _NAMES)]
 
     def values(self, trees: Trees) -> dict[str, Array]:
+        """The measurements by name, and ``unclipped_norm`` where there is such a tree."""
         flat = gtree.flatten(trees.update)
         columns = {
             name: self._leaves(flat, tree, f"the {name}")
@@ -107,7 +122,7 @@ def _named(sums: Mapping[str, Array], size: int) -> dict[str, Array]:
     update, param = sqrt(sums["update"]), sqrt(sums["params"])
     return {
         "gradient_norm": sqrt(sums["gradient"]),
-        **({"clipped_norm": sqrt(sums["clipped"])} if "clipped" in sums else {}),
+        **{f"{x}_norm": sqrt(sums[x]) for x in ("unclipped", "clipped") if x in sums},
         "update_norm": update,
         "param_norm": param,
         "update_ratio": quotient(update, param),

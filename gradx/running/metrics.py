@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -9,12 +10,15 @@ import jax.numpy as jnp
 from gradx.core import Transform
 from gradx.core import trees as gtree
 from gradx.core.calls import checked
-from gradx.core.known import METRICS
-from gradx.inspection.hyperparams import hyperparams
+from gradx.core.known import METRICS, Found, Measured
+from gradx.inspection.hyperparams import numbers
 from gradx.numbers.live import PLUMBING, shortest_names
 from gradx.numbers.sources import Array
+from gradx.running.watch import WatchState
 
 __all__ = ["metrics"]
+
+Steps = tuple[str, ...]
 
 
 @checked
@@ -34,11 +38,12 @@ def metrics(state: Any, *, tx: Transform | None = None) -> dict[str, Array]:
     Returns:
       Name to scalar. A name that occurs more than once is preceded by what tells the places apart,
       as in `hyperparams`; a number in a tree that was measured by its path in that: ``norms/w``.
-      Arrays with axes are left out, as no logger takes them. Where nothing in the state tells
-      anything the dictionary is empty.
+      Arrays with axes that were measured are left out, as no logger takes them. Where nothing in
+      the state tells anything the dictionary is empty.
 
     Raises:
-      ValueError: the state is not that of `tx`.
+      ValueError: the state is not that of `tx`; it is of several runs or devices, so that counts or
+        numbers have axes: take one of them, or call `jax.vmap(metrics)(state)`.
 
     Example:
       >>> import gradx, jax.numpy as jnp
@@ -55,24 +60,56 @@ def metrics(state: Any, *, tx: Transform | None = None) -> dict[str, Array]:
       total_notfinite 0
       learning_rate 0.1
     """
+    in_use = [(tuple(steps), value) for steps, value in numbers(state, tx)]
     told = [
         ((*found.steps, name), value)
         for found in METRICS.find(state)
         for name, value in _scalars(found.known(found.state))
+        if not _is_copy(found, name, [steps for steps, _ in in_use])
     ]
-    values = [value for _, value in told]
-    numbers = hyperparams(state, tx=tx)  # what is in use now, also where `watch` has told it
-    return dict(zip(_names([steps for steps, _ in told]), values, strict=True)) | numbers
+    names = _names([steps for steps, _ in told], [steps for steps, _ in in_use])
+    values = [value for _, value in (*told, *in_use)]
+    for name, value in zip(names, values, strict=True):
+        _check_scalar(name, value)
+    return dict(zip(names, values, strict=True))
 
 
-def _scalars(told: Any) -> list[tuple[str, Array]]:
-    """The scalars in what a state tells, by path."""
-    flat = gtree.flatten(told)
-    pairs = zip(flat.paths, flat.values, strict=True)
-    return [(p, jnp.asarray(x)) for p, x in pairs if gtree.is_number(x) and jnp.ndim(x) == 0]
+def _scalars(told: Mapping[str, Any]) -> Iterator[tuple[str, Array]]:
+    """What a state tells, and of what a function of the user measured the scalars, by path."""
+    for name, value in sorted(told.items()):
+        measured = isinstance(value, Measured)
+        flat = gtree.flatten({name: value.tree if measured else value})
+        for path, x in zip(flat.paths, flat.values, strict=True):
+            if gtree.is_number(x) and not (measured and jnp.ndim(x)):
+                yield path, jnp.asarray(x)
 
 
-def _names(places: list[tuple[str, ...]]) -> list[str]:
-    """As `hyperparams` names them, unless a wrapper inside another one then has the same name."""
-    names = shortest_names([[s for s in steps if s not in PLUMBING] for steps in places])
-    return names if len(set(names)) == len(names) else shortest_names(places)
+def _check_scalar(name: str, value: Array) -> None:
+    if jnp.ndim(value):
+        raise ValueError(
+            f"metrics: {name} has shape {jnp.shape(value)} instead of (): these are the states of "
+            f"several runs or devices. Take one, jax.tree.map(lambda x: x[0], state), or ask for "
+            f"all, jax.vmap(metrics)(state)."
+        )
+
+
+def _is_copy(found: Found[Any], name: str, in_use: Sequence[Steps]) -> bool:
+    """Whether a number that `watch` tells is among those in use now."""
+    if not isinstance(found.state, WatchState):
+        return False
+    watch = _labels(found.steps)
+    inside = [steps for steps in in_use if steps[: len(watch)] == watch]
+    short = [tuple(s for s in steps if not s.isdigit()) for steps in inside]
+    return any(f"/{'/'.join(steps)}".endswith(f"/{name}") for steps in (*inside, *short))
+
+
+def _labels(steps: Steps) -> Steps:
+    return tuple(s for s in steps if s not in PLUMBING)
+
+
+def _names(told: Sequence[Steps], in_use: Sequence[Steps]) -> list[str]:
+    """The shortest names of both, without the fields of wrappers if names differ without them."""
+    names = shortest_names([*map(_labels, told), *in_use])
+    if len(set(names)) < len(names):
+        names = shortest_names([*told, *(("hyperparams", *steps) for steps in in_use)])
+    return names

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from gradx import core
 from gradx.combinators.chain import Contract
-from gradx.combinators.predicated import afresh, check_inner, parts_of
+from gradx.combinators.predicated import AsGiven, afresh, check_inner
 from gradx.core import Count, Params, State, Transform, Updates
 from gradx.core import trees as gtree
 from gradx.core.known import METRICS
@@ -129,7 +129,7 @@ def restart_moments(
             new, inner_state = wrapped.update(updates, inner_state, params, **extra)
         return new, type(state)(safe_increment(age), restarts, inner_state)
 
-    return Transform(init, update, parts=parts_of(inner, "inner_state"))
+    return Transform(init, update, parts=AsGiven(inner))
 
 
 @jax.jit  # one trace per shape and dtype, instead of one per leaf

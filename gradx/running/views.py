@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from gradx import core
-from gradx.combinators.accumulate import MultiSteps, MultiStepsState, WeightedMultiStepsState
-from gradx.combinators.chain import Contract, chain, named_chain
+from gradx.combinators.accumulate import MultiSteps
+from gradx.combinators.chain import Contract, InOrder, chain, named_chain
+from gradx.combinators.predicated import AsGiven
 from gradx.core import Params, Part, State, Transform, Updates
 from gradx.core import trees as gtree
-from gradx.core.known import METRICS
 from gradx.core.ranges import as_float
 from gradx.inspection.hyperparams import hyperparams
 from gradx.lift import mapped
 from gradx.lowering.varying import varies_over
+from gradx.numbers.live import tunable
 from gradx.numbers.sources import Array
+from gradx.pieces.clip import CLIPS
 from gradx.pieces.collectives import pmean, psum
 from gradx.running.measures import Measures, Trees
 
@@ -59,7 +62,7 @@ class View:
 
     def clips(self, params: Params, state: State) -> bool:
         """Whether there is something that may clip the gradient."""
-        return bool(_leading(self.tx, params, state)[1])
+        return bool(_leading(Part("", self.tx, params, state)).clipping)
 
     def may_update(self, state: State) -> Any:
         """Whether the next call is a step, unless it is skipped, bool."""
@@ -71,16 +74,17 @@ class View:
 
     def run(self, updates: Updates, state: State, params: Params, extra: Mapping[str, Any]) -> Seen:
         update, new = core.with_extra_args(self.tx).update(updates, state, params, **extra)
-        return Seen(_trees(self.tx, updates, state, params, extra, update), new)
+        part = Part("", self.tx, params, state)
+        return Seen(_trees(part, updates, params, extra, update), new)
 
     def check_noise(self) -> None:
         """Raises ValueError unless a step sees several gradients."""
-        first: Any = next(iter(_elements(self.tx)), None)
-        if not _is_made_by(first, pmean):
+        first: Any = _first(self.tx)
+        if not _is_made_by(first, (pmean,)):
             raise ValueError(
                 f"{self.where}: noise_scale compares several gradients of one step, and there is "
-                f"one in {core.show(self.tx)}. Watch MultiSteps(…), or a chain that begins with "
-                f"pmean(axis)."
+                f"one in {core.show(self.tx)}. Watch MultiSteps(…) with more than one gradient an "
+                f"update, or a chain that begins with pmean(axis)."
             )
         given = dict(first.spec.arguments)
         if given.get("already_reduced") or any(a.said is not None for a in self._axes):
@@ -91,7 +95,8 @@ class View:
 
     @property
     def _axes(self) -> mapped.Axes:
-        given: dict[str, Any] = dict(_elements(self.tx)[0].spec.arguments)
+        first: Any = _first(self.tx)
+        given: dict[str, Any] = dict(first.spec.arguments)
         return mapped.axes(given["axis_name"])
 
     def gradients(
@@ -114,63 +119,71 @@ class View:
         return Gradients(single, together, as_float(number))
 
 
-def _told(state: MultiStepsState | WeightedMultiStepsState) -> dict[str, Any]:
-    names = ("mini_step", "gradient_step", "skip_state")
-    return {name: getattr(state, name) for name in names}
-
-
-METRICS.add(MultiStepsState, _told)
-METRICS.add(WeightedMultiStepsState, _told)
-
-
+@dataclass(frozen=True)
 class AccumulatedView(View):
-    """Looks into the updates of `MultiSteps`; a call that only accumulates is no step."""
+    """Looks into the updates of a `MultiSteps`; a call that only accumulates is no step.
 
-    tx: MultiSteps
+    Attributes:
+      steps: the `MultiSteps`: the transformation, or inside its guards and chains.
+    """
+
+    steps: MultiSteps
+
+    def accumulation(self, state: State) -> Any:
+        """The state of the `MultiSteps`."""
+        within = _within(Part("", self.tx, None, state))
+        return next(part.state for part in within if part.transform is self.steps)
+
+    def _inner(self, params: Params, state: State) -> Part:
+        return Part("", self.steps.inner_opt, params, self.accumulation(state).inner_opt_state)
 
     def clips(self, params: Params, state: State) -> bool:
-        return bool(_leading(self.tx.inner_opt, params, state.inner_opt_state)[1])
+        return bool(_leading(self._inner(params, state)).clipping)
 
     def may_update(self, state: State) -> Any:
         k = self._given["every_k_schedule"]
         if self._given.get("emit") is not None:
             return True  # only the call knows
+        state = self.accumulation(state)
         return state.mini_step >= (k(state.gradient_step) if callable(k) else k) - 1
 
     def has_updated(self, after: State, before: State) -> Any:
-        return after.gradient_step != before.gradient_step
+        after, before = map(self.accumulation, (after, before))
+        return after.gradient_step > before.gradient_step  # a guard may go back to a smaller one
 
     def has_taken(self, after: State, before: State) -> Any:
         """Whether the gradient of the call was accumulated, bool: it may have been skipped."""
-        return self.has_updated(after, before) | (after.mini_step != before.mini_step)
+        updated = self.has_updated(after, before)
+        after, before = map(self.accumulation, (after, before))
+        same = after.gradient_step == before.gradient_step
+        return updated | (same & (after.mini_step > before.mini_step))
 
     def run(self, updates: Updates, state: State, params: Params, extra: Mapping[str, Any]) -> Seen:
-        update, new = self.tx.update(updates, state, params, **extra)
-        mean = new.acc_grads if jax.tree.leaves(new.acc_grads) else updates
-        inner = self.tx.inner_opt, mean, state.inner_opt_state
-        return Seen(_trees(*inner, params, extra, update), new)
+        update, new = core.with_extra_args(self.tx).update(updates, state, params, **extra)
+        mean = self.accumulation(new).acc_grads
+        return Seen(_trees(self._inner(params, state), mean, params, extra, update), new)
 
     @property
     def _given(self) -> dict[str, Any]:
-        assert self.tx.spec is not None
-        return dict(self.tx.spec.arguments)
+        assert self.steps.spec is not None
+        return dict(self.steps.spec.arguments)
 
     def check_noise(self) -> None:
-        if self._given["every_k_schedule"] == 1 or self._given.get("weight") is not None:
+        if self._given.get("weight") is not None or _first(self.tx) is not self.steps:
             raise ValueError(
                 f"{self.where}: noise_scale compares several gradients of batches of one size: it "
-                f"needs MultiSteps with more than one gradient an update, and without weights."
+                f"needs MultiSteps without weights, and with nothing before it that changes them."
             )
 
     def added(self, measures: Measures, updates: Updates, params: Params, state: Any) -> Array:
         """The sum of the squared norms of the gradients that are accumulated, with one more."""
-        begun = jnp.where(state.inner_state.mini_step == 0, 0.0, state.squares)
+        begun = jnp.where(self.accumulation(state.inner_state).mini_step == 0, 0.0, state.squares)
         return begun + measures.square(updates, params).astype(state.squares.dtype)
 
     def gradients(
         self, measures: Measures, updates: Updates, seen: Seen, squares: Array, before: State
     ) -> Gradients:
-        number = as_float(before.mini_step + 1)
+        number = as_float(self.accumulation(before).mini_step + 1)
         together = measures.square(seen.trees.gradient, seen.trees.params)
         if not self._given.get("use_grad_mean", True):
             together = together / number.astype(together.dtype) ** 2
@@ -178,49 +191,108 @@ class AccumulatedView(View):
 
 
 def view_of(tx: Contract, where: str) -> View:
-    return AccumulatedView(tx, where) if isinstance(tx, MultiSteps) else View(tx, where)
+    found = _accumulation_in(tx)
+    return View(tx, where) if found is None else AccumulatedView(tx, where, found)
 
 
-# ---------------------------------------------------------------- chains
+# ---------------------------------------------------------------- inside chains and guards
 
 
-def _is_made_by(tx: Any, *factories: Any) -> bool:
+def _is_made_by(tx: Any, factories: Collection[Any]) -> bool:
     spec = getattr(tx, "spec", None)
+    if spec is not None and spec.factory is tunable:
+        return _is_made_by(dict(spec.arguments)["value"], factories)
     return spec is not None and spec.factory in factories
 
 
-def _elements(tx: Any) -> Sequence[Any]:
-    """The transformations of a chain; none of anything else."""
-    if not _is_made_by(tx, chain, named_chain):
-        return ()
-    given = dict(tx.spec.arguments).get("args", ())
-    return [x if core.is_transform(x) else x[1] for x in given]
+def _inside(tx: Any) -> Sequence[Contract]:
+    """The transformations of a chain, or the one that a wrapper gives the updates as they are."""
+    parts = getattr(tx, "parts", None)
+    if isinstance(parts, AsGiven):
+        return [parts.inner]
+    # What an optimizer is made of is its own affair.
+    if isinstance(parts, InOrder) and _is_made_by(tx, (chain, named_chain)):
+        return parts.inside
+    return []
 
 
-def _leading(tx: Any, params: Params, state: State) -> tuple[list[Part], list[Part]]:
-    """The first parts of a chain: those that combine devices, and those that may clip then.
+def _first(tx: Contract) -> Contract:
+    """The transformation that sees the updates first."""
+    inside = _inside(tx)
+    return _first(inside[0]) if inside else tx
 
-    A part that may clip keeps no arrays, and is not the last one, which makes the step.
+
+def _accumulation_in(tx: Contract) -> MultiSteps | None:
+    """The first `MultiSteps` inside that takes more than one call to an update."""
+    if isinstance(tx, MultiSteps) and not _inside(tx):
+        return tx
+    return next(filter(None, map(_accumulation_in, _inside(tx))), None)
+
+
+def _parts(part: Part) -> list[Part]:
+    """`_inside`, with the states."""
+    tx: Any = part.transform
+    return tx.parts(part.params, part.state) if _inside(tx) else []
+
+
+def _within(part: Part) -> Iterator[Part]:
+    """A part, and all inside it."""
+    yield part
+    for inner in _parts(part):
+        yield from _within(inner)
+
+
+# ---------------------------------------------------------------- clips
+
+
+class Leading(NamedTuple):
+    """The first parts of a chain, as far as they tell about the gradient.
+
+    Attributes:
+      combining: those that combine the gradients of devices.
+      before: those between these and the first clip.
+      clipping: the first clip, and those right behind it.
     """
-    parts = tx.parts(params, state)[:-1] if _elements(tx) else []
-    combining = [*itertools.takewhile(lambda p: _is_made_by(p.transform, pmean, psum), parts)]
-    return combining, [*itertools.takewhile(_keeps_scalars, parts[len(combining) :])]
+
+    combining: list[Part]
+    before: list[Part]
+    clipping: list[Part]
 
 
-def _keeps_scalars(part: Part) -> bool:
-    return all(jnp.ndim(x) == 0 for x in jax.tree.leaves(part.state))
+def _leading(part: Part) -> Leading:
+    parts = _opened(part)
+    combining = [*itertools.takewhile(_combines, parts)]
+    parts = parts[len(combining) :]
+    first = next((i for i, part in enumerate(parts) if _clips(part)), len(parts))
+    clipping = [*itertools.takewhile(_clips, parts[first:])]
+    return Leading(combining, parts[:first] if clipping else [], clipping)
+
+
+def _opened(part: Part) -> list[Part]:
+    """The parts in order; a chain or a guard is one, unless something inside has to be seen."""
+    if _clips(part):
+        return [part]
+    inner = [x for p in _parts(part) for x in _opened(p)]
+    return inner if any(_clips(p) or _combines(p) for p in inner) else [part]
+
+
+def _combines(part: Part) -> bool:
+    return _is_made_by(part.transform, (pmean, psum))
+
+
+def _clips(part: Part) -> bool:
+    """Whether it is a clip, or made of nothing else, as one under a mask is."""
+    tx: Any = part.transform
+    if _is_made_by(tx, CLIPS) or getattr(tx.update, "__module__", "") == optax.clip.__module__:
+        return True
+    inner = tx.parts(part.params, part.state) if getattr(tx, "parts", None) else []
+    return bool(inner) and all(map(_clips, inner))
 
 
 def _trees(
-    tx: Contract,
-    updates: Updates,
-    state: State,
-    params: Params,
-    extra: Mapping[str, Any],
-    update: Updates,
+    part: Part, updates: Updates, params: Params, extra: Mapping[str, Any], update: Updates
 ) -> Trees:
-    """The gradient of a step, after what combines devices and then after what may clip."""
-    combining, clipping = _leading(tx, params, state)
+    """The gradient of a step, after what combines devices, and around the first clips."""
 
     def through(parts: Sequence[Part], g: Updates) -> Updates:
         for part in parts:
@@ -228,6 +300,11 @@ def _trees(
             g = inner.update(g, part.state, params, **extra)[0]
         return g
 
+    combining, before, clipping = _leading(part)
     gradient = through(combining, updates)
-    clipped = through(clipping, gradient) if clipping else None
-    return Trees(gradient, clipped, update, params)
+    if not clipping:
+        return Trees(gradient, None, None, update, params)
+    unclipped = through(before, gradient)
+    return Trees(
+        gradient, unclipped if before else None, through(clipping, unclipped), update, params
+    )

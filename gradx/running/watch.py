@@ -17,7 +17,7 @@ import jax.numpy as jnp
 
 from gradx import core
 from gradx.combinators.chain import Contract
-from gradx.combinators.predicated import check_inner, parts_of
+from gradx.combinators.predicated import AsGiven, check_inner
 from gradx.core import Count, Params, State, Transform, Updates
 from gradx.core import trees as gtree
 from gradx.core.known import METRICS
@@ -79,22 +79,24 @@ def watch(
     * ``gradient_norm``, ``update_norm``, ``param_norm``, and ``update_ratio``, the second over the
       third, 0 where that is 0. If the chain begins with `pmean` or `psum`, the gradient is what
       these make of it.
-    * ``clipped_norm``: the norm after the first parts of a chain, as far as they keep no arrays,
-      but without the chain's last part. ``clip_rate``: the share of the watched steps in which this
-      was smaller than the gradient's. They are there only if there are such parts.
+    * ``clipped_norm``: the norm behind the first clip of a chain, and clips right behind it.
+      ``clip_rate``: the share of the watched steps in which they made the norm smaller. They are
+      there only if there is a clip.
     * ``unmoved``: the share of the parameters that stay as they are, bit for bit, in their dtype.
     * the numbers in use, by the names of `hyperparams`: also a scheduled learning rate.
 
-    The first step is watched. In a step that is not, nothing is calculated, and no array is read
-    for this. A watched step calculates the update twice, so an inner transformation with a line
-    search calls its function twice.
+    The first step is watched; before it, what is measured is NaN. In a step that is not watched,
+    nothing is calculated, and no array is read for this. A watched step calculates the update
+    twice, so an inner transformation with a line search calls its function twice.
 
-    Around `MultiSteps` the steps are its updates, the gradient is the mean (or sum) that it has
-    accumulated, and clips are those of its inner chain.
+    It looks into chains, and through wrappers that give what they wrap the updates as they are,
+    such as `skip_nonfinite`. Around `MultiSteps`, or what has it inside, the steps are its updates,
+    the gradient is the mean (or sum) that it has accumulated, and clips are those of its inner
+    chain.
 
     Args:
       inner: the transformation, gradx's or Optax's. Only gradx's tell their constants, and only
-        chains of gradx have clips that can be told apart.
+        in chains of gradx can clips be told apart, Optax's among them too.
       every: \(n\), a whole number of at least 1.
       groups: labels for norms, ratios and ``unmoved`` of parts of the tree, as in
         ``update_ratio/attention``: `by_path` with labels, a tree of labels like the parameters or a
@@ -141,7 +143,7 @@ def watch(
         view.check_noise()
     measures = Measures(where, groups, mapped.axes(axis_name))
     watching = _Watching(inner, steps("every", every, 1), view, measures, noise_scale, where)
-    return Transform(watching.init, watching.update, parts=parts_of(inner, "inner_state"))
+    return Transform(watching.init, watching.update, parts=AsGiven(inner))
 
 
 @dataclass(frozen=True)
@@ -165,7 +167,7 @@ class _Watching:
         return WatchState(
             count=jnp.zeros((), jnp.int32),
             measurements={
-                **{name: jnp.zeros((), real) for name in names},
+                **{name: jnp.full((), jnp.nan, real) for name in names},
                 **{name: jnp.array(x, real) for name, x in self.view.numbers(state).items()},
             },
             squares=() if self._adding is None else jnp.zeros((), real),
@@ -227,11 +229,12 @@ class _Watching:
         def measure() -> dict[str, Array]:
             seen = self.view.run(updates, before, params, extra)
             values = self.view.numbers(seen.state) | self.measures.values(seen.trees)
+            unclipped = values.pop("unclipped_norm", values["gradient_norm"])
             beside = ["clip_rate"] * ("clipped_norm" in values) + _NOISE * self.noise
             check_keys(old, [*values, *beside], self.where)
             times = as_float(state.count // self.every + 1)
             if "clipped_norm" in values:
-                below = values["clipped_norm"] < (1 - ROUNDING) * values["gradient_norm"]
+                below = values["clipped_norm"] < (1 - ROUNDING) * unclipped
                 values["clip_rate"] = _mean(old["clip_rate"], below, 1 / times)
             if self.noise:
                 several = self.view.gradients(self.measures, updates, seen, squares, before)
@@ -252,7 +255,9 @@ def _as_seen(x: Any) -> Any:
 
 
 def _mean(old: Array, new: Array, share: Array) -> Array:
-    return old + share.astype(old.dtype) * (as_float(new).astype(old.dtype) - old)
+    """The average, with this share of a new number; NaN is that of none."""
+    new = as_float(new).astype(old.dtype)
+    return jnp.where(jnp.isnan(old), new, old + share.astype(old.dtype) * (new - old))
 
 
 _NOISE = ["noise_scale", "noise_variance", "noise_signal"]
@@ -275,4 +280,5 @@ def _noise(several: Gradients, old: dict[str, Array], share: Array) -> dict[str,
     signal = mean("noise_signal", n * together - single)
     some = signal > 0
     scale = jnp.where(some, jnp.maximum(variance, 0) / jnp.where(some, signal, 1.0), jnp.inf)
+    scale = jnp.where(jnp.isnan(signal), signal, scale)
     return dict(zip(_NOISE, (scale, variance, signal), strict=True))
