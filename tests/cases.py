@@ -1193,7 +1193,7 @@ PIECES = [
     row("ema_nesterov", lookahead=0.5, decay=0.9, _whole_tree=True, _in_optax=False, _ranges=AHEAD),
     row("ema_params", decay=0.9, **MEAN),
     row("ema_params", "seldom", half_life=5.0, every=2, warmup=True, **MEAN),
-    row("swa_params", start=2, **MEAN),
+    row("swa_params", start=2, **{**MEAN, "_whole_tree": False}),
     row("tail_ema_params", start=2, **MEAN),
     row("lawa_params", window=2, every=2, **{**MEAN, "_whole_tree": False}),
     row("zero_nans", _temporaries=0.25),
