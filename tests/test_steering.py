@@ -86,9 +86,9 @@ def test_leaves_that_are_not_stacked_are_named() -> None:
         gradx.scale_layers((1.0, math.inf))
     for wrong in ((), 0.5):
         with pytest.raises(ValueError, match="scale_layers: factors must be a tuple"):
-            gradx.scale_layers(wrong)  # type: ignore[arg-type]
+            gradx.scale_layers(wrong)
     with pytest.raises(ValueError, match="scale_layers: axis must be a whole number"):
-        gradx.scale_layers((1.0,), axis=0.5)  # type: ignore[arg-type]
+        gradx.scale_layers((1.0,), axis=0.5)
 
 
 # ---------------------------------------------------------------- what is decayed

@@ -19,7 +19,7 @@ from gradx.core.updates import apply_updates
 from gradx.lift import mapped
 from gradx.lift.passes import widen
 from gradx.lift.replicas import AVERAGE, combined
-from gradx.lift.states import check_state, wrong_state
+from gradx.lift.states import check_state, need_params, wrong_state
 from gradx.numbers.counting import steps
 from gradx.numbers.sources import Array
 
@@ -192,8 +192,7 @@ def in_mode(where: str, state_class: Any, step: Any, opaque_mode: bool) -> Any:
         **extra: Any,
     ) -> tuple[Updates, State]:
         updates, params = jax.tree.map(gtree.as_number, (updates, params))
-        if params is None:
-            raise ValueError(f"{where}: needs the parameters: call update(updates, state, params).")
+        need_params(params, where)
         check_state(state, state_class, where)
         if opaque_mode != (state.cache is None):
             made_in = "transparent" if opaque_mode else "opaque"

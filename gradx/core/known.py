@@ -1,7 +1,8 @@
 """States that a tool looks for in larger states, by their class, wherever they are.
 
-A module that defines a state says what it tells (`METRICS`) or how it changes the parameters that
-one evaluates (`AVERAGES`). `metrics` and `eval_params` then find it in any chain, also in Optax's.
+A module that defines a state adds its class to `METRICS`, if it has numbers for a logger, or to
+`AVERAGES`, if it has an average of the parameters. `metrics` and `eval_params` then find it in any
+chain, also in Optax's.
 """
 
 from __future__ import annotations

@@ -40,6 +40,7 @@ from gradx.lift.states import (
     check_wrapping,
     closed,
     counted,
+    need_params,
     opened,
 )
 from gradx.lowering.siblings import siblings
@@ -205,10 +206,8 @@ class Rule:
     def begin(
         self, leaves: Leaves, state: State, extra: Mapping[str, Any], rows: Rows
     ) -> Callable[[Results], State]:
-        if self.needs_params and leaves.params is None:
-            raise ValueError(
-                f"{self.where}: needs the parameters: call update(updates, state, params)."
-            )
+        if self.needs_params:
+            need_params(leaves.params, self.where)
         outer = state if isinstance(state, HyperparamsState) else None
         inner = state if outer is None else outer.inner_state
         check_state(inner, self.state_class, self.where)

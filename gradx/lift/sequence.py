@@ -17,7 +17,7 @@ from gradx.core import trees as gtree
 from gradx.lift.passes import give, run_leaves, staged, widen
 from gradx.lift.rule import Rule
 from gradx.lift.stages import Leaves, Made, Results, Rows, Stage, structure
-from gradx.lift.states import check_state, check_wrapping
+from gradx.lift.states import check_state, check_wrapping, need_params
 from gradx.lowering.conditional import choose_tree, either
 from gradx.lowering.varying import varies_over
 from gradx.numbers.live import HyperparamsState, own_state
@@ -72,10 +72,8 @@ class InSequence:
     def begin(
         self, leaves: Leaves, state: State, extra: Mapping[str, Any], rows: Rows
     ) -> Callable[[Results], State]:
-        if self.needs_params and leaves.params is None:
-            raise ValueError(
-                f"{self.where}: needs the parameters: call update(updates, state, params)."
-            )
+        if self.needs_params:
+            need_params(leaves.params, self.where)
         states = list(self.unpack(state))
         if self.wide or self.rounds:
             for row, u in zip(rows, leaves.updates, strict=True):

@@ -34,6 +34,12 @@ def check_state(state: Any, expected: Any, where: str, keys: Collection[Any] | N
     raise wrong_state(where, told)
 
 
+def need_params(params: Any, where: str) -> None:
+    """Raises ValueError if `update` was not given the parameters."""
+    if params is None:
+        raise ValueError(f"{where}: needs the parameters: call update(updates, state, params).")
+
+
 def check_wrapping(state: Any, live: Collection[str], counted: bool, where: str) -> None:
     """Raises ValueError unless a rule's state has these live values, and a count if it needs one.
 

@@ -112,7 +112,7 @@ def once_stored(values: T, number: Array) -> T:
 
 
 def _if_known(values: list[Array], number: Array) -> list[Array]:
-    known = _compared(number)
+    known = _compared(number.real)
     return [jnp.where(known, x, jnp.zeros((), x.dtype)) if _is_number(x) else x for x in values]
 
 

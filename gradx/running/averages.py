@@ -48,42 +48,12 @@ class EmaParamsState(NamedTuple):
     average: Updates
 
 
-class SwaParamsState(NamedTuple):
-    """The state of `swa_params`.
-
-    Attributes:
-      count: the updates done so far, int32 ().
-      total: the weights of the average so far, added up, float32 ().
-      weight: the weight of the parameters as they are now, which are not in the average yet,
-        float32 ().
-      share: the share of the average in the parameters to evaluate, float32 ().
-      average: the average, like the parameters.
-    """
-
-    count: Count
-    total: Array
-    weight: Array
-    share: Array
-    average: Updates
+class SwaParamsState(EmaParamsState):
+    __doc__ = str(EmaParamsState.__doc__).replace("ema_params", "swa_params")
 
 
-class TailEmaParamsState(NamedTuple):
-    """The state of `tail_ema_params`.
-
-    Attributes:
-      count: the updates done so far, int32 ().
-      total: the weights of the average so far, added up, float32 ().
-      weight: the weight of the parameters as they are now, which are not in the average yet,
-        float32 ().
-      share: the share of the average in the parameters to evaluate, float32 ().
-      average: the average, like the parameters.
-    """
-
-    count: Count
-    total: Array
-    weight: Array
-    share: Array
-    average: Updates
+class TailEmaParamsState(EmaParamsState):
+    __doc__ = str(EmaParamsState.__doc__).replace("ema_params", "tail_ema_params")
 
 
 Mix = Annotated[

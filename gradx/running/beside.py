@@ -9,6 +9,7 @@ from gradx.core import Params, Updates
 from gradx.core import trees as gtree
 from gradx.lift.passes import check_array, widen
 from gradx.lift.stages import NO_STATE, Call, LeafState, Leaves, Numbers, is_array
+from gradx.lift.states import need_params
 from gradx.lowering.order import once_stored
 from gradx.numbers.sources import Array
 
@@ -19,8 +20,7 @@ def beside_params(f: Callable[..., Any], params: Params, *trees: Updates, where:
     Raises:
       ValueError: there are no parameters, or a tree does not match them.
     """
-    if params is None:
-        raise ValueError(f"{where}: needs the parameters: call update(updates, state, params).")
+    need_params(params, where)
     flat = gtree.flatten(params)
     columns = [gtree.flatten_like(flat, t, "the state", where, "the parameters") for t in trees]
     rows = zip(flat.values, *columns, strict=True)

@@ -28,7 +28,7 @@ from gradx.core.known import METRICS
 from gradx.core.meaning import Option
 from gradx.core.updates import safe_increment
 from gradx.lift import mapped
-from gradx.lift.states import check_state
+from gradx.lift.states import check_state, need_params
 from gradx.lowering.reading import reread
 from gradx.numbers.counting import steps
 from gradx.numbers.sources import Array, FromCall, Step
@@ -232,10 +232,7 @@ def guarded(
         check_state(state.judge, judging, where)
         check_state(state.snapshot, optax.EmptyState if restore is None else RestorePoint, where)
         if restore is not None:
-            if params is None:
-                raise ValueError(
-                    f"{where}: needs the parameters: call update(updates, state, params)."
-                )
+            need_params(params, where)
             gtree.flatten_like(gtree.flatten(updates), params, "the parameters", where)
         updates = jax.tree.map(gtree.as_number, updates)
 

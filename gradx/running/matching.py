@@ -102,7 +102,7 @@ class Plan:
                     self._refuse(p, found, len(group))
 
     def _follow(self, wanted: Iterable[Place]) -> None:
-        """Takes what is no array of a parameter from where the arrays of its holder come from."""
+        """Takes counts and other single numbers from the part that has the arrays beside them."""
         origins = self._origins()
         for p in wanted:
             near = [q for q in self.old if q.holder in origins[p.holder]]

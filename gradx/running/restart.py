@@ -18,7 +18,7 @@ from gradx.core.meaning import Option
 from gradx.core.ranges import as_float, check_number
 from gradx.core.updates import safe_increment
 from gradx.lift.passes import widen
-from gradx.lift.states import check_state
+from gradx.lift.states import check_state, need_params
 from gradx.numbers.counting import steps
 from gradx.numbers.sources import Array
 
@@ -110,8 +110,7 @@ def restart_moments(
         updates: Updates, state: State, params: Params | None = None, **extra: Any
     ) -> tuple[Updates, RestartMomentsState]:
         check_state(state, RestartMomentsState, where)
-        if params is None:
-            raise ValueError(f"{where}: needs the parameters: call update(updates, state, params).")
+        need_params(params, where)
         gtree.flatten_like(gtree.flatten(updates), params, "the parameters", where)
         due = state.count >= period
         inner_state = afresh(inner, params, state.inner_state, where, when=due)

@@ -24,7 +24,7 @@ from gradx.core.known import METRICS
 from gradx.core.ranges import as_float
 from gradx.core.updates import safe_increment
 from gradx.lift import mapped
-from gradx.lift.states import check_keys, check_state
+from gradx.lift.states import check_keys, check_state, need_params
 from gradx.lowering.conditional import choose_tree, if_open, rarely
 from gradx.lowering.order import once_stored
 from gradx.numbers.counting import steps
@@ -178,11 +178,7 @@ class _Watching:
         self, updates: Updates, state: State, params: Params | None = None, **extra: Any
     ) -> tuple[Updates, State]:
         check_state(state, WatchState, self.where)
-        if params is None:
-            raise ValueError(
-                f"{self.where}: needs the parameters, whose norm it measures: call "
-                f"update(updates, state, params)."
-            )
+        need_params(params, self.where)
         updates = jax.tree.map(gtree.as_number, updates)
         given = jax.tree.map(_as_seen, (updates, state, params, extra))
         squares = self._squares(given)

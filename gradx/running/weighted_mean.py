@@ -116,7 +116,7 @@ def _pass(g: Array, s: LeafState, p: None, h: Numbers) -> tuple[Array, LeafState
 
 
 class _Weights(NamedTuple):
-    """The scalars of an `Any`."""
+    """The scalars of the public state."""
 
     count: Count
     total: Array
@@ -125,7 +125,7 @@ class _Weights(NamedTuple):
 
 
 class _Trees(NamedTuple):
-    """The rest of it, with the weight of the parameters that `update` is given."""
+    """The average, with the weight of the parameters that `update` is given."""
 
     weight: Array
     average: Updates
@@ -181,6 +181,7 @@ def _toward(weight: Array, p: Array, average: Array) -> Array:
 
 
 def evaluated(p: Array, arrays: Sequence[Array], state: Any) -> Array:
+    """The parameter to evaluate, between the one that is given and its average."""
     return _between(p, arrays[0], state.weight, state.share)
 
 

@@ -14,7 +14,7 @@ from gradx.core import Params, State, Transform, Updates
 from gradx.core import trees as gtree
 from gradx.core.suggestions import MissingArgument
 from gradx.lift import mapped
-from gradx.lift.states import check_state
+from gradx.lift.states import check_state, need_params
 from gradx.lowering.varying import varies_over, vary
 from gradx.numbers.sources import Array
 from gradx.pieces.preprocessing import as_key, check_key
@@ -82,8 +82,7 @@ def hutchinson_estimator_diag_hessian(
         obj_fn: Callable[[Params], Array] | None = None,
         **extra: Any,
     ) -> tuple[Updates, HutchinsonState]:
-        if params is None:
-            raise ValueError(f"{where}: needs the parameters: call update(updates, state, params).")
+        need_params(params, where)
         if not callable(obj_fn):
             raise MissingArgument(
                 f"{where}: needs the extra argument 'obj_fn', the loss as a function of the "
